@@ -1,0 +1,1 @@
+"""The Hydra configuration: every number of the program lives in this folder."""

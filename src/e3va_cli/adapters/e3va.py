@@ -1,0 +1,81 @@
+"""E3VA: efficient parallel adapters on a gradient highway beside a frozen backbone.
+
+Paper: D. Yin, X. Han, B. Li, H. Feng, J. Bai, "Parameter-efficient is not sufficient: Exploring Parameter, Memory,
+and Time Efficient Adapter Tuning for Dense Predictions", arXiv 2306.09729, section 3 and figure 2.
+
+Per stage s the frozen backbone yields, without gradients, what each residual branch adds to its stream:
+a_l (attention) and m_l (MLP). The highway h adds the adapted branches instead,
+
+    h_{1,0} = stem(images)                      no gradient
+    h_{s,0} = Down_s(h_{s-1,L})                 the backbone's own downsampling, frozen but differentiable
+    h_{s,l} = h_{s,l-1} + E(a_l) + E'(m_l)
+    F_s     = LayerNorm_s(h_{s,L})              trainable
+
+so the backward pass meets adapters, downsampling and norms, and never attention or MLP. As E(z) = z at the start,
+the features start as the backbone's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from e3va_cli.adapters.low_rank import LowRankLinear
+from e3va_cli.adapters.method import FrozenBackbone, register
+from e3va_cli.backbones.residual import ResidualBackbone
+
+
+class DualLowRankAdapter(nn.Module):
+    """`E(z) = z + Up(GELU(Dn(z)))`, a bottleneck whose two projections are low-rank products themselves.
+
+    Dn: width -> hidden and Up: hidden -> width, each of rank `rank` with a bias; Up starts as zero, so E(z) = z.
+    """
+
+    def __init__(self, width: int, *, hidden: int, rank: int) -> None:
+        super().__init__()
+        self.down = LowRankLinear(width, hidden, rank=rank)
+        self.activation = nn.GELU()
+        self.up = LowRankLinear(hidden, width, rank=rank, zero=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Adapt what a residual branch adds: (B, H, W, C) -> (B, H, W, C)."""
+        return z + self.up(self.activation(self.down(z)))
+
+
+@register("e3va")
+class E3VA(FrozenBackbone):
+    """The highway: one adapter per residual branch of the frozen backbone.
+
+    Args:
+        backbone: any residual backbone; it is frozen and put into eval mode.
+        rank: rank of each adapter's two projections (paper: 16).
+        hidden_ratio: width of an adapter's bottleneck as a part of the stage's width (paper: 1/2).
+    """
+
+    def __init__(self, backbone: ResidualBackbone, *, rank: int, hidden_ratio: float) -> None:
+        super().__init__(backbone)
+        self.adapters = nn.ModuleList(
+            nn.ModuleList(
+                DualLowRankAdapter(stage.width, hidden=max(1, round(stage.width * hidden_ratio)), rank=rank)
+                for _ in stage.branches
+            )
+            for stage in backbone.stages
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """One feature map per stage, (B, C_s, H_s, W_s)."""
+        with torch.no_grad():
+            x = self.backbone.stem(images)
+        highway = x
+        outputs = []
+        for index, stage in enumerate(self.backbone.stages):
+            with torch.no_grad():
+                x = stage.downsample(x)
+            highway = stage.downsample(highway)
+            for branch, adapter in zip(stage.branches, self.adapters[index], strict=True):
+                with torch.no_grad():
+                    z = branch(x)
+                    x = x + z
+                highway = highway + adapter(z)
+            outputs.append(self.output(index, highway))
+        return outputs

@@ -1,0 +1,69 @@
+"""The one protocol of tuning methods, and the registry that the `adapter=` option chooses from.
+
+A tuning method turns a backbone into a feature extractor and decides, by `requires_grad`, what of it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from e3va_cli.backbones.residual import ResidualBackbone
+
+
+class FeatureExtractor(nn.Module):
+    """A backbone under a tuning method: images (B, 3, H, W) to one feature map per stage, (B, C_s, H_s, W_s).
+
+    Attributes:
+        backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
+        norms: one trainable LayerNorm per stage, the same for every method.
+    """
+
+    def __init__(self, backbone: ResidualBackbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
+
+    def output(self, stage: int, stream: Tensor) -> Tensor:
+        """Norm the end of a stage's stream and put channels first: (B, H, W, C) -> (B, C, H, W)."""
+        return self.norms[stage](stream).permute(0, 3, 1, 2)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of the backbone itself; methods that work beside it replace this."""
+        return [self.output(stage, x) for stage, x in enumerate(self.backbone(images))]
+
+
+class FrozenBackbone(FeatureExtractor):
+    """A feature extractor whose backbone has no trainable parameter and stays in eval mode (no drop path)."""
+
+    def __init__(self, backbone: ResidualBackbone) -> None:
+        super().__init__(backbone)
+        backbone.requires_grad_(False)
+        backbone.eval()
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Set the mode of everything but the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
+Method = TypeVar("Method", bound=type[FeatureExtractor])
+METHODS: dict[str, type[FeatureExtractor]] = {}
+
+
+def register(name: str) -> Callable[[Method], Method]:
+    """Make a method choosable as `adapter=name`; its keyword arguments are the keys of `conf/adapter/name.yaml`."""
+
+    def add(method: Method) -> Method:
+        METHODS[name] = method
+        return method
+
+    return add
+
+
+def tune(backbone: ResidualBackbone, name: str, **options: Any) -> FeatureExtractor:
+    """Put `backbone` under the method called `name`."""
+    return METHODS[name](backbone, **options)

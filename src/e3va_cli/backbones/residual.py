@@ -1,0 +1,88 @@
+"""What a tuning method sees of a backbone: a stem, and stages of residual branches.
+
+Every backbone that fits the highway is a residual network: a block adds one or two tensors to the stream,
+
+    x = stem(images)
+    for each stage:   x = downsample(x)
+        for each branch of it:   x = x + branch(x)
+
+(attention and MLP in Swin). Tuning methods read or change these parts and know nothing of what is inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a block, whose result the block adds to its residual stream.
+
+    Calling it maps the stream `x` (B, H, W, C) to the tensor to be added (B, H, W, C).
+
+    Attributes:
+        kind: what the branch computes.
+        block: the module that the branch is a part of.
+        compute: the branch without its drop path.
+        drop_path: stochastic depth at the branch's end; the identity in eval mode.
+        qkv: the fused query-key-value projection of an attention branch.
+    """
+
+    kind: Literal["attention", "mlp"]
+    block: nn.Module
+    compute: Callable[[Tensor], Tensor]
+    drop_path: Callable[[Tensor], Tensor]
+    qkv: nn.Linear | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.drop_path(self.compute(x))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of residual branches at one resolution and width."""
+
+    width: int
+    stride: int
+    downsample: Callable[[Tensor], Tensor]  # from the stage before: B, H, W, C' -> B, ceil(H/2), ceil(W/2), C
+    branches: tuple[Branch, ...]
+
+
+class ResidualBackbone(nn.Module):
+    """A pre-trained network as a stem and stages of residual branches. One subclass per family of backbones.
+
+    Attributes:
+        mean, std: per-channel normalisation of RGB images in 0..1 that the weights were trained with.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Embed normalised images (B, 3, H, W) as the residual stream (B, H/stride, W/stride, C)."""
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages, first to last."""
+        raise NotImplementedError
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each stage."""
+        return [stage.width for stage in self.stages]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The residual stream at the end of each stage, (B, H_s, W_s, C_s)."""
+        x = self.stem(images)
+        outputs = []
+        for stage in self.stages:
+            x = stage.downsample(x)
+            for branch in stage.branches:
+                x = x + branch(x)
+            outputs.append(x)
+        return outputs

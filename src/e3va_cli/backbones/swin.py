@@ -1,0 +1,75 @@
+"""Swin Transformer (arXiv 2103.14030) from timm, at any image size, as residual branches."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import timm
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from torch import Tensor, nn
+
+from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
+
+
+def attend(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
+    return block._attn(block.norm1(x))
+
+
+def transform(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
+    return block.mlp(block.norm2(x))
+
+
+def branches_of(block: SwinTransformerBlock) -> tuple[Branch, Branch]:
+    """The two residual branches of a block; their ends are timm's `drop_path1` and `drop_path2`."""
+    return (
+        Branch("attention", block, partial(attend, block), block.drop_path1, block.attn.qkv),
+        Branch("mlp", block, partial(transform, block), block.drop_path2),
+    )
+
+
+class SwinBackbone(ResidualBackbone):
+    """A timm Swin without its classifier. `model` holds the weights under timm's own names."""
+
+    def __init__(self, model: SwinTransformer) -> None:
+        super().__init__()
+        self.model = model
+        # The classifier's norm is no part of a dense feature extractor: each stage gets an output norm of its own.
+        self.model.norm = nn.Identity()
+        self.mean = tuple(model.pretrained_cfg["mean"])
+        self.std = tuple(model.pretrained_cfg["std"])
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Patch embedding: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
+        patch_h, patch_w = self.model.patch_embed.patch_size
+        height, width = images.shape[-2:]
+        images = nn.functional.pad(images, (0, -width % patch_w, 0, -height % patch_h))
+        return self.model.patch_embed(images)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """One stage per Swin layer; two branches, attention and MLP, per block."""
+        stages = []
+        for layer, info in zip(self.model.layers, self.model.feature_info, strict=True):
+            branches = tuple(branch for block in layer.blocks for branch in branches_of(block))
+            stages.append(Stage(info["num_chs"], info["reduction"], layer.downsample, branches))
+        return stages
+
+
+def build_swin(timm_name: str, *, pretrained: bool = False, **model_args: Any) -> SwinBackbone:
+    """A Swin of timm's `timm_name`, accepting any image size.
+
+    `always_partition` keeps the windows shifting where a stage is smaller than a window; without it timm decides
+    that once for 224x224 images and the last stage would never shift.
+    """
+    model = timm.create_model(
+        timm_name,
+        pretrained=pretrained,
+        num_classes=0,
+        strict_img_size=False,
+        always_partition=True,
+        **model_args,
+    )
+    return SwinBackbone(model)

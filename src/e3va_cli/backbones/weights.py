@@ -1,0 +1,96 @@
+"""Weights of a backbone: from a local file in timm's or the Swin authors' layout; and their identity."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from e3va_cli.errors import UserError
+
+# Classifier and buffers that any model recomputes: no part of a dense feature extractor.
+NOT_NEEDED = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$")
+LISTED = 6
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a `.safetensors` or PyTorch file, without running any code in it.
+
+    Raises:
+        UserError: no such file, an unreadable one, or one that holds no tensors by name.
+    """
+    if not path.is_file():
+        raise UserError(f"backbone.weights: no such file: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise UserError(f"backbone.weights: {path} is not a safetensors file: {error}") from None
+    except Exception as error:  # torch.load raises pickle, zip, EOF, OS and runtime errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"backbone.weights: {path} cannot be read as PyTorch weights ({reason}); "
+            "save the plain state_dict of the model with torch.save or safetensors"
+        ) from None
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"backbone.weights: {path} holds no state_dict (a mapping of names to tensors)")
+    return content
+
+
+def to_timm_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the Swin authors' tensors as timm does: their `downsample` ends a stage, timm's begins the next."""
+    if not any(name.startswith("layers.0.downsample.") for name in state):
+        return state
+
+    def renamed(name: str) -> str:
+        return re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
+
+    return {renamed(name): tensor for name, tensor in state.items()}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load every parameter of `model` from a file in timm's or the Swin authors' layout.
+
+    Raises:
+        UserError: the file does not fit; lists what is missing, left over or of another shape.
+    """
+    state = {k: v for k, v in to_timm_layout(read_state_dict(path)).items() if not NOT_NEEDED.search(k)}
+    wanted = dict(model.named_parameters())
+    misfits = {
+        "missing": [name for name in wanted if name not in state],
+        "not in this model": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+    }
+    if any(misfits.values()):
+        listed = "; ".join(
+            f"{len(names)} {what}: " + ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+            for what, names in misfits.items()
+            if names
+        )
+        raise UserError(f"backbone.weights: {path} does not fit this backbone; {listed}")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(state[name])
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of all parameters: the identity of a frozen backbone."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        value = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""The words after `e3va`. Torch is imported only when a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "train": "Train a detector or segmenter on a frozen backbone.",
+    "evaluate": "Measure a trained run on its own or other data.",
+    "check-data": "Report every problem of a data set at once.",
+}
+
+HELP = """e3va: fine-tune large frozen vision backbones for detection and segmentation with little memory.
+
+Usage: e3va COMMAND [KEY=VALUE ...] [Hydra's options]
+
+Commands:
+{commands}
+
+Options are Hydra overrides; `e3va COMMAND --help` lists them, `--cfg job` prints the resulting configuration,
+`-m` runs one job for each value of a list. With no argument, `e3va train` trains the smallest backbone on
+generated shapes, on any machine, in minutes.
+
+Examples:
+  e3va train
+  e3va train dataset=coco dataset.root=DATA backbone=swin_t backbone.pretrained=true
+  e3va check-data dataset=coco dataset.root=DATA
+  e3va evaluate checkpoint=runs/RUN
+"""
+
+
+def help_text() -> str:
+    """What `e3va --help` prints."""
+    return HELP.format(commands="\n".join(f"  {name:<18} {text}" for name, text in COMMANDS.items()))
+
+
+def main() -> None:
+    """Entry point of the `e3va` command."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+    elif words[0] in ("-V", "--version", "version"):
+        from importlib.metadata import version
+
+        print(f"e3va {version('e3va-cli')}")
+    elif words[0] in COMMANDS:
+        from e3va_cli.hydra_app import run
+
+        run(words[0])
+    else:
+        from difflib import get_close_matches
+
+        near = get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean `e3va {near[0]}`?" if near else f"one of: {', '.join(COMMANDS)}"
+        print(f"e3va: error: no command {words[0]!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

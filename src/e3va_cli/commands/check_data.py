@@ -1,0 +1,3 @@
+from omegaconf import OmegaConf
+def run(cfg):
+    print(OmegaConf.to_yaml(cfg))

@@ -1,0 +1,50 @@
+"""`e3va train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from e3va_cli.commands.report import (
+    console,
+    hide_lightning_hints,
+    print_next,
+    print_results,
+    print_start,
+)
+from e3va_cli.composition import plain
+from e3va_cli.run_folder import locate
+from e3va_cli.training.checkpoints import read_checkpoint, verify
+from e3va_cli.training.history import MetricsHistory
+from e3va_cli.training.run import build_run
+
+
+def run(cfg: DictConfig) -> None:
+    """Train, evaluate after every epoch, and say where the results lie."""
+    hide_lightning_hints()
+    config = plain(cfg)
+    resume = config.pop("resume")
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run = build_run(config, folder)
+    checkpoint = None
+    if resume is not None:
+        _, checkpoint = locate(resume, "resume")
+        content = read_checkpoint(checkpoint)
+        verify(content, checkpoint, run.task.about)
+        for logger in run.trainer.loggers:
+            if isinstance(logger, MetricsHistory):
+                logger.drop_after(content["global_step"])
+    if run.trainer.is_global_zero:
+        print_start(config, run, folder, checkpoint)
+    run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+    stopped_early = run.trainer.current_epoch == 0  # by max_steps, before the first epoch's end
+    if run.task.evaluated_step != run.trainer.global_step and not stopped_early and run.trainer.limit_val_batches:
+        run.trainer.validate(run.task, run.data, verbose=False)
+    if run.trainer.is_global_zero:
+        if run.task.results is None:
+            console.print("Not evaluated: the run stopped before the end of its first epoch.")
+        else:
+            print_results(run.task.results)
+        print_next(folder)

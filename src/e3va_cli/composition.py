@@ -1,0 +1,138 @@
+"""Compose a command's configuration and report all of its mistakes at once, each with the nearest right word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e3va_cli.config import problems
+from e3va_cli.errors import UserError
+
+CONFIG_MODULE = "e3va_cli.conf"
+
+
+def parse(words: list[str]) -> list[Override]:
+    """Hydra's reading of command-line overrides.
+
+    Raises:
+        UserError: a word that is no override; all of them at once.
+    """
+    parser, overrides, mistakes = OverridesParser.create(), [], []
+    for word in words:
+        try:
+            overrides.append(parser.parse_override(word))
+        except OverrideParseException as error:
+            reason = str(error).splitlines()[0]
+            mistakes.append(
+                f"{word}: not understood; write KEY=VALUE, and quote values with special characters ({reason})"
+            )
+    if mistakes:
+        raise UserError(*mistakes)
+    return overrides
+
+
+def single_values(override: Override) -> Iterator[str]:
+    """The override itself, or, for a sweep such as `adapter.rank=4,8`, one override for each of its values."""
+    if not override.is_sweep_override():
+        yield override.input_line or ""
+    elif override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{override.get_key_element()}={value}"
+
+
+def groups() -> dict[str, list[str]]:
+    """The names to choose from in each configuration group."""
+    loader = GlobalHydra.instance().config_loader()
+    names = loader.list_groups("")
+    options = {name: loader.get_group_options(name, ObjectType.CONFIG) for name in names if name != "hydra"}
+    return {
+        group: [choice for choice in choices if not choice.endswith("_schema")]
+        for group, choices in options.items()
+    }
+
+
+def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration."""
+    for key in cfg:
+        yield f"{prefix}{key}"
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
+            yield from known_keys(node, f"{prefix}{key}.")
+
+
+def explain(override: Override, error: Exception, cfg: DictConfig) -> str:
+    """One line on what is wrong with an override that Hydra refuses."""
+    key, word = override.key_or_group, override.input_line
+    choices = groups()
+    if key in choices and not override.is_delete():
+        value = str(override.value())
+        near = get_close_matches(value, choices[key], n=1)
+        hint = f"did you mean {key}={near[0]}? " if near else ""
+        if value not in choices[key]:
+            return f"{word}: no such {key}; {hint}choices: {', '.join(choices[key])}"
+    names = [*choices, *known_keys(cfg)]
+    if key not in names:
+        near = get_close_matches(key, names, n=1) or [n for n in names if n.endswith(f".{key.split('.')[-1]}")][:1]
+        hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
+        return f"{word}: unknown option {key}; {hint}"
+    cause = error.__cause__ or error
+    reason = str(cause).strip().splitlines()[0]
+    return f"{word}: {reason}"
+
+
+def checked(config_name: str, words: list[str]) -> None:
+    """Compose `config_name` under the overrides `words` and check the result.
+
+    Raises:
+        UserError: with one line for every mistake: unknown or misspelt keys and choices, wrong types, values out of
+            range, values that exclude each other.
+    """
+    overrides = parse(words)
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        try:
+            sweep_free = [next(single_values(o), "") for o in overrides]
+            cfg = compose(config_name, overrides=[word for word in sweep_free if word])
+        except (HydraException, OmegaConfBaseException) as whole:
+            raise UserError(*(_one_by_one(config_name, overrides) or [str(whole).splitlines()[0]])) from None
+        mistakes = problems(cfg)
+        for override in overrides:
+            for word in list(single_values(override))[1:]:  # the further values of a sweep
+                try:
+                    mistakes += problems(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
+                except (HydraException, OmegaConfBaseException) as error:
+                    mistakes.append(explain(parse([word])[0], error, cfg))
+    if mistakes:
+        raise UserError(*dict.fromkeys(mistakes))
+
+
+def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
+    """Compose with the valid choices and each override alone, so that no mistake hides another."""
+    mistakes, choices = [], []
+    cfg = compose(config_name)
+    values = [parse([word])[0] for override in overrides for word in single_values(override)]
+    for override in sorted(values, key=lambda o: o.key_or_group not in groups()):
+        try:
+            cfg = compose(config_name, overrides=[*choices, override.input_line])
+        except (HydraException, OmegaConfBaseException) as error:
+            mistakes.append(explain(override, error, cfg))
+        else:
+            if override.key_or_group in groups():
+                choices.append(override.input_line)
+    if not mistakes:
+        return []
+    return mistakes + [p for p in problems(cfg) if not p.endswith("a value is needed")]
+
+
+def plain(cfg: DictConfig) -> dict:
+    """The resolved configuration as plain containers, for files and checkpoints."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

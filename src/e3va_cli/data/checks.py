@@ -1,0 +1,217 @@
+"""Finds every problem of a data set in COCO's format at once."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from e3va_cli.data.coco_format import (
+    CocoFile,
+    Entry,
+    box_fault,
+    category_fault,
+    image_fault,
+    is_whole,
+    path_inside,
+    read_box,
+    read_coco,
+    segmentation_faults,
+)
+from e3va_cli.data.report import Findings, Place, Report
+from e3va_cli.data.targets import decode_image
+from e3va_cli.errors import UserError
+
+Progress = Callable[[int, int], None]
+
+THREADS = min(8, (os.cpu_count() or 1) + 1)
+IMAGES_AT_ONCE = 512
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
+
+
+def check_coco(images: Path, annotations: Path, *, progress: Progress | None = None) -> Report:
+    """Checks the annotation file, and decodes every image that it lists.
+
+    Args:
+        images: the folder that the file names refer to
+        annotations: the JSON file
+        progress: called now and then with the number of images decoded, and of all images
+    """
+    problems, notes = Findings(), Findings()
+    try:
+        coco = read_coco(annotations)
+    except UserError as error:
+        for message in error.messages:
+            problems.add("unusable annotation file", Place(annotations.name, detail=message))
+        coco = CocoFile([], [], [])
+    _check_categories(coco, problems)
+    _check_image_entries(coco, images, problems)
+    if images.is_dir():
+        _check_files(coco, images, problems, progress)
+        _note_unlisted(coco, images, notes)
+    else:
+        problems.add("no such folder of images", Place(str(images)))
+    per_category = _check_annotations(coco, problems)
+    _note_empty(coco, per_category, notes)
+    categories = sorted((c for c in coco.categories if not category_fault(c)), key=lambda c: c["id"])
+    per_class: Counter[str] = Counter()
+    for category in categories:
+        per_class[category["name"]] += per_category[category["id"]]
+    return Report(
+        source=str(annotations),
+        problems=list(problems),
+        notes=list(notes),
+        totals={
+            "images": len(coco.images),
+            "annotations": len(coco.annotations),
+            "crowds": sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations),
+            "classes": len(coco.categories),
+        },
+        per_class=dict(per_class),
+    )
+
+
+def _check_categories(coco: CocoFile, problems: Findings) -> None:
+    for i, category in enumerate(coco.categories):
+        if fault := category_fault(category):
+            problems.add("unusable category", Place(detail=f"categories[{i}]: {fault}"))
+    for number, count in _repeated(coco.categories, "id"):
+        problems.add("duplicate category id", Place(detail=f"{count} categories have the id {number}"))
+    for name, count in _repeated(coco.categories, "name"):
+        problems.add("duplicate category name", Place(detail=f"{count} categories are called {name}"))
+
+
+def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> None:
+    for i, image in enumerate(coco.images):
+        place = _place(image)
+        if fault := image_fault(image):
+            problems.add(
+                "unusable image entry", Place(place.file, place.image_id, detail=f"images[{i}]: {fault}")
+            )
+        if place.file and path_inside(folder, place.file) is None:
+            problems.add("file outside the folder of images", place)
+    for number, count in _repeated(coco.images, "id"):
+        problems.add("duplicate image id", Place(image_id=number, detail=f"{count} times"))
+    for name, count in _repeated(coco.images, "file_name"):
+        problems.add("duplicate file name", Place(name, detail=f"{count} times"))
+
+
+def _check_annotations(coco: CocoFile, problems: Findings) -> Counter[int]:
+    """Checks each annotation; returns the number of objects, crowds aside, by category id."""
+    images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
+    categories = {category["id"] for category in coco.categories if is_whole(category.get("id"))}
+    has_masks = any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
+    per_category: Counter[int] = Counter()
+    for annotation in coco.annotations:
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        image = images.get(image_id) if isinstance(image_id, int | float) else None
+        where = _place(image or {})
+        number = annotation.get("id")
+        place = Place(where.file, where.image_id, number if is_whole(number) else None)
+        if image is None:
+            problems.add(
+                "unknown image id", Place(annotation_id=place.annotation_id, detail=f"image id {image_id!r}")
+            )
+        if not isinstance(category_id, int | float) or category_id not in categories:
+            detail = f"category id {category_id!r}"
+            problems.add(
+                "unknown category id", Place(place.file, place.image_id, place.annotation_id, detail)
+            )
+        elif not annotation.get("iscrowd"):
+            per_category[int(category_id)] += 1
+        if image is not None and not image_fault(image):
+            _check_shape(annotation, image, place, has_masks, problems)
+    if missing := sum(not is_whole(annotation.get("id")) for annotation in coco.annotations):
+        problems.add("annotation without an id", Place(detail=f"{missing} of {len(coco.annotations)}"))
+    for number, count in _repeated(coco.annotations, "id"):
+        problems.add("duplicate annotation id", Place(annotation_id=number, detail=f"{count} times"))
+    return per_category
+
+
+def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: Findings) -> None:
+    height, width = image["height"], image["width"]
+    box = read_box(annotation)
+    at = Place(place.file, place.image_id, place.annotation_id, f"box {annotation.get('bbox')!r:.80}")
+    size = f"image {width}x{height}"
+    if fault := box_fault(box, height, width):
+        problems.add(fault, at)
+    elif box is not None and _reaches_out(box, height, width):
+        problems.add(
+            "box partly outside the image",
+            Place(at.file, at.image_id, at.annotation_id, f"{at.detail}, {size}"),
+        )
+    segmentation = annotation.get("segmentation")
+    for fault in dict.fromkeys(segmentation_faults(segmentation, height, width)):
+        problems.add(fault, place)
+    if has_masks and not segmentation:
+        problems.add("annotation without a mask", place)
+
+
+def _reaches_out(box: tuple[float, float, float, float], height: int, width: int) -> bool:
+    x, y, w, h = box
+    return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS
+
+
+def _check_files(coco: CocoFile, folder: Path, problems: Findings, progress: Progress | None) -> None:
+    """Decodes each listed image in a few threads (Pillow's decoders let go of the interpreter)."""
+    listed = [
+        image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])
+    ]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(listed), IMAGES_AT_ONCE):
+            batch = listed[start : start + IMAGES_AT_ONCE]
+            found = threads.map(lambda image: _file_fault(image, folder / image["file_name"]), batch)
+            for done, (image, fault) in enumerate(zip(batch, found, strict=True), start=start + 1):
+                if fault:
+                    kind, detail = fault
+                    place = _place(image)
+                    problems.add(kind, Place(place.file, place.image_id, detail=detail))
+                if progress and (done % 32 == 0 or done == len(listed)):
+                    progress(done, len(listed))
+
+
+def _file_fault(entry: Entry, path: Path) -> tuple[str, str | None] | None:
+    """The kind of problem and its details, or None."""
+    if not path.is_file():
+        return "missing image", None
+    try:
+        image = decode_image(path)
+    except UserError as error:
+        return "unreadable image", str(error)
+    if image_fault(entry) or image.size == (entry["width"], entry["height"]):
+        return None
+    found = (
+        f"the file has {image.width}x{image.height}, the annotations say {entry['width']}x{entry['height']}"
+    )
+    return "size mismatch", found
+
+
+def _note_unlisted(coco: CocoFile, folder: Path, notes: Findings) -> None:
+    listed = {path_inside(folder, name) for image in coco.images if (name := _place(image).file)}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix.lower() in IMAGE_SUFFIXES and path_inside(folder, name) not in listed:
+            notes.add("image file that the annotations do not list", Place(name))
+
+
+def _note_empty(coco: CocoFile, per_category: Counter[int], notes: Findings) -> None:
+    used = {a["image_id"] for a in coco.annotations if isinstance(a.get("image_id"), int | float)}
+    for image in coco.images:
+        if is_whole(image.get("id")) and image["id"] not in used:
+            notes.add("image without objects", _place(image))
+    for category in coco.categories:
+        if not category_fault(category) and not per_category[category["id"]]:
+            notes.add("class without objects", Place(detail=f"{category['name']} (id {category['id']})"))
+
+
+def _place(image: Entry) -> Place:
+    name, number = image.get("file_name"), image.get("id")
+    return Place(name if isinstance(name, str) and name else None, number if is_whole(number) else None)
+
+
+def _repeated(entries: list[Entry], key: str) -> Iterator[tuple[Any, int]]:
+    """The values of the key that more than one entry has, and how many have it."""
+    values = Counter(entry[key] for entry in entries if isinstance(entry.get(key), int | str))
+    return ((value, count) for value, count in values.items() if count > 1)

@@ -1,0 +1,252 @@
+"""Any data set in COCO's format, for detection and instance segmentation (https://cocodataset.org/#format-data)."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from e3va_cli.data.coco_format import (
+    CocoFile,
+    Entry,
+    box_fault,
+    category_fault,
+    clip_box,
+    image_fault,
+    is_finite,
+    is_whole,
+    path_inside,
+    read_box,
+    read_coco,
+    usable_segmentation,
+)
+from e3va_cli.data.packed import PackedList
+from e3va_cli.data.targets import Target, read_image
+from e3va_cli.errors import UserError
+
+ADVICE = "run `e3va check-data` for all problems of the data set"
+
+
+class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
+    """Images with boxes, labels and, where the file has any, masks; see `targets.Target`.
+
+    Labels count the categories in the order of their ids, from 1. Crowds, unusable boxes and, in a data set
+    with masks, objects without a mask are left out of the targets and counted in `dropped`; images without
+    objects stay.
+
+    Args:
+        images: the folder that the file names refer to; the files in it are looked for when they are read
+        annotations: the JSON file
+        transforms: called with the image and the target, returns both
+
+    Raises:
+        UserError: the folder is missing, the file is not COCO's, or holds nothing to train on. When an item
+            is read: its image is missing, broken or of another size than the file says.
+    """
+
+    def __init__(
+        self,
+        images: Path,
+        annotations: Path,
+        *,
+        transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
+    ) -> None:
+        if not images.is_dir():
+            raise UserError(f"no such folder of images: {images}")
+        coco = read_coco(annotations)
+        _require_sound(coco, images, annotations)
+        self.images = images
+        self.annotations = annotations
+        self.transforms = transforms
+        categories = sorted(coco.categories, key=lambda category: category["id"])
+        self.classes: list[str] = [category["name"] for category in categories]
+        self.category_ids: list[int] = [category["id"] for category in categories]
+        self._label = {number: label for label, number in enumerate(self.category_ids, start=1)}
+        self._image_ids = np.array([image["id"] for image in coco.images])
+        self._sizes = np.array([(image["height"], image["width"]) for image in coco.images])
+        self._file_names = PackedList(image["file_name"] for image in coco.images)
+
+        dropped: Counter[str] = Counter()
+        by_image = _by_known_image(coco, self._label, dropped)
+        census: Counter[tuple[str | None, bool]] = Counter()  # by fault, and whether there is a mask
+        self._objects = PackedList(
+            _counted(by_image.pop(image["id"]), image, census) for image in coco.images
+        )
+        self.has_masks: bool = census[None, True] > 0
+        usable = census[None, self.has_masks]
+        if self.has_masks:
+            dropped["no usable mask"] = census[None, False]
+        for (fault, _), count in census.items():
+            if fault:
+                dropped[fault] += count
+        self.dropped: dict[str, int] = {reason: count for reason, count in dropped.most_common() if count}
+        if not usable:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
+            raise UserError(f"{annotations} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
+
+    def __len__(self) -> int:
+        return len(self._file_names)
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
+        path = self.images / self._file_names[index]
+        height, width = self.image_size(index)
+        image = read_image(path)
+        if image.shape[1:] != (height, width):
+            found = f"{image.shape[2]}x{image.shape[1]} pixels"
+            raise UserError(f"{path} has {found}, {self.annotations.name} says {width}x{height}; {ADVICE}")
+        target = self._target(index, height, width)
+        return (image, target) if self.transforms is None else self.transforms(image, target)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """See `targets.DetectionDataset`; as the annotation file says."""
+        height, width = self._sizes[index].tolist()
+        return height, width
+
+    def ground_truth(self) -> dict[str, Any]:
+        """See `targets.DetectionDataset`; gives new ids where pycocotools would mix the annotations up."""
+        images = [
+            {"id": number, "file_name": self._file_names[i], "height": height, "width": width}
+            for i, (number, (height, width)) in enumerate(
+                zip(self._image_ids.tolist(), self._sizes.tolist(), strict=True)
+            )
+        ]
+        annotations = [entry for objects in self._objects for entry in objects if entry["bbox"] is not None]
+        if 0 in (ids := {entry["id"] for entry in annotations}) or len(ids) < len(annotations):
+            for number, entry in enumerate(annotations, start=1):
+                entry["id"] = number
+        for entry in annotations:
+            entry["bbox"] = list(entry["bbox"])
+        categories = [
+            {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
+        ]
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _target(self, index: int, height: int, width: int) -> Target:
+        objects = [
+            entry
+            for entry in self._objects[index]
+            if not _fault(entry, height, width) and ("segmentation" in entry or not self.has_masks)
+        ]
+        corners = [clip_box(entry["bbox"], height, width) for entry in objects]
+        target: Target = {
+            "image_id": int(self._image_ids[index]),
+            "boxes": tv_tensors.BoundingBoxes(
+                torch.tensor(corners, dtype=torch.float32).reshape(-1, 4),
+                format=tv_tensors.BoundingBoxFormat.XYXY,
+                canvas_size=(height, width),
+            ),
+            "labels": torch.tensor(
+                [self._label[entry["category_id"]] for entry in objects], dtype=torch.int64
+            ),
+            "original_size": (height, width),
+        }
+        if self.has_masks:
+            masks = np.zeros((len(objects), height, width), dtype=np.uint8)
+            for mask, entry in zip(masks, objects, strict=True):
+                mask[:] = coco_mask.decode(_encoded(entry["segmentation"], height, width))
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        return target
+
+
+def _require_sound(coco: CocoFile, images: Path, annotations: Path) -> None:
+    """Raises UserError, one line for each kind of fault without which no index can be built."""
+    faults: dict[str, list[str]] = defaultdict(list)
+    for key, entries, fault_of in (
+        ("images", coco.images, image_fault),
+        ("categories", coco.categories, category_fault),
+    ):
+        for i, entry in enumerate(entries):
+            if fault := fault_of(entry):
+                faults[f"unusable {key}"].append(f"{key}[{i}]: {fault}")
+        ids = Counter(entry["id"] for entry in entries if is_whole(entry.get("id")))
+        for number, count in ids.items():
+            if count > 1:
+                faults[f"duplicate {key}"].append(f"{count} {key} have the id {number}")
+        if not entries:
+            faults[f"no {key}"].append(f"{key!r} is empty")
+    for image in coco.images:
+        name = image.get("file_name")
+        if isinstance(name, str) and path_inside(images, name) is None:
+            faults["outside"].append(f"the image {name!r} (id {image.get('id')}) lies outside of {images}")
+    if faults:
+        raise UserError(
+            *(f"{annotations}: {found[0]}{_others(found)}; {ADVICE}" for found in faults.values())
+        )
+
+
+def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
+    """The annotations of known categories, by the id of their image; counts the others in `dropped`."""
+    by_image: dict[int, list[Entry]] = {image["id"]: [] for image in coco.images}
+    for annotation in coco.annotations:
+        if not _refers(annotation.get("image_id"), by_image):
+            dropped["unknown image id"] += 1
+        elif not _refers(annotation.get("category_id"), label):
+            dropped["unknown category id"] += 1
+        else:
+            by_image[annotation["image_id"]].append(annotation)
+    return by_image
+
+
+def _refers(number: object, known: dict[int, Any]) -> bool:
+    return isinstance(number, int | float) and number in known
+
+
+def _counted(annotations: list[Entry], image: Entry, census: Counter[tuple[str | None, bool]]) -> list[Entry]:
+    """The annotations of an image, cleaned; adds them to the census."""
+    entries = [_cleaned(annotation, image) for annotation in annotations]
+    census.update(
+        (_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries
+    )
+    return entries
+
+
+def _cleaned(annotation: Entry, image: Entry) -> Entry:
+    """What training and evaluation need of an annotation.
+
+    `bbox` is None where it is not four finite numbers; `id` is 0, pycocotools' "no match", where it has none.
+    """
+    height, width = image["height"], image["width"]
+    number = annotation.get("id", 0)
+    entry: Entry = {
+        "id": number if is_whole(number) else 0,
+        "image_id": image["id"],
+        "category_id": int(annotation["category_id"]),
+        "bbox": read_box(annotation),
+        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+    }
+    segmentation = usable_segmentation(annotation.get("segmentation"), height, width)
+    if segmentation is not None:
+        entry["segmentation"] = segmentation
+    area = annotation.get("area")
+    entry["area"] = area if is_finite(area) else _area(entry, height, width)
+    return entry
+
+
+def _area(entry: Entry, height: int, width: int) -> float:
+    """Pixels, by which COCO tells small from large objects: of the mask, or else of the box."""
+    if "segmentation" in entry:
+        return float(coco_mask.area(_encoded(entry["segmentation"], height, width)))
+    return entry["bbox"][2] * entry["bbox"][3] if entry["bbox"] else 0.0
+
+
+def _fault(entry: Entry, height: int, width: int) -> str | None:
+    """Why an annotation is left out of training, or None; masks aside."""
+    return "crowd" if entry["iscrowd"] else box_fault(entry["bbox"], height, width)
+
+
+def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """pycocotools' RLE of polygons or of either kind of RLE, sound ones only."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _others(found: list[str]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""

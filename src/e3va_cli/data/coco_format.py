@@ -1,0 +1,195 @@
+"""A COCO annotation file: reading it, and what can be wrong with its entries."""
+
+import json
+import os
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from e3va_cli.data.rle import rle_fault
+from e3va_cli.errors import UserError
+
+Entry = dict[str, Any]
+Box = tuple[float, float, float, float]
+
+# pycocotools walks along the edges of a polygon, so one mistyped exponent would cost it gigabytes.
+FARTHEST_COORDINATE = 1e6
+FLOAT32_MAX = 3e38
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The three lists of a COCO annotation file; nothing is known yet of what their entries hold."""
+
+    images: list[Entry]
+    annotations: list[Entry]
+    categories: list[Entry]
+
+
+def coco_paths(root: Path, images: str, annotations: str) -> tuple[Path, Path]:
+    """The folder of images and the annotation file of a split, both given relative to the root.
+
+    Raises:
+        UserError: one of them does not exist; says what is there instead.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no such data root: {root}; set dataset.root to the folder that holds {images}/")
+    folder, file = root / images, root / annotations
+    missing = []
+    if not folder.is_dir():
+        missing.append(f"no folder of images {folder}; {_what_is_there(folder)}")
+    if not file.is_file():
+        missing.append(f"no annotation file {file}; {_what_is_there(file)}")
+    if missing:
+        raise UserError(*missing)
+    return folder, file
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Reads the annotation file.
+
+    Raises:
+        UserError: it is missing, not JSON, or without COCO's three lists of objects; one line for each.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a COCO file: it holds {_article(content)}, not an object")
+    problems = []
+    for key in ("images", "annotations", "categories"):
+        if key not in content:
+            problems.append(f"it has no {key!r}")
+        elif not isinstance(content[key], list):
+            problems.append(f"{key!r} is {_article(content[key])}, not a list")
+        elif wrong := [i for i, entry in enumerate(content[key]) if not isinstance(entry, dict)]:
+            problems.append(f"{key}[{wrong[0]}] is not an object{_and_more(wrong)}")
+    if problems:
+        raise UserError(*(f"{path} is not a COCO file: {problem}" for problem in problems))
+    return CocoFile(content["images"], content["annotations"], content["categories"])
+
+
+def image_fault(image: Entry) -> str | None:
+    """What keeps an entry of `images` from being used, or None."""
+    if not is_whole(image.get("id")):
+        return f"the id is {image.get('id')!r}, not a whole number"
+    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+        return f"the file_name is {image.get('file_name')!r}, not a name"
+    for side in ("height", "width"):
+        if not is_whole(image.get(side)) or image[side] < 1:
+            return f"the {side} is {image.get(side)!r}, not a number of pixels"
+    return None
+
+
+def category_fault(category: Entry) -> str | None:
+    """What keeps an entry of `categories` from being used, or None."""
+    if not is_whole(category.get("id")):
+        return f"the id is {category.get('id')!r}, not a whole number"
+    if not isinstance(category.get("name"), str) or not category["name"]:
+        return f"the name is {category.get('name')!r}, not a name"
+    return None
+
+
+def read_box(annotation: Entry) -> Box | None:
+    """COCO's (x, y, w, h) in pixels, or None where `bbox` is not four finite numbers."""
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(is_finite(number) for number in box):
+        return None
+    x, y, w, h = map(float, box)
+    return x, y, w, h
+
+
+def clip_box(box: Box, height: int, width: int) -> Box:
+    """COCO's (x, y, w, h) as the corners (x1, y1, x2, y2), moved into the image."""
+    x, y, w, h = box
+    return (
+        min(max(x, 0), width),
+        min(max(y, 0), height),
+        min(max(x + w, 0), width),
+        min(max(y + h, 0), height),
+    )
+
+
+def box_fault(box: Box | None, height: int, width: int) -> str | None:
+    """What keeps a box from being trained on, or None."""
+    if box is None:
+        return "box not of four finite numbers"
+    if box[2] <= 0 or box[3] <= 0:
+        return "box without area"
+    x1, y1, x2, y2 = clip_box(box, height, width)
+    if x2 <= x1 or y2 <= y1:
+        return "box outside the image"
+    if x2 - x1 < 1 or y2 - y1 < 1:
+        return "box under one pixel"
+    return None
+
+
+def segmentation_faults(segmentation: Any, height: int, width: int) -> list[str]:
+    """All that is wrong with a segmentation; one without any content has no fault, it is no mask."""
+    if not segmentation:
+        return []
+    if isinstance(segmentation, dict):
+        fault = rle_fault(segmentation, height, width)
+        return [fault] if fault else []
+    if not isinstance(segmentation, list):
+        return ["segmentation neither polygons nor RLE"]
+    return [fault for polygon in segmentation if (fault := _polygon_fault(polygon))]
+
+
+def usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
+    """The segmentation without its unusable polygons, for pycocotools; None where nothing is left."""
+    if isinstance(segmentation, list):
+        return [polygon for polygon in segmentation if not _polygon_fault(polygon)] or None
+    return None if segmentation_faults(segmentation, height, width) else segmentation or None
+
+
+def path_inside(folder: Path, file_name: str) -> Path | None:
+    """Where an image lies, or None where its name leads out of the folder."""
+    # Not resolve(): folders of links to images elsewhere are common, and each would cost a look at the disk.
+    base = Path(os.path.normpath(folder.absolute()))
+    path = Path(os.path.normpath(base / file_name))
+    return path if base in path.parents else None
+
+
+def is_whole(value: object) -> bool:
+    """Whether a JSON value can be an id or a number of pixels."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a JSON value is a number that float32 holds; Python's JSON also knows NaN and Infinity."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FLOAT32_MAX
+
+
+def _polygon_fault(polygon: object) -> str | None:
+    if not isinstance(polygon, list) or len(polygon) % 2:
+        return "malformed polygon"
+    if not set(map(type, polygon)) <= {int, float}:
+        return "malformed polygon"
+    if len(polygon) < 6:
+        return "polygon with fewer than 3 points"
+    # A NaN that max() passes over shows in the sum; a COCO file has tens of millions of coordinates.
+    sound = max(map(abs, polygon)) < FARTHEST_COORDINATE and isfinite(sum(polygon))
+    return None if sound else "malformed polygon"
+
+
+def _what_is_there(path: Path) -> str:
+    """Lists up to ten names in the nearest folder above that exists."""
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return f"{folder} holds {listed or 'nothing'}"
+
+
+def _and_more(found: list[int]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+def _article(value: object) -> str:
+    names = {list: "a list", dict: "an object", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")

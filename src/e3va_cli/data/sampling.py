@@ -1,0 +1,73 @@
+"""Which image comes when: a function of (seed, epoch, rank) alone, so that a run can be repeated and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+Key = tuple[int, int]  # epoch, index
+
+
+class EpochSampler(Sampler[Key]):
+    """Yields (epoch, index): every rank its share of one shuffled or ordered pass over the data.
+
+    Training shares are equally long (what is left over waits for another epoch's order); evaluation leaves nothing out
+    and repeats nothing.
+    """
+
+    def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.length, self.shuffle, self.seed = length, shuffle, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return self.length // self.world
+        return len(range(self.rank, self.length, self.world))
+
+    def __iter__(self) -> Iterator[Key]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = list(range(self.length))
+        for index in order[self.rank :: self.world][: len(self)]:
+            yield self.epoch, index
+
+
+class Reproducible(Dataset[Any]):
+    """A data set whose random transforms depend on (seed, epoch, index), whichever process runs them.
+
+    Args:
+        dataset: looked up by index.
+        seed: another seed, other transforms.
+    """
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix(self.seed, epoch, index))
+            return self.dataset[index]
+
+
+def mix(*numbers: int) -> int:
+    """One seed of several numbers, such that neighbours share nothing."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+Transforms = Callable[..., Any]

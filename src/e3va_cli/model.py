@@ -1,0 +1,65 @@
+"""The whole network: a tuned backbone with a head on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from e3va_cli.adapters import FeatureExtractor, tune
+from e3va_cli.backbones import BackboneIdentity, build_backbone
+from e3va_cli.heads import Detections, Head, Target, build_head
+
+
+class DenseModel(nn.Module):
+    """Images to losses or findings. Knows neither the tuning method nor the head, only their protocols.
+
+    Attributes:
+        extractor: the backbone under its tuning method.
+        head: a detection or segmentation head, with its neck.
+        identity: the backbone that the extractor's adapters belong to.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, extractor: FeatureExtractor, head: Head, identity: BackboneIdentity) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.head = head
+        self.identity = identity
+        self.register_buffer(
+            "mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False
+        )
+        self.register_buffer("std", 255 * torch.tensor(extractor.backbone.std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
+        """Uint8 (B, 3, H, W) to what the backbone was trained with; the padding becomes zero, the mean colour."""
+        normalised = (images - self.mean) / self.std
+        for image, (height, width) in zip(normalised, image_sizes, strict=True):
+            image[:, height:] = 0
+            image[:, :, width:] = 0
+        return ImageList(normalised, image_sizes)
+
+    def losses(
+        self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
+        batch = self.normalise(images, image_sizes)
+        return self.head.losses(self.extractor(batch.tensors), batch, targets)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections]:
+        """What is found in each image, in pixels of the images as given."""
+        batch = self.normalise(images, image_sizes)
+        return self.head.predict(self.extractor(batch.tensors), batch)
+
+
+def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
+    """The model of a plain, resolved configuration."""
+    backbone, identity = build_backbone(**config["backbone"])
+    extractor = tune(backbone, **config["adapter"])
+    head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
+    return DenseModel(extractor, head, identity)

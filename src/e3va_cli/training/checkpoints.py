@@ -1,0 +1,157 @@
+"""Checkpoints: what was trained, the optimizer and the progress, and the identity of the backbone they belong to.
+
+The frozen backbone is never written. What trains is what is saved: one filter decides both.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 (Lightning's own alias)
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+
+from e3va_cli.backbones import BackboneIdentity
+from e3va_cli.errors import UserError
+from e3va_cli.files import replacing
+from e3va_cli.run_folder import BEST, LAST
+
+ABOUT = "e3va"  # the checkpoint's key for what it belongs to
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every trainable parameter, and the buffers of modules that hold one."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    owners = {name.rpartition(".")[0] for name in trainable}
+    buffers = {name for name, _ in model.named_buffers() if name.rpartition(".")[0] in owners}
+    return {name: value for name, value in model.state_dict().items() if name in trainable | buffers}
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name beside the checkpoint, then renames; reads without executing code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write the whole file or none of it."""
+        with replacing(Path(path)) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain values only."""
+        return read_checkpoint(Path(path))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of `e3va train`, on the CPU.
+
+    Raises:
+        UserError: unreadable, or not one of ours.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises pickle, zip, EOF, OS and runtime errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+    if not isinstance(checkpoint, dict) or ABOUT not in checkpoint:
+        raise UserError(f"{path}: not a checkpoint of e3va train")
+    return checkpoint
+
+
+def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> None:
+    """Check that a checkpoint belongs to this backbone, method, head and classes.
+
+    Raises:
+        UserError: one line for each thing that differs.
+    """
+    saved = checkpoint[ABOUT]
+    mistakes = []
+    names = [f.name for f in fields(BackboneIdentity) if f.name not in ("weights", "name")]
+    for name in names:
+        theirs, ours = saved["backbone"][name], about["backbone"][name]
+        if theirs == ours:
+            continue
+        if name == "fingerprint":
+            mistakes.append(
+                f"{path}: trained on other weights of {ours_name(about)} (fingerprint {theirs[:12]}, here {ours[:12]}); "
+                "give the same backbone.weights or backbone.pretrained as the run had"
+            )
+        else:
+            mistakes.append(
+                f"{path}: trained on the backbone {ours_name(saved)}, not on {ours_name(about)}; "
+                f"use backbone={ours_name(saved)}"
+            )
+            break
+    for part in ("adapter", "head"):
+        if saved[part] != about[part]:
+            keys = sorted(k for k in {*saved[part], *about[part]} if saved[part].get(k) != about[part].get(k))
+            mistakes.append(f"{path}: trained with another {part}; these differ: {', '.join(keys)}")
+    for part in ("classes", "category_ids"):
+        if saved[part] != about[part]:
+            mistakes.append(
+                f"{path}: trained on other {part.replace('_', ' ')} than this data set has "
+                f"({_short(saved[part])} there, {_short(about[part])} here)"
+            )
+            break
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def ours_name(about: dict[str, Any]) -> str:
+    """`backbone=` of what a checkpoint belongs to."""
+    return str(about["backbone"]["name"])
+
+
+def about_model(
+    identity: BackboneIdentity, config: dict[str, Any], classes: list[str], category_ids: list[int]
+) -> dict[str, Any]:
+    """What a checkpoint needs to be used: its backbone, method, head and classes."""
+    return {
+        "backbone": asdict(identity),
+        "adapter": config["adapter"],
+        "head": config["head"],
+        "classes": list(classes),
+        "category_ids": list(category_ids),
+        "config": config,
+    }
+
+
+def _short(items: list[Any]) -> str:
+    return ", ".join(str(item) for item in items[:4]) + (f", ... {len(items)} in all" if len(items) > 4 else "")
+
+
+class Checkpoints(L.Callback):
+    """Keeps the last state and the best one.
+
+    Args:
+        folder: where `last.ckpt` (after every epoch) and `best.ckpt` (after every better evaluation) go.
+        monitor: the logged metric that decides what is best; higher is better.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        self.folder, self.monitor = folder, monitor
+        self.best = -math.inf
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best result so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best result of the resumed run."""
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the state if the evaluation was the best so far."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None or not value > self.best:
+            return
+        self.best = float(value)
+        trainer.save_checkpoint(self.folder / BEST)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the state of each epoch's end in place of the one before."""
+        trainer.save_checkpoint(self.folder / LAST)

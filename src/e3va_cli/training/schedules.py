@@ -1,0 +1,40 @@
+"""Learning rate over a run, as a factor of the step: a linear warm-up, then the curve chosen by `schedule=`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+Factor = Callable[[int], float]
+
+
+def multistep(total_steps: int, steps_per_epoch: int, *, milestones: Sequence[int], gamma: float) -> Factor:
+    """Falls by `gamma` at the end of each milestone epoch."""
+    boundaries = [epoch * steps_per_epoch for epoch in milestones]
+    return lambda step: gamma ** sum(step >= boundary for boundary in boundaries)
+
+
+def cosine(total_steps: int, steps_per_epoch: int, *, min_ratio: float) -> Factor:
+    """Falls along a half cosine from 1 to `min_ratio` (arXiv 1608.03983, without restarts)."""
+    return lambda step: min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * min(1, step / total_steps))) / 2
+
+
+def poly(total_steps: int, steps_per_epoch: int, *, power: float, min_ratio: float) -> Factor:
+    """Falls as (1 - step / total) ** power from 1 to `min_ratio`."""
+    return lambda step: max(min_ratio, (1 - min(1, step / total_steps)) ** power)
+
+
+SCHEDULES: dict[str, Callable[..., Factor]] = {"multistep": multistep, "cosine": cosine, "poly": poly}
+
+
+def build_schedule(
+    name: str, *, total_steps: int, steps_per_epoch: int, warmup_steps: int, warmup_ratio: float, **options: object
+) -> Factor:
+    """The schedule called `name`, with a linear rise from `warmup_ratio` to 1 over the first `warmup_steps` steps."""
+    after = SCHEDULES[name](total_steps, steps_per_epoch, **options)
+
+    def factor(step: int) -> float:
+        rise = 1.0 if step >= warmup_steps else warmup_ratio + (1 - warmup_ratio) * step / warmup_steps
+        return rise * after(step)
+
+    return factor

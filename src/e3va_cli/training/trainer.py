@@ -1,0 +1,66 @@
+"""Lightning's Trainer as the configuration wants it, with the callbacks and loggers of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 (Lightning's own alias)
+from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
+from e3va_cli.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from e3va_cli.training.history import MetricsHistory
+from e3va_cli.training.progress import Progress
+from e3va_cli.training.resources import Resources
+from e3va_cli.training.results import Results
+
+
+def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:
+    """A trainer that leaves its files in `folder`.
+
+    Args:
+        config: the whole plain configuration.
+        folder: the run folder.
+        monitor: the metric that decides what is best; higher is better.
+        evaluate_only: without what only training needs.
+    """
+    options = config["trainer"]
+    callbacks: list[Callback] = [Progress(), Results(folder)]
+    loggers: list[Logger] = []
+    if not evaluate_only:
+        loggers.append(MetricsHistory(folder / METRICS_HISTORY))
+        if options["tensorboard"]:
+            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+        callbacks += [
+            Resources(folder / RESOURCES, config),
+            LearningRateMonitor("step"),
+            Checkpoints(folder / CHECKPOINTS, monitor),
+        ]
+        if options["early_stopping_patience"] is not None:
+            callbacks.append(EarlyStopping(monitor, mode="max", patience=options["early_stopping_patience"]))
+    return L.Trainer(
+        default_root_dir=folder,
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        num_nodes=options["num_nodes"],
+        strategy=options["strategy"],
+        precision=options["precision"],
+        max_epochs=options["max_epochs"],
+        max_steps=-1 if options["max_steps"] is None else options["max_steps"],
+        limit_train_batches=options["limit_train_batches"],
+        limit_val_batches=options["limit_val_batches"],
+        check_val_every_n_epoch=options["val_every_epochs"],
+        accumulate_grad_batches=options["accumulate_grad_batches"],
+        gradient_clip_val=options["gradient_clip_norm"],
+        deterministic=options["deterministic"],
+        log_every_n_steps=options["log_every_n_steps"],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # the data module shares out the images itself
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
