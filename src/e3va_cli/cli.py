@@ -8,6 +8,7 @@ COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
     "evaluate": "Measure a trained run on its own or other data.",
     "check-data": "Report every problem of a data set at once.",
+    "benchmark-memory": "Plan or measure memory and time of tuning methods, and check the paper's claims.",
 }
 
 HELP = """e3va: fine-tune large frozen vision backbones for detection and segmentation with little memory.

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,7 +30,7 @@ def parse(words: list[str]) -> list[Override]:
     for word in words:
         try:
             overrides.append(parser.parse_override(word))
-        except OverrideParseException as error:
+        except HydraException as error:
             reason = str(error).splitlines()[0]
             mistakes.append(
                 f"{word}: not understood; write KEY=VALUE, and quote values with special characters ({reason})"
@@ -55,9 +55,13 @@ def groups() -> dict[str, list[str]]:
     names = loader.list_groups("")
     options = {name: loader.get_group_options(name, ObjectType.CONFIG) for name in names if name != "hydra"}
     return {
-        group: [choice for choice in choices if not choice.endswith("_schema")]
-        for group, choices in options.items()
+        group: [choice for choice in choices if not choice.endswith("_schema")] for group, choices in options.items()
     }
+
+
+def groups_as_text() -> str:
+    """The groups and their choices, for the help."""
+    return "\n".join(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if len(choices) > 1)
 
 
 def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:

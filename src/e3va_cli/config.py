@@ -42,6 +42,38 @@ class E3VAConfig(AdapterConfig):
 
 
 @dataclass
+class BottleneckConfig(AdapterConfig):
+    """Options of Adapter and Mona."""
+
+    hidden: int = MISSING
+    dropout: float = MISSING
+
+
+@dataclass
+class AdaptFormerConfig(BottleneckConfig):
+    """Options of AdaptFormer."""
+
+    scale: float = MISSING
+
+
+@dataclass
+class LoRAConfig(AdapterConfig):
+    """Options of LoRA."""
+
+    rank: int = MISSING
+    alpha: float = MISSING
+
+
+@dataclass
+class LoRandConfig(AdapterConfig):
+    """Options of LoRand."""
+
+    hidden_ratio: float = MISSING
+    branches: int = MISSING
+    rank: int = MISSING
+
+
+@dataclass
 class HeadConfig:
     """A head; each has options of its own."""
 
@@ -219,6 +251,7 @@ class Config:
     schedule: ScheduleConfig = MISSING
     trainer: TrainerConfig = MISSING
     seed: int = MISSING
+    pictures: int = MISSING
 
 
 @dataclass
@@ -239,18 +272,48 @@ class EvaluateConfig(Config):
 class CheckDataConfig(Config):
     """`e3va check-data`."""
 
-    pictures: int = MISSING
+
+@dataclass
+class BenchmarkMemoryConfig(Config):
+    """`e3va benchmark-memory`."""
+
+    methods: list[str] = MISSING
+    image_size: list[int] | None = None
+    instances_per_image: int = MISSING
+    num_classes: int = MISSING
+    measure: Any = MISSING
+    warmup: int = MISSING
+    repeats: int = MISSING
+    budget: str | None = None
+    reserve_mib: float = MISSING
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "": {"train_schema": TrainConfig, "evaluate_schema": EvaluateConfig, "check_data_schema": CheckDataConfig},
+    "": {
+        "train_schema": TrainConfig,
+        "evaluate_schema": EvaluateConfig,
+        "check_data_schema": CheckDataConfig,
+        "benchmark_memory_schema": BenchmarkMemoryConfig,
+    },
     "backbone": {"swin_schema": BackboneConfig},
-    "adapter": {"e3va_schema": E3VAConfig},
+    "adapter": {
+        "plain_schema": AdapterConfig,
+        "e3va_schema": E3VAConfig,
+        "adapter_schema": BottleneckConfig,
+        "mona_schema": BottleneckConfig,
+        "adaptformer_schema": AdaptFormerConfig,
+        "lora_schema": LoRAConfig,
+        "lorand_schema": LoRandConfig,
+    },
     "head": {"mask_rcnn_schema": MaskRCNNConfig},
     "dataset": {"shapes_schema": ShapesConfig, "coco_schema": CocoConfig},
     "data": {"loader_schema": DataConfig},
     "optimizer": {"adamw_schema": OptimizerConfig},
-    "schedule": {"multistep_schema": MultiStepConfig, "cosine_schema": CosineConfig, "poly_schema": PolyConfig},
+    "schedule": {
+        "multistep_schema": MultiStepConfig,
+        "cosine_schema": CosineConfig,
+        "poly_schema": PolyConfig,
+    },
     "trainer": {"lightning_schema": TrainerConfig},
 }
 
@@ -264,20 +327,50 @@ def register_schemas() -> None:
 
 
 POSITIVE = (
-    "adapter.rank adapter.hidden_ratio head.fpn_channels data.batch_size data.val_batch_size optimizer.lr "
-    "trainer.max_epochs trainer.num_nodes trainer.accumulate_grad_batches trainer.val_every_epochs "
-    "trainer.log_every_n_steps dataset.image_size dataset.train_images dataset.val_images "
-    "dataset.val_short_side dataset.max_size trainer.max_steps trainer.gradient_clip_norm"
-).split()
+    "adapter.rank",
+    "adapter.hidden_ratio",
+    "adapter.hidden",
+    "adapter.scale",
+    "adapter.alpha",
+    "adapter.branches",
+    "head.fpn_channels",
+    "data.batch_size",
+    "data.val_batch_size",
+    "optimizer.lr",
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.num_nodes",
+    "trainer.accumulate_grad_batches",
+    "trainer.val_every_epochs",
+    "trainer.log_every_n_steps",
+    "trainer.gradient_clip_norm",
+    "dataset.image_size",
+    "dataset.train_images",
+    "dataset.val_images",
+    "dataset.val_short_side",
+    "dataset.max_size",
+    "instances_per_image",
+    "num_classes",
+    "repeats",
+)
 NOT_NEGATIVE = (
-    "data.num_workers optimizer.weight_decay schedule.warmup_steps trainer.limit_train_batches "
-    "trainer.limit_val_batches trainer.early_stopping_patience pictures"
-).split()
+    "data.num_workers",
+    "optimizer.weight_decay",
+    "schedule.warmup_steps",
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.early_stopping_patience",
+    "pictures",
+    "warmup",
+    "reserve_mib",
+)
 
 
 def problems(cfg: DictConfig) -> list[str]:
     """Every mistake that types alone do not show, one line each, naming the option and what would be right."""
-    found = [f"{key}: a value is needed" for key in sorted(OmegaConf.missing_keys(cfg))]
+    reads_data = OmegaConf.get_type(cfg) is not BenchmarkMemoryConfig
+    needed = sorted(key for key in OmegaConf.missing_keys(cfg) if reads_data or key != "dataset.root")
+    found = [f"{key}: a value is needed" for key in needed]
 
     def value(key: str) -> Any:
         return None if key in OmegaConf.missing_keys(cfg) else OmegaConf.select(cfg, key)
@@ -300,9 +393,10 @@ def problems(cfg: DictConfig) -> list[str]:
     is_count = isinstance(devices, int) and not isinstance(devices, bool) and (devices > 0 or devices == -1)
     if devices is not None and devices != "auto" and not is_list and not is_count:
         found.append(f"trainer.devices={devices}: a count, auto, or a list of device indices such as [0,1]")
-    flip = value("dataset.flip")
-    if flip is not None and not 0 <= flip <= 1:
-        found.append(f"dataset.flip={flip}: a probability from 0 to 1")
+    for key in ("dataset.flip", "adapter.dropout"):
+        probability = value(key)
+        if probability is not None and not 0 <= probability <= 1:
+            found.append(f"{key}={probability}: a probability from 0 to 1")
     sides = value("dataset.train_short_sides")
     if sides is not None and (not sides or min(sides) < 1):
         found.append(f"dataset.train_short_sides={sides}: at least one size, in pixels")
@@ -312,6 +406,17 @@ def problems(cfg: DictConfig) -> list[str]:
     milestones = value("schedule.milestones")
     if milestones is not None and list(milestones) != sorted(set(milestones)):
         found.append(f"schedule.milestones={milestones}: must rise")
+    if value("backbone.pretrained") and value("backbone.model_args"):
+        found.append(
+            f"backbone.pretrained=true: nobody publishes weights for {value('backbone.name')}; "
+            "choose swin_t, swin_s, swin_b or swin_l, or give backbone.weights=FILE"
+        )
     if value("backbone.pretrained") and value("backbone.weights"):
         found.append("backbone.pretrained=true and backbone.weights= exclude each other: give one of them")
+    measure = value("measure")
+    if measure is not None and measure not in ("auto", True, False):
+        found.append(f"measure={measure}: auto, true or false")
+    image_size = value("image_size")
+    if image_size is not None and (len(image_size) != 2 or min(image_size) < 32):
+        found.append(f"image_size={image_size}: [height,width] in pixels, at least 32 each")
     return found

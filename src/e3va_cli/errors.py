@@ -5,5 +5,8 @@ class UserError(ValueError):
     """A mistake that the user can mend: says what, where, and what to do, in one line each."""
 
     def __init__(self, *messages: str) -> None:
+        if len(messages) == 1 and messages[0].startswith("Caught UserError in "):
+            # A loader process died of one: torch raises it again here, with the process's traceback as its message.
+            messages = (messages[0].rpartition("UserError: ")[2].strip(),)
         super().__init__("\n".join(messages))
         self.messages = list(messages)

@@ -8,14 +8,17 @@ from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from e3va_cli.composition import CONFIG_MODULE, checked, parse
+from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.run_folder import locate, overrides_of
 
-CONTINUES = {"train": "resume", "evaluate": "checkpoint"}  # commands that build on a run, and the option naming it
+CONTINUES = {
+    "train": "resume",
+    "evaluate": "checkpoint",
+}  # commands that build on a run, and the option naming it
 
 
 def refuse(error: UserError) -> NoReturn:
@@ -53,6 +56,7 @@ def on_top_of_run(command: str, words: list[str]) -> list[str]:
 def run(command: str) -> None:
     """Run `e3va command` with the words of `sys.argv` that follow it."""
     register_schemas()
+    OmegaConf.register_new_resolver("choices", groups_as_text, replace=True)  # for the help templates of conf/
     given = list(sys.argv)
     config_name = command.replace("-", "_")
     flags = get_args_parser().parse_args(given[2:])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.adapters import FeatureExtractor, tune
-from e3va_cli.backbones import BackboneIdentity, build_backbone
+from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
 from e3va_cli.heads import Detections, Head, Target, build_head
 
 
@@ -30,9 +30,7 @@ class DenseModel(nn.Module):
         self.extractor = extractor
         self.head = head
         self.identity = identity
-        self.register_buffer(
-            "mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False
-        )
+        self.register_buffer("mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(extractor.backbone.std).view(3, 1, 1), persistent=False)
 
     def normalise(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
@@ -43,9 +41,7 @@ class DenseModel(nn.Module):
             image[:, :, width:] = 0
         return ImageList(normalised, image_sizes)
 
-    def losses(
-        self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]
-    ) -> dict[str, Tensor]:
+    def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
         """Named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
         batch = self.normalise(images, image_sizes)
         return self.head.losses(self.extractor(batch.tensors), batch, targets)
@@ -59,7 +55,18 @@ class DenseModel(nn.Module):
 
 def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
     """The model of a plain, resolved configuration."""
-    backbone, identity = build_backbone(**config["backbone"])
+    return _assemble(config, *build_backbone(**config["backbone"]), num_classes)
+
+
+def outline_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
+    """The same model as shapes only, on the meta device."""
+    with torch.device("meta"):
+        return _assemble(config, *outline_backbone(**config["backbone"]), num_classes)
+
+
+def _assemble(
+    config: dict[str, Any], backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int
+) -> DenseModel:
     extractor = tune(backbone, **config["adapter"])
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
     return DenseModel(extractor, head, identity)

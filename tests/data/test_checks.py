@@ -129,8 +129,7 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
     place = only(report.problems, "box outside the image").places[0]
     assert (place.file, place.image_id, place.annotation_id) == ("a.png", 11, 4)
     assert (
-        str(only(report.problems, "unknown category id").places[0])
-        == "a.png, image 11, annotation 9, category id 99"
+        str(only(report.problems, "unknown category id").places[0]) == "a.png, image 11, annotation 9, category id 99"
     )
     place = only(report.problems, "size mismatch").places[0]
     assert place.file == "turned.png"
@@ -193,9 +192,7 @@ def test_real_data(coco_tiny: Path, split: str) -> None:
     assert report.totals["images"] == 80
     assert sum(report.per_class.values()) + report.totals["crowds"] == len(raw["annotations"])
     assert next(iter(report.per_class)) == "person"
-    assert report.per_class["person"] == sum(
-        a["category_id"] == 1 and not a["iscrowd"] for a in raw["annotations"]
-    )
+    assert report.per_class["person"] == sum(a["category_id"] == 1 and not a["iscrowd"] for a in raw["annotations"])
 
 
 def test_the_other_split_s_images(coco_tiny: Path) -> None:

@@ -52,9 +52,7 @@ def lines_of(call: Callable[[], object]) -> list[str]:
 
 
 def test_an_item(write_coco: Write, annotate: Annotate) -> None:
-    folder, file = write_coco(
-        [annotate(1, [2, 3, 10, 20]), annotate(2, [30, 5, 10, 10], category_id=7, image_id=11)]
-    )
+    folder, file = write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [30, 5, 10, 10], category_id=7, image_id=11)])
     data = CocoDetection(folder, file)
     assert (len(data), data.classes, data.category_ids) == (2, ["dog", "cat"], [3, 7])
     assert (data.dropped, data.has_masks) == ({}, True)
@@ -177,9 +175,7 @@ def test_unusable_annotations_are_dropped_and_counted(write_coco: Write, annotat
     boxes = [box for boxes in DROPPED.values() for box in boxes]
     annotations = [sound]
     annotations += [{**sound, "id": 100 + i, "bbox": box} for i, box in enumerate(boxes)]
-    annotations += [
-        {**sound, "id": 200 + i, "category_id": number} for i, number in enumerate([1, "3", None, [3]])
-    ]
+    annotations += [{**sound, "id": 200 + i, "category_id": number} for i, number in enumerate([1, "3", None, [3]])]
     annotations += [{**sound, "id": 300 + i, "image_id": number} for i, number in enumerate([1, "a.png", {}])]
     annotations += [{**sound, "id": 400, "iscrowd": 1}]
     annotations += [
@@ -226,9 +222,7 @@ def test_a_data_set_without_masks(write_coco: Write, annotate: Annotate) -> None
 def test_ground_truth_gives_pycocotools_what_it_needs(write_coco: Write, annotate: Annotate) -> None:
     triangle = [[10.0, 10.0, 20.0, 10.0, 10.0, 20.0]]
     annotations = [
-        annotate(
-            0, [10, 10, 10, 10], area=None, segmentation=triangle
-        ),  # id 0 means "no match" to pycocotools
+        annotate(0, [10, 10, 10, 10], area=None, segmentation=triangle),  # id 0 means "no match" to pycocotools
         annotate(4, [1, 1, 5, 5], area=None, iscrowd=None, segmentation=None, category_id=7, image_id=5),
         annotate(4, [20, 1, 5, 5], category_id=7, image_id=5),
     ]
@@ -281,9 +275,7 @@ def test_a_file_that_is_not_coco(tmp_path: Path, content: str, lines: list[str])
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(
-        '{"images": [], "annotations": [], "categories": []}', encoding="utf-8-sig"
-    )
+    (tmp_path / "a.json").write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8-sig")
     assert read_coco(tmp_path / "a.json").images == []
 
 
@@ -435,9 +427,7 @@ def test_real_data_agrees_with_pycocotools(coco_tiny: Path, split: str) -> None:
         entry = truth.imgs[target["image_id"]]
         objects = [a for a in truth.imgToAnns[entry["id"]] if not a["iscrowd"]]
         assert image.shape == (3, entry["height"], entry["width"])
-        assert [data.category_ids[label - 1] for label in target["labels"]] == [
-            a["category_id"] for a in objects
-        ]
+        assert [data.category_ids[label - 1] for label in target["labels"]] == [a["category_id"] for a in objects]
         for box, mask, expected in zip(target["boxes"], target["masks"], objects, strict=True):
             assert np.array_equal(mask.numpy(), truth.annToMask(expected))
             x, y, w, h = expected["bbox"]

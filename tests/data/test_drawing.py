@@ -52,9 +52,7 @@ def test_a_box_is_drawn_at_its_place_in_its_color() -> None:
 
 def test_the_name_is_written_above_the_box_and_with_the_score() -> None:
     image = gray(200, 400)
-    plain, scored = (
-        draw(image, [[100, 80, 300, 150]], [1], **keys) for keys in ({}, {"scores": torch.tensor([0.5])})
-    )
+    plain, scored = (draw(image, [[100, 80, 300, 150]], [1], **keys) for keys in ({}, {"scores": torch.tensor([0.5])}))
     width_plain, width_scored = (int((p != image).any(0)[70].sum()) for p in (plain, scored))
     assert 10 < width_plain < width_scored < 150
 

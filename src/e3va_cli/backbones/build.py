@@ -55,7 +55,14 @@ def build_backbone(
             ) from error
     if weights:
         load_weights(backbone.model, Path(weights))
-    source: Literal["pretrained", "file", "random"] = (
-        "pretrained" if pretrained else "file" if weights else "random"
-    )
+    source: Literal["pretrained", "file", "random"] = "pretrained" if pretrained else "file" if weights else "random"
     return backbone, BackboneIdentity(name, timm_name, source, fingerprint(backbone.model))
+
+
+def outline_backbone(
+    *, name: str, timm_name: str, model_args: dict[str, Any], **weights: Any
+) -> tuple[ResidualBackbone, BackboneIdentity]:
+    """The same backbone as shapes only, on the meta device: in no time, and with no weights looked at."""
+    with torch.device("meta"):
+        backbone = build_swin(timm_name, **model_args)
+    return backbone, BackboneIdentity(name, timm_name, "random", fingerprint="")

@@ -71,6 +71,10 @@ class ResidualBackbone(nn.Module):
         """The stages, first to last."""
         raise NotImplementedError
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not to be decayed when a method trains them, beside all vectors."""
+        return set()
+
     @property
     def widths(self) -> list[int]:
         """Channels of each stage."""

@@ -48,6 +48,10 @@ class SwinBackbone(ResidualBackbone):
         images = nn.functional.pad(images, (0, -width % patch_w, 0, -height % patch_h))
         return self.model.patch_embed(images)
 
+    def no_weight_decay(self) -> set[str]:
+        """The tables of relative position bias."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
+
     @property
     def stages(self) -> list[Stage]:
         """One stage per Swin layer; two branches, attention and MLP, per block."""

@@ -1,0 +1,1 @@
+"""One file a command: reads the configuration, calls the rooms below, prints."""

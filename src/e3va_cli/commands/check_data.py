@@ -1,3 +1,61 @@
-from omegaconf import OmegaConf
-def run(cfg):
-    print(OmegaConf.to_yaml(cfg))
+"""`e3va check-data`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import Progress
+from rich.table import Table
+
+from e3va_cli.commands.console import console
+from e3va_cli.commands.pictures import draw_annotations
+from e3va_cli.data import SPLITS, Source, Split, build_source
+from e3va_cli.data.report import Report
+from e3va_cli.errors import UserError
+
+
+def run(cfg: DictConfig) -> None:
+    """Report all problems of both splits and draw samples; exit code 1 if there are problems."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    source = build_source(config["dataset"])
+    sound = True
+    for split in SPLITS:
+        report = check_with_progress(source, split)
+        print_report(report)
+        sound = sound and report.ok
+        try:
+            dataset = source.open(split, None)
+        except UserError as error:
+            console.print(f"[red]Cannot be trained on:[/] {error}\n")
+            continue
+        picture = folder / f"{split}.png"
+        if draw_annotations(dataset, config["pictures"], picture):
+            console.print(f"Annotated samples: {picture}\n")
+    if not sound:
+        console.print(
+            "[yellow]There are problems.[/] `e3va train` leaves unusable boxes out and stops at a broken image."
+        )
+        sys.exit(1)
+    console.print("[green]No problems.[/]")
+
+
+def check_with_progress(source: Source, split: Split) -> Report:
+    """The report on a split, with a bar while its images are decoded."""
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"Checking {split} images", total=None)
+        return source.check(split, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def print_report(report: Report) -> None:
+    """The findings, then how many objects each class has."""
+    for line in report.lines():
+        console.print(line, markup=False)
+    table = Table("class", report.unit, title=None)
+    for name, count in sorted(report.per_class.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{count:,}")
+    console.print(table)

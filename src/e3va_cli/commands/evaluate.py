@@ -7,9 +7,11 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from e3va_cli.commands.report import console, hide_lightning_hints, print_results
+from e3va_cli.commands.console import console
+from e3va_cli.commands.pictures import draw_predictions
+from e3va_cli.commands.report import hide_lightning_hints, print_results
 from e3va_cli.composition import plain
-from e3va_cli.run_folder import METRICS, locate
+from e3va_cli.run_folder import METRICS, PICTURES, locate
 from e3va_cli.training.checkpoints import read_checkpoint, verify
 from e3va_cli.training.run import build_run
 
@@ -27,4 +29,5 @@ def run(cfg: DictConfig) -> None:
     run.trainer.validate(run.task, run.data, verbose=False)
     if run.trainer.is_global_zero and run.task.results is not None:
         print_results(run.task.results)
-        console.print(f"Results: {folder / METRICS}")
+        draw_predictions(run.model, run.val, len(run.task.evaluator.found), config["pictures"], folder / PICTURES)
+        console.print(f"Results and drawn predictions: {folder / METRICS}, {PICTURES}")

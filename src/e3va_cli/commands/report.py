@@ -7,22 +7,26 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, RESOURCES
+from e3va_cli.commands.console import console
+from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.training.resources import parameter_counts
 from e3va_cli.training.run import Run
 
-console = Console(highlight=False, soft_wrap=True)
 SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 
 
 def hide_lightning_hints() -> None:
     """Leave out Lightning's advice to programmers: nothing there for the user of a command."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*isinstance.*LeafSpec.*"):
+    logging.getLogger("lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*LeafSpec.*",
+        ".*in eval mode at the start of training.*",  # the frozen backbone is meant to be
+    ):
         warnings.filterwarnings("ignore", text)
 
 
@@ -39,10 +43,13 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     )
     table.add_row(
         "Head",
-        f"{config['head']['name']}, "
-        f"{counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable, {len(run.val.classes)} classes",
+        f"{config['head']['name']}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable, "
+        f"{len(run.val.classes)} classes",
     )
-    table.add_row("Data", f"{config['dataset']['name']}, {len(run.train):,} images to train on, {len(run.val):,} to evaluate")
+    table.add_row(
+        "Data",
+        f"{config['dataset']['name']}, {len(run.train):,} images to train on, {len(run.val):,} to evaluate",
+    )
     table.add_row("Run folder", str(folder))
     if checkpoint is not None:
         table.add_row("Resumes", str(checkpoint))
@@ -83,6 +90,7 @@ def print_next(folder: Path) -> None:
         (METRICS, "results of the last evaluation"),
         (METRICS_HISTORY, "history of losses and results"),
         (RESOURCES, "memory, step time, parameters"),
+        (PICTURES, "validation images with what was found"),
         (f"{CHECKPOINTS}/{LAST}", "last state; best.ckpt is the best one"),
     ):
         if (folder / name).exists():

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from e3va_cli.commands.console import console
+from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import (
-    console,
     hide_lightning_hints,
     print_next,
     print_results,
     print_start,
 )
 from e3va_cli.composition import plain
-from e3va_cli.run_folder import locate
+from e3va_cli.files import replacing
+from e3va_cli.run_folder import CONFIG, PICTURES, locate
 from e3va_cli.training.checkpoints import read_checkpoint, verify
 from e3va_cli.training.history import MetricsHistory
 from e3va_cli.training.run import build_run
@@ -37,6 +39,7 @@ def run(cfg: DictConfig) -> None:
             if isinstance(logger, MetricsHistory):
                 logger.drop_after(content["global_step"])
     if run.trainer.is_global_zero:
+        write_config(cfg, folder)
         print_start(config, run, folder, checkpoint)
     run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
     stopped_early = run.trainer.current_epoch == 0  # by max_steps, before the first epoch's end
@@ -47,4 +50,11 @@ def run(cfg: DictConfig) -> None:
             console.print("Not evaluated: the run stopped before the end of its first epoch.")
         else:
             print_results(run.task.results)
+            draw_predictions(run.model, run.val, len(run.task.evaluator.found), config["pictures"], folder / PICTURES)
         print_next(folder)
+
+
+def write_config(cfg: DictConfig, folder: Path) -> None:
+    """Keep the resolved configuration in the run folder."""
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))

@@ -87,9 +87,7 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> No
     for i, image in enumerate(coco.images):
         place = _place(image)
         if fault := image_fault(image):
-            problems.add(
-                "unusable image entry", Place(place.file, place.image_id, detail=f"images[{i}]: {fault}")
-            )
+            problems.add("unusable image entry", Place(place.file, place.image_id, detail=f"images[{i}]: {fault}"))
         if place.file and path_inside(folder, place.file) is None:
             problems.add("file outside the folder of images", place)
     for number, count in _repeated(coco.images, "id"):
@@ -111,14 +109,10 @@ def _check_annotations(coco: CocoFile, problems: Findings) -> Counter[int]:
         number = annotation.get("id")
         place = Place(where.file, where.image_id, number if is_whole(number) else None)
         if image is None:
-            problems.add(
-                "unknown image id", Place(annotation_id=place.annotation_id, detail=f"image id {image_id!r}")
-            )
+            problems.add("unknown image id", Place(annotation_id=place.annotation_id, detail=f"image id {image_id!r}"))
         if not isinstance(category_id, int | float) or category_id not in categories:
             detail = f"category id {category_id!r}"
-            problems.add(
-                "unknown category id", Place(place.file, place.image_id, place.annotation_id, detail)
-            )
+            problems.add("unknown category id", Place(place.file, place.image_id, place.annotation_id, detail))
         elif not annotation.get("iscrowd"):
             per_category[int(category_id)] += 1
         if image is not None and not image_fault(image):
@@ -156,9 +150,7 @@ def _reaches_out(box: tuple[float, float, float, float], height: int, width: int
 
 def _check_files(coco: CocoFile, folder: Path, problems: Findings, progress: Progress | None) -> None:
     """Decodes each listed image in a few threads (Pillow's decoders let go of the interpreter)."""
-    listed = [
-        image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])
-    ]
+    listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(listed), IMAGES_AT_ONCE):
             batch = listed[start : start + IMAGES_AT_ONCE]
@@ -182,9 +174,7 @@ def _file_fault(entry: Entry, path: Path) -> tuple[str, str | None] | None:
         return "unreadable image", str(error)
     if image_fault(entry) or image.size == (entry["width"], entry["height"]):
         return None
-    found = (
-        f"the file has {image.width}x{image.height}, the annotations say {entry['width']}x{entry['height']}"
-    )
+    found = f"the file has {image.width}x{image.height}, the annotations say {entry['width']}x{entry['height']}"
     return "size mismatch", found
 
 

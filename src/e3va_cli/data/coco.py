@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from e3va_cli.data.checks import check_coco
 from e3va_cli.data.coco_format import (
     CocoFile,
     Entry,
     box_fault,
     category_fault,
     clip_box,
+    coco_paths,
     image_fault,
     is_finite,
     is_whole,
@@ -26,6 +29,8 @@ from e3va_cli.data.coco_format import (
     usable_segmentation,
 )
 from e3va_cli.data.packed import PackedList
+from e3va_cli.data.report import Report
+from e3va_cli.data.source import Split, register
 from e3va_cli.data.targets import Target, read_image
 from e3va_cli.errors import UserError
 
@@ -74,9 +79,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         dropped: Counter[str] = Counter()
         by_image = _by_known_image(coco, self._label, dropped)
         census: Counter[tuple[str | None, bool]] = Counter()  # by fault, and whether there is a mask
-        self._objects = PackedList(
-            _counted(by_image.pop(image["id"]), image, census) for image in coco.images
-        )
+        self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census) for image in coco.images)
         self.has_masks: bool = census[None, True] > 0
         usable = census[None, self.has_masks]
         if self.has_masks:
@@ -140,9 +143,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
                 format=tv_tensors.BoundingBoxFormat.XYXY,
                 canvas_size=(height, width),
             ),
-            "labels": torch.tensor(
-                [self._label[entry["category_id"]] for entry in objects], dtype=torch.int64
-            ),
+            "labels": torch.tensor([self._label[entry["category_id"]] for entry in objects], dtype=torch.int64),
             "original_size": (height, width),
         }
         if self.has_masks:
@@ -174,9 +175,7 @@ def _require_sound(coco: CocoFile, images: Path, annotations: Path) -> None:
         if isinstance(name, str) and path_inside(images, name) is None:
             faults["outside"].append(f"the image {name!r} (id {image.get('id')}) lies outside of {images}")
     if faults:
-        raise UserError(
-            *(f"{annotations}: {found[0]}{_others(found)}; {ADVICE}" for found in faults.values())
-        )
+        raise UserError(*(f"{annotations}: {found[0]}{_others(found)}; {ADVICE}" for found in faults.values()))
 
 
 def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
@@ -199,9 +198,7 @@ def _refers(number: object, known: dict[int, Any]) -> bool:
 def _counted(annotations: list[Entry], image: Entry, census: Counter[tuple[str | None, bool]]) -> list[Entry]:
     """The annotations of an image, cleaned; adds them to the census."""
     entries = [_cleaned(annotation, image) for annotation in annotations]
-    census.update(
-        (_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries
-    )
+    census.update((_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries)
     return entries
 
 
@@ -250,3 +247,30 @@ def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 def _others(found: list[str]) -> str:
     return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+@register("coco")
+@dataclass(frozen=True)
+class CocoSource:
+    """Both splits of a folder in COCO's layout; the keys of `conf/dataset/coco.yaml`, names relative to `root`."""
+
+    root: str
+    train_images: str
+    train_annotations: str
+    val_images: str
+    val_annotations: str
+
+    def _paths(self, split: Split) -> tuple[Path, Path]:
+        if split == "train":
+            return coco_paths(Path(self.root), self.train_images, self.train_annotations)
+        return coco_paths(Path(self.root), self.val_images, self.val_annotations)
+
+    def open(self, split: Split, transforms: Callable[..., Any] | None = None) -> CocoDetection:
+        """Read a split's annotations."""
+        images, annotations = self._paths(split)
+        return CocoDetection(images, annotations, transforms=transforms)
+
+    def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Look at every annotation and decode every image."""
+        images, annotations = self._paths(split)
+        return check_coco(images, annotations, progress=progress)

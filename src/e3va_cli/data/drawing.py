@@ -72,9 +72,7 @@ def draw_sample(
     picture = draw_bounding_boxes(picture, corners, colors=colors, width=thickness)
     names = [classes[label - 1] for label in numbers]
     if scores is not None:
-        names = [
-            f"{name} {score:.2f}" for name, score in zip(names, scores.cpu()[order].tolist(), strict=True)
-        ]
+        names = [f"{name} {score:.2f}" for name, score in zip(names, scores.cpu()[order].tolist(), strict=True)]
     return _write_names(picture, corners.tolist(), names, colors)
 
 
@@ -90,9 +88,7 @@ def grid(images: Sequence[Tensor], columns: int) -> Tensor:
     gap = 6
     height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
     rows = ceil(len(images) / columns)
-    sheet = torch.full(
-        (3, rows * (height + gap) + gap, columns * (width + gap) + gap), BACKGROUND, dtype=torch.uint8
-    )
+    sheet = torch.full((3, rows * (height + gap) + gap, columns * (width + gap) + gap), BACKGROUND, dtype=torch.uint8)
     for i, image in enumerate(images):
         top = gap + i // columns * (height + gap) + (height - image.shape[1]) // 2
         left = gap + i % columns * (width + gap) + (width - image.shape[2]) // 2

@@ -1,13 +1,14 @@
-"""Generated images of textured shapes: a data set of any size from a seed, for demos, tests and benchmarks.
+"""Generated images of coloured shapes: a data set of any size from a seed, for demos, tests and benchmarks.
 
-Each image holds up to eight shapes of five classes, from a thirteenth to half of its side, turned, textured, partly
-hidden by each other, on a textured and noisy ground. Colour says nothing of the class. Image `i` of a split depends on
-(seed, split, i) alone, whichever process draws it.
+Each image holds up to eight shapes of five classes, from a tenth to half of its side, turned, textured, partly hidden
+by each other, on a textured and noisy ground of dull colours. Each class has a typical hue, which varies. Image `i` of
+a split depends on (seed, split, i) alone, whichever process draws it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,15 @@ from e3va_cli.data.report import Report
 from e3va_cli.data.source import SPLITS, Split, register
 from e3va_cli.data.targets import Target
 
-CLASSES = ["circle", "square", "triangle", "star", "ring"]
+HUES = {"circle": 0, "square": 72, "triangle": 144, "star": 216, "ring": 288}  # degrees
+CLASSES = list(HUES)
+HUE_SPREAD = 14.0  # standard deviation, degrees
+DULLEST = 0.45  # saturation of an object's colours; that of the ground stays below GROUND
+GROUND = 0.25
 MOST_OBJECTS = 8
-SMALLEST, LARGEST = 1 / 13, 1 / 2  # size of an object as a part of the image's side
+SMALLEST, LARGEST = 1 / 10, 1 / 2  # size of an object as a part of the image's side
 LEAST_VISIBLE = 0.35  # of each object, whatever covers it
-LEAST_CONTRAST = 40  # mean difference from the ground in some channel, of 255
+LEAST_CONTRAST = 30  # mean difference from the ground in some channel, of 255
 NOISE = 12.0  # standard deviation, of 255
 
 Outline = tuple[np.ndarray, ...]  # polygons (P, 2) inside the unit circle: the outer one, then a hole
@@ -58,9 +63,18 @@ def _mask(name: str, centre: np.ndarray, radius: float, angle: float) -> np.ndar
     return np.asarray(canvas)
 
 
-def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A colour pattern: plain, stripes, checks or blotches; (height, width, 3) float32, 0..255."""
-    colours = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+def _colours(rng: np.random.Generator, name: str | None) -> np.ndarray:
+    """Two colours, (2, 3) float32, 0..255: of a class, or of the ground."""
+    hue = rng.uniform(0, 360) if name is None else rng.normal(HUES[name], HUE_SPREAD)
+    saturation = rng.uniform(0, GROUND, 2) if name is None else rng.uniform(DULLEST, 1, 2)
+    value = rng.uniform(0.2, 1, 2)
+    return 255 * np.array(
+        [hsv_to_rgb(hue % 360 / 360, s, v) for s, v in zip(saturation, value, strict=True)], np.float32
+    )
+
+
+def _texture(rng: np.random.Generator, colours: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A pattern of two colours: plain, stripes, checks or blotches; (height, width, 3) float32, 0..255."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 16)
     kind = rng.integers(4)
     if kind == 0:
@@ -85,7 +99,7 @@ def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[i
     Returns:
         image uint8 (size, size, 3), labels, and owner uint8 (size, size): n where object n, from 1, is seen, else 0.
     """
-    image = _texture(rng, size, size)
+    image = _texture(rng, _colours(rng, None), size, size)
     labels: list[int] = []
     whole: list[int] = []  # area of each object before anything covered it
     owner = np.zeros((size, size), np.uint8)
@@ -97,7 +111,7 @@ def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[i
         shape = _mask(CLASSES[label], centre - corner, radius, rng.uniform(0, 2 * np.pi))
         shape = shape[: size - corner[1], : size - corner[0]]
         window = (slice(corner[1], corner[1] + len(shape)), slice(corner[0], corner[0] + shape.shape[1]))
-        texture = _texture(rng, *shape.shape)
+        texture = _texture(rng, _colours(rng, CLASSES[label]), *shape.shape)
         seen = np.bincount(owner.ravel(), minlength=len(whole) + 1)
         covered = np.bincount(owner[window][shape], minlength=len(whole) + 1)
         hides = (seen[1:] - covered[1:] < LEAST_VISIBLE * np.array(whole)).any()
@@ -132,8 +146,6 @@ class Shapes:
         transforms: applied to (image, target).
     """
 
-    classes = CLASSES
-    category_ids = list(range(1, len(CLASSES) + 1))
     has_masks = True
 
     def __init__(
@@ -147,6 +159,8 @@ class Shapes:
     ) -> None:
         self.split, self.images, self.size, self.seed = split, images, size, seed
         self.transforms = transforms
+        self.classes = list(OUTLINES)
+        self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 
@@ -173,9 +187,7 @@ class Shapes:
         size = (self.size, self.size)
         target: Target = {
             "image_id": index + 1,
-            "boxes": tv_tensors.BoundingBoxes(
-                torch.from_numpy(boxes_of(masks)), format="XYXY", canvas_size=size
-            ),
+            "boxes": tv_tensors.BoundingBoxes(torch.from_numpy(boxes_of(masks)), format="XYXY", canvas_size=size),
             "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": tv_tensors.Mask(torch.from_numpy(masks.astype(np.uint8))),
             "original_size": size,

@@ -46,9 +46,7 @@ def build_source(config: dict[str, Any]) -> Source:
     return SOURCES[config["name"]](**options)
 
 
-def open_splits(
-    config: dict[str, Any], *, train: bool = True
-) -> tuple[DetectionDataset | None, DetectionDataset]:
+def open_splits(config: dict[str, Any], *, train: bool = True) -> tuple[DetectionDataset | None, DetectionDataset]:
     """The training split (None unless wanted) and the validation split, resized and augmented as configured.
 
     Raises:

@@ -36,6 +36,9 @@ class DetectionDataset(Protocol):
     dropped: dict[str, int]
     """Annotations left out of training: how many, by reason."""
 
+    has_masks: bool
+    """Whether targets have masks."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]: ...

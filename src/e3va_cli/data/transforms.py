@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision
 
 from e3va_cli.data.targets import Target
 
+Transforms = Callable[..., tuple[Any, Target]]
+
 
 class ShortestSide(torch.nn.Module):
     """Resize an image, not its target, to a short side of `size` and a long side of at most `max_size` pixels."""
@@ -28,9 +30,7 @@ class ShortestSide(torch.nn.Module):
         return F.resize(image, size, antialias=True), target
 
 
-def train_transforms(
-    *, short_sides: Sequence[int], max_size: int, flip: float
-) -> Transforms:
+def train_transforms(*, short_sides: Sequence[int], max_size: int, flip: float) -> Transforms:
     """Multi-scale resize (one of `short_sides` for each image) and horizontal flip; drops boxes that vanish."""
     return v2.Compose(
         [

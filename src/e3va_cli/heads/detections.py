@@ -37,6 +37,12 @@ class Detections:
         boxes = clip_boxes_to_image(self.boxes * self.boxes.new_tensor([width, height, width, height]), image_size)
         return Detections(boxes, self.scores, self.labels, self.masks, image_size)
 
+    def above(self, score: float) -> Detections:
+        """Those with a score of at least `score`."""
+        keep = self.scores >= score
+        masks = None if self.masks is None else self.masks[keep]
+        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], masks, self.image_size)
+
     def cpu(self) -> Detections:
         """The same on the CPU."""
         masks = None if self.masks is None else self.masks.cpu()

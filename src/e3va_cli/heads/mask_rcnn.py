@@ -38,9 +38,7 @@ def build_rpn(
     nms_iou: float,
 ) -> RegionProposalNetwork:
     """A region proposal network with one anchor size per pyramid level."""
-    anchors = AnchorGenerator(
-        tuple((size,) for size in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
-    )
+    anchors = AnchorGenerator(tuple((size,) for size in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes))
     return RegionProposalNetwork(
         anchors,
         Float32RPNHead(channels, len(aspect_ratios)),

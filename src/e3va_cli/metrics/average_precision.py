@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +84,7 @@ class AveragePrecision:
         if not findings:
             zeros = dict.fromkeys(SUMMARY, 0.0 if annotations else None)
             return {**zeros, "per_class": {names[i]: zeros["AP"] for i in self.category_ids}}
-        with contextlib.redirect_stdout(io.StringIO()), open(os.devnull, "w"):
+        with contextlib.redirect_stdout(io.StringIO()):
             reference = COCO(truth)
             evaluation = COCOeval_faster(
                 reference, reference.loadRes(findings), IOU_TYPES[kind], print_function=lambda *_: None

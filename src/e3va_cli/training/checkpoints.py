@@ -39,9 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with replacing(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values only."""
         return read_checkpoint(Path(path))
 
@@ -77,7 +75,8 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
             continue
         if name == "fingerprint":
             mistakes.append(
-                f"{path}: trained on other weights of {ours_name(about)} (fingerprint {theirs[:12]}, here {ours[:12]}); "
+                f"{path}: trained on other weights of {ours_name(about)} "
+                f"(fingerprint {theirs[:12]}, here {ours[:12]}); "
                 "give the same backbone.weights or backbone.pretrained as the run had"
             )
         else:

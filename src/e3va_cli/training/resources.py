@@ -169,7 +169,11 @@ class Resources(L.Callback):
         reserved = torch.cuda.max_memory_reserved(device) / MIB
         self.peak_allocated = max(self.peak_allocated, allocated)
         self.peak_reserved = max(self.peak_reserved, reserved)
-        return {"shown": allocated, "peak_memory_allocated_mib": allocated, "peak_memory_reserved_mib": reserved}
+        return {
+            "shown": allocated,
+            "peak_memory_allocated_mib": allocated,
+            "peak_memory_reserved_mib": reserved,
+        }
 
     @staticmethod
     def _synchronise(device: torch.device) -> None:

@@ -28,7 +28,13 @@ SCHEDULES: dict[str, Callable[..., Factor]] = {"multistep": multistep, "cosine":
 
 
 def build_schedule(
-    name: str, *, total_steps: int, steps_per_epoch: int, warmup_steps: int, warmup_ratio: float, **options: object
+    name: str,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_steps: int,
+    warmup_ratio: float,
+    **options: object,
 ) -> Factor:
     """The schedule called `name`, with a linear rise from `warmup_ratio` to 1 over the first `warmup_steps` steps."""
     after = SCHEDULES[name](total_steps, steps_per_epoch, **options)

@@ -71,7 +71,7 @@ class DenseTask(L.LightningModule):
         return self.model.losses(batch.images, batch.image_sizes, batch.targets)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make what is random in a step depend on (seed, epoch, batch, rank) alone, so that a resumed run repeats it."""
+        """Draw what is random in a step from (seed, epoch, batch, rank) alone, so that a resumed run repeats it."""
         torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,0 +1,48 @@
+"""Adapter: a bottleneck with a skip after each residual branch."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from e3va_cli.adapters.bottleneck import Bottleneck
+from e3va_cli.adapters.insertion import Insertion, after_branch
+from e3va_cli.adapters.method import register
+from e3va_cli.backbones.residual import ResidualBackbone
+
+NEARLY_ZERO = 0.01  # standard deviation of the weights at the start, as in the paper
+
+
+class SkipBottleneck(Bottleneck):
+    """`M(z) = z + B(z)` with a bottleneck B whose weights start near zero, so that M starts near the identity."""
+
+    def __init__(self, width: int, *, hidden: int, dropout: float) -> None:
+        super().__init__(width, hidden=hidden, dropout=dropout)
+        for linear in (self.down, self.up):
+            nn.init.trunc_normal_(linear.weight, std=NEARLY_ZERO, a=-2 * NEARLY_ZERO, b=2 * NEARLY_ZERO)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Adapt what a branch adds: (..., width) to (..., width)."""
+        return z + super().forward(z)
+
+
+@register("adapter")
+class Adapter(Insertion):
+    """Adapters after attention and after the MLP, before each residual addition.
+
+    Paper: N. Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv 1902.00751 (ICML 2019).
+
+        x = x + drop_path(z + Up(Dropout(GELU(Down(z)))))     z = branch(x), Down: C -> hidden, Up: hidden -> C
+
+    The weights start near zero, so the features start near the pre-trained ones.
+
+    Args:
+        backbone: any residual backbone; it is frozen, and the backward pass runs through it.
+        hidden: width of the bottleneck.
+        dropout: share of the bottleneck that is dropped.
+    """
+
+    def __init__(self, backbone: ResidualBackbone, *, hidden: int, dropout: float) -> None:
+        super().__init__(backbone, partial(SkipBottleneck, hidden=hidden, dropout=dropout), after_branch)

@@ -1,0 +1,50 @@
+"""AdaptFormer: a scaled bottleneck beside each MLP."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from e3va_cli.adapters.bottleneck import Bottleneck
+from e3va_cli.adapters.insertion import Insertion, beside_branch
+from e3va_cli.adapters.method import register
+from e3va_cli.backbones.residual import ResidualBackbone
+
+
+class ScaledBottleneck(Bottleneck):
+    """`M(x) = scale * B(x)` with a bottleneck B whose up projection starts as zero."""
+
+    def __init__(self, width: int, *, hidden: int, dropout: float, scale: float) -> None:
+        super().__init__(width, hidden=hidden, dropout=dropout)
+        self.scale = scale
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(tensor)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the stream: (..., width) to (..., width)."""
+        return self.scale * super().forward(x)
+
+
+@register("adaptformer")
+class AdaptFormer(Insertion):
+    """AdaptFormer: a bottleneck parallel to the MLP of each block.
+
+    Paper: S. Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",
+    arXiv 2205.13535 (NeurIPS 2022).
+
+        x = x + drop_path(mlp(x)) + scale * Up(Dropout(GELU(Down(x))))     Down: C -> hidden, Up: hidden -> C
+
+    Up starts as zero, so the features start as the pre-trained ones. The activation is that of the published
+    comparison on Swin; the paper's own is ReLU.
+
+    Args:
+        backbone: any residual backbone; it is frozen, and the backward pass runs through it.
+        hidden: width of the bottleneck.
+        dropout: share of the bottleneck that is dropped.
+        scale: factor of what the bottleneck adds.
+    """
+
+    def __init__(self, backbone: ResidualBackbone, *, hidden: int, dropout: float, scale: float) -> None:
+        build = partial(ScaledBottleneck, hidden=hidden, dropout=dropout, scale=scale)
+        super().__init__(backbone, build, beside_branch, kinds=("mlp",))

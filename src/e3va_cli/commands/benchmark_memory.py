@@ -1,0 +1,207 @@
+"""`e3va benchmark-memory`."""
+
+from __future__ import annotations
+
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from e3va_cli.adapters import METHODS
+from e3va_cli.commands.console import console
+from e3va_cli.commands.memory_tables import budget_table, claims_table, kinds_table, results_table
+from e3va_cli.composition import parse
+from e3va_cli.errors import UserError
+from e3va_cli.files import write_json
+from e3va_cli.memory.benchmark import Setting, largest_batch_of, results_of, setting_of
+from e3va_cli.memory.budget import parse_budget
+from e3va_cli.memory.claims import Claim, Run, judge
+from e3va_cli.memory.plot import draw
+from e3va_cli.memory.published import COCO, SETTINGS, VOC
+from e3va_cli.memory.report import benchmark_json
+from e3va_cli.memory.result import Result
+from e3va_cli.training.resources import device_name, versions
+
+BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
+COMMAND = "benchmark_memory"
+
+
+def run(cfg: DictConfig) -> None:
+    """Plan or measure each method, judge the claims, write the files; exit code 1 if a claim does not hold."""
+    config = plain(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    words = list(HydraConfig.get().overrides.task)
+    configs = {method: of_method(words, method) for method in known(config["methods"])}
+    setting = setting_of(config)
+    limit = None if config["budget"] is None else parse_budget(config["budget"]) - config["reserve_mib"]
+    console.print(describe(config, setting))
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    ) as bar:
+        results = follow(bar, "Measuring" if setting.device else "Planning", configs, setting)
+        others = published_runs(bar, config, setting)
+        batches = None if limit is None else batches_within(bar, configs, setting, limit)
+    ours = Run(config["backbone"]["name"], config["head"]["name"], setting.size.image_size, results)
+    claims = judge([ours, *others], reserve_mib=config["reserve_mib"])
+    write(folder, config, setting, results, claims, batches)
+    show(config, setting, results, claims, batches, folder)
+    if any(claim.verdict == "does not hold" for claim in claims):
+        sys.exit(1)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers; what only data needs may be missing."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def known(methods: list[str]) -> list[str]:
+    """The methods asked for, once each.
+
+    Raises:
+        UserError: none, or unknown ones.
+    """
+    mistakes = []
+    for method in methods:
+        if method not in METHODS:
+            near = get_close_matches(method, METHODS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            mistakes.append(f"methods: no method {method}; {hint}choices: {', '.join(METHODS)}")
+    if mistakes or not methods:
+        raise UserError(*(mistakes or ["methods=[]: at least one method"]))
+    return list(dict.fromkeys(methods))
+
+
+def of_method(words: list[str], method: str) -> dict[str, Any]:
+    """The configuration with `adapter=method`; of the options `adapter.*` given, those that this method has."""
+    given = [o for o in parse(words) if o.key_or_group != "adapter"]
+    shared = [str(o.input_line) for o in given if not o.key_or_group.startswith("adapter.")]
+    base = [*shared, f"adapter={method}"]
+    options = compose(COMMAND, overrides=base)
+    own = [
+        str(o.input_line)
+        for o in given
+        if o.key_or_group.startswith("adapter.") and o.key_or_group.removeprefix("adapter.") in options.adapter
+    ]
+    return plain(compose(COMMAND, overrides=[*base, *own]))
+
+
+def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], setting: Setting) -> list[Result]:
+    """All results, one method after another."""
+    task = bar.add_task(doing, total=len(configs))
+    results: list[Result] = []
+    names = iter(configs)
+    bar.update(task, description=f"{doing} {next(names)}")
+    for result in results_of(configs, setting):
+        results.append(result)
+        bar.update(task, advance=1, description=f"{doing} {next(names, '')}".strip())
+    return results
+
+
+def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> list[Run]:
+    """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
+    chosen = HydraConfig.get().runtime.choices.get("experiment")
+    if chosen not in {s.experiment for s in SETTINGS}:
+        return []
+    shared = [f"data.batch_size={setting.size.batch_size}", f"trainer.precision={setting.size.precision}"]
+    other = next(s for s in SETTINGS if s.experiment != chosen)
+    on_card = [f"experiment={COCO.experiment}", f"backbone={VOC.backbone}", "data.batch_size=1", shared[1]]
+    runs = []
+    for words, methods in (([f"experiment={other.experiment}", *shared], ("full", "e3va")), (on_card, ("e3va",))):
+        configs = {method: of_method([*words, "measure=false"], method) for method in methods}
+        first = next(iter(configs.values()))
+        theirs = setting_of(first)
+        results = follow(bar, f"Planning {first['backbone']['name']} for the claims:", configs, theirs)
+        runs.append(Run(first["backbone"]["name"], first["head"]["name"], theirs.size.image_size, results))
+    return runs
+
+
+def batches_within(
+    bar: Progress, configs: dict[str, dict[str, Any]], setting: Setting, limit_mib: float
+) -> dict[str, int]:
+    """The largest batch of each method within the budget."""
+    task = bar.add_task("Largest batch", total=len(configs))
+    batches = {}
+    for method, config in configs.items():
+        bar.update(task, description=f"Largest batch of {method}")
+        batches[method] = largest_batch_of(config, setting, limit_mib)
+        bar.update(task, advance=1)
+    return batches
+
+
+def describe(config: dict[str, Any], setting: Setting) -> str:
+    """One line on what is compared."""
+    size = setting.size
+    height, width = size.image_size
+    where = f"measured on {setting.device}" if setting.device else "planned: no GPU and no weights needed"
+    return (
+        f"{config['backbone']['name']} with {config['head']['name']}, batch {size.batch_size} of {height}x{width}, "
+        f"{size.instances_per_image} instances an image, precision {size.precision}, AdamW; {where}"
+    )
+
+
+def settings_entry(config: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """`settings` of `benchmark.json`."""
+    import torch
+
+    size = setting.size
+    device = setting.device
+    return {
+        "backbone": config["backbone"]["name"],
+        "head": config["head"]["name"],
+        "dataset": config["dataset"]["name"],
+        "batch_size": size.batch_size,
+        "image_size": list(size.image_size),
+        "instances_per_image": size.instances_per_image,
+        "precision": size.precision,
+        "optimizer": "adamw",
+        "num_classes": setting.num_classes,
+        "device": device,
+        "device_name": None if device is None else device_name(torch.device(device)),
+        "planned_for": setting.semantics,
+        "budget": config["budget"],
+        "reserve_mib": config["reserve_mib"],
+        "versions": versions(),
+    }
+
+
+def write(
+    folder: Path,
+    config: dict[str, Any],
+    setting: Setting,
+    results: list[Result],
+    claims: list[Claim],
+    batches: dict[str, int] | None,
+) -> None:
+    """Leave the files in the run folder."""
+    write_json(folder / BENCHMARK, benchmark_json(settings_entry(config, setting), results, claims))
+    details = {r.method: {**r.details, "largest_batch_size": (batches or {}).get(r.method)} for r in results}
+    write_json(folder / DETAILS, {"methods": details, "config": config})
+    if any(r.peak_mib is not None for r in results):
+        title = f"{config['backbone']['name']} + {config['head']['name']}: memory of a training step"
+        draw(results, folder / PLOT, title=title, subtitle=describe(config, setting).partition(", ")[2])
+
+
+def show(
+    config: dict[str, Any],
+    setting: Setting,
+    results: list[Result],
+    claims: list[Claim],
+    batches: dict[str, int] | None,
+    folder: Path,
+) -> None:
+    """Print the tables and where the files lie."""
+    console.print(results_table(results, config["backbone"]["name"]))
+    for result in results:
+        for warning in [*result.details.get("warnings", []), result.details.get("error")]:
+            if warning:
+                console.print(f"[yellow]{result.method}: {warning}[/]")
+    console.print(kinds_table(results))
+    if batches is not None:
+        console.print(budget_table(config, setting, batches))
+    console.print(claims_table(claims))
+    console.print(f"Results: {folder / BENCHMARK}, {folder / DETAILS}, {folder / PLOT}")

@@ -1,0 +1,106 @@
+"""The tables that `e3va benchmark-memory` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from e3va_cli.memory.benchmark import Setting
+from e3va_cli.memory.budget import LARGEST_BATCH
+from e3va_cli.memory.claims import Claim
+from e3va_cli.memory.published import setting_of
+from e3va_cli.memory.result import Result, against_full
+from e3va_cli.memory.tracker import KINDS
+
+SHORT = {"gradients": "grads", "optimizer": "optim.", "transient": "passing"}
+COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
+
+
+def results_table(results: list[Result], backbone: str) -> Table:
+    """Parameters, memory and time of each method, the published figures beside ours."""
+    published = setting_of(backbone)
+    planned = [r.details["planned_peak_memory_mib"] for r in results if r.source == "measured"]
+    columns = ["method", "trainable", "% of backbone", "peak MiB", "saved"]
+    columns += ["plan MiB"] if planned else []
+    columns += ["step s", "± s", "time saved"] if planned else []
+    columns += ["paper: M params", "paper: saved"] if published else []
+    table = Table(title="Parameters are the backbone's, output norms included; saved is against full fine-tuning")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for result in results:
+        row = [
+            result.method,
+            f"{result.trainable_params:,}",
+            f"{result.trainable_pct:.2f}",
+            number(result.peak_mib, 0),
+            percent(against_full(results, result.method, "peak_mib")),
+        ]
+        if planned:
+            row += [
+                number(result.details["planned_peak_memory_mib"], 0),
+                number(result.step_time_s, 3),
+                number(result.details["step_time_interquartile_range_s"], 3),
+                percent(against_full(results, result.method, "step_time_s")),
+            ]
+        if published:
+            params = published.methods.get(result.method)
+            row += ["-" if params is None else f"{params[0]:.2f}", percent(published.saved_pct(result.method))]
+        table.add_row(*row, style="bold" if result.method == "e3va" else "")
+    return table
+
+
+def kinds_table(results: list[Result]) -> Table:
+    """What holds the memory at the peak, and where the peak falls."""
+    table = Table(title="What holds the memory at the peak, MiB; and where the peak falls", box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("method", no_wrap=True)
+    shown = [kind for kind in KINDS if any(r.by_kind_mib.get(kind, 0) >= 1 for r in results)]
+    for kind in shown:
+        table.add_column(SHORT.get(kind, kind), justify="right", no_wrap=True)
+    table.add_column("peak in", overflow="fold")
+    for result in results:
+        values = [number(result.by_kind_mib.get(kind), 0) for kind in shown]
+        table.add_row(result.method, *values, result.details["peak_at"])
+    return table
+
+
+def budget_table(config: dict[str, Any], setting: Setting, batches: dict[str, int]) -> Table:
+    """Which methods fit, how large a batch does, and the words to use."""
+    height, width = setting.size.image_size
+    table = Table(
+        "method",
+        "fits",
+        "largest batch",
+        "overrides",
+        title=f"Within {config['budget']}, {config['reserve_mib']:.0f} MiB of it kept for what no tensor tells of; "
+        f"images of {height}x{width}",
+    )
+    for method, batch in batches.items():
+        fits = "[green]yes[/]" if batch >= setting.size.batch_size else "[red]no[/]"
+        largest = f"{batch} or more" if batch >= LARGEST_BATCH else str(batch)
+        words = f"adapter={method} data.batch_size={batch}" if batch else "-"
+        table.add_row(method, fits, largest, words)
+    return table
+
+
+def claims_table(claims: list[Claim]) -> Table:
+    """The paper's claims."""
+    table = Table("claim", title="The paper's claims (arXiv 2306.09729)")
+    for column in ("published", "found", "verdict"):
+        table.add_column(column, justify="right")
+    for claim in claims:
+        bound = "" if claim.at_least else "≤ "
+        verdict = f"[{COLOURS[claim.verdict]}]{claim.verdict}[/]"
+        table.add_row(claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), verdict)
+    return table
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A percentage, or a dash."""
+    return "-" if value is None else f"{value:.1f} %"

@@ -1,0 +1,38 @@
+"""What CUDA's autocast does otherwise than the CPU's, so that a step planned on fake CPU tensors is that of a GPU.
+
+A fake CUDA tensor cannot run a backward pass without a GPU, a fake CPU tensor can; both autocasts put matrix products
+and convolutions into 16 bits, but CUDA's keeps norms, softmax, losses and interpolation in float32, which costs memory.
+https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+FLOAT32 = frozenset(
+    "layer_norm group_norm softmax log_softmax interpolate exp log pow rsqrt reciprocal softplus "
+    "cross_entropy nll_loss binary_cross_entropy_with_logits smooth_l1_loss l1_loss mse_loss huber_loss".split()
+)
+
+
+class CudaAutocast(TorchFunctionMode):
+    """Casts what CUDA's autocast runs in float32; to be entered inside `torch.autocast("cpu", ...)`."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run `func`, on float32 if it is one of those."""
+        if getattr(func, "__name__", "") in FLOAT32:
+            args, kwargs = tree_map_only(Tensor, widened, (args, dict(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """A 16-bit tensor in float32; others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,0 +1,97 @@
+"""Methods side by side under one setting, each planned or measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from e3va_cli.memory.budget import largest_batch
+from e3va_cli.memory.measure import Measurement, Request, measure
+from e3va_cli.memory.planner import Semantics, plan
+from e3va_cli.memory.result import Result, measured, planned
+from e3va_cli.memory.step import StepSize, largest_image
+from e3va_cli.training.resources import MIB
+
+ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods share.
+
+    Attributes:
+        size: of the step.
+        num_classes: of the head.
+        device: that is measured on, `None` to plan only.
+        warmup, repeats: steps that are not timed, and that are.
+    """
+
+    size: StepSize
+    num_classes: int
+    device: str | None
+    warmup: int
+    repeats: int
+
+    @property
+    def semantics(self) -> Semantics:
+        """Whose rules plans follow: the measured device's, a GPU's if nothing is measured."""
+        return "cpu" if self.device == "cpu" else "cuda"
+
+
+def setting_of(config: Mapping[str, Any]) -> Setting:
+    """The setting of a plain configuration of `e3va benchmark-memory`."""
+    image_size = config["image_size"] or largest_image(config["dataset"])
+    size = StepSize(
+        batch_size=config["data"]["batch_size"],
+        image_size=(image_size[0], image_size[1]),
+        instances_per_image=config["instances_per_image"],
+        precision=config["trainer"]["precision"],
+        clip_norm=config["trainer"]["gradient_clip_norm"],
+    )
+    gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
+    wanted = gpu if config["measure"] == "auto" else config["measure"]
+    device = ("cuda" if gpu else "cpu") if wanted else None
+    return Setting(size, config["num_classes"], device, config["warmup"], config["repeats"])
+
+
+def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Iterator[Result]:
+    """The result of each method, as it comes in."""
+    for method, config in configs.items():
+        of_plan = plan(config, setting.size, num_classes=setting.num_classes, semantics=setting.semantics)
+        if setting.device is None:
+            yield planned(method, of_plan)
+            continue
+        needed = of_plan.peak.total_bytes / MIB
+        if setting.device == "cpu" and needed > ON_CPU_AT_MOST * free_mib():
+            reason = f"needs {needed:.0f} MiB, {free_mib():.0f} MiB are free"
+            measurement = Measurement(device_name="cpu", parameters={}, error=reason)
+        else:
+            measurement = measure(
+                Request(config, setting.size, setting.num_classes, setting.device, setting.warmup, setting.repeats)
+            )
+        yield measured(method, measurement, of_plan)
+
+
+def largest_batch_of(config: dict[str, Any], setting: Setting, limit_mib: float) -> int:
+    """The most images that a step of one method can take within `limit_mib` of tensors."""
+
+    def peak_mib(batch_size: int) -> float:
+        size = dataclasses.replace(setting.size, batch_size=batch_size)
+        followed = plan(config, size, num_classes=setting.num_classes, semantics=setting.semantics)
+        return followed.peak.total_bytes / MIB
+
+    return largest_batch(peak_mib, limit_mib)
+
+
+def free_mib() -> float:
+    """Memory that this machine could give a process now."""
+    try:
+        with open("/proc/meminfo") as lines:  # noqa: PTH123 (not a file of anyone's)
+            available = next(line for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return float("inf")
+    return int(available.split()[1]) / 1024

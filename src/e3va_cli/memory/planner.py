@@ -1,0 +1,67 @@
+"""The memory of a training step without running it: no GPU, no weights, no data, in seconds.
+
+The step runs on tensors that have sizes but no contents, while the tracker follows their storages. What depends on
+contents takes its configured worst case. In float32 these are meta tensors; under autocast, which needs to know the
+device, fake CPU tensors, which take twice as long.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from e3va_cli.memory.autocast import CudaAutocast
+from e3va_cli.memory.follow import Followed, follow_step
+from e3va_cli.memory.step import DTYPES, StepSize, make_batch
+from e3va_cli.memory.worst_case import worst_case
+from e3va_cli.model import outline_model
+from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.training.resources import parameter_counts
+
+Semantics = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class Plan(Followed):
+    """What a step will need.
+
+    Attributes:
+        parameters: counts, as `parameter_counts` gives them.
+        seconds: that planning took.
+    """
+
+    parameters: dict[str, int | float]
+    seconds: float
+
+
+def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics: Semantics = "cuda") -> Plan:
+    """Plan one step of the configured network.
+
+    Args:
+        config: with `backbone`, `adapter`, `head` and `optimizer`; weights are not looked at.
+        size: of the step.
+        num_classes: of the head.
+        semantics: the device whose rules hold: which operators autocast leaves in float32, and whether the optimizer
+            treats all parameters at once (CUDA) or one by one (CPU).
+    """
+    started = time.perf_counter()
+    model = outline_model(config, num_classes=num_classes).train()
+    mixed = DTYPES[size.precision] is not None
+    contents: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True) if mixed else nullcontext()
+    with contents, worst_case():
+        if mixed:
+            model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
+        optimizer = build_optimizer(model, **config["optimizer"])
+        for group in optimizer.param_groups:
+            group["foreach"] = semantics == "cuda"
+        device = "cpu" if mixed else "meta"
+        batch = make_batch(size, num_classes=num_classes, masks=model.head.needs_masks, device=device)
+        rules = CudaAutocast() if mixed and semantics == "cuda" else None
+        followed = follow_step(model, optimizer, batch, size, rules)
+        parameters = parameter_counts(model.extractor, model.head)
+    return Plan(**vars(followed), parameters=parameters, seconds=time.perf_counter() - started)

@@ -1,0 +1,110 @@
+"""The plot of a benchmark: memory against trainable parameters, and what holds the memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+from e3va_cli.files import replacing
+from e3va_cli.memory.result import Result
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+NAMES = {
+    "full": "Full",
+    "frozen": "Frozen",
+    "partial_1": "Partial-1",
+    "bitfit": "BitFit",
+    "ln_tune": "LN-tune",
+    "adapter": "Adapter",
+    "adaptformer": "AdaptFormer",
+    "lora": "LoRA",
+    "lorand": "LoRand",
+    "mona": "Mona",
+    "e3va": "E3VA",
+}
+LAYERS = {  # what is stacked, bottom first: label, kinds, colour
+    "weights": (("weights", "buffers", "batch"), "#3b4a6b"),
+    "gradients": (("gradients",), "#6f86b5"),
+    "optimizer": (("optimizer",), "#b4c3e0"),
+    "backbone activations": (("backbone",), "#d1495b"),
+    "adapter activations": (("adapters",), "#edae49"),
+    "neck and head activations": (("neck", "head"), "#66a182"),
+    "in passing": (("transient",), "#c9c9c9"),
+}
+OURS, OTHERS, GREY = "#d1495b", "#3b4a6b", "#5f6368"
+
+
+def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> None:
+    """Write the plot of all methods with a known peak to a PNG file, 16:9."""
+    known = sorted((r for r in results if r.peak_mib is not None), key=lambda r: r.peak_mib or 0.0)
+    style = {"font.family": "DejaVu Sans", "font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(style):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(16, 9), width_ratios=(1, 1.25))
+        figure.suptitle(title, x=0.03, y=0.97, ha="left", fontsize=22, fontweight="bold")
+        figure.text(0.03, 0.895, subtitle, ha="left", fontsize=13, color=GREY)
+        draw_scatter(left, known)
+        draw_stack(right, known)
+        figure.subplots_adjust(left=0.07, right=0.975, top=0.80, bottom=0.10, wspace=0.28)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+        plt.close(figure)
+
+
+def draw_scatter(axes: Axes, results: list[Result]) -> None:
+    """Peak memory against the backbone's trainable parameters; down and left is better."""
+    axes.set_title("Memory against trained parameters", loc="left", fontsize=15, pad=12)
+    axes.set_xscale("log")
+    axes.set_xlabel("trainable backbone parameters (million, output norms included)")
+    axes.set_ylabel("peak memory (GiB)")
+    axes.grid(alpha=0.25)
+    placed: list[tuple[float, float]] = []
+    for result in results:
+        assert result.peak_mib is not None
+        x, y = result.trainable_params / 1e6, result.peak_mib / 1024
+        ours = result.method == "e3va"
+        axes.scatter(x, y, s=220 if ours else 110, color=OURS if ours else OTHERS, zorder=3, edgecolor="white")
+        highest = max(r.peak_mib or 0 for r in results) / 1024
+        crowded = any(abs(y - b) < 0.035 * highest and max(x, a) / min(x, a) < 4 for a, b in placed)
+        placed.append((x, y))
+        axes.annotate(
+            NAMES.get(result.method, result.method),
+            (x, y),
+            xytext=(-12, 0) if crowded else (12, 0),
+            textcoords="offset points",
+            ha="right" if crowded else "left",
+            va="center",
+            fontsize=15 if ours else 12,
+            fontweight="bold" if ours else "normal",
+            color=OURS if ours else OTHERS,
+        )
+    axes.set_ylim(bottom=0, top=1.08 * max(r.peak_mib or 0 for r in results) / 1024)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low / 2.5, high * 4)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def draw_stack(axes: Axes, results: list[Result]) -> None:
+    """One bar a method: what holds the memory at the peak."""
+    axes.set_title("What holds the memory at the peak", loc="left", fontsize=15, pad=12)
+    rows = list(reversed(results))  # the most memory at the bottom, the least at the top
+    full = next((r.peak_mib for r in results if r.method == "full"), None)
+    start = [0.0] * len(rows)
+    for label, (kinds, colour) in LAYERS.items():
+        widths = [sum(r.by_kind_mib.get(kind, 0.0) for kind in kinds) / 1024 for r in rows]
+        axes.barh(range(len(rows)), widths, left=start, color=colour, label=label, height=0.68)
+        start = [s + w for s, w in zip(start, widths, strict=True)]
+    for row, (result, end) in enumerate(zip(rows, start, strict=True)):
+        assert result.peak_mib is not None
+        saved = "" if full is None or result.method == "full" else f"  −{100 * (1 - result.peak_mib / full):.0f} %"
+        axes.text(end, row, f" {result.peak_mib / 1024:.1f}{saved}", va="center", fontsize=12)
+    axes.set_yticks(range(len(rows)), [NAMES.get(r.method, r.method) for r in rows])
+    for label, result in zip(axes.get_yticklabels(), rows, strict=True):
+        if result.method == "e3va":
+            label.set(color=OURS, fontweight="bold")
+    axes.set_xlabel("peak memory (GiB)")
+    axes.set_xlim(0, 1.22 * max(start))
+    axes.legend(frameon=False, fontsize=11, loc="lower right" if len(rows) < 4 else "upper right")

@@ -1,0 +1,139 @@
+"""One training step as Lightning runs it, on a batch made up to a given size: what is planned and what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from e3va_cli.data.batch import SIZE_DIVISOR, Batch
+from e3va_cli.model import DenseModel
+
+DTYPES = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by trainer.precision
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What the memory of a step depends on, beside the network.
+
+    Attributes:
+        batch_size: images.
+        image_size: height and width in pixels, before padding to multiples of 32.
+        instances_per_image: annotated objects in every image.
+        precision: as `trainer.precision` has it.
+        clip_norm: gradients are clipped to this norm, if any.
+    """
+
+    batch_size: int
+    image_size: tuple[int, int]
+    instances_per_image: int
+    precision: str
+    clip_norm: float | None
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width as the network sees them."""
+        height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.image_size)
+        return height, width
+
+
+def largest_image(dataset: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the largest image that a data set's multi-scale training can draw, lying on its side."""
+    short = min(max(dataset["train_short_sides"]), dataset["max_size"])
+    return short, dataset["max_size"]
+
+
+def make_batch(size: StepSize, *, num_classes: int, masks: bool, device: str = "cpu") -> Batch:
+    """Random images of the given size, each with `instances_per_image` boxes of a tenth to a half of its sides."""
+    height, width = size.image_size
+    images = torch.randint(0, 256, (size.batch_size, 3, *size.padded_size), dtype=torch.uint8, device=device)
+    targets = []
+    for _ in range(size.batch_size):
+        sides = torch.tensor([width, height], dtype=torch.float32, device=device)
+        extent = (0.1 + 0.4 * torch.rand(size.instances_per_image, 2, device=device)) * sides
+        corner = torch.rand_like(extent) * (sides - extent)
+        target = {
+            "boxes": torch.cat((corner, corner + extent), dim=1),
+            "labels": torch.randint(1, num_classes + 1, (size.instances_per_image,), device=device),
+        }
+        if masks:
+            target["masks"] = filled(target["boxes"], height, width)
+        targets.append(target)
+    return Batch(images, [size.image_size] * size.batch_size, targets)
+
+
+def filled(boxes: Tensor, height: int, width: int) -> Tensor:
+    """A mask of each box, uint8 (N, H, W)."""
+    x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
+    rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
+    inside = ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None, :]
+    return inside.to(torch.uint8)
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """All tensors of a batch."""
+    return [batch.images, *(v for target in batch.targets for v in target.values() if isinstance(v, Tensor))]
+
+
+def steady(optimizer: Optimizer) -> None:
+    """Bring an optimizer to where every step but the first begins: with its state, and the last step's gradients."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
+def state_of(optimizer: Optimizer) -> list[Tensor]:
+    """All tensors of an optimizer's state."""
+    return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+
+
+def train_step(
+    model: DenseModel,
+    optimizer: Optimizer,
+    batch: Batch,
+    size: StepSize,
+    *,
+    device: str = "cpu",
+    rules: AbstractContextManager[Any] | None = None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Forward, backward, clipping and optimizer step.
+
+    As in Lightning, the gradients of the step before are dropped between forward and backward, not earlier.
+
+    Args:
+        rules: entered for the forward pass, inside autocast.
+        phase: entered with the name of each part of the step.
+        scaler: of the loss, under 16-mixed on a GPU.
+    """
+    dtype = DTYPES[size.precision]
+    autocast = nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+    with phase("forward"), autocast, rules or nullcontext():
+        losses = model.losses(batch.images, batch.image_sizes, batch.targets)
+        total = torch.stack(list(losses.values())).sum()
+    optimizer.zero_grad()
+    with phase("backward"):
+        (scaler.scale(total) if scaler else total).backward()
+    with phase("optimizer"):
+        if scaler:
+            scaler.unscale_(optimizer)
+        if size.clip_norm is not None:
+            clip_grad_norm_((p for p in model.parameters() if p.requires_grad), size.clip_norm)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+
+
+def trainable(module: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

@@ -1,0 +1,113 @@
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from e3va_cli.backbones import build_backbone
+from e3va_cli.errors import UserError
+from tests.conftest import NANO
+
+
+@pytest.fixture
+def donor():
+    """A backbone with other weights than seed 0 gives."""
+    backbone, identity = build_backbone(**NANO, pretrained=False, weights=None, seed=1)
+    return backbone.model, identity
+
+
+def load(path):
+    return build_backbone(**NANO, pretrained=False, weights=str(path), seed=0)
+
+
+def authors_layout(state):
+    """As the Swin authors write it: `downsample` at the end of a stage, with buffers and a classifier."""
+    state = {
+        re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", k): v
+        for k, v in state.items()
+    }
+    buffers = {"layers.0.blocks.1.attn_mask": torch.zeros(4, 49, 49), "norm.weight": torch.ones(256)}
+    return {"model": {**state, **buffers, "head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}}
+
+
+@pytest.mark.parametrize("layout", ["timm.safetensors", "timm.pth", "authors.pth"])
+def test_every_layout_gives_the_same_weights(donor, tmp_path, layout):
+    model, identity = donor
+    path = tmp_path / layout
+    state = dict(model.state_dict())
+    if layout == "timm.safetensors":
+        save_file(state, path)
+    else:
+        torch.save(authors_layout(state) if layout == "authors.pth" else state, path)
+    loaded, theirs = load(path)
+    assert theirs.fingerprint == identity.fingerprint
+    assert theirs.weights == "file"
+    torch.testing.assert_close(loaded.model.state_dict(), model.state_dict())
+
+
+def test_random_weights_come_from_the_seed(donor):
+    _, identity = donor
+    again, _ = donor[1], None
+    torch.manual_seed(123)
+    _, repeated = build_backbone(**NANO, pretrained=False, weights=None, seed=1)
+    _, other = build_backbone(**NANO, pretrained=False, weights=None, seed=2)
+    assert repeated == identity == again
+    assert other.fingerprint != identity.fingerprint
+
+
+def test_a_mismatch_lists_what_does_not_fit(donor, tmp_path):
+    state = dict(donor[0].state_dict())
+    state["layers.0.blocks.0.norm1.weight"] = torch.ones(48)
+    del state["patch_embed.proj.bias"]
+    state["extra.weight"] = torch.ones(1)
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "odd.pth")
+    message = str(error.value)
+    assert "1 missing: patch_embed.proj.bias" in message
+    assert "1 not in this model: extra.weight" in message
+    assert "layers.0.blocks.0.norm1.weight (48,) instead of (32,)" in message
+    assert "\n" not in message
+
+
+class Malicious:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.write_bytes(b"not weights"), "cannot be read"),
+        (lambda p: torch.save(Malicious(), p), "cannot be read"),
+        (lambda p: torch.save([1, 2], p), "no state_dict"),
+    ],
+)
+def test_unusable_files_are_refused_in_one_line(tmp_path, capsys, write, says):
+    path = tmp_path / "weights.pth"
+    write(path)
+    with pytest.raises(UserError, match=says) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_a_cut_safetensors_file(donor, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(donor[0].state_dict()), path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="not a safetensors file"):
+        load(path)
+
+
+def test_no_network_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    swin_t = {**NANO, "timm_name": "swin_tiny_patch4_window7_224.ms_in1k", "model_args": {}}
+    with pytest.raises(UserError, match=r"could not be fetched.*backbone\.weights=FILE"):
+        build_backbone(**swin_t, pretrained=True, weights=None, seed=0)

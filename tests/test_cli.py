@@ -1,0 +1,90 @@
+"""The command line as a person meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import QUICK
+
+
+def test_help_names_every_command_and_imports_neither_torch_nor_hydra():
+    code = (
+        "import sys; sys.argv = ['e3va', '--help']\n"
+        "from e3va_cli.cli import main; main()\n"
+        "print([m for m in ('torch', 'hydra', 'lightning') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(word in out for word in ("train", "evaluate", "check-data")) and out.rstrip().endswith("[]")
+
+
+def test_unknown_command_names_the_nearest(e3va):
+    assert "did you mean `e3va train`?" in e3va("trian", expect=2).stderr
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "check-data"])
+def test_help_of_a_command_needs_nothing(e3va, command):
+    out = e3va(command, "--help").stdout
+    assert f"e3va {command}" in out and "backbone=" in out and "rank: 16" in out and "schema" not in out
+
+
+def test_cfg_job_prints_the_configuration(e3va):
+    out = e3va("train", "backbone=swin_l", "dataset=coco", "dataset.root=x", "--cfg", "job").stdout
+    assert (
+        "timm_name: swin_large_patch4_window7_224.ms_in22k" in out and "root: x" in out and "name: mask_rcnn\n" in out
+    )
+
+
+def test_all_mistakes_at_once(e3va, tmp_path):
+    done = e3va(
+        "train",
+        "backbone=swin_x",
+        "datset=coco",
+        "adapter.rnak=3",
+        "trainer.max_epochs=abc",
+        "rank=4",
+        "trainer.precision=bf16-true",
+        "optimizer.lr=-1",
+        expect=2,
+    )
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 7 and all(line.startswith("e3va: error: ") for line in lines)
+    for words in (
+        ("backbone=swin_x", "swin_nano, swin_s, swin_t"),
+        ("datset", "did you mean dataset?"),
+        ("adapter.rnak", "did you mean adapter.rank?"),
+        ("trainer.max_epochs=abc", "Integer"),
+        ("rank=4", "did you mean adapter.rank?"),
+        ("bf16-true", "use bf16-mixed"),
+        ("optimizer.lr=-1", "above 0"),
+    ):
+        assert any(all(word in line for word in words) for line in lines), words
+    assert not list(tmp_path.iterdir()), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["foo"], "write KEY=VALUE"),
+        (["dataset=coco"], "dataset.root: a value is needed"),
+        (["dataset=coco", "dataset.root=nowhere"], "no such data root: nowhere"),
+        (["resume=nowhere"], "no such run folder"),
+        (["resume=."], "not a run of `e3va train`"),
+        (["trainer.devices=0"], "a count, auto, or a list"),
+        (["adapter.rank=4,0", "-m"], "adapter.rank=0: must be above 0"),
+        (["backbone.weights=none.pth"], "no such file: none.pth"),
+        (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "exclude each other"),
+        (["backbone.pretrained=true"], "nobody publishes weights for swin_nano"),
+    ],
+)
+def test_mistakes_are_one_line_each(e3va, words, says):
+    done = e3va("train", *words, expect=2)
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_multirun_makes_a_folder_for_each_value(e3va, tmp_path):
+    e3va("train", "-m", "adapter.rank=2,4", "trainer.max_steps=1", "trainer.limit_val_batches=0", *QUICK)
+    files = sorted(tmp_path.glob("multirun/*/*/resources.json"))
+    ranks = [json.loads(f.read_text())["settings"]["adapter"]["rank"] for f in files]
+    assert ranks == [2, 4]

@@ -1,0 +1,15 @@
+from torch import nn
+
+from e3va_cli.training.optimizer import build_optimizer
+
+
+def test_vectors_are_not_decayed_and_frozen_weights_left_out():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm(4), nn.Linear(4, 2), nn.Linear(2, 2))
+    model[3].requires_grad_(False)
+    decayed, plain = build_optimizer(model, lr=0.1, weight_decay=0.05, betas=[0.8, 0.9]).param_groups
+    assert decayed["weight_decay"] == 0.05 and plain["weight_decay"] == 0.0
+    assert {id(p) for p in decayed["params"]} == {id(model[0].weight), id(model[2].weight)}
+    assert {id(p) for p in plain["params"]} == {
+        id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)
+    }
+    assert decayed["lr"] == 0.1 and decayed["betas"] == (0.8, 0.9)
