@@ -63,7 +63,7 @@ def e3va(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         done = subprocess.run(
             [sys.executable, "-m", "e3va_cli", *words],
             cwd=cwd,
-            env={**os.environ, "COLUMNS": "200"},
+            env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=600,
@@ -73,6 +73,9 @@ def e3va(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+torch.set_num_threads(1)  # the tests' networks are small, and what shares the machine disturbs one thread least
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -14,7 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.config import problems
+from e3va_cli.config import NEEDED, problems
 from e3va_cli.errors import UserError
 
 CONFIG_MODULE = "e3va_cli.conf"
@@ -66,7 +67,7 @@ def groups_as_text() -> str:
 
 def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a configuration."""
-    for key in cfg:
+    for key in map(str, cfg):
         yield f"{prefix}{key}"
         node = cfg._get_node(key)
         if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
@@ -121,22 +122,22 @@ def checked(config_name: str, words: list[str]) -> None:
 
 def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
     """Compose with the valid choices and each override alone, so that no mistake hides another."""
-    mistakes, choices = [], []
+    mistakes: list[str] = []
+    choices: list[str] = []
     cfg = compose(config_name)
     values = [parse([word])[0] for override in overrides for word in single_values(override)]
     for override in sorted(values, key=lambda o: o.key_or_group not in groups()):
         try:
-            cfg = compose(config_name, overrides=[*choices, override.input_line])
+            cfg = compose(config_name, overrides=[*choices, override.input_line or ""])
         except (HydraException, OmegaConfBaseException) as error:
             mistakes.append(explain(override, error, cfg))
         else:
+            mistakes += [problem for problem in problems(cfg) if not problem.endswith(NEEDED)]
             if override.key_or_group in groups():
-                choices.append(override.input_line)
-    if not mistakes:
-        return []
-    return mistakes + [p for p in problems(cfg) if not p.endswith("a value is needed")]
+                choices.append(override.input_line or "")
+    return mistakes
 
 
-def plain(cfg: DictConfig) -> dict:
+def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain containers, for files and checkpoints."""
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))

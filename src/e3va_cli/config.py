@@ -365,21 +365,26 @@ NOT_NEGATIVE = (
     "reserve_mib",
 )
 
+NEEDED = "a value is needed"
+
 
 def problems(cfg: DictConfig) -> list[str]:
     """Every mistake that types alone do not show, one line each, naming the option and what would be right."""
     reads_data = OmegaConf.get_type(cfg) is not BenchmarkMemoryConfig
     needed = sorted(key for key in OmegaConf.missing_keys(cfg) if reads_data or key != "dataset.root")
-    found = [f"{key}: a value is needed" for key in needed]
+    found = [f"{key}: {NEEDED}" for key in needed]
 
     def value(key: str) -> Any:
         return None if key in OmegaConf.missing_keys(cfg) else OmegaConf.select(cfg, key)
 
-    for keys, lowest, word in ((POSITIVE, 0, "above 0"), (NOT_NEGATIVE, -1, "0 or above")):
-        for key in keys:
-            number = value(key)
-            if isinstance(number, int | float) and not number > lowest:
-                found.append(f"{key}={number}: must be {word}")
+    for key in (*POSITIVE, *NOT_NEGATIVE):
+        number = value(key)
+        if not isinstance(number, int | float):
+            continue
+        if key in POSITIVE and not number > 0:
+            found.append(f"{key}={number}: must be above 0")
+        elif key in NOT_NEGATIVE and not number >= 0:
+            found.append(f"{key}={number}: must be 0 or above")
     precision = value("trainer.precision")
     if precision == "bf16-true":
         found.append(

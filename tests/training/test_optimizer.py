@@ -1,5 +1,6 @@
 from torch import nn
 
+from e3va_cli.adapters import tune
 from e3va_cli.training.optimizer import build_optimizer
 
 
@@ -13,3 +14,10 @@ def test_vectors_are_not_decayed_and_frozen_weights_left_out():
         id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)
     }
     assert decayed["lr"] == 0.1 and decayed["betas"] == (0.8, 0.9)
+
+
+def test_position_biases_are_not_decayed(nano):
+    decayed, plain = build_optimizer(tune(nano, "full"), lr=0.1, weight_decay=0.05, betas=[0.9, 0.999]).param_groups
+    tables = {id(p) for n, p in nano.named_parameters() if n.endswith("relative_position_bias_table")}
+    assert len(tables) == 8
+    assert tables <= {id(p) for p in plain["params"]} and not tables & {id(p) for p in decayed["params"]}

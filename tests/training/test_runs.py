@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def short_run(tmp_path_factory):
     subprocess.run(
         [sys.executable, "-m", "e3va_cli", "train", *QUICK, f"hydra.run.dir={folder}/first"],
         cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
     )
@@ -194,15 +196,21 @@ def build_start(words, tmp_path):
 
 def test_early_stopping(config, tmp_path):
     run = build_run(
-        config(*QUICK, "trainer.max_epochs=6", "trainer.early_stopping_patience=1", "optimizer.lr=1e-12"), tmp_path
+        config(
+            *QUICK,
+            "trainer.max_epochs=6",
+            "trainer.early_stopping_patience=1",
+            "trainer.limit_val_batches=1",
+            "optimizer.lr=1e-12",
+        ),
+        tmp_path,
     )
     run.trainer.fit(run.task, run.data)
     assert run.trainer.current_epoch == 2
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-def test_mixed_precision(config, tmp_path, precision):
-    run = build_run(config(*QUICK, f"trainer.precision={precision}", "trainer.max_steps=2"), tmp_path)
+def test_mixed_precision(config, tmp_path):
+    run = build_run(config(*QUICK, "trainer.precision=bf16-mixed", "trainer.max_steps=2"), tmp_path)
     run.trainer.fit(run.task, run.data)
     assert all(torch.isfinite(v).all() for v in trained(tmp_path).values())
     assert all(v.dtype == torch.float32 for v in trained(tmp_path).values())

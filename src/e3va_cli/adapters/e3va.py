@@ -17,6 +17,8 @@ the features start as the backbone's own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +53,8 @@ class E3VA(FrozenBackbone):
         rank: rank of each adapter's two projections (paper: 16).
         hidden_ratio: width of an adapter's bottleneck as a part of the stage's width (paper: 1/2).
     """
+
+    adapters: Any  # [stage][branch], the order of the backbone's stages and their branches
 
     def __init__(self, backbone: ResidualBackbone, *, rank: int, hidden_ratio: float) -> None:
         super().__init__(backbone)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
@@ -33,13 +33,15 @@ def branches_of(block: SwinTransformerBlock) -> tuple[Branch, Branch]:
 class SwinBackbone(ResidualBackbone):
     """A timm Swin without its classifier. `model` holds the weights under timm's own names."""
 
+    model: Any  # a SwinTransformer; timm declares its parts as no more than modules
+
     def __init__(self, model: SwinTransformer) -> None:
         super().__init__()
         self.model = model
         # The classifier's norm is no part of a dense feature extractor: each stage gets an output norm of its own.
         self.model.norm = nn.Identity()
-        self.mean = tuple(model.pretrained_cfg["mean"])
-        self.std = tuple(model.pretrained_cfg["std"])
+        self.mean = tuple(self.model.pretrained_cfg["mean"])
+        self.std = tuple(self.model.pretrained_cfg["std"])
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch embedding: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
@@ -76,4 +78,4 @@ def build_swin(timm_name: str, *, pretrained: bool = False, **model_args: Any) -
         always_partition=True,
         **model_args,
     )
-    return SwinBackbone(model)
+    return SwinBackbone(cast(SwinTransformer, model))

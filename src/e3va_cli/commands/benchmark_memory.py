@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from e3va_cli.adapters import METHODS
 from e3va_cli.commands.console import console
-from e3va_cli.commands.memory_tables import budget_table, claims_table, kinds_table, results_table
+from e3va_cli.commands.memory_tables import budget_table, claims_table, kinds_table, peak_lines, results_table
 from e3va_cli.composition import parse
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
@@ -23,6 +23,7 @@ from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.claims import Claim, Run, judge
 from e3va_cli.memory.plot import draw
 from e3va_cli.memory.published import COCO, SETTINGS, VOC
+from e3va_cli.memory.published import setting_of as published
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
 from e3va_cli.training.resources import device_name, versions
@@ -104,11 +105,11 @@ def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], settin
 
 def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
-    chosen = HydraConfig.get().runtime.choices.get("experiment")
-    if chosen not in {s.experiment for s in SETTINGS}:
+    chosen = published(config["backbone"]["name"])
+    if chosen is None or setting.size.image_size != chosen.image_size:
         return []
     shared = [f"data.batch_size={setting.size.batch_size}", f"trainer.precision={setting.size.precision}"]
-    other = next(s for s in SETTINGS if s.experiment != chosen)
+    other = next(s for s in SETTINGS if s is not chosen)
     on_card = [f"experiment={COCO.experiment}", f"backbone={VOC.backbone}", "data.batch_size=1", shared[1]]
     runs = []
     for words, methods in (([f"experiment={other.experiment}", *shared], ("full", "e3va")), (on_card, ("e3va",))):
@@ -201,6 +202,8 @@ def show(
             if warning:
                 console.print(f"[yellow]{result.method}: {warning}[/]")
     console.print(kinds_table(results))
+    for line in peak_lines(results):
+        console.print(line)
     if batches is not None:
         console.print(budget_table(config, setting, batches))
     console.print(claims_table(claims))

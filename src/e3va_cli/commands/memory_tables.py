@@ -52,17 +52,25 @@ def results_table(results: list[Result], backbone: str) -> Table:
 
 
 def kinds_table(results: list[Result]) -> Table:
-    """What holds the memory at the peak, and where the peak falls."""
-    table = Table(title="What holds the memory at the peak, MiB; and where the peak falls", box=SIMPLE_HEAD, padding=(0, 1))
+    """What holds the memory at the peak."""
+    table = Table(title="What holds the memory at the peak, MiB", box=SIMPLE_HEAD, padding=(0, 1))
     table.add_column("method", no_wrap=True)
     shown = [kind for kind in KINDS if any(r.by_kind_mib.get(kind, 0) >= 1 for r in results)]
     for kind in shown:
         table.add_column(SHORT.get(kind, kind), justify="right", no_wrap=True)
-    table.add_column("peak in", overflow="fold")
     for result in results:
         values = [number(result.by_kind_mib.get(kind), 0) for kind in shown]
-        table.add_row(result.method, *values, result.details["peak_at"])
+        table.add_row(result.method, *values)
     return table
+
+
+def peak_lines(results: list[Result]) -> list[str]:
+    """Where the peak falls, one line for each place."""
+    places: dict[str, list[str]] = {}
+    for result in results:
+        if result.peak_mib is not None:
+            places.setdefault(result.details["peak_at"], []).append(result.method)
+    return [f"The peak falls in the {place}: {', '.join(methods)}" for place, methods in places.items()]
 
 
 def budget_table(config: dict[str, Any], setting: Setting, batches: dict[str, int]) -> Table:

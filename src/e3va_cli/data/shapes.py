@@ -196,7 +196,8 @@ class Shapes:
 
     def ground_truth(self) -> dict[str, Any]:
         """The split as a COCO data set."""
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in range(self.images):
             _, labels, masks = self._draw(index)
             images.append({"id": index + 1, "height": self.size, "width": self.size})

@@ -1,4 +1,4 @@
-"""The one protocol of heads, and the registry that the `head=` option chooses from.
+"""The one interface of heads, and the registry that the `head=` option chooses from.
 
 A head gets one feature map per backbone stage, whatever the backbone and the tuning method.
 """
@@ -6,7 +6,7 @@ A head gets one feature map per backbone stage, whatever the backbone and the tu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
@@ -16,7 +16,7 @@ from e3va_cli.heads.detections import Detections
 Target = dict[str, Any]
 
 
-class Head(Protocol):
+class Head(nn.Module):
     """From feature maps [(B, C_s, H_s, W_s)] and the padded images they come from to losses or findings.
 
     Attributes:
@@ -29,15 +29,15 @@ class Head(Protocol):
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Named scalar losses; their sum is minimised."""
-        ...
+        raise NotImplementedError
 
     def predict(self, features: list[Tensor], images: ImageList) -> list[Detections]:
         """What is found in each image, in pixels of the images as the network saw them."""
-        ...
+        raise NotImplementedError
 
 
-HeadClass = TypeVar("HeadClass", bound=type[nn.Module])
-HEADS: dict[str, type[nn.Module]] = {}
+HeadClass = TypeVar("HeadClass", bound=type[Head])
+HEADS: dict[str, type[Head]] = {}
 
 
 def register(name: str) -> Callable[[HeadClass], HeadClass]:
@@ -50,6 +50,6 @@ def register(name: str) -> Callable[[HeadClass], HeadClass]:
     return add
 
 
-def build_head(name: str, *, channels: Sequence[int], num_classes: int, **options: Any) -> nn.Module:
+def build_head(name: str, *, channels: Sequence[int], num_classes: int, **options: Any) -> Head:
     """A new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted)."""
     return HEADS[name](channels=channels, num_classes=num_classes, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -16,7 +16,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.heads.detections import Detections
-from e3va_cli.heads.head import Target, register
+from e3va_cli.heads.head import Head, Target, register
 from e3va_cli.heads.predictors import Float32BoxPredictor, Float32MaskPredictor, Float32RPNHead
 
 LEVELS = ("0", "1", "2", "3")  # the names torchvision's FPN and RoIAlign know the four feature maps by
@@ -53,7 +53,7 @@ def build_rpn(
 
 
 @register("mask_rcnn")
-class MaskRCNN(nn.Module):
+class MaskRCNN(Head):
     """Boxes and masks in two stages.
 
     Args:

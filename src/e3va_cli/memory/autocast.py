@@ -16,8 +16,26 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 FLOAT32 = frozenset(
-    "layer_norm group_norm softmax log_softmax interpolate exp log pow rsqrt reciprocal softplus "
-    "cross_entropy nll_loss binary_cross_entropy_with_logits smooth_l1_loss l1_loss mse_loss huber_loss".split()
+    [
+        "layer_norm",
+        "group_norm",
+        "softmax",
+        "log_softmax",
+        "interpolate",
+        "exp",
+        "log",
+        "pow",
+        "rsqrt",
+        "reciprocal",
+        "softplus",
+        "cross_entropy",
+        "nll_loss",
+        "binary_cross_entropy_with_logits",
+        "smooth_l1_loss",
+        "l1_loss",
+        "mse_loss",
+        "huber_loss",
+    ]
 )
 
 

@@ -90,7 +90,9 @@ def judge(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
     shares = [r.trainable_pct for run in known for r in run.results if r.method == "e3va"]
     share = max(shares, default=None)
     claims.append(Claim("trainable backbone parameters (%)", TRAINABLE_PCT, share, at_least=False))
-    on_card = [r for r in runs if r.backbone == VOC.backbone and "mask_rcnn" in r.head and r.image_size == COCO.image_size]
+    on_card = [
+        r for r in runs if r.backbone == VOC.backbone and "mask_rcnn" in r.head and r.image_size == COCO.image_size
+    ]
     needed = first(run.peak_mib("e3va") for run in on_card)
     card = None if needed is None else needed + reserve_mib
     title = "Swin-L Cascade Mask R-CNN on an 11 GB card (MiB)"

@@ -61,15 +61,12 @@ def draw_scatter(axes: Axes, results: list[Result]) -> None:
     axes.set_xlabel("trainable backbone parameters (million, output norms included)")
     axes.set_ylabel("peak memory (GiB)")
     axes.grid(alpha=0.25)
-    placed: list[tuple[float, float]] = []
-    for result in results:
-        assert result.peak_mib is not None
-        x, y = result.trainable_params / 1e6, result.peak_mib / 1024
+    points = [(r.trainable_params / 1e6, (r.peak_mib or 0.0) / 1024) for r in results]
+    highest = max(y for _, y in points)
+    for result, (x, y) in zip(results, points, strict=True):
         ours = result.method == "e3va"
         axes.scatter(x, y, s=220 if ours else 110, color=OURS if ours else OTHERS, zorder=3, edgecolor="white")
-        highest = max(r.peak_mib or 0 for r in results) / 1024
-        crowded = any(abs(y - b) < 0.035 * highest and max(x, a) / min(x, a) < 4 for a, b in placed)
-        placed.append((x, y))
+        crowded = any(abs(y - b) < 0.035 * highest and x < a < 8 * x for a, b in points)  # no room on the right
         axes.annotate(
             NAMES.get(result.method, result.method),
             (x, y),
@@ -81,7 +78,7 @@ def draw_scatter(axes: Axes, results: list[Result]) -> None:
             fontweight="bold" if ours else "normal",
             color=OURS if ours else OTHERS,
         )
-    axes.set_ylim(bottom=0, top=1.08 * max(r.peak_mib or 0 for r in results) / 1024)
+    axes.set_ylim(bottom=0, top=1.08 * highest)
     low, high = axes.get_xlim()
     axes.set_xlim(low / 2.5, high * 4)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

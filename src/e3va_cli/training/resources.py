@@ -70,11 +70,12 @@ class Resources(L.Callback):
     Args:
         path: of `resources.json`.
         settings: what was run, for the file.
+        window: steps between two lines of the log.
         warmup: steps left out of the times.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, warmup: int = 5) -> None:
-        self.path, self.settings, self.warmup = path, settings, warmup
+    def __init__(self, path: Path, settings: dict[str, Any], *, window: int, warmup: int = 5) -> None:
+        self.path, self.settings, self.window, self.warmup = path, settings, window, warmup
         self.step_times: list[float] = []
         self.load_times: list[float] = []
         self.images = 0
@@ -82,21 +83,17 @@ class Resources(L.Callback):
         self.seen = 0
         self.started = self.ended = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start with a clean peak."""
         self._restart_window(pl_module.device)
         self.ended = time.perf_counter()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The batch is loaded and on the device."""
         self._synchronise(pl_module.device)
         self.started = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The step is done."""
         self._synchronise(pl_module.device)
         now = time.perf_counter()
@@ -110,25 +107,25 @@ class Resources(L.Callback):
         memory = self._memory(pl_module.device)
         pl_module.log("img/s", rate, prog_bar=True, logger=False, batch_size=len(batch))
         pl_module.log("MiB", memory["shown"], prog_bar=True, logger=False, batch_size=len(batch))
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0 and trainer.logger:
-            window = self.step_times[-trainer.log_every_n_steps :] or [now - self.started]
+        if (batch_idx + 1) % self.window == 0 and trainer.logger:
+            recent = self.step_times[-self.window :] or [now - self.started]
             logged = {f"resources/{name}": value for name, value in memory.items() if name != "shown"}
-            logged["resources/step_time_s"] = statistics.median(window)
+            logged["resources/step_time_s"] = statistics.median(recent)
             logged["resources/images_per_second"] = rate
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.global_step)
             self._restart_window(pl_module.device)
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the training peak apart from the evaluation's."""
         self._memory(pl_module.device)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Neither memory nor time of an evaluation counts as training's."""
         self._restart_window(pl_module.device)
         self.ended = time.perf_counter()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write the file."""
         device = pl_module.device
         self._memory(device)

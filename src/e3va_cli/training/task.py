@@ -106,7 +106,7 @@ class DenseTask(L.LightningModule):
                 if values[name] is not None:
                     self.log(f"val/{kind}_{name}", values[name], prog_bar=name == "AP50", rank_zero_only=False)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """What was trained, nothing else."""
         return {f"model.{name}": value for name, value in trained_state(self.model).items()}
 

@@ -34,7 +34,7 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         if options["tensorboard"]:
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
         callbacks += [
-            Resources(folder / RESOURCES, config),
+            Resources(folder / RESOURCES, config, window=options["log_every_n_steps"]),
             LearningRateMonitor("step"),
             Checkpoints(folder / CHECKPOINTS, monitor),
         ]

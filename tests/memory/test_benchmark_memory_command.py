@@ -1,0 +1,59 @@
+"""The command, in a process of its own, and the files that it leaves."""
+
+import json
+
+from PIL import Image
+
+SMALL = ["backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[96,128]", "data.batch_size=1", "hydra.run.dir=out"]
+METHOD_KEYS = {
+    "method",
+    "source",
+    "trainable_params",
+    "trainable_pct",
+    "peak_memory_mib",
+    "memory_saved_pct",
+    "step_time_s",
+    "time_saved_pct",
+    "memory_by_kind_mib",
+}
+
+
+def test_planned(e3va, tmp_path):
+    done = e3va(
+        "benchmark-memory", *SMALL, "measure=false", "methods=[full,lora,e3va]", "budget=2GiB", "adapter.rank=4"
+    )
+    content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert set(content) == {"settings", "methods", "claims"}
+    assert [m["method"] for m in content["methods"]] == ["full", "lora", "e3va"]
+    for method in content["methods"]:
+        assert set(method) == METHOD_KEYS
+        assert method["source"] == "planned" and method["step_time_s"] is None
+        total = sum(method["memory_by_kind_mib"].values())
+        assert abs(total - method["peak_memory_mib"]) < 0.01
+    full, lora, ours = content["methods"]
+    assert full["memory_saved_pct"] == 0 < lora["memory_saved_pct"] < ours["memory_saved_pct"]
+    assert all(set(c) == {"claim", "published", "found", "verdict"} for c in content["claims"])
+    assert {c["verdict"] for c in content["claims"]} == {"not measured"}  # the paper claims nothing of this backbone
+    details = json.loads((tmp_path / "out" / "details.json").read_text())["methods"]
+    assert details["e3va"]["largest_batch_size"] >= details["full"]["largest_batch_size"] > 1
+    assert Image.open(tmp_path / "out" / "memory.png").size == (1920, 1080)
+    assert "adapter=e3va data.batch_size=" in done.stdout
+    assert "no GPU" in done.stdout
+
+
+def test_measured_on_the_cpu(e3va, tmp_path):
+    options = ["measure=true", "trainer.accelerator=cpu", "methods=[e3va]", "warmup=0", "repeats=2"]
+    e3va("benchmark-memory", *SMALL, *options)
+    (ours,) = json.loads((tmp_path / "out" / "benchmark.json").read_text())["methods"]
+    (details,) = json.loads((tmp_path / "out" / "details.json").read_text())["methods"].values()
+    assert ours["source"] == "measured" and ours["step_time_s"] > 0
+    assert abs(ours["peak_memory_mib"] / details["planned_peak_memory_mib"] - 1) < 0.05
+    assert len(details["step_times_s"]) == 2
+    assert details["regions"] == details["planned_regions"]
+
+
+def test_mistakes_are_one_line_each(e3va):
+    done = e3va("benchmark-memory", *SMALL, "methods=[full,loar]", expect=2)
+    assert "did you mean lora" in done.stderr
+    done = e3va("benchmark-memory", "measure=perhaps", "image_size=[5]", "dataset=coco", expect=2)
+    assert "measure=perhaps" in done.stderr and "image_size" in done.stderr and "root" not in done.stderr

@@ -1,0 +1,94 @@
+"""Plans against the same step with real tensors, and plans that no measurement here could follow."""
+
+import pytest
+
+from e3va_cli.memory.benchmark import free_mib
+from e3va_cli.memory.measure import Request, measure_here
+from e3va_cli.memory.planner import plan
+from e3va_cli.memory.step import StepSize, largest_image
+from e3va_cli.memory.tracker import ACTIVATIONS, KINDS
+
+MIB = 2**20
+WITHIN = 0.05
+
+
+def step(precision="32", batch_size=1, image_size=(250, 320), instances=20):
+    return StepSize(batch_size, image_size, instances, precision, clip_norm=1.0)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("method", ["full", "frozen", "lora", "e3va"])
+def test_plan_is_within_five_percent_of_the_measurement(config, method, precision):
+    options = config(f"adapter={method}", "head=mask_rcnn_nano")
+    size = step(precision, batch_size=2, image_size=(120, 160))
+    of_plan = plan(options, size, num_classes=80, semantics="cpu")
+    measurement = measure_here(Request(options, size, 80, "cpu", warmup=0, repeats=0))
+    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+    assert of_plan.regions == measurement.regions
+    for kind in KINDS:
+        assert of_plan.peak.by_kind[kind] / MIB == pytest.approx(
+            measurement.by_kind_mib[kind], abs=WITHIN * measurement.peak_mib
+        )
+
+
+def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config):
+    options = config("backbone=swin_t", "adapter=e3va", "head=mask_rcnn")
+    of_plan = plan(options, step(), num_classes=80, semantics="cpu")
+    measurement = measure_here(Request(options, step(), 80, "cpu", warmup=0, repeats=0))
+    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+    assert (
+        of_plan.regions
+        == measurement.regions
+        == {
+            "head.roi_heads.box_roi_pool": 512,
+            "head.roi_heads.mask_roi_pool": 128,
+        }
+    )
+
+
+def test_plan_of_what_this_machine_could_not_hold(config):
+    options = config("backbone=swin_l", "adapter=full", "head=mask_rcnn")
+    batch = int(free_mib() / 4000) + 2  # more than 4 GiB an image
+    of_plan = plan(options, step(batch_size=batch, image_size=(800, 1333)), num_classes=80)
+    assert of_plan.peak.total_bytes / MIB > free_mib()
+    assert sum(of_plan.peak.by_kind.values()) == of_plan.peak.total_bytes
+
+
+def test_e3va_needs_less_than_half_of_full_and_no_activation_of_the_blocks(config):
+    size = step(batch_size=2, image_size=(800, 1333))
+    plans = {
+        method: plan(config("backbone=swin_t", f"adapter={method}", "head=mask_rcnn"), size, num_classes=80)
+        for method in ("full", "frozen", "e3va")
+    }
+    activations = {m: sum(p.peak.by_kind[kind] for kind in ACTIVATIONS) for m, p in plans.items()}
+    assert plans["frozen"].peak.total_bytes < plans["e3va"].peak.total_bytes < plans["full"].peak.total_bytes / 2
+    assert plans["e3va"].peak.by_kind["backbone"] < 0.05 * plans["full"].peak.by_kind["backbone"]
+    assert activations["frozen"] < activations["e3va"] < activations["full"]
+
+
+def test_memory_rises_with_the_batch_and_falls_in_half_precision(config):
+    options = config("adapter=full", "head=mask_rcnn_nano")
+    one, four = (plan(options, step(batch_size=b), num_classes=80).peak for b in (1, 4))
+    mixed = plan(options, step("bf16-mixed", batch_size=4), num_classes=80).peak
+    assert 3 < four.by_kind["backbone"] / one.by_kind["backbone"] < 4.5
+    assert mixed.total_bytes < four.total_bytes
+
+
+def test_cuda_autocast_keeps_more_in_float32_than_the_cpus(config):
+    options = config("adapter=full", "head=mask_rcnn_nano")
+    cuda, cpu = (plan(options, step("bf16-mixed"), num_classes=80, semantics=s).peak for s in ("cuda", "cpu"))
+    assert cuda.by_kind["backbone"] > 1.1 * cpu.by_kind["backbone"]
+
+
+def test_steady_state_has_optimizer_state_and_old_gradients_in_the_forward_pass(config):
+    of_plan = plan(config("adapter=full", "head=mask_rcnn_nano"), step(), num_classes=80)
+    kinds = of_plan.peak.by_kind
+    assert of_plan.peak.phase == "forward"
+    assert kinds["gradients"] == pytest.approx(kinds["weights"], rel=0.01)
+    assert kinds["optimizer"] == pytest.approx(2 * kinds["weights"], rel=0.02)
+
+
+def test_the_largest_image_of_multi_scale_training(config):
+    dataset = config("dataset=coco", "dataset.root=x")["dataset"]
+    assert largest_image(dataset) == (800, 1333)
+    assert step(image_size=(800, 1333)).padded_size == (800, 1344)
