@@ -259,6 +259,7 @@ class TrainConfig(Config):
     """`e3va train`."""
 
     resume: str | None = None
+    budget: str | None = None
 
 
 @dataclass

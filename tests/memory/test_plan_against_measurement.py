@@ -16,11 +16,20 @@ def step(precision="32", batch_size=1, image_size=(250, 320), instances=20):
     return StepSize(batch_size, image_size, instances, precision, clip_norm=1.0)
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-@pytest.mark.parametrize("method", ["full", "frozen", "lora", "e3va"])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [
+        ("full", "32"),
+        ("lora", "32"),
+        ("partial_1", "32"),
+        ("e3va", "32"),
+        ("full", "bf16-mixed"),
+        ("e3va", "bf16-mixed"),
+    ],
+)
 def test_plan_is_within_five_percent_of_the_measurement(config, method, precision):
     options = config(f"adapter={method}", "head=mask_rcnn_nano")
-    size = step(precision, batch_size=2, image_size=(120, 160))
+    size = step(precision, batch_size=2, image_size=(90, 128))
     of_plan = plan(options, size, num_classes=80, semantics="cpu")
     measurement = measure_here(Request(options, size, 80, "cpu", warmup=0, repeats=0))
     assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
@@ -69,15 +78,13 @@ def test_e3va_needs_less_than_half_of_full_and_no_activation_of_the_blocks(confi
 def test_memory_rises_with_the_batch_and_falls_in_half_precision(config):
     options = config("adapter=full", "head=mask_rcnn_nano")
     one, four = (plan(options, step(batch_size=b), num_classes=80).peak for b in (1, 4))
-    mixed = plan(options, step("bf16-mixed", batch_size=4), num_classes=80).peak
     assert 3 < four.by_kind["backbone"] / one.by_kind["backbone"] < 4.5
-    assert mixed.total_bytes < four.total_bytes
-
-
-def test_cuda_autocast_keeps_more_in_float32_than_the_cpus(config):
-    options = config("adapter=full", "head=mask_rcnn_nano")
-    cuda, cpu = (plan(options, step("bf16-mixed"), num_classes=80, semantics=s).peak for s in ("cuda", "cpu"))
-    assert cuda.by_kind["backbone"] > 1.1 * cpu.by_kind["backbone"]
+    cuda, cpu = (
+        plan(options, step("bf16-mixed", batch_size=4), num_classes=80, semantics=s).peak for s in ("cuda", "cpu")
+    )
+    assert cuda.total_bytes < 0.9 * four.total_bytes
+    # CUDA's autocast leaves norms and softmax in float32, the CPU's does not.
+    assert 1.05 * cpu.by_kind["backbone"] < cuda.by_kind["backbone"] < four.by_kind["backbone"]
 
 
 def test_steady_state_has_optimizer_state_and_old_gradients_in_the_forward_pass(config):

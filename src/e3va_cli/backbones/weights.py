@@ -92,5 +92,5 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         value = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(memoryview(value.view(torch.uint8).numpy()).cast("B"))
+        digest.update(value.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -59,10 +59,9 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
             "[yellow]Warning: the backbone's weights are random.[/] Give backbone.pretrained=true or "
             "backbone.weights=FILE for real use; adapters trained here fit only this random backbone."
         )
-    for reason, count in run.train.dropped.items():
-        console.print(f"[yellow]Left out of training:[/] {count:,} annotations: {reason}")
-    if any(run.train.dropped.values()):
-        console.print("`e3va check-data` with the same options lists them.")
+    if run.train.dropped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
+        console.print(f"Annotations left out of training: {reasons}")
 
 
 def print_results(results: dict[str, Any]) -> None:

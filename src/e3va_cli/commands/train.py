@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import (
@@ -27,7 +28,9 @@ def run(cfg: DictConfig) -> None:
     """Train, evaluate after every epoch, and say where the results lie."""
     hide_lightning_hints()
     config = plain(cfg)
-    resume = config.pop("resume")
+    resume, budget = config.pop("resume"), config.pop("budget")
+    if budget is not None:
+        require_fit(config, budget)
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = build_run(config, folder)
     checkpoint = None
@@ -42,12 +45,14 @@ def run(cfg: DictConfig) -> None:
         write_config(cfg, folder)
         print_start(config, run, folder, checkpoint)
     run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
-    stopped_early = run.trainer.current_epoch == 0  # by max_steps, before the first epoch's end
-    if run.task.evaluated_step != run.trainer.global_step and not stopped_early and run.trainer.limit_val_batches:
+    # A run that max_steps ends before its first epoch's end is a trial: an evaluation would take longer than the run.
+    is_trial = run.trainer.global_step < run.task.steps_per_epoch()
+    if run.task.evaluated_step != run.trainer.global_step and not is_trial and run.trainer.limit_val_batches:
         run.trainer.validate(run.task, run.data, verbose=False)
     if run.trainer.is_global_zero:
         if run.task.results is None:
-            console.print("Not evaluated: the run stopped before the end of its first epoch.")
+            reason = "the run stopped in its first epoch" if is_trial else "trainer.limit_val_batches=0"
+            console.print(f"Not evaluated: {reason}.")
         else:
             print_results(run.task.results)
             draw_predictions(run.model, run.val, len(run.task.evaluator.found), config["pictures"], folder / PICTURES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from e3va_cli.memory.budget import largest_batch
+from e3va_cli.memory.budget import largest_batch, parse_budget
 from e3va_cli.memory.measure import Measurement, Request, measure
 from e3va_cli.memory.planner import Semantics, plan
 from e3va_cli.memory.result import Result, measured, planned
@@ -28,6 +28,7 @@ class Setting:
         num_classes: of the head.
         device: that is measured on, `None` to plan only.
         warmup, repeats: steps that are not timed, and that are.
+        gpu_limit_mib: what a measurement on a GPU may use of it.
     """
 
     size: StepSize
@@ -35,6 +36,7 @@ class Setting:
     device: str | None
     warmup: int
     repeats: int
+    gpu_limit_mib: float | None = None
 
     @property
     def semantics(self) -> Semantics:
@@ -55,7 +57,8 @@ def setting_of(config: Mapping[str, Any]) -> Setting:
     gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
     wanted = gpu if config["measure"] == "auto" else config["measure"]
     device = ("cuda" if gpu else "cpu") if wanted else None
-    return Setting(size, config["num_classes"], device, config["warmup"], config["repeats"])
+    limit = None if config["budget"] is None else parse_budget(config["budget"])
+    return Setting(size, config["num_classes"], device, config["warmup"], config["repeats"], limit)
 
 
 def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Iterator[Result]:
@@ -71,7 +74,15 @@ def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Itera
             measurement = Measurement(device_name="cpu", parameters={}, error=reason)
         else:
             measurement = measure(
-                Request(config, setting.size, setting.num_classes, setting.device, setting.warmup, setting.repeats)
+                Request(
+                    config,
+                    setting.size,
+                    setting.num_classes,
+                    device=setting.device,
+                    warmup=setting.warmup,
+                    repeats=setting.repeats,
+                    memory_limit_mib=setting.gpu_limit_mib,
+                )
             )
         yield measured(method, measurement, of_plan)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -41,7 +42,7 @@ OURS, OTHERS, GREY = "#d1495b", "#3b4a6b", "#5f6368"
 def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> None:
     """Write the plot of all methods with a known peak to a PNG file, 16:9."""
     known = sorted((r for r in results if r.peak_mib is not None), key=lambda r: r.peak_mib or 0.0)
-    style = {"font.family": "DejaVu Sans", "font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {"font.family": "DejaVu Sans", "font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
         figure, (left, right) = plt.subplots(1, 2, figsize=(16, 9), width_ratios=(1, 1.25))
         figure.suptitle(title, x=0.03, y=0.97, ha="left", fontsize=22, fontweight="bold")
@@ -96,12 +97,16 @@ def draw_stack(axes: Axes, results: list[Result]) -> None:
         start = [s + w for s, w in zip(start, widths, strict=True)]
     for row, (result, end) in enumerate(zip(rows, start, strict=True)):
         assert result.peak_mib is not None
-        saved = "" if full is None or result.method == "full" else f"  −{100 * (1 - result.peak_mib / full):.0f} %"
+        saved = (
+            ""
+            if full is None or result.method == "full"
+            else f"  \N{MINUS SIGN}{100 * (1 - result.peak_mib / full):.0f} %"
+        )
         axes.text(end, row, f" {result.peak_mib / 1024:.1f}{saved}", va="center", fontsize=12)
     axes.set_yticks(range(len(rows)), [NAMES.get(r.method, r.method) for r in rows])
-    for label, result in zip(axes.get_yticklabels(), rows, strict=True):
+    for tick, result in zip(axes.get_yticklabels(), rows, strict=True):
         if result.method == "e3va":
-            label.set(color=OURS, fontweight="bold")
+            tick.set(color=OURS, fontweight="bold")
     axes.set_xlabel("peak memory (GiB)")
     axes.set_xlim(0, 1.22 * max(start))
     axes.legend(frameon=False, fontsize=11, loc="lower right" if len(rows) < 4 else "upper right")

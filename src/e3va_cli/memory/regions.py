@@ -1,4 +1,4 @@
-"""How many regions a two-stage detector works on: counted in any step, filled up to the configured limit in measured ones.
+"""How many regions a two-stage detector works on: counted in any step, brought to the configured limit where measured.
 
 An untrained network proposes boxes that match hardly anything, so that its step is smaller than a trained one's.
 """

@@ -1,0 +1,60 @@
+"""`e3va train budget=11GiB`: a run that cannot fit is refused before anything is loaded, with what would fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hydra import compose
+from omegaconf import OmegaConf
+
+from e3va_cli.commands.console import console
+from e3va_cli.composition import plain
+from e3va_cli.errors import UserError
+from e3va_cli.memory.benchmark import Setting, largest_batch_of, setting_of
+from e3va_cli.memory.budget import parse_budget
+from e3va_cli.memory.planner import plan
+from e3va_cli.training.resources import MIB
+
+
+def require_fit(config: dict[str, Any], budget: str) -> None:
+    """Plan the largest step of a run; numbers that a training run does not have are those of benchmark_memory.yaml.
+
+    Raises:
+        UserError: it needs more than `budget`; names what would fit.
+    """
+    options: dict[str, Any] = OmegaConf.to_container(compose("benchmark_memory"))  # type: ignore[assignment]
+    setting = setting_of({**options, **config, "measure": False, "budget": budget})
+    limit_mib = parse_budget(budget) - options["reserve_mib"]
+    needed = peak_mib(config, setting)
+    height, width = setting.size.image_size
+    about = f"{needed:.0f} MiB at the largest image, {height}x{width}, and {options['reserve_mib']:.0f} MiB of CUDA's own"
+    if needed <= limit_mib:
+        console.print(f"Within budget={budget}: planned {about}")
+        return
+    remedies = what_would_fit(config, setting, limit_mib)
+    hint = "; this would fit: " + ", or ".join(remedies) if remedies else "; nothing smaller fits either"
+    raise UserError(f"budget={budget}: this run cannot fit: it needs {about}{hint}")
+
+
+def peak_mib(config: dict[str, Any], setting: Setting) -> float:
+    """What the tensors of a step will need."""
+    return plan(config, setting.size, num_classes=setting.num_classes).peak.total_bytes / MIB
+
+
+def what_would_fit(config: dict[str, Any], setting: Setting, limit_mib: float) -> list[str]:
+    """Overrides of which each alone makes the run fit."""
+    remedies = []
+    batch, accumulated = setting.size.batch_size, config["trainer"]["accumulate_grad_batches"]
+    largest = largest_batch_of(config, setting, limit_mib)
+    if largest:
+        steps = -(-batch * accumulated // largest)
+        remedies.append(f"data.batch_size={largest} trainer.accumulate_grad_batches={steps}")
+    if setting.size.precision == "32":
+        mixed = dataclasses.replace(setting, size=dataclasses.replace(setting.size, precision="bf16-mixed"))
+        if peak_mib(config, mixed) <= limit_mib:
+            remedies.append("trainer.precision=bf16-mixed")
+    ours = plain(compose("train", overrides=["adapter=e3va"]))["adapter"]
+    if config["adapter"]["name"] != ours["name"] and peak_mib({**config, "adapter": ours}, setting) <= limit_mib:
+        remedies.append("adapter=e3va")
+    return remedies
