@@ -22,7 +22,7 @@ def test_every_choice_composes(path):
     group, name = path.parts[0], path.stem
     words = [f"{group}={name}"]
     text = (CONF / path).read_text()
-    checked("train", [*words, *(ROOT if "root: ???" in text else [])])
+    checked("train", [*words, *(ROOT if "dataset.root=" in text else [])])
 
 
 @pytest.mark.parametrize(

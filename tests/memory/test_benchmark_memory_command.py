@@ -67,11 +67,3 @@ def test_mistakes_in_options_are_named_and_data_is_not_asked_for():
     with pytest.raises(UserError) as refused:
         checked("benchmark_memory", ["measure=perhaps", "image_size=[5]", "dataset=coco"])
     assert [m.partition("=")[0] for m in refused.value.messages] == ["measure", "image_size"]
-
-
-def test_training_beyond_the_budget_is_refused_with_what_would_fit(e3va, tmp_path):
-    small = ["dataset.image_size=96", "dataset.train_short_sides=[96]", "dataset.max_size=96", "adapter=full"]
-    done = e3va("train", *small, "data.batch_size=16", "budget=1200MiB", expect=2)
-    assert "cannot fit" in done.stderr and "adapter=e3va" in done.stderr
-    assert "trainer.accumulate_grad_batches=" in done.stderr
-    assert not list(tmp_path.rglob("checkpoints"))

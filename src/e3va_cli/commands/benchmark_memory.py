@@ -206,5 +206,11 @@ def show(
         console.print(line)
     if batches is not None:
         console.print(budget_table(config, setting, batches))
+        height, width = setting.size.image_size
+        if config["image_size"] is None and height != width:
+            console.print(
+                f"A batch with an upright and a lying image is padded to both their sides: plan for it with "
+                f"image_size=[{width},{width}]."
+            )
     console.print(claims_table(claims))
     console.print(f"Results: {folder / BENCHMARK}, {folder / DETAILS}, {folder / PLOT}")

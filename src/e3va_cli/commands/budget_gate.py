@@ -28,7 +28,9 @@ def require_fit(config: dict[str, Any], budget: str) -> None:
     limit_mib = parse_budget(budget) - options["reserve_mib"]
     needed = peak_mib(config, setting)
     height, width = setting.size.image_size
-    about = f"{needed:.0f} MiB at the largest image, {height}x{width}, and {options['reserve_mib']:.0f} MiB of CUDA's own"
+    about = (
+        f"{needed:.0f} MiB at the largest image, {height}x{width}, and {options['reserve_mib']:.0f} MiB of CUDA's own"
+    )
     if needed <= limit_mib:
         console.print(f"Within budget={budget}: planned {about}")
         return

@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> None:
         verify(content, checkpoint, run.task.about)
         for logger in run.trainer.loggers:
             if isinstance(logger, MetricsHistory):
-                logger.drop_after(content["global_step"])
+                logger.drop_from(content["global_step"])
     if run.trainer.is_global_zero:
         write_config(cfg, folder)
         print_start(config, run, folder, checkpoint)

@@ -20,7 +20,7 @@ class PublishedSetting:
 
     Attributes:
         experiment: `experiment=` of ours.
-        backbone: `backbone=` of ours.
+        backbone, head: by our names.
         title: for people.
         image_size: height and width at most, in pixels.
         methods: trainable backbone parameters in millions and memory in MB, by method.
@@ -28,6 +28,7 @@ class PublishedSetting:
 
     experiment: str
     backbone: str
+    head: str
     title: str
     image_size: tuple[int, int]
     methods: dict[str, tuple[float, float]]
@@ -42,6 +43,7 @@ class PublishedSetting:
 COCO = PublishedSetting(
     experiment="coco_cascade_swin_b",
     backbone="swin_b",
+    head="cascade_mask_rcnn",
     title="COCO, Cascade Mask R-CNN, Swin-B",
     image_size=(800, 1333),
     methods={
@@ -60,6 +62,7 @@ COCO = PublishedSetting(
 VOC = PublishedSetting(
     experiment="voc_retinanet_swin_l",
     backbone="swin_l",
+    head="retinanet",
     title="Pascal VOC, RetinaNet, Swin-L",
     image_size=(600, 1000),
     methods={

@@ -16,9 +16,10 @@ FIRST = ("epoch", "step")
 
 
 class MetricsHistory(Logger):
-    """Writes every logged metric to a CSV file with a column per metric.
+    """Writes every logged metric to a CSV file: a row per step, a column per metric.
 
-    Lightning's CSVLogger deletes the file of a folder that is used again; this one keeps it.
+    Rows are appended; a new metric rewrites the file with one more column. The row of the current step is written once
+    the next step begins. Lightning's CSVLogger deletes the file of a folder that is used again; this one goes on in it.
 
     Args:
         path: of the file.
@@ -28,9 +29,15 @@ class MetricsHistory(Logger):
         super().__init__()
         self.path = path
         self.rows: list[dict[str, Any]] = []
+        self.columns = list(FIRST)
+        self.written = 0  # rows that the file holds, under the columns that it has
         if path.is_file():
             with path.open(newline="") as file:
-                self.rows = list(csv.DictReader(file))
+                reader = csv.DictReader(file)
+                self.rows = [
+                    row for row in reader if (row["step"] or "").isdigit()
+                ]  # a killed run may leave half a row
+                self.columns = list(reader.fieldnames or FIRST)
 
     @property
     def name(self) -> str:
@@ -45,9 +52,9 @@ class MetricsHistory(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The configuration has a file of its own."""
 
-    def drop_after(self, step: int) -> None:
-        """Forget rows later than `step`: the resumed run will make those steps again."""
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+    def drop_from(self, step: int) -> None:
+        """Forget the rows from `step` on: the resumed run will make those steps again."""
+        self.rows = [row for row in self.rows if int(row["step"]) < step]
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -58,17 +65,24 @@ class MetricsHistory(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write all rows."""
-        if not self.rows:
-            return
-        names = {name: None for row in self.rows for name in row}
-        columns = [*FIRST, *(name for name in sorted(names) if name not in FIRST)]
-        with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
+        """Write the rows of all steps but the current one."""
+        self._write(len(self.rows) - 1)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write at the end."""
-        self.save()
+        """Write the last row too."""
+        self._write(len(self.rows))
+
+    def _write(self, end: int) -> None:
+        rows = self.rows[self.written : end]
+        new = sorted({name for row in rows for name in row} - set(self.columns))
+        if new or (rows and not self.written):
+            self.columns += new
+            with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(self.rows[:end])
+        elif rows:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerows(rows)
+        self.written = max(self.written, end)

@@ -81,6 +81,7 @@ class Resources(L.Callback):
         self.images = 0
         self.peak_allocated = self.peak_reserved = 0.0
         self.seen = 0
+        self.logged_step = 0
         self.started = self.ended = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -107,13 +108,14 @@ class Resources(L.Callback):
         memory = self._memory(pl_module.device)
         pl_module.log("img/s", rate, prog_bar=True, logger=False, batch_size=len(batch))
         pl_module.log("MiB", memory["shown"], prog_bar=True, logger=False, batch_size=len(batch))
-        if (batch_idx + 1) % self.window == 0 and trainer.logger:
+        if trainer.global_step % self.window == 0 and trainer.global_step != self.logged_step:
+            self.logged_step = trainer.global_step
             recent = self.step_times[-self.window :] or [now - self.started]
             logged = {f"resources/{name}": value for name, value in memory.items() if name != "shown"}
             logged["resources/step_time_s"] = statistics.median(recent)
             logged["resources/images_per_second"] = rate
             for logger in trainer.loggers:
-                logger.log_metrics(logged, step=trainer.global_step)
+                logger.log_metrics(logged, step=trainer.global_step - 1)
             self._restart_window(pl_module.device)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:

@@ -1,0 +1,48 @@
+"""What only a CUDA GPU can show; run with `make gpu-check`."""
+
+import json
+
+import pytest
+import torch
+
+from e3va_cli.adapters import tune
+from e3va_cli.backbones.swin import build_swin
+from tests.conftest import QUICK
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+]
+ON_CUDA = [word.replace("accelerator=cpu", "accelerator=cuda") for word in QUICK]
+
+
+def test_features_equal_the_cpus():
+    backbone = build_swin("swin_tiny_patch4_window7_224")
+    extractor = tune(backbone, "e3va", rank=16, hidden_ratio=0.5)
+    images = torch.randn(1, 3, 224, 320)
+    with torch.no_grad():
+        expected = extractor(images)
+        found = extractor.cuda()(images.cuda())
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, atol=1e-2, rtol=1e-2)  # TF32 may be on
+
+
+@pytest.mark.parametrize("precision", ["32", "16-mixed", "bf16-mixed"])
+def test_a_run_reports_its_memory(e3va, tmp_path, precision):
+    e3va("train", *ON_CUDA, f"trainer.precision={precision}", f"hydra.run.dir={tmp_path}/run")
+    resources = json.loads((tmp_path / "run" / "resources.json").read_text())
+    assert resources["device"] == "cuda"
+    assert 0 < resources["peak_memory_allocated_mib"] <= resources["peak_memory_reserved_mib"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "e3va"])
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_the_plan_is_within_ten_percent_of_the_peak(e3va, tmp_path, method, precision):
+    words = [f"methods=[{method}]", "backbone=swin_t", "image_size=[512,672]", f"trainer.precision={precision}"]
+    peaks = {}
+    for measure in ("true", "false"):
+        folder = tmp_path / measure
+        e3va("benchmark-memory", *words, f"measure={measure}", f"hydra.run.dir={folder}")
+        (entry,) = json.loads((folder / "benchmark.json").read_text())["methods"]
+        peaks[measure] = entry["peak_memory_mib"]
+    assert peaks["false"] == pytest.approx(peaks["true"], rel=0.1)

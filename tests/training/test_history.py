@@ -1,0 +1,57 @@
+import csv
+
+from e3va_cli.training.history import MetricsHistory
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_row_per_step_and_a_column_per_metric(tmp_path):
+    history = MetricsHistory(tmp_path / "metrics.csv")
+    history.log_metrics({"loss": 3.0, "epoch": 0}, step=0)
+    history.log_metrics({"lr": 0.1}, step=0)
+    history.save()
+    assert not history.path.exists(), "the current step's row may still grow"
+    history.log_metrics({"loss": 2.0}, step=1)
+    history.save()
+    history.log_metrics({"loss": 1.0}, step=2)
+    history.save()
+    assert [r["loss"] for r in rows(history.path)] == ["3.0", "2.0"]
+    history.log_metrics({"AP": 0.5}, step=2)
+    history.finalize("success")
+    assert [(r["step"], r["loss"], r["lr"], r["AP"]) for r in rows(history.path)] == [
+        ("0", "3.0", "0.1", ""),
+        ("1", "2.0", "", ""),
+        ("2", "1.0", "", "0.5"),
+    ]
+
+
+def test_a_resumed_run_goes_on_in_the_file(tmp_path):
+    path = tmp_path / "metrics.csv"
+    first = MetricsHistory(path)
+    for step in range(6):
+        first.log_metrics({"loss": float(step)}, step=step)
+    first.finalize("success")
+    with path.open("a") as file:
+        file.write("7")  # killed while writing a row
+    resumed = MetricsHistory(path)
+    resumed.drop_from(4)
+    for step in (4, 5, 6):
+        resumed.log_metrics({"loss": 10.0 + step, "new": 1}, step=step)
+    resumed.finalize("success")
+    assert [r["loss"] for r in rows(path)] == ["0.0", "1.0", "2.0", "3.0", "14.0", "15.0", "16.0"]
+
+
+def test_steps_are_appended_not_rewritten(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.csv"
+    history = MetricsHistory(path)
+    for step in range(3):
+        history.log_metrics({"loss": 1.0}, step=step)
+        history.save()
+    inode = path.stat().st_ino
+    for step in range(3, 50):
+        history.log_metrics({"loss": 1.0}, step=step)
+        history.save()
+    assert path.stat().st_ino == inode and len(rows(path)) == 49
