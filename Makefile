@@ -12,7 +12,7 @@ help:  ## Show this help
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 install: $(INSTALLED)  ## Make the environment in .venv (some minutes: PyTorch is large)

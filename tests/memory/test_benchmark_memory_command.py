@@ -24,9 +24,8 @@ METHOD_KEYS = {
 
 
 def test_planned(e3va, tmp_path):
-    done = e3va(
-        "benchmark-memory", *SMALL, "measure=false", "methods=[full,lora,e3va]", "budget=2GiB", "adapter.rank=4"
-    )
+    options = ["measure=false", "methods=[full,e3va]", "budget=75MiB", "reserve_mib=0", "adapter.rank=4"]
+    done = e3va("benchmark-memory", *SMALL, *options)
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert set(content) == {"settings", "methods", "claims"}
     assert [m["method"] for m in content["methods"]] == ["full", "e3va"]
@@ -40,7 +39,7 @@ def test_planned(e3va, tmp_path):
     assert all(set(c) == {"claim", "published", "found", "verdict"} for c in content["claims"])
     assert {c["verdict"] for c in content["claims"]} == {"not measured"}  # the paper claims nothing of this backbone
     details = json.loads((tmp_path / "out" / "details.json").read_text())["methods"]
-    assert details["e3va"]["largest_batch_size"] > details["full"]["largest_batch_size"] > 1
+    assert details["e3va"]["largest_batch_size"] > details["full"]["largest_batch_size"] > 0
     assert Image.open(tmp_path / "out" / "memory.png").size == (1920, 1080)
     assert "adapter=e3va data.batch_size=" in done.stdout
     assert "no GPU" in done.stdout

@@ -77,14 +77,14 @@ def test_e3va_needs_less_than_half_of_full_and_no_activation_of_the_blocks(confi
 
 def test_memory_rises_with_the_batch_and_falls_in_half_precision(config):
     options = config("adapter=full", "head=mask_rcnn_nano")
-    one, four = (plan(options, step(batch_size=b), num_classes=80).peak for b in (1, 4))
-    assert 3 < four.by_kind["backbone"] / one.by_kind["backbone"] < 4.5
+    one, three = (plan(options, step(batch_size=b), num_classes=80).peak for b in (1, 3))
+    assert 2 < three.by_kind["backbone"] / one.by_kind["backbone"] < 3.5
     cuda, cpu = (
-        plan(options, step("bf16-mixed", batch_size=4), num_classes=80, semantics=s).peak for s in ("cuda", "cpu")
+        plan(options, step("bf16-mixed", batch_size=3), num_classes=80, semantics=s).peak for s in ("cuda", "cpu")
     )
-    assert cuda.total_bytes < 0.9 * four.total_bytes
+    assert cuda.total_bytes < 0.9 * three.total_bytes
     # CUDA's autocast leaves norms and softmax in float32, the CPU's does not.
-    assert 1.05 * cpu.by_kind["backbone"] < cuda.by_kind["backbone"] < four.by_kind["backbone"]
+    assert 1.05 * cpu.by_kind["backbone"] < cuda.by_kind["backbone"] < three.by_kind["backbone"]
 
 
 def test_steady_state_has_optimizer_state_and_old_gradients_in_the_forward_pass(config):
