@@ -29,7 +29,7 @@ from e3va_cli.training.optimizer import build_optimizer
 from e3va_cli.training.resources import MIB, device_name, parameter_counts
 
 OUT_OF_MEMORY = "out of memory"
-BUSY_MIB = 500  # in use on a GPU before we start: other programs are on it, so times and limits mean less
+BUSY_MIB = 1200  # in use on a GPU before we start: more than this process's own CUDA context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,15 +135,12 @@ def measure_here(request: Request) -> Measurement:
                 "regions": followed.regions,
             }
             return Measurement(**about, step_times_s=timed(step, request, device))
-        try:
-            with counted_regions(model) as regions:
-                steady(optimizer)
-                for _ in range(request.warmup):
-                    step()
-                torch.cuda.reset_peak_memory_stats(device)
-                times = timed(step, dataclasses.replace(request, warmup=0), device)
-        except torch.OutOfMemoryError:
-            return Measurement(**about, error=OUT_OF_MEMORY)
+        with counted_regions(model) as regions:
+            steady(optimizer)
+            for _ in range(request.warmup):
+                step()
+            torch.cuda.reset_peak_memory_stats(device)
+            times = timed(step, dataclasses.replace(request, warmup=0), device)
     return Measurement(
         **about,
         peak_mib=torch.cuda.max_memory_allocated(device) / MIB,
@@ -176,7 +173,7 @@ def prepare_gpu(request: Request) -> list[str]:
     used = (total - free) / MIB - torch.cuda.memory_reserved() / MIB
     if used <= BUSY_MIB:
         return []
-    return [f"{used:.0f} MiB of the GPU are in use by other programs: times and limits mean less"]
+    return [f"{used:.0f} MiB of the GPU are in use, by other programs too: times and limits mean less"]
 
 
 def main() -> None:
@@ -186,7 +183,11 @@ def main() -> None:
     size = StepSize(**{**size, "image_size": tuple(size["image_size"])})
     request = Request(**content, size=size)
     warnings = prepare_gpu(request) if request.device == "cuda" else []
-    answer = dataclasses.asdict(measure_here(request))
+    try:
+        measurement = measure_here(request)
+    except torch.OutOfMemoryError:
+        measurement = Measurement(device_name(torch.device(request.device)), parameters={}, error=OUT_OF_MEMORY)
+    answer = dataclasses.asdict(measurement)
     write_json(Path(sys.argv[2]), answer | {"warnings": answer["warnings"] + warnings})
 
 

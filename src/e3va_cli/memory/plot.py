@@ -67,7 +67,7 @@ def draw_scatter(axes: Axes, results: list[Result]) -> None:
     for result, (x, y) in zip(results, points, strict=True):
         ours = result.method == "e3va"
         axes.scatter(x, y, s=220 if ours else 110, color=OURS if ours else OTHERS, zorder=3, edgecolor="white")
-        crowded = any(abs(y - b) < 0.035 * highest and x < a < 8 * x for a, b in points)  # no room on the right
+        crowded = any(abs(y - b) < 0.03 * highest and x < a < 4 * x for a, b in points)  # no room on the right
         axes.annotate(
             NAMES.get(result.method, result.method),
             (x, y),
@@ -109,4 +109,5 @@ def draw_stack(axes: Axes, results: list[Result]) -> None:
             tick.set(color=OURS, fontweight="bold")
     axes.set_xlabel("peak memory (GiB)")
     axes.set_xlim(0, 1.22 * max(start))
-    axes.legend(frameon=False, fontsize=11, loc="lower right" if len(rows) < 4 else "upper right")
+    axes.set_ylim(-0.6, max(len(rows), 6) - 0.4)  # few bars leave room for the legend above them
+    axes.legend(frameon=False, fontsize=11, loc="upper right")
