@@ -14,7 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from e3va_cli.adapters import METHODS
 from e3va_cli.commands.console import console
-from e3va_cli.commands.memory_tables import budget_table, claims_table, kinds_table, peak_lines, results_table
+from e3va_cli.commands.memory_tables import (
+    budget_table,
+    claims_table,
+    kinds_table,
+    measured_lines,
+    peak_lines,
+    results_table,
+)
 from e3va_cli.composition import parse
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
@@ -202,7 +209,7 @@ def show(
             if warning:
                 console.print(f"[yellow]{result.method}: {warning}[/]")
     console.print(kinds_table(results))
-    for line in peak_lines(results):
+    for line in [*measured_lines(results), *peak_lines(results)]:
         console.print(line)
     if batches is not None:
         console.print(budget_table(config, setting, batches))

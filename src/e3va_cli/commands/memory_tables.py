@@ -21,34 +21,42 @@ COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 def results_table(results: list[Result], backbone: str) -> Table:
     """Parameters, memory and time of each method, the published figures beside ours."""
     published = setting_of(backbone)
-    planned = [r.details["planned_peak_memory_mib"] for r in results if r.source == "measured"]
-    columns = ["method", "trainable", "% of backbone", "peak MiB", "saved"]
-    columns += ["plan MiB"] if planned else []
-    columns += ["step s", "± s", "time saved"] if planned else []
-    columns += ["paper: M params", "paper: saved"] if published else []
-    table = Table(title="Parameters are the backbone's, output norms included; saved is against full fine-tuning")
+    timed = any(r.step_time_s is not None for r in results)
+    columns = ["method", "trainable", "%", "peak MiB", "saved"]
+    columns += ["step s", "saved"] if timed else []
+    columns += ["paper:\ntrainable", "paper:\nsaved"] if published else []
+    table = Table(
+        title="Backbone parameters with output norms; saved: against full fine-tuning",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for column in columns:
-        table.add_column(column, justify="left" if column == "method" else "right")
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for result in results:
         row = [
             result.method,
-            f"{result.trainable_params:,}",
+            f"{result.trainable_params / 1e6:.2f} M",
             f"{result.trainable_pct:.2f}",
             number(result.peak_mib, 0),
             percent(against_full(results, result.method, "peak_mib")),
         ]
-        if planned:
-            row += [
-                number(result.details["planned_peak_memory_mib"], 0),
-                number(result.step_time_s, 3),
-                number(result.details["step_time_interquartile_range_s"], 3),
-                percent(against_full(results, result.method, "step_time_s")),
-            ]
+        if timed:
+            row += [number(result.step_time_s, 3), percent(against_full(results, result.method, "step_time_s"))]
         if published:
             params = published.methods.get(result.method)
-            row += ["-" if params is None else f"{params[0]:.2f}", percent(published.saved_pct(result.method))]
+            row += ["-" if params is None else f"{params[0]:.2f} M", percent(published.saved_pct(result.method))]
         table.add_row(*row, style="bold" if result.method == "e3va" else "")
     return table
+
+
+def measured_lines(results: list[Result]) -> list[str]:
+    """The spread of measured step times, and what the plan said of measured peaks."""
+    measured = [r for r in results if r.source == "measured" and r.peak_mib is not None]
+    if not measured:
+        return []
+    spreads = [f"{r.method} {number(r.details['step_time_interquartile_range_s'], 3)} s" for r in measured]
+    plans = [f"{r.method} {number(r.details['planned_peak_memory_mib'], 0)} MiB" for r in measured]
+    return [f"Interquartile range of step times: {', '.join(spreads)}", f"Planned peaks: {', '.join(plans)}"]
 
 
 def kinds_table(results: list[Result]) -> Table:
