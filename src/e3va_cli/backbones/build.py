@@ -51,7 +51,7 @@ def build_backbone(
             raise UserError(
                 f"backbone.pretrained=true: the weights of {timm_name} could not be fetched "
                 f"({type(error).__name__}); download them on a machine with a network, for example with "
-                f"`huggingface-cli download timm/{timm_name} model.safetensors`, and give backbone.weights=FILE"
+                f"`hf download timm/{timm_name} model.safetensors`, and give backbone.weights=FILE"
             ) from error
     if weights:
         load_weights(backbone.model, Path(weights))
