@@ -167,13 +167,13 @@ def test_resume_by_the_command_goes_on_in_the_same_folder(short_run, e3va, tmp_p
 ALL = ["head.rpn.batch_size_per_image=100000", "head.box.batch_size_per_image=100000", "dataset.flip=0"]
 
 
-def test_two_processes_give_the_loss_of_one(e3va, tmp_path):
+def test_two_processes_give_the_loss_of_one(e3va, config, tmp_path):
     """The mean over two ranks with one image each is what one process accumulates over two steps of one image."""
     common = [*QUICK, *ALL, "trainer.limit_val_batches=2", "dataset.val_images=5", "data.batch_size=1"]
     e3va("train", *common, "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}/two")
     e3va("train", *common, "trainer.accumulate_grad_batches=2", f"hydra.run.dir={tmp_path}/one")
     two, one = trained(tmp_path / "two"), trained(tmp_path / "one")
-    start = build_start(common, tmp_path)
+    start = build_run(config(*common), tmp_path / "unused").task.state_dict()
     moved = sum((one[name] - start[name]).abs().sum() for name in one)
     apart = sum((one[name] - two[name]).abs().sum() for name in one)
     assert moved > 1 and apart < 1e-3 * moved
@@ -182,16 +182,6 @@ def test_two_processes_give_the_loss_of_one(e3va, tmp_path):
     assert len(losses) == 4 and len(single) >= 4
     metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two")]
     assert metrics[1]["box"].keys() == metrics[0]["box"].keys()
-
-
-def build_start(words, tmp_path):
-    from hydra import compose, initialize_config_module
-
-    from e3va_cli.composition import CONFIG_MODULE, plain
-
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        run = build_run(plain(compose("train", overrides=words)), tmp_path / "unused")
-    return {k: v.clone() for k, v in run.task.state_dict().items()}
 
 
 def test_early_stopping(config, tmp_path):
