@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.config import NEEDED, problems
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, first_line
 
 CONFIG_MODULE = "e3va_cli.conf"
 
@@ -32,9 +32,9 @@ def parse(words: list[str]) -> list[Override]:
         try:
             overrides.append(parser.parse_override(word))
         except HydraException as error:
-            reason = str(error).splitlines()[0]
             mistakes.append(
-                f"{word}: not understood; write KEY=VALUE, and quote values with special characters ({reason})"
+                f"{word}: not understood; write KEY=VALUE, and quote values with special characters "
+                f"({first_line(error)})"
             )
     if mistakes:
         raise UserError(*mistakes)
@@ -90,8 +90,7 @@ def explain(override: Override, error: Exception, cfg: DictConfig) -> str:
         hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
         return f"{word}: unknown option {key}; {hint}"
     cause = error.__cause__ or error
-    reason = str(cause).strip().splitlines()[0]
-    return f"{word}: {reason}"
+    return f"{word}: {first_line(cause)}"
 
 
 def checked(config_name: str, words: list[str]) -> None:
@@ -108,7 +107,7 @@ def checked(config_name: str, words: list[str]) -> None:
             sweep_free = [next(single_values(o), "") for o in overrides]
             cfg = compose(config_name, overrides=[word for word in sweep_free if word])
         except (HydraException, OmegaConfBaseException) as whole:
-            raise UserError(*(_one_by_one(config_name, overrides) or [str(whole).splitlines()[0]])) from None
+            raise UserError(*(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
         mistakes = problems(cfg)
         for override in overrides:
             for word in list(single_values(override))[1:]:  # the further values of a sweep
@@ -138,6 +137,6 @@ def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
     return mistakes
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain containers, for files and checkpoints."""
-    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+def plain(cfg: DictConfig, *, complete: bool = True) -> dict[str, Any]:
+    """The resolved configuration as plain containers; unless `complete`, values may be missing (`???`)."""
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=complete))

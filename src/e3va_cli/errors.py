@@ -1,6 +1,12 @@
 """The one exception that the command line turns into a line of text and exit code 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, cut to one line; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class UserError(ValueError):
     """A mistake that the user can mend: says what, where, and what to do, in one line each."""
 

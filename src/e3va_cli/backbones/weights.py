@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, first_line
 
 # Classifier and buffers that any model recomputes: no part of a dense feature extractor.
 NOT_NEEDED = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$")
@@ -33,9 +33,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise UserError(f"backbone.weights: {path} is not a safetensors file: {error}") from None
     except Exception as error:  # torch.load raises pickle, zip, EOF, OS and runtime errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"backbone.weights: {path} cannot be read as PyTorch weights ({reason}); "
+            f"backbone.weights: {path} cannot be read as PyTorch weights ({first_line(error)}); "
             "save the plain state_dict of the model with torch.save or safetensors"
         ) from None
     for key in ("model", "state_dict"):

@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from e3va_cli.adapters import METHODS
@@ -22,7 +22,7 @@ from e3va_cli.commands.memory_tables import (
     peak_lines,
     results_table,
 )
-from e3va_cli.composition import parse
+from e3va_cli.composition import parse, plain
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
 from e3va_cli.memory.benchmark import Setting, largest_batch_of, results_of, setting_of
@@ -41,7 +41,7 @@ COMMAND = "benchmark_memory"
 
 def run(cfg: DictConfig) -> None:
     """Plan or measure each method, judge the claims, write the files; exit code 1 if a claim does not hold."""
-    config = plain(cfg)
+    config = plain(cfg, complete=False)  # neither data nor weights are needed
     folder = Path(HydraConfig.get().runtime.output_dir)
     words = list(HydraConfig.get().overrides.task)
     configs = {method: of_method(words, method) for method in known(config["methods"])}
@@ -60,11 +60,6 @@ def run(cfg: DictConfig) -> None:
     show(config, setting, results, claims, batches, folder)
     if any(claim.verdict == "does not hold" for claim in claims):
         sys.exit(1)
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain containers; what only data needs may be missing."""
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
 
 
 def known(methods: list[str]) -> list[str]:
@@ -95,7 +90,7 @@ def of_method(words: list[str], method: str) -> dict[str, Any]:
         for o in given
         if o.key_or_group.startswith("adapter.") and o.key_or_group.removeprefix("adapter.") in options.adapter
     ]
-    return plain(compose(COMMAND, overrides=[*base, *own]))
+    return plain(compose(COMMAND, overrides=[*base, *own]), complete=False)
 
 
 def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], setting: Setting) -> list[Result]:

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from hydra import compose
-from omegaconf import OmegaConf
 
 from e3va_cli.commands.console import console
 from e3va_cli.composition import plain
@@ -23,7 +22,7 @@ def require_fit(config: dict[str, Any], budget: str) -> None:
     Raises:
         UserError: it needs more than `budget`; names what would fit.
     """
-    options: dict[str, Any] = OmegaConf.to_container(compose("benchmark_memory"))  # type: ignore[assignment]
+    options = plain(compose("benchmark_memory"), complete=False)
     setting = setting_of({**options, **config, "measure": False, "budget": budget})
     limit_mib = parse_budget(budget) - options["reserve_mib"]
     needed = peak_mib(config, setting)

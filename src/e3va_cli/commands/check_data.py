@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.progress import Progress
 from rich.table import Table
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.pictures import draw_annotations
+from e3va_cli.composition import plain
 from e3va_cli.data import SPLITS, Source, Split, build_source
 from e3va_cli.data.report import Report
 from e3va_cli.errors import UserError
@@ -20,7 +20,7 @@ from e3va_cli.errors import UserError
 
 def run(cfg: DictConfig) -> None:
     """Report all problems of both splits and draw samples; exit code 1 if there are problems."""
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config = plain(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     source = build_source(config["dataset"])
     sound = True

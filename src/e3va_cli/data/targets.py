@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, first_line
 
 Target = dict[str, Any]
 """What is to be found in one image of H x W pixels with N objects:
@@ -108,4 +108,4 @@ def read_image(path: Path) -> tv_tensors.Image:
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or of an unknown format"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from e3va_cli.backbones import BackboneIdentity
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import replacing
 from e3va_cli.run_folder import BEST, LAST
 
@@ -53,8 +53,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises pickle, zip, EOF, OS and runtime errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise UserError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
     if not isinstance(checkpoint, dict) or ABOUT not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of e3va train")
     return checkpoint
