@@ -10,7 +10,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.adapters import FeatureExtractor, tune
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
-from e3va_cli.heads import Detections, Head, Target, build_head
+from e3va_cli.data import SOURCES
+from e3va_cli.errors import UserError
+from e3va_cli.heads import HEADS, Detections, Head, Segmentation, Target, build_head
 
 
 class DenseModel(nn.Module):
@@ -47,10 +49,32 @@ class DenseModel(nn.Module):
         return self.head.losses(self.extractor(batch.tensors), batch, targets)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections]:
+    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections] | list[Segmentation]:
         """What is found in each image, in pixels of the images as given."""
-        batch = self.normalise(images, image_sizes)
-        return self.head.predict(self.extractor(batch.tensors), batch)
+        return self.head.predict(self.extractor, self.normalise(images, image_sizes))
+
+
+def require_suited(config: dict[str, Any]) -> None:
+    """Check, before anything is read, that the data set can have what the head is trained on.
+
+    Raises:
+        UserError: it cannot; names the heads and the data sets that go together.
+    """
+    require_offered(config, SOURCES[config["dataset"]["name"]].offers)
+
+
+def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
+    """Check that what a data set `offers` is what the configured head is trained on; as `require_suited`."""
+    name, needs = config["head"]["name"], HEADS[config["head"]["name"]].needs
+    if needs <= offers:
+        return
+    heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
+    sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
+    missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
+    raise UserError(
+        f"head={name} is trained on {missing}, which this data set (dataset={config['dataset']['name']}) has not; "
+        f"for this data: head={' or '.join(heads)}; for this head: dataset={' or '.join(sets)}"
+    )
 
 
 def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
@@ -69,4 +93,5 @@ def _assemble(
 ) -> DenseModel:
     extractor = tune(backbone, **config["adapter"])
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
+    extractor.restrict_to(head.stages)
     return DenseModel(extractor, head, identity)

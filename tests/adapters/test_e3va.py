@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from e3va_cli.adapters import tune
-from e3va_cli.adapters.e3va import DualLowRankAdapter
+from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.backbones.swin import build_swin
 
 OPTIONS = {"rank": 16, "hidden_ratio": 0.5}
@@ -118,12 +118,65 @@ def test_gradients_equal_a_float64_reference(nano):
         torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-9)
 
 
+def adapted(adapter, highway, z):
+    """What an adapter computes, by plain operators with dense weights."""
+    hidden = nn.functional.gelu(z @ (adapter.down.A @ adapter.down.B) + adapter.down.bias)
+    return highway + z + hidden @ (adapter.up.A @ adapter.up.B) + adapter.up.bias
+
+
+def random_adapter(dtype=torch.float64):
+    adapter = DualLowRankAdapter(12, hidden=6, rank=2).to(dtype)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return adapter
+
+
 def test_an_adapter_starts_as_the_identity_and_learns():
     adapter = DualLowRankAdapter(32, hidden=16, rank=4)
-    z = torch.randn(3, 5, 7, 32)
-    torch.testing.assert_close(adapter(z), z, rtol=0, atol=0)
-    adapter(z).square().sum().backward()
+    z, highway = torch.randn(3, 5, 7, 32), torch.randn(3, 5, 7, 32)
+    torch.testing.assert_close(adapter(highway.clone(), z), highway + z, rtol=0, atol=0)
+    adapter(torch.zeros_like(z), z).square().sum().backward()
     assert adapter.up.B.grad.abs().max() > 0
+
+
+def test_an_adapters_gradients_are_those_of_plain_operators():
+    adapter = random_adapter()
+    z = torch.randn(2, 3, 5, 12, dtype=torch.float64)
+    start = torch.randn_like(z).requires_grad_()
+    weight = torch.randn_like(z)
+    wanted = [start, *adapter.parameters()]
+    plain = torch.autograd.grad((adapted(adapter, start * 1, z).sin() * weight).sum(), wanted)
+    lean = torch.autograd.grad((adapter(start * 1, z).sin() * weight).sum(), wanted)
+    for ours, reference in zip(lean, plain, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_an_adapter_works_in_the_highways_storage_and_keeps_z_and_two_thin_tensors():
+    adapter, kept = random_adapter(torch.float32), []
+    z, highway = torch.randn(2, 3, 5, 12), torch.randn(2, 3, 5, 12)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        result = adapter(highway, z)
+    assert result.data_ptr() == highway.data_ptr()
+    weights = {p.data_ptr() for p in adapter.parameters()}
+    sizes = sorted(t.numel() // 30 for t in kept if t.data_ptr() not in weights)
+    assert sizes == [2, 2, 12]
+
+
+def test_under_autocast_an_adapter_keeps_16_bits_and_gives_gradients_in_32(nano):
+    adapter, kept = random_adapter(torch.float32), []
+    z, start = torch.randn(64, 12), torch.randn(64, 12, requires_grad=True)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        result = adapter(start * 1, z)
+    assert result.dtype == torch.float32
+    assert all(t.dtype == torch.bfloat16 for t in kept if t.numel() in (64 * 12, 64 * 2))
+    result.square().sum().backward()
+    exact = torch.autograd.grad(adapted(adapter, start * 1, z).square().sum(), list(adapter.parameters()))
+    for parameter, reference in zip(adapter.parameters(), exact, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - reference).norm() < 0.03 * reference.norm()
 
 
 def test_rank_and_hidden_ratio_set_the_sizes(nano):

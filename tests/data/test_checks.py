@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from e3va_cli.data.checks import check_coco
-from e3va_cli.data.coco import CocoDetection
+from e3va_cli.data.checks import check_coco_file
+from e3va_cli.data.coco import open_coco
 from e3va_cli.data.coco_format import coco_paths
 from e3va_cli.data.report import PLACES_KEPT, Finding, Report
 
@@ -37,7 +37,7 @@ def test_a_sound_data_set(write_coco: Write, annotate: Annotate) -> None:
             annotate(4, [2, 3, 5, 5], category_id=7),
         ]
     )
-    report = check_coco(folder, file)
+    report = check_coco_file(folder, file)
     assert report.ok
     assert (report.problems, report.notes) == ([], [])
     assert report.totals == {"images": 2, "annotations": 4, "crowds": 1, "classes": 2}
@@ -97,7 +97,7 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
     (folder / "truncated.jpg").write_bytes((folder / "sub" / "b.jpg").read_bytes()[:-300])
     (folder / "text.jpg").write_text("not found")
     seen: list[tuple[int, int]] = []
-    report = check_coco(folder, file, progress=lambda done, total: seen.append((done, total)))
+    report = check_coco_file(folder, file, progress=lambda done, total: seen.append((done, total)))
     assert counts(report.problems) == {
         "unusable category": 1,
         "duplicate category id": 1,
@@ -147,7 +147,7 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
 
 
 def test_many_problems_of_a_kind_are_counted_but_not_listed(write_coco: Write, annotate: Annotate) -> None:
-    report = check_coco(*write_coco([annotate(i, [5, 5, 0, 5]) for i in range(1, 31)]))
+    report = check_coco_file(*write_coco([annotate(i, [5, 5, 0, 5]) for i in range(1, 31)]))
     finding = only(report.problems, "box without area")
     assert (finding.count, len(finding.places)) == (30, PLACES_KEPT)
     assert [place.annotation_id for place in finding.places] == [1, 2, 3, 4, 5]
@@ -155,7 +155,7 @@ def test_many_problems_of_a_kind_are_counted_but_not_listed(write_coco: Write, a
 
 
 def test_images_and_classes_without_objects_are_no_problem(write_coco: Write, annotate: Annotate) -> None:
-    report = check_coco(*write_coco([annotate(1, [2, 3, 10, 20], segmentation=None)]))
+    report = check_coco_file(*write_coco([annotate(1, [2, 3, 10, 20], segmentation=None)]))
     assert report.ok
     assert counts(report.notes) == {"image without objects": 1, "class without objects": 1}
     assert only(report.notes, "image without objects").places[0].file == "sub/b.jpg"
@@ -163,10 +163,10 @@ def test_images_and_classes_without_objects_are_no_problem(write_coco: Write, an
 
 def test_no_coco_file_and_no_folder(write_coco: Write, annotate: Annotate, tmp_path: Path) -> None:
     folder, file = write_coco([annotate(1, [5, 5, 0, 5])])
-    report = check_coco(tmp_path / "x", file)
+    report = check_coco_file(tmp_path / "x", file)
     assert counts(report.problems) == {"no such folder of images": 1, "box without area": 1}
     file.write_text(json.dumps({"images": []}))
-    report = check_coco(folder, file)
+    report = check_coco_file(folder, file)
     assert counts(report.problems) == {"unusable annotation file": 2}
     assert "it has no 'annotations'" in str(only(report.problems, "unusable annotation file").places[0])
 
@@ -180,13 +180,13 @@ def test_what_training_drops_is_a_problem_here(write_coco: Write, annotate: Anno
             annotate(4, [1, 1, 9, 9], category_id=1),
         ]
     )
-    assert counts(check_coco(folder, file).problems) == CocoDetection(folder, file).dropped
+    assert counts(check_coco_file(folder, file).problems) == open_coco(folder, file).dropped
 
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_data(coco_tiny: Path, split: str) -> None:
     folder, file = coco_paths(coco_tiny, split, f"annotations/instances_{split}.json")
-    report: Report = check_coco(folder, file)
+    report: Report = check_coco_file(folder, file)
     raw = json.loads(file.read_text())
     assert report.ok
     assert report.totals["images"] == 80
@@ -196,6 +196,6 @@ def test_real_data(coco_tiny: Path, split: str) -> None:
 
 
 def test_the_other_split_s_images(coco_tiny: Path) -> None:
-    report = check_coco(coco_tiny / "train2017", coco_tiny / "annotations" / "instances_val2017.json")
+    report = check_coco_file(coco_tiny / "train2017", coco_tiny / "annotations" / "instances_val2017.json")
     assert counts(report.problems) == {"missing image": 80}
     assert counts(report.notes)["image file that the annotations do not list"] == 80

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from e3va_cli.data.coco import CocoDetection
+from e3va_cli.data.coco import open_coco
 from e3va_cli.data.coco_format import coco_paths, read_coco, segmentation_faults, usable_segmentation
 from e3va_cli.errors import UserError
 
@@ -53,9 +53,9 @@ def lines_of(call: Callable[[], object]) -> list[str]:
 
 def test_an_item(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [30, 5, 10, 10], category_id=7, image_id=11)])
-    data = CocoDetection(folder, file)
+    data = open_coco(folder, file)
     assert (len(data), data.classes, data.category_ids) == (2, ["dog", "cat"], [3, 7])
-    assert (data.dropped, data.has_masks) == ({}, True)
+    assert (data.dropped, data.offers) == ({}, {"boxes", "masks"})
     image, target = data[0]
     assert isinstance(image, tv_tensors.Image)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(folder / "a.png")))
@@ -76,7 +76,7 @@ def test_an_item(write_coco: Write, annotate: Annotate) -> None:
 
 
 def test_an_image_without_objects_stays(write_coco: Write, annotate: Annotate) -> None:
-    _, target = CocoDetection(*write_coco([annotate(1, [2, 3, 10, 20])]))[1]
+    _, target = open_coco(*write_coco([annotate(1, [2, 3, 10, 20])]))[1]
     assert target["image_id"] == 5
     assert target["boxes"].shape == (0, 4)
     assert target["labels"].shape == (0,)
@@ -96,7 +96,7 @@ def test_polygons_and_both_kinds_of_rle_are_the_same_mask(write_coco: Write, ann
         counts[-1] += 1
     text = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
     box = [3, 4, 32, 19]
-    data = CocoDetection(
+    data = open_coco(
         *write_coco(
             [
                 annotate(1, box, segmentation=polygons),
@@ -142,13 +142,13 @@ def test_polygons_that_pycocotools_must_not_see(fault: str, polygons: list[Any])
 
 def test_a_bad_polygon_is_left_out_of_a_mask(write_coco: Write, annotate: Annotate) -> None:
     good = [2, 3, 12, 3, 12, 23, 2, 23]
-    data = CocoDetection(*write_coco([annotate(1, [2, 3, 10, 20], segmentation=[[1, 1, 9, 9], good])]))
+    data = open_coco(*write_coco([annotate(1, [2, 3, 10, 20], segmentation=[[1, 1, 9, 9], good])]))
     assert data[0][1]["masks"].sum() == 200
     assert data.ground_truth()["annotations"][0]["segmentation"] == [good]
 
 
 def test_boxes_are_clipped(write_coco: Write, annotate: Annotate) -> None:
-    data = CocoDetection(*write_coco([annotate(1, [-5, -6, 15, 16]), annotate(2, [35, 25, 15.5, 16])]))
+    data = open_coco(*write_coco([annotate(1, [-5, -6, 15, 16]), annotate(2, [35, 25, 15.5, 16])]))
     assert data[0][1]["boxes"].tolist() == [[0, 0, 10, 10], [35, 25, 40, 30]]
     assert [a["bbox"] for a in data.ground_truth()["annotations"]] == [[-5, -6, 15, 16], [35, 25, 15.5, 16]]
 
@@ -183,7 +183,7 @@ def test_unusable_annotations_are_dropped_and_counted(write_coco: Write, annotat
         {**sound, "id": 501, "segmentation": [[1, 2, 3, 4]]},
     ]
     annotations += [{key: value for key, value in sound.items() if key != "segmentation"} | {"id": 502}]
-    data = CocoDetection(*write_coco(annotations))
+    data = open_coco(*write_coco(annotations))
     assert data.dropped == {reason: len(boxes) for reason, boxes in DROPPED.items()} | {
         "unknown category id": 4,
         "unknown image id": 3,
@@ -201,19 +201,19 @@ def test_unusable_annotations_are_dropped_and_counted(write_coco: Write, annotat
 
 
 def test_the_smallest_usable_box_has_one_pixel(write_coco: Write, annotate: Annotate) -> None:
-    data = CocoDetection(*write_coco([annotate(1, [5, 5, 1, 1]), annotate(2, [39, 29, 5, 5])]))
+    data = open_coco(*write_coco([annotate(1, [5, 5, 1, 1]), annotate(2, [39, 29, 5, 5])]))
     assert data.dropped == {}
     assert data[0][1]["boxes"].tolist() == [[5, 5, 6, 6], [39, 29, 40, 30]]
 
 
 def test_a_data_set_without_masks(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20], segmentation=[]), annotate(2, [2, 3, 9, 9])])
-    assert CocoDetection(folder, file).dropped == {"no usable mask": 1}
+    assert open_coco(folder, file).dropped == {"no usable mask": 1}
     folder, file = write_coco(
         [annotate(1, [2, 3, 10, 20], segmentation=[]), annotate(2, [2, 3, 9, 9], segmentation=None)]
     )
-    data = CocoDetection(folder, file)
-    assert not data.has_masks
+    data = open_coco(folder, file)
+    assert data.offers == {"boxes"}
     assert data.dropped == {}
     assert set(data[0][1]) == {"image_id", "boxes", "labels", "original_size"}
     assert len(data[0][1]["boxes"]) == 2
@@ -226,7 +226,7 @@ def test_ground_truth_gives_pycocotools_what_it_needs(write_coco: Write, annotat
         annotate(4, [1, 1, 5, 5], area=None, iscrowd=None, segmentation=None, category_id=7, image_id=5),
         annotate(4, [20, 1, 5, 5], category_id=7, image_id=5),
     ]
-    data = CocoDetection(*write_coco(annotations))
+    data = open_coco(*write_coco(annotations))
     truth = data.ground_truth()
     assert [a["id"] for a in truth["annotations"]] == [1, 2, 3]
     assert truth["categories"] == [{"id": 3, "name": "dog"}, {"id": 7, "name": "cat"}]
@@ -241,7 +241,7 @@ def test_ground_truth_gives_pycocotools_what_it_needs(write_coco: Write, annotat
 
 
 def test_ids_that_are_sound_are_kept(write_coco: Write, annotate: Annotate) -> None:
-    data = CocoDetection(*write_coco([annotate(9, [2, 3, 10, 20]), annotate(4, [2, 3, 9, 9])]))
+    data = open_coco(*write_coco([annotate(9, [2, 3, 10, 20]), annotate(4, [2, 3, 9, 9])]))
     assert [a["id"] for a in data.ground_truth()["annotations"]] == [9, 4]
 
 
@@ -267,7 +267,7 @@ def test_ids_that_are_sound_are_kept(write_coco: Write, annotate: Annotate) -> N
 def test_a_file_that_is_not_coco(tmp_path: Path, content: str, lines: list[str]) -> None:
     file = tmp_path / "instances.json"
     file.write_bytes(content.encode("latin-1"))
-    found = lines_of(lambda: CocoDetection(tmp_path, file))
+    found = lines_of(lambda: open_coco(tmp_path, file))
     assert len(found) == len(lines)
     for message, line in zip(found, lines, strict=True):
         assert str(file) in message
@@ -315,7 +315,7 @@ def test_entries_without_which_there_is_no_index(
     write_coco: Write, annotate: Annotate, lists: dict[str, Any], lines: list[str]
 ) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20])], **lists)
-    found = lines_of(lambda: CocoDetection(folder, file))
+    found = lines_of(lambda: open_coco(folder, file))
     assert len(found) == len(lines)
     for message, line in zip(found, lines, strict=True):
         assert line in message
@@ -328,26 +328,26 @@ def test_names_that_stay_inside_the_folder(write_coco: Write, annotate: Annotate
     content["images"][0]["file_name"] = "sub/../a.png"
     content["images"][1]["file_name"] = str(folder.absolute() / "sub" / "b.jpg")
     file.write_text(json.dumps(content))
-    data = CocoDetection(folder, file)
+    data = open_coco(folder, file)
     assert [target["image_id"] for _, target in (data[0], data[1])] == [11, 5]
 
 
 def test_nothing_usable(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [5, 5, 0, 5]), annotate(2, [5, 5, 9, 9], category_id=99)])
-    [line] = lines_of(lambda: CocoDetection(folder, file))
+    [line] = lines_of(lambda: open_coco(folder, file))
     assert "no usable object" in line
     assert "box without area: 1" in line
     assert "unknown category id: 1" in line
     folder, file = write_coco([])
-    [line] = lines_of(lambda: CocoDetection(folder, file))
+    [line] = lines_of(lambda: open_coco(folder, file))
     assert "no annotations" in line
     folder, file = write_coco([annotate(1, [5, 5, 9, 9], iscrowd=1)])
-    assert "crowd: 1" in lines_of(lambda: CocoDetection(folder, file))[0]
+    assert "crowd: 1" in lines_of(lambda: open_coco(folder, file))[0]
 
 
 def test_images_are_looked_at_when_they_are_read(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20])])
-    data = CocoDetection(folder, file)
+    data = open_coco(folder, file)
     Image.new("RGB", (30, 40)).save(folder / "a.png")
     [line] = lines_of(lambda: data[0])
     assert str(folder / "a.png") in line
@@ -365,8 +365,8 @@ def test_images_are_looked_at_when_they_are_read(write_coco: Write, annotate: An
 
 def test_missing_folder_and_file(write_coco: Write, annotate: Annotate, tmp_path: Path) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20])])
-    assert "no such folder of images" in lines_of(lambda: CocoDetection(tmp_path / "x", file))[0]
-    assert "cannot read" in lines_of(lambda: CocoDetection(folder, tmp_path / "x.json"))[0]
+    assert "no such folder of images" in lines_of(lambda: open_coco(tmp_path / "x", file))[0]
+    assert "cannot read" in lines_of(lambda: open_coco(folder, tmp_path / "x.json"))[0]
 
 
 def test_paths(write_coco: Write, tmp_path: Path) -> None:
@@ -382,16 +382,16 @@ def test_paths(write_coco: Write, tmp_path: Path) -> None:
 
 def test_transforms_get_both(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20])])
-    image, target = CocoDetection(folder, file, transforms=v2.RandomHorizontalFlip(p=1))[0]
+    image, target = open_coco(folder, file, transforms=v2.RandomHorizontalFlip(p=1))[0]
     assert target["boxes"].tolist() == [[28, 3, 38, 23]]
     assert target["masks"][0, 5, 28:38].all()
     assert target["masks"].sum() == 200
     assert target["original_size"] == (30, 40)
-    assert torch.equal(image, CocoDetection(folder, file)[0][0].flip(-1))
+    assert torch.equal(image, open_coco(folder, file)[0][0].flip(-1))
 
 
 def test_items_are_the_same_in_a_worker(write_coco: Write, annotate: Annotate) -> None:
-    data = CocoDetection(*write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [1, 1, 9, 9], image_id=5)]))
+    data = open_coco(*write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [1, 1, 9, 9], image_id=5)]))
     loader = DataLoader(data, batch_size=None, num_workers=1)
     for (image, target), (other, expected) in zip(loader, (data[0], data[1]), strict=True):
         assert torch.equal(image, other)
@@ -403,7 +403,7 @@ def test_items_are_the_same_in_a_worker(write_coco: Write, annotate: Annotate) -
 
 
 def test_a_missing_index_ends_iteration(write_coco: Write, annotate: Annotate) -> None:
-    data = CocoDetection(*write_coco([annotate(1, [2, 3, 10, 20])]))
+    data = open_coco(*write_coco([annotate(1, [2, 3, 10, 20])]))
     assert len(list(data)) == 2
     with pytest.raises(IndexError):
         data[2]
@@ -412,7 +412,7 @@ def test_a_missing_index_ends_iteration(write_coco: Write, annotate: Annotate) -
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_data_agrees_with_pycocotools(coco_tiny: Path, split: str) -> None:
     folder, file = coco_paths(coco_tiny, split, f"annotations/instances_{split}.json")
-    data = CocoDetection(folder, file)
+    data = open_coco(folder, file)
     raw = json.loads(file.read_text())
     truth = reference(raw)
     assert len(data) == len(raw["images"]) == 80
@@ -437,7 +437,7 @@ def test_real_data_agrees_with_pycocotools(coco_tiny: Path, split: str) -> None:
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_evaluation_is_that_of_the_file(coco_tiny: Path, kind: str) -> None:
     folder, file = coco_paths(coco_tiny, "val2017", "annotations/instances_val2017.json")
-    truth = CocoDetection(folder, file).ground_truth()
+    truth = open_coco(folder, file).ground_truth()
     raw = reference(json.loads(file.read_text()))
     random = np.random.default_rng(0)
     results = []

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR
 
+from e3va_cli.training.course import Course
 from e3va_cli.training.schedules import build_schedule
 
-NO_WARMUP = {"warmup_steps": 0, "warmup_ratio": 0.001}
 STEPS, PER_EPOCH = 60, 10
 
 
-def ours(name, **options):
-    factor = build_schedule(name, total_steps=STEPS, steps_per_epoch=PER_EPOCH, **{**NO_WARMUP, **options})
+def ours(name, warmup_steps=0, warmup_ratio=0.001, **options):
+    course = Course(2, 1.0, warmup_steps, PER_EPOCH, STEPS, None)
+    factor = build_schedule(name, course, warmup_ratio=warmup_ratio, **options)
     return [factor(step) for step in range(STEPS)]
 
 

@@ -22,26 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e3va_cli.adapters.low_rank import LowRankLinear
+from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.method import FrozenBackbone, register
 from e3va_cli.backbones.residual import ResidualBackbone
-
-
-class DualLowRankAdapter(nn.Module):
-    """`E(z) = z + Up(GELU(Dn(z)))`, a bottleneck whose two projections are low-rank products themselves.
-
-    Dn: width -> hidden and Up: hidden -> width, each of rank `rank` with a bias; Up starts as zero, so E(z) = z.
-    """
-
-    def __init__(self, width: int, *, hidden: int, rank: int) -> None:
-        super().__init__()
-        self.down = LowRankLinear(width, hidden, rank=rank)
-        self.activation = nn.GELU()
-        self.up = LowRankLinear(hidden, width, rank=rank, zero=True)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Adapt what a residual branch adds: (B, H, W, C) -> (B, H, W, C)."""
-        return z + self.up(self.activation(self.down(z)))
 
 
 @register("e3va")
@@ -70,7 +53,7 @@ class E3VA(FrozenBackbone):
         """One feature map per stage, (B, C_s, H_s, W_s)."""
         with torch.no_grad():
             x = self.backbone.stem(images)
-        highway = x
+        highway = x  # its storage: x moves on to others
         outputs = []
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
@@ -80,6 +63,7 @@ class E3VA(FrozenBackbone):
                 with torch.no_grad():
                     z = branch(x)
                     x = x + z
-                highway = highway + adapter(z)
-            outputs.append(self.output(index, highway))
+                highway = adapter(highway, z)
+            if index in self.stages:
+                outputs.append(self.output(index, highway))
         return outputs

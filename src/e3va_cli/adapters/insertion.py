@@ -64,5 +64,6 @@ class Insertion(FeatureExtractor):
             x = stage.downsample(x)
             for branch in stage.branches:
                 x = self.place(x, branch, next(modules)) if branch.kind in self.kinds else x + branch(x)
-            outputs.append(self.output(index, x))
+            if index in self.stages:
+                outputs.append(self.output(index, x))
         return outputs

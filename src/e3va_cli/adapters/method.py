@@ -5,7 +5,7 @@ A tuning method turns a backbone into a feature extractor and decides, by `requi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -19,12 +19,20 @@ class FeatureExtractor(nn.Module):
     Attributes:
         backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
         norms: one trainable LayerNorm per stage, the same for every method.
+        stages: those whose feature maps are wanted; all, unless `restrict_to` was called.
     """
 
     def __init__(self, backbone: ResidualBackbone) -> None:
         super().__init__()
         self.backbone = backbone
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
+        self.stages = tuple(range(len(backbone.widths)))
+
+    def restrict_to(self, stages: Sequence[int]) -> None:
+        """Give the feature maps of these stages only; the other stages' norms are not used, so not trained either."""
+        self.stages = tuple(stages)
+        for stage, norm in enumerate(self.norms):
+            norm.requires_grad_(stage in self.stages)
 
     def output(self, stage: int, stream: Tensor) -> Tensor:
         """Norm the end of a stage's stream and put channels first: (B, H, W, C) -> (B, C, H, W)."""
@@ -32,7 +40,8 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of the backbone itself; methods that work beside it replace this."""
-        return [self.output(stage, x) for stage, x in enumerate(self.backbone(images))]
+        streams = self.backbone(images)
+        return [self.output(stage, streams[stage]) for stage in self.stages]
 
 
 class FrozenBackbone(FeatureExtractor):

@@ -29,5 +29,5 @@ def run(cfg: DictConfig) -> None:
     run.trainer.validate(run.task, run.data, verbose=False)
     if run.trainer.is_global_zero and run.task.results is not None:
         print_results(run.task.results)
-        draw_predictions(run.model, run.val, len(run.task.evaluator.found), config["pictures"], folder / PICTURES)
+        draw_predictions(run.model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
         console.print(f"Results and drawn predictions: {folder / METRICS}, {PICTURES}")

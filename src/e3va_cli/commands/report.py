@@ -11,10 +11,12 @@ from rich.table import Table
 
 from e3va_cli.commands.console import console
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
+from e3va_cli.training.course import Course
 from e3va_cli.training.resources import parameter_counts
 from e3va_cli.training.run import Run
 
-SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
+CLASSES_SHOWN = 20
+TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
 def hide_lightning_hints() -> None:
@@ -43,13 +45,15 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     )
     table.add_row(
         "Head",
-        f"{config['head']['name']}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable, "
-        f"{len(run.val.classes)} classes",
+        f"{config['head']['name']}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable",
     )
     table.add_row(
         "Data",
         f"{config['dataset']['name']}, {len(run.train):,} images to train on, {len(run.val):,} to evaluate",
     )
+    table.add_row("Classes", named(run.val.classes))
+    assert run.course is not None
+    table.add_row("Schedule", described(run.course, config["schedule"]["name"]))
     table.add_row("Run folder", str(folder))
     if checkpoint is not None:
         table.add_row("Resumes", str(checkpoint))
@@ -64,21 +68,41 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
         console.print(f"Annotations left out of training: {reasons}")
 
 
+def named(classes: list[str]) -> str:
+    """Their number and names, as far as a few lines hold them."""
+    shown = ", ".join(classes[:CLASSES_SHOWN])
+    return f"{len(classes)}: {shown}{', ...' if len(classes) > CLASSES_SHOWN else ''}"
+
+
+def described(course: Course, schedule: str) -> str:
+    """How long the run will be and how fast it will learn."""
+    epochs = course.total_steps / course.steps_per_epoch
+    adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
+    return (
+        f"{course.total_steps:,} steps of {course.total_batch} images: {epochs:.3g} epochs of "
+        f"{course.steps_per_epoch:,} steps; {schedule} from {course.lr:.3g}{adapted} after {course.warmup_steps:,} "
+        "steps of warm-up"
+    )
+
+
 def print_results(results: dict[str, Any]) -> None:
-    """A table of average precision, over all classes and for each."""
+    """A table of results over all classes, and one of each class."""
+    kinds = results if "per_class" not in results else {"all pixels": results}
+    names = [name for name in next(iter(kinds.values())) if name != "per_class"]
     table = Table(title="Evaluation, in percent")
     table.add_column("")
-    for name in SHOWN:
-        table.add_column(name, justify="right")
-    for kind, values in results.items():
-        table.add_row(kind, *(_percent(values[name]) for name in SHOWN))
+    for name in names:
+        table.add_column(TITLES.get(name, name), justify="right")
+    for kind, values in kinds.items():
+        table.add_row(kind, *(_percent(values[name]) for name in names))
     console.print(table)
-    classes = Table(title="AP of each class, in percent")
+    title = "IoU" if "mIoU" in names else names[0]
+    classes = Table(title=f"{title} of each class, in percent")
     classes.add_column("class")
-    for kind in results:
+    for kind in kinds:
         classes.add_column(kind, justify="right")
-    for name in next(iter(results.values()))["per_class"]:
-        classes.add_row(name, *(_percent(values["per_class"][name]) for values in results.values()))
+    for name in next(iter(kinds.values()))["per_class"]:
+        classes.add_row(name, *(_percent(values["per_class"][name]) for values in kinds.values()))
     console.print(classes)
 
 

@@ -46,7 +46,8 @@ def run(cfg: DictConfig) -> None:
         print_start(config, run, folder, checkpoint)
     run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
     # A run that max_steps ends before its first epoch's end is a trial: an evaluation would take longer than the run.
-    is_trial = run.trainer.global_step < run.task.steps_per_epoch()
+    assert run.course is not None
+    is_trial = run.trainer.global_step < run.course.steps_per_epoch
     if run.task.evaluated_step != run.trainer.global_step and not is_trial and run.trainer.limit_val_batches:
         run.trainer.validate(run.task, run.data, verbose=False)
     if run.trainer.is_global_zero:
@@ -55,7 +56,7 @@ def run(cfg: DictConfig) -> None:
             console.print(f"Not evaluated: {reason}.")
         else:
             print_results(run.task.results)
-            draw_predictions(run.model, run.val, len(run.task.evaluator.found), config["pictures"], folder / PICTURES)
+            draw_predictions(run.model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
         print_next(folder)
 
 

@@ -2,19 +2,22 @@
 
 from e3va_cli.data import coco, shapes
 from e3va_cli.data.batch import Batch, collate
-from e3va_cli.data.module import DetectionData
-from e3va_cli.data.source import SPLITS, Source, Split, build_source, open_splits
-from e3va_cli.data.targets import DetectionDataset, Target
+from e3va_cli.data.module import DenseData
+from e3va_cli.data.source import SOURCES, SPLITS, Source, Split, build_source, build_transforms, open_splits
+from e3va_cli.data.targets import DenseDataset, DetectionDataset, Target
 
 __all__ = [
+    "SOURCES",
     "SPLITS",
     "Batch",
-    "DetectionData",
+    "DenseData",
+    "DenseDataset",
     "DetectionDataset",
     "Source",
     "Split",
     "Target",
     "build_source",
+    "build_transforms",
     "coco",
     "collate",
     "open_splits",

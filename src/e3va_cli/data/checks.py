@@ -1,4 +1,4 @@
-"""Finds every problem of a data set in COCO's format at once."""
+"""Finds every problem of a detection data set at once, in COCO's format or turned into it."""
 
 import os
 from collections import Counter
@@ -31,14 +31,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".we
 ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
 
 
-def check_coco(images: Path, annotations: Path, *, progress: Progress | None = None) -> Report:
-    """Checks the annotation file, and decodes every image that it lists.
-
-    Args:
-        images: the folder that the file names refer to
-        annotations: the JSON file
-        progress: called now and then with the number of images decoded, and of all images
-    """
+def check_coco_file(images: Path, annotations: Path, *, progress: Progress | None = None) -> Report:
+    """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
     problems, notes = Findings(), Findings()
     try:
         coco = read_coco(annotations)
@@ -46,11 +40,38 @@ def check_coco(images: Path, annotations: Path, *, progress: Progress | None = N
         for message in error.messages:
             problems.add("unusable annotation file", Place(annotations.name, detail=message))
         coco = CocoFile([], [], [])
+    if images.is_dir():
+        _note_unlisted(coco, images, notes)
+    return check_coco(coco, images, name=str(annotations), problems=problems, notes=notes, progress=progress)
+
+
+def check_coco(
+    coco: CocoFile,
+    images: Path,
+    *,
+    name: str,
+    ignored: str = "crowds",
+    problems: Findings | None = None,
+    notes: Findings | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Checks the annotations, and decodes every image that they list.
+
+    Args:
+        coco: the content of the annotations
+        images: the folder that the file names refer to
+        name: what the annotations are called in the report
+        ignored: what objects that an evaluation ignores are called
+        problems: those found before; is added to
+        notes: likewise
+        progress: called now and then with the number of images decoded, and of all images
+    """
+    problems = Findings() if problems is None else problems
+    notes = Findings() if notes is None else notes
     _check_categories(coco, problems)
     _check_image_entries(coco, images, problems)
     if images.is_dir():
         _check_files(coco, images, problems, progress)
-        _note_unlisted(coco, images, notes)
     else:
         problems.add("no such folder of images", Place(str(images)))
     per_category = _check_annotations(coco, problems)
@@ -60,13 +81,13 @@ def check_coco(images: Path, annotations: Path, *, progress: Progress | None = N
     for category in categories:
         per_class[category["name"]] += per_category[category["id"]]
     return Report(
-        source=str(annotations),
+        source=name,
         problems=list(problems),
         notes=list(notes),
         totals={
             "images": len(coco.images),
             "annotations": len(coco.annotations),
-            "crowds": sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations),
+            ignored: sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations),
             "classes": len(coco.categories),
         },
         per_class=dict(per_class),

@@ -1,10 +1,10 @@
 """Any data set in COCO's format, for detection and instance segmentation (https://cocodataset.org/#format-data)."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,29 +12,29 @@ from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from e3va_cli.data.checks import check_coco
+from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco_format import (
+    ADVICE,
     CocoFile,
     Entry,
     box_fault,
-    category_fault,
     clip_box,
     coco_paths,
-    image_fault,
     is_finite,
     is_whole,
-    path_inside,
     read_box,
     read_coco,
+    require_sound,
     usable_segmentation,
 )
 from e3va_cli.data.packed import PackedList
 from e3va_cli.data.report import Report
 from e3va_cli.data.source import Split, register
 from e3va_cli.data.targets import Target, read_image
+from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
 
-ADVICE = "run `e3va check-data` for all problems of the data set"
+IGNORED = "ignored"
 
 
 class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
@@ -45,28 +45,32 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
     objects stay.
 
     Args:
+        coco: the content of the annotations; nothing of it is kept but what items and evaluation need
         images: the folder that the file names refer to; the files in it are looked for when they are read
-        annotations: the JSON file
+        name: what the annotations are called in messages
+        ignored: the reason that `dropped` gives for objects that an evaluation ignores
+        left_out: further annotations that training does without: how many, by reason
         transforms: called with the image and the target, returns both
 
     Raises:
-        UserError: the folder is missing, the file is not COCO's, or holds nothing to train on. When an item
-            is read: its image is missing, broken or of another size than the file says.
+        UserError: the folder is missing, or the annotations hold nothing to train on. When an item is read: its
+            image is missing, broken or of another size than the annotations say.
     """
 
     def __init__(
         self,
+        coco: CocoFile,
         images: Path,
-        annotations: Path,
         *,
+        name: str,
+        ignored: str = "crowd",
+        left_out: Mapping[str, int] | None = None,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         if not images.is_dir():
             raise UserError(f"no such folder of images: {images}")
-        coco = read_coco(annotations)
-        _require_sound(coco, images, annotations)
+        require_sound(coco, images, name)
         self.images = images
-        self.annotations = annotations
         self.transforms = transforms
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
@@ -76,21 +80,22 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self._sizes = np.array([(image["height"], image["width"]) for image in coco.images])
         self._file_names = PackedList(image["file_name"] for image in coco.images)
 
-        dropped: Counter[str] = Counter()
+        dropped: Counter[str] = Counter(left_out)
         by_image = _by_known_image(coco, self._label, dropped)
         census: Counter[tuple[str | None, bool]] = Counter()  # by fault, and whether there is a mask
         self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census) for image in coco.images)
-        self.has_masks: bool = census[None, True] > 0
-        usable = census[None, self.has_masks]
-        if self.has_masks:
+        has_masks = census[None, True] > 0
+        self.offers = frozenset({"boxes", "masks"} if has_masks else {"boxes"})
+        usable = census[None, has_masks]
+        if has_masks:
             dropped["no usable mask"] = census[None, False]
         for (fault, _), count in census.items():
             if fault:
-                dropped[fault] += count
+                dropped[ignored if fault == IGNORED else fault] += count
         self.dropped: dict[str, int] = {reason: count for reason, count in dropped.most_common() if count}
         if not usable:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
-            raise UserError(f"{annotations} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
+            raise UserError(f"{name} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
 
     def __len__(self) -> int:
         return len(self._file_names)
@@ -101,7 +106,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         image = read_image(path)
         if image.shape[1:] != (height, width):
             found = f"{image.shape[2]}x{image.shape[1]} pixels"
-            raise UserError(f"{path} has {found}, {self.annotations.name} says {width}x{height}; {ADVICE}")
+            raise UserError(f"{path} has {found}, the annotations say {width}x{height}; {ADVICE}")
         target = self._target(index, height, width)
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
@@ -130,10 +135,11 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def _target(self, index: int, height: int, width: int) -> Target:
+        has_masks = "masks" in self.offers
         objects = [
             entry
             for entry in self._objects[index]
-            if not _fault(entry, height, width) and ("segmentation" in entry or not self.has_masks)
+            if not _fault(entry, height, width) and ("segmentation" in entry or not has_masks)
         ]
         corners = [clip_box(entry["bbox"], height, width) for entry in objects]
         target: Target = {
@@ -146,36 +152,12 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
             "labels": torch.tensor([self._label[entry["category_id"]] for entry in objects], dtype=torch.int64),
             "original_size": (height, width),
         }
-        if self.has_masks:
+        if has_masks:
             masks = np.zeros((len(objects), height, width), dtype=np.uint8)
             for mask, entry in zip(masks, objects, strict=True):
                 mask[:] = coco_mask.decode(_encoded(entry["segmentation"], height, width))
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return target
-
-
-def _require_sound(coco: CocoFile, images: Path, annotations: Path) -> None:
-    """Raises UserError, one line for each kind of fault without which no index can be built."""
-    faults: dict[str, list[str]] = defaultdict(list)
-    for key, entries, fault_of in (
-        ("images", coco.images, image_fault),
-        ("categories", coco.categories, category_fault),
-    ):
-        for i, entry in enumerate(entries):
-            if fault := fault_of(entry):
-                faults[f"unusable {key}"].append(f"{key}[{i}]: {fault}")
-        ids = Counter(entry["id"] for entry in entries if is_whole(entry.get("id")))
-        for number, count in ids.items():
-            if count > 1:
-                faults[f"duplicate {key}"].append(f"{count} {key} have the id {number}")
-        if not entries:
-            faults[f"no {key}"].append(f"{key!r} is empty")
-    for image in coco.images:
-        name = image.get("file_name")
-        if isinstance(name, str) and path_inside(images, name) is None:
-            faults["outside"].append(f"the image {name!r} (id {image.get('id')}) lies outside of {images}")
-    if faults:
-        raise UserError(*(f"{annotations}: {found[0]}{_others(found)}; {ADVICE}" for found in faults.values()))
 
 
 def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
@@ -233,7 +215,7 @@ def _area(entry: Entry, height: int, width: int) -> float:
 
 def _fault(entry: Entry, height: int, width: int) -> str | None:
     """Why an annotation is left out of training, or None; masks aside."""
-    return "crowd" if entry["iscrowd"] else box_fault(entry["bbox"], height, width)
+    return IGNORED if entry["iscrowd"] else box_fault(entry["bbox"], height, width)
 
 
 def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
@@ -245,14 +227,24 @@ def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return segmentation
 
 
-def _others(found: list[str]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+def open_coco(
+    images: Path, annotations: Path, *, transforms: Callable[..., tuple[Any, Target]] | None = None
+) -> CocoDetection:
+    """The images in a folder with the annotations in a JSON file.
+
+    Raises:
+        UserError: the file is not COCO's, or as `CocoDetection` says.
+    """
+    return CocoDetection(read_coco(annotations), images, name=str(annotations), transforms=transforms)
 
 
 @register("coco")
 @dataclass(frozen=True)
 class CocoSource:
     """Both splits of a folder in COCO's layout; the keys of `conf/dataset/coco.yaml`, names relative to `root`."""
+
+    offers: ClassVar[frozenset[str]] = frozenset({"boxes", "masks"})
+    transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
 
     root: str
     train_images: str
@@ -268,9 +260,9 @@ class CocoSource:
     def open(self, split: Split, transforms: Callable[..., Any] | None = None) -> CocoDetection:
         """Read a split's annotations."""
         images, annotations = self._paths(split)
-        return CocoDetection(images, annotations, transforms=transforms)
+        return open_coco(images, annotations, transforms=transforms)
 
     def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
         """Look at every annotation and decode every image."""
         images, annotations = self._paths(split)
-        return check_coco(images, annotations, progress=progress)
+        return check_coco_file(images, annotations, progress=progress)

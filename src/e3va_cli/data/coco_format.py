@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections import Counter, defaultdict
+from collections.abc import Sized
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -13,6 +15,8 @@ from e3va_cli.errors import UserError
 Entry = dict[str, Any]
 Box = tuple[float, float, float, float]
 
+ADVICE = "run `e3va check-data` for all problems of the data set"
+
 # pycocotools walks along the edges of a polygon, so one mistyped exponent would cost it gigabytes.
 FARTHEST_COORDINATE = 1e6
 FLOAT32_MAX = 3e38
@@ -20,7 +24,10 @@ FLOAT32_MAX = 3e38
 
 @dataclass(frozen=True)
 class CocoFile:
-    """The three lists of a COCO annotation file; nothing is known yet of what their entries hold."""
+    """The three lists of a COCO annotation file; nothing is known yet of what their entries hold.
+
+    Other formats are turned into one, so that boxes are checked, drawn and evaluated in one way.
+    """
 
     images: list[Entry]
     annotations: list[Entry]
@@ -39,9 +46,9 @@ def coco_paths(root: Path, images: str, annotations: str) -> tuple[Path, Path]:
     folder, file = root / images, root / annotations
     missing = []
     if not folder.is_dir():
-        missing.append(f"no folder of images {folder}; {_what_is_there(folder)}")
+        missing.append(f"no folder of images {folder}; {what_is_there(folder)}")
     if not file.is_file():
-        missing.append(f"no annotation file {file}; {_what_is_there(file)}")
+        missing.append(f"no annotation file {file}; {what_is_there(file)}")
     if missing:
         raise UserError(*missing)
     return folder, file
@@ -68,10 +75,38 @@ def read_coco(path: Path) -> CocoFile:
         elif not isinstance(content[key], list):
             problems.append(f"{key!r} is {_article(content[key])}, not a list")
         elif wrong := [i for i, entry in enumerate(content[key]) if not isinstance(entry, dict)]:
-            problems.append(f"{key}[{wrong[0]}] is not an object{_and_more(wrong)}")
+            problems.append(f"{key}[{wrong[0]}] is not an object{and_more(wrong)}")
     if problems:
         raise UserError(*(f"{path} is not a COCO file: {problem}" for problem in problems))
     return CocoFile(content["images"], content["annotations"], content["categories"])
+
+
+def require_sound(coco: CocoFile, images: Path, name: str) -> None:
+    """Makes sure that an index can be built of images in that folder, annotated in what `name` tells of.
+
+    Raises:
+        UserError: an entry cannot be used, an id is not unique, or a list is empty; one line for each kind.
+    """
+    faults: dict[str, list[str]] = defaultdict(list)
+    for key, entries, fault_of in (
+        ("images", coco.images, image_fault),
+        ("categories", coco.categories, category_fault),
+    ):
+        for i, entry in enumerate(entries):
+            if fault := fault_of(entry):
+                faults[f"unusable {key}"].append(f"{key}[{i}]: {fault}")
+        ids = Counter(entry["id"] for entry in entries if is_whole(entry.get("id")))
+        for number, count in ids.items():
+            if count > 1:
+                faults[f"duplicate {key}"].append(f"{count} {key} have the id {number}")
+        if not entries:
+            faults[f"no {key}"].append(f"{key!r} is empty")
+    for image in coco.images:
+        file_name = image.get("file_name")
+        if isinstance(file_name, str) and path_inside(images, file_name) is None:
+            faults["outside"].append(f"the image {file_name!r} (id {image.get('id')}) lies outside of {images}")
+    if faults:
+        raise UserError(*(f"{name}: {found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
 
 
 def image_fault(image: Entry) -> str | None:
@@ -178,15 +213,16 @@ def _polygon_fault(polygon: object) -> str | None:
     return None if sound else "malformed polygon"
 
 
-def _what_is_there(path: Path) -> str:
-    """Lists up to ten names in the nearest folder above that exists."""
+def what_is_there(path: Path) -> str:
+    """Lists up to ten names in the nearest folder above the path that exists."""
     folder = next(parent for parent in path.parents if parent.is_dir())
     names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
     listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return f"{folder} holds {listed or 'nothing'}"
 
 
-def _and_more(found: list[int]) -> str:
+def and_more(found: Sized) -> str:
+    """Says how many there are beside the first."""
     return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 

@@ -8,10 +8,10 @@ from torch.utils.data import DataLoader
 
 from e3va_cli.data.batch import Batch, collate
 from e3va_cli.data.sampling import EpochSampler, Reproducible
-from e3va_cli.data.targets import DetectionDataset
+from e3va_cli.data.targets import DenseDataset
 
 
-class DetectionData(L.LightningDataModule):
+class DenseData(L.LightningDataModule):
     """Shuffled training batches and validation batches in order, each rank its share.
 
     Args:
@@ -25,8 +25,8 @@ class DetectionData(L.LightningDataModule):
 
     def __init__(
         self,
-        train: DetectionDataset | None,
-        val: DetectionDataset,
+        train: DenseDataset | None,
+        val: DenseDataset,
         *,
         batch_size: int,
         val_batch_size: int,
@@ -38,7 +38,7 @@ class DetectionData(L.LightningDataModule):
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
 
-    def _loader(self, dataset: DetectionDataset, batch_size: int, *, shuffle: bool) -> DataLoader[Batch]:
+    def _loader(self, dataset: DenseDataset, batch_size: int, *, shuffle: bool) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=self.seed, rank=rank, world=world)
         return DataLoader(
@@ -51,6 +51,11 @@ class DetectionData(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             drop_last=shuffle and len(sampler) > batch_size,
         )
+
+    def batches_per_epoch(self, devices: int) -> int:
+        """Training batches that each of so many devices gets of one pass."""
+        assert self.train is not None
+        return max(1, len(self.train) // devices // self.batch_size)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled; a last, smaller batch is left out."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pycocotools.mask as rle
@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 from e3va_cli.data.report import Report
 from e3va_cli.data.source import SPLITS, Split, register
 from e3va_cli.data.targets import Target
+from e3va_cli.data.transforms import DetectionTransforms
 
 HUES = {"circle": 0, "square": 72, "triangle": 144, "star": 216, "ring": 288}  # degrees
 CLASSES = list(HUES)
@@ -146,7 +147,7 @@ class Shapes:
         transforms: applied to (image, target).
     """
 
-    has_masks = True
+    offers = frozenset({"boxes", "masks"})
 
     def __init__(
         self,
@@ -222,6 +223,9 @@ class Shapes:
 @dataclass(frozen=True)
 class ShapesSource:
     """Both splits; the keys of `conf/dataset/shapes.yaml`."""
+
+    offers: ClassVar[frozenset[str]] = frozenset({"boxes", "masks"})
+    transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
 
     image_size: int
     train_images: int

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import fields
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from e3va_cli.data.report import Report
-from e3va_cli.data.targets import DetectionDataset, require_same_classes
-from e3va_cli.data.transforms import train_transforms, val_transforms
+from e3va_cli.data.targets import DenseDataset, require_same_classes
+from e3va_cli.data.transforms import SplitTransforms, Transforms
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-RESIZING = ("train_short_sides", "val_short_side", "max_size", "flip")  # keys that every data set has
 
 
 class Source(Protocol):
-    """Where the splits of a data set come from; made of the keys of its YAML."""
+    """Where the splits of a data set come from; made of the keys of its YAML.
 
-    def open(self, split: Split, transforms: Callable[..., Any] | None) -> DetectionDataset:
+    Attributes:
+        offers: the most that its targets can hold, of boxes, masks and semantic.
+        transforms: what its images go through.
+    """
+
+    offers: ClassVar[frozenset[str]]
+    transforms: ClassVar[type[SplitTransforms]]
+
+    def open(self, split: Split, transforms: Transforms | None) -> DenseDataset:
         """A split, with `transforms` applied to its (image, target) pairs."""
         ...
 
@@ -26,12 +34,12 @@ class Source(Protocol):
         ...
 
 
-SourceClass = TypeVar("SourceClass", bound=Callable[..., Source])
-SOURCES: dict[str, Callable[..., Source]] = {}
+SourceClass = TypeVar("SourceClass", bound=type[Any])
+SOURCES: dict[str, type[Any]] = {}
 
 
 def register(name: str) -> Callable[[SourceClass], SourceClass]:
-    """Make a data set choosable as `dataset=name`."""
+    """Make a data set choosable as `dataset=name`; its class is a dataclass of keys of its YAML."""
 
     def add(source: SourceClass) -> SourceClass:
         SOURCES[name] = source
@@ -40,25 +48,31 @@ def register(name: str) -> Callable[[SourceClass], SourceClass]:
     return add
 
 
+def _made_of(kind: type[Any], config: dict[str, Any]) -> Any:
+    """A dataclass filled with those keys of `config` that it has."""
+    return kind(**{field.name: config[field.name] for field in fields(kind) if field.name in config})
+
+
 def build_source(config: dict[str, Any]) -> Source:
     """The source of a plain `dataset` configuration."""
-    options = {key: value for key, value in config.items() if key not in (*RESIZING, "name")}
-    return SOURCES[config["name"]](**options)
+    return cast("Source", _made_of(SOURCES[config["name"]], config))
 
 
-def open_splits(config: dict[str, Any], *, train: bool = True) -> tuple[DetectionDataset | None, DetectionDataset]:
+def build_transforms(config: dict[str, Any]) -> SplitTransforms:
+    """The transforms of a plain `dataset` configuration."""
+    return cast("SplitTransforms", _made_of(SOURCES[config["name"]].transforms, config))
+
+
+def open_splits(config: dict[str, Any], *, train: bool = True) -> tuple[DenseDataset | None, DenseDataset]:
     """The training split (None unless wanted) and the validation split, resized and augmented as configured.
 
     Raises:
         UserError: a split cannot be read, holds nothing usable, or the two disagree about classes.
     """
-    source = build_source(config)
-    val = source.open("val", val_transforms(short_side=config["val_short_side"], max_size=config["max_size"]))
+    source, transforms = build_source(config), build_transforms(config)
+    val = source.open("val", transforms.val())
     if not train:
         return None, val
-    augment = train_transforms(
-        short_sides=config["train_short_sides"], max_size=config["max_size"], flip=config["flip"]
-    )
-    training = source.open("train", augment)
+    training = source.open("train", transforms.train())
     require_same_classes(training, val)
     return training, val

@@ -1,4 +1,4 @@
-"""What every detection data set yields, whichever format it was read from."""
+"""What every data set yields, whichever format it was read from."""
 
 import struct
 import zlib
@@ -14,17 +14,24 @@ from torchvision import tv_tensors
 from e3va_cli.errors import UserError, first_line
 
 Target = dict[str, Any]
-"""What is to be found in one image of H x W pixels with N objects:
+"""What is to be found in one image of H x W pixels with N objects. Always:
 
 image_id        int, the data set's own
+original_size   (H, W) of the file in pixels; transforms leave it as it is
+
+For detection:
+
 boxes           tv_tensors.BoundingBoxes, XYXY in pixels, float32 [N, 4], inside the image
 labels          int64 [N], 1..K without gaps; 0 is left to the heads for the background
 masks           tv_tensors.Mask, uint8 [N, H, W], 0 or 1; no such key where the data set has no masks
-original_size   (H, W) of the file in pixels; transforms leave it as it is
+
+For semantic segmentation:
+
+semantic        tv_tensors.Mask, int16 [H, W], the class of each pixel, 1..K; 0 where it is not labelled
 """
 
 
-class DetectionDataset(Protocol):
+class DenseDataset(Protocol):
     """A map-style data set of `(image, target)`, the image a tv_tensors.Image, uint8 [3, H, W], RGB."""
 
     classes: list[str]
@@ -36,12 +43,16 @@ class DetectionDataset(Protocol):
     dropped: dict[str, int]
     """Annotations left out of training: how many, by reason."""
 
-    has_masks: bool
-    """Whether targets have masks."""
+    offers: frozenset[str]
+    """What targets hold: of boxes, masks and semantic."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]: ...
+
+
+class DetectionDataset(DenseDataset, Protocol):
+    """Images with boxes, and perhaps masks."""
 
     def image_size(self, index: int) -> tuple[int, int]:
         """(H, W) in pixels, without opening the file."""
@@ -50,13 +61,14 @@ class DetectionDataset(Protocol):
     def ground_truth(self) -> dict[str, Any]:
         """`images`, `annotations` and `categories` in COCO's format: what evaluation compares with.
 
-        Also holds what training leaves out (crowds, boxes too small), as far as pycocotools can evaluate it.
+        Also holds what training leaves out (crowds, boxes too small), as far as pycocotools can evaluate it; `iscrowd`
+        marks what an evaluation ignores.
         An annotation without a usable mask has no `segmentation`: an evaluation of masks has to leave it out.
         """
         ...
 
 
-def require_same_classes(train: DetectionDataset, val: DetectionDataset) -> None:
+def require_same_classes(train: DenseDataset, val: DenseDataset) -> None:
     """Raises UserError naming the difference, unless both splits number the same classes the same way."""
     ours = Counter(zip(train.category_ids, train.classes, strict=True))
     theirs = Counter(zip(val.category_ids, val.classes, strict=True))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torchvision import tv_tensors
@@ -13,6 +14,23 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision
 from e3va_cli.data.targets import Target
 
 Transforms = Callable[..., tuple[Any, Target]]
+
+
+class SplitTransforms(Protocol):
+    """The transforms of both splits; made of keys of a data set's YAML."""
+
+    @property
+    def largest_image(self) -> tuple[int, int]:
+        """Height and width of the largest image that training can meet, in pixels."""
+        ...
+
+    def train(self) -> Transforms:
+        """Resize and augment an image with its target."""
+        ...
+
+    def val(self) -> Transforms:
+        """Resize an image; evaluation compares at the original size, so the target stays as it is."""
+        ...
 
 
 class ShortestSide(torch.nn.Module):
@@ -30,19 +48,39 @@ class ShortestSide(torch.nn.Module):
         return F.resize(image, size, antialias=True), target
 
 
-def train_transforms(*, short_sides: Sequence[int], max_size: int, flip: float) -> Transforms:
-    """Multi-scale resize (one of `short_sides` for each image) and horizontal flip; drops boxes that vanish."""
-    return v2.Compose(
-        [
-            v2.RandomShortestSize(list(short_sides), max_size=max_size, antialias=True),
-            v2.RandomHorizontalFlip(flip),
-            v2.ClampBoundingBoxes(),
-            v2.SanitizeBoundingBoxes(min_size=1),
-            v2.ToPureTensor(),
-        ]
-    )
+@dataclass(frozen=True)
+class DetectionTransforms:
+    """Resizing and augmentation of images with boxes; the keys of every detection data set's YAML.
 
+    Attributes:
+        train_short_sides: pixels; one is drawn for each image.
+        val_short_side: pixels.
+        max_size: pixels of the long side, which a short side gives way to.
+        flip: probability of a horizontal flip.
+    """
 
-def val_transforms(*, short_side: int, max_size: int) -> Transforms:
-    """Resize to one size."""
-    return v2.Compose([ShortestSide(short_side, max_size), v2.ToPureTensor()])
+    train_short_sides: Sequence[int]
+    val_short_side: int
+    max_size: int
+    flip: float
+
+    @property
+    def largest_image(self) -> tuple[int, int]:
+        """Height and width of the largest image that training can meet, lying on its side."""
+        return min(max(self.train_short_sides), self.max_size), self.max_size
+
+    def train(self) -> Transforms:
+        """Multi-scale resize and horizontal flip; drops boxes that vanish."""
+        return v2.Compose(
+            [
+                v2.RandomShortestSize(list(self.train_short_sides), max_size=self.max_size, antialias=True),
+                v2.RandomHorizontalFlip(self.flip),
+                v2.ClampBoundingBoxes(),
+                v2.SanitizeBoundingBoxes(min_size=1),
+                v2.ToPureTensor(),
+            ]
+        )
+
+    def val(self) -> Transforms:
+        """Resize to one size."""
+        return v2.Compose([ShortestSide(self.val_short_side, self.max_size), v2.ToPureTensor()])

@@ -1,6 +1,6 @@
 """The one interface of heads, and the registry that the `head=` option chooses from.
 
-A head gets one feature map per backbone stage, whatever the backbone and the tuning method.
+A head gets one feature map for each backbone stage that it reads, whatever the backbone and the tuning method.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.heads.detections import Detections
+from e3va_cli.heads.segmentation import Segmentation
 
 Target = dict[str, Any]
+Extract = Callable[[Tensor], list[Tensor]]  # images (B, 3, H, W) to one feature map per stage that the head reads
 
 
 class Head(nn.Module):
     """From feature maps [(B, C_s, H_s, W_s)] and the padded images they come from to losses or findings.
 
     Attributes:
-        needs_masks: whether training targets must have masks.
-        metrics: the kinds of average precision that its findings are measured by.
+        needs: what training targets must hold, of boxes, masks and semantic; it is also what the findings are.
+        stages: of the backbone, those whose feature maps the head reads.
     """
 
-    needs_masks: bool
-    metrics: tuple[str, ...]
+    needs: frozenset[str]
+    stages: tuple[int, ...] = (0, 1, 2, 3)
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Named scalar losses; their sum is minimised."""
         raise NotImplementedError
 
-    def predict(self, features: list[Tensor], images: ImageList) -> list[Detections]:
+    def predict(self, extract: Extract, images: ImageList) -> list[Detections] | list[Segmentation]:
         """What is found in each image, in pixels of the images as the network saw them."""
         raise NotImplementedError
 
@@ -52,4 +54,5 @@ def register(name: str) -> Callable[[HeadClass], HeadClass]:
 
 def build_head(name: str, *, channels: Sequence[int], num_classes: int, **options: Any) -> Head:
     """A new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted)."""
-    return HEADS[name](channels=channels, num_classes=num_classes, **options)
+    head = HEADS[name]
+    return head(channels=[channels[stage] for stage in head.stages], num_classes=num_classes, **options)

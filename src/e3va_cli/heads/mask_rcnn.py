@@ -6,50 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.heads.detections import Detections
-from e3va_cli.heads.head import Head, Target, register
-from e3va_cli.heads.predictors import Float32BoxPredictor, Float32MaskPredictor, Float32RPNHead
-
-LEVELS = ("0", "1", "2", "3")  # the names torchvision's FPN and RoIAlign know the four feature maps by
-
-
-def build_rpn(
-    *,
-    channels: int,
-    anchor_sizes: Sequence[int],
-    aspect_ratios: Sequence[float],
-    fg_iou: float,
-    bg_iou: float,
-    batch_size_per_image: int,
-    positive_fraction: float,
-    pre_nms_train: int,
-    pre_nms_test: int,
-    post_nms_train: int,
-    post_nms_test: int,
-    nms_iou: float,
-) -> RegionProposalNetwork:
-    """A region proposal network with one anchor size per pyramid level."""
-    anchors = AnchorGenerator(tuple((size,) for size in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes))
-    return RegionProposalNetwork(
-        anchors,
-        Float32RPNHead(channels, len(aspect_ratios)),
-        fg_iou,
-        bg_iou,
-        batch_size_per_image,
-        positive_fraction,
-        {"training": pre_nms_train, "testing": pre_nms_test},
-        {"training": post_nms_train, "testing": post_nms_test},
-        nms_iou,
-    )
+from e3va_cli.heads.head import Extract, Head, Target, register
+from e3va_cli.heads.predictors import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.heads.pyramid import LEVELS, pyramid_of
+from e3va_cli.heads.rpn import build_rpn
 
 
 @register("mask_rcnn")
@@ -65,8 +33,7 @@ class MaskRCNN(Head):
         mask: options of the mask branch.
     """
 
-    needs_masks = True
-    metrics = ("box", "mask")
+    needs = frozenset({"boxes", "masks"})
 
     def __init__(
         self,
@@ -99,20 +66,16 @@ class MaskRCNN(Head):
             mask_predictor=Float32MaskPredictor(mask["channels"][-1], mask["predictor_channels"], num_classes + 1),
         )
 
-    def pyramid(self, features: list[Tensor]) -> dict[str, Tensor]:
-        """The five pyramid levels, strides 4 to 64, by torchvision's names for them."""
-        return self.neck(dict(zip(LEVELS, features, strict=True)))
-
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Torchvision's five losses: objectness, proposal box, class, box and mask."""
-        pyramid = self.pyramid(features)
+        pyramid = pyramid_of(self.neck, features)
         proposals, proposal_losses = self.rpn(images, pyramid, targets)
         _, detection_losses = self.roi_heads(pyramid, proposals, images.image_sizes, targets)
         return proposal_losses | detection_losses
 
-    def predict(self, features: list[Tensor], images: ImageList) -> list[Detections]:
+    def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS, with masks inside their boxes."""
-        pyramid = self.pyramid(features)
+        pyramid = pyramid_of(self.neck, extract(images.tensors))
         proposals, _ = self.rpn(images, pyramid)
         found, _ = self.roi_heads(pyramid, proposals, images.image_sizes)
         return [

@@ -6,7 +6,7 @@ to 1333, and NMS has no bfloat16 kernel. From here on detection is arithmetic on
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
@@ -36,3 +36,19 @@ class Float32MaskPredictor(MaskRCNNPredictor):
     def forward(self, x: Tensor) -> Tensor:
         """Mask logits (N, K + 1, M, M)."""
         return super().forward(x).float()
+
+
+class ClassAgnosticBoxPredictor(nn.Module):
+    """Scores of every class, and one box for all of them; starts with small scores and boxes that stay in place."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(in_channels, num_classes)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # arXiv 1504.08083, section 4.1
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (N, K + 1) and box deltas (N, 4), in float32."""
+        return self.cls_score(x).float(), self.bbox_pred(x).float()

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from e3va_cli.data import build_transforms
 from e3va_cli.memory.budget import largest_batch, parse_budget
 from e3va_cli.memory.measure import Measurement, Request, measure
 from e3va_cli.memory.planner import Semantics, plan
 from e3va_cli.memory.result import Result, measured, planned
-from e3va_cli.memory.step import StepSize, largest_image
+from e3va_cli.memory.step import StepSize
+from e3va_cli.model import require_suited
 from e3va_cli.training.resources import MIB
 
 ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
@@ -45,9 +47,10 @@ class Setting:
         return "cpu" if self.device == "cpu" else "cuda"
 
 
-def setting_of(config: Mapping[str, Any]) -> Setting:
+def setting_of(config: dict[str, Any]) -> Setting:
     """The setting of a plain configuration of `e3va benchmark-memory`."""
-    image_size = config["image_size"] or largest_image(config["dataset"])
+    require_suited(config)
+    image_size = config["image_size"] or build_transforms(config["dataset"]).largest_image
     size = StepSize(
         batch_size=config["data"]["batch_size"],
         image_size=(image_size[0], image_size[1]),
@@ -59,7 +62,7 @@ def setting_of(config: Mapping[str, Any]) -> Setting:
     wanted = gpu if config["measure"] == "auto" else config["measure"]
     device = ("cuda" if gpu else "cpu") if wanted else None
     limit = None if config["budget"] is None else parse_budget(config["budget"])
-    return Setting(size, config["num_classes"], device, config["warmup"], config["repeats"], limit)
+    return Setting(size, config["dataset"]["num_classes"], device, config["warmup"], config["repeats"], limit)
 
 
 def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Iterator[Result]:

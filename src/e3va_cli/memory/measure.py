@@ -111,9 +111,7 @@ def measure_here(request: Request) -> Measurement:
     random = {**request.config["backbone"], "pretrained": False, "weights": None}
     model = build_model({**request.config, "backbone": random}, num_classes=request.num_classes).to(device).train()
     optimizer = build_optimizer(model, **request.config["optimizer"])
-    batch = make_batch(
-        request.size, num_classes=request.num_classes, masks=model.head.needs_masks, device=request.device
-    )
+    batch = make_batch(request.size, num_classes=request.num_classes, needs=model.head.needs, device=request.device)
     about: dict[str, Any] = {
         "device_name": device_name(device),
         "parameters": parameter_counts(model.extractor, model.head),

@@ -60,7 +60,7 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         for group in optimizer.param_groups:
             group["foreach"] = semantics == "cuda"
         device = "cpu" if mixed else "meta"
-        batch = make_batch(size, num_classes=num_classes, masks=model.head.needs_masks, device=device)
+        batch = make_batch(size, num_classes=num_classes, needs=model.head.needs, device=device)
         rules = CudaAutocast() if mixed and semantics == "cuda" else None
         followed = follow_step(model, optimizer, batch, size, rules)
         parameters = parameter_counts(model.extractor, model.head)

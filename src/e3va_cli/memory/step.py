@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from e3va_cli.data.batch import SIZE_DIVISOR, Batch
+from e3va_cli.data.targets import Target
 from e3va_cli.model import DenseModel
 
 DTYPES = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by trainer.precision
@@ -43,18 +44,19 @@ class StepSize:
         return height, width
 
 
-def largest_image(dataset: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of the largest image that a data set's multi-scale training can draw, lying on its side."""
-    short = min(max(dataset["train_short_sides"]), dataset["max_size"])
-    return short, dataset["max_size"]
+def make_batch(size: StepSize, *, num_classes: int, needs: frozenset[str], device: str = "cpu") -> Batch:
+    """Random images of the given size with what training `needs`, of boxes, masks and semantic.
 
-
-def make_batch(size: StepSize, *, num_classes: int, masks: bool, device: str = "cpu") -> Batch:
-    """Random images of the given size, each with `instances_per_image` boxes of a tenth to a half of its sides."""
+    Boxes are `instances_per_image` of a tenth to a half of the image's sides; label maps are random.
+    """
     height, width = size.image_size
     images = torch.randint(0, 256, (size.batch_size, 3, *size.padded_size), dtype=torch.uint8, device=device)
-    targets = []
+    targets: list[Target] = []
     for _ in range(size.batch_size):
+        if "semantic" in needs:
+            labels = torch.randint(1, num_classes + 1, size.image_size, dtype=torch.int16, device=device)
+            targets.append({"semantic": labels})
+            continue
         sides = torch.tensor([width, height], dtype=torch.float32, device=device)
         extent = (0.1 + 0.4 * torch.rand(size.instances_per_image, 2, device=device)) * sides
         corner = torch.rand_like(extent) * (sides - extent)
@@ -62,7 +64,7 @@ def make_batch(size: StepSize, *, num_classes: int, masks: bool, device: str = "
             "boxes": torch.cat((corner, corner + extent), dim=1),
             "labels": torch.randint(1, num_classes + 1, (size.instances_per_image,), device=device),
         }
-        if masks:
+        if "masks" in needs:
             target["masks"] = filled(target["boxes"], height, width)
         targets.append(target)
     return Batch(images, [size.image_size] * size.batch_size, targets)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pycocotools.mask as rle
 from faster_coco_eval import COCO, COCOeval_faster
 
+from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.heads import Detections
+from e3va_cli.metrics.evaluator import Results, register
 
+KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
-
-Results = dict[str, Any]
+LOGGED = ("AP", "AP50")
 
 
 class AveragePrecision:
@@ -39,15 +41,22 @@ class AveragePrecision:
         self.ground_truth = ground_truth
         self.category_ids = list(category_ids)
         self.kinds = list(kinds)
+        self.monitor = f"{self.kinds[-1]}_AP"
         self.found: dict[int, list[Results]] = {}
+
+    @property
+    def images(self) -> int:
+        """Images that findings were given for."""
+        return len(self.found)
 
     def reset(self) -> None:
         """Forget all findings."""
         self.found = {}
 
-    def update(self, image_id: int, detections: Detections) -> None:
-        """Add what was found in one image, in pixels of the original image."""
-        detections = detections.cpu()
+    def update(self, found: Detections, target: Target) -> None:
+        """Add what was found in one image."""
+        image_id = target["image_id"]
+        detections = found.cpu().rescaled(target["original_size"])
         corners = detections.boxes.double().numpy()
         results: list[Results] = [
             {"image_id": image_id, "category_id": self.category_ids[label - 1], "score": score, "bbox": box}
@@ -62,6 +71,23 @@ class AveragePrecision:
             for result, mask in zip(results, detections.full_masks(), strict=True):
                 result["segmentation"] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         self.found[image_id] = results
+
+    def share(self) -> dict[int, list[Results]]:
+        """The findings, by image."""
+        return self.found
+
+    def gather(self, shares: Sequence[dict[int, list[Results]]]) -> None:
+        """Take the findings of all processes."""
+        self.found = {image: found for share in shares for image, found in share.items()}
+
+    def scores(self, results: Results) -> dict[str, float]:
+        """AP and AP50 of boxes and masks."""
+        return {
+            f"{kind}_{name}": values[name]
+            for kind, values in results.items()
+            for name in LOGGED
+            if values[name] is not None
+        }
 
     def compute(self) -> Results:
         """`{"box": {"AP": .., "AP50": .., ..., "per_class": {name: AP}}, "mask": {...}}`; None where nothing counts."""
@@ -80,7 +106,7 @@ class AveragePrecision:
             for results in self.found.values()
             for result in results
         ]
-        names = {c["id"]: c["name"] for c in truth["categories"]}
+        names = distinct_names(truth["categories"])
         if not findings:
             zeros = dict.fromkeys(SUMMARY, 0.0 if annotations else None)
             return {**zeros, "per_class": {names[i]: zeros["AP"] for i in self.category_ids}}
@@ -104,6 +130,18 @@ class AveragePrecision:
                 for k, i in enumerate(self.category_ids)
             },
         }
+
+
+def distinct_names(categories: Sequence[Results]) -> dict[int, str]:
+    """The name of each category by its id; of those with the same name, followed by the id."""
+    times = Counter(category["name"] for category in categories)
+    return {c["id"]: c["name"] if times[c["name"]] == 1 else f"{c['name']} (id {c['id']})" for c in categories}
+
+
+@register("coco", needs="boxes")
+def coco(dataset: DetectionDataset, kinds: Sequence[str]) -> AveragePrecision:
+    """COCO's average precision of what a head finds."""
+    return AveragePrecision(dataset.ground_truth(), dataset.category_ids, [KINDS[k] for k in KINDS if k in kinds])
 
 
 def _or_none(value: float) -> float | None:

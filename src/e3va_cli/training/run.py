@@ -10,11 +10,11 @@ from typing import Any
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
-from e3va_cli.data import DetectionData, DetectionDataset, open_splits
-from e3va_cli.errors import UserError
-from e3va_cli.metrics import AveragePrecision
-from e3va_cli.model import DenseModel, build_model
+from e3va_cli.data import DenseData, DenseDataset, open_splits
+from e3va_cli.metrics import build_evaluator
+from e3va_cli.model import DenseModel, build_model, require_offered, require_suited
 from e3va_cli.training.checkpoints import about_model
+from e3va_cli.training.course import COURSE_OPTIONS, Course, plan_course
 from e3va_cli.training.optimizer import build_optimizer
 from e3va_cli.training.schedules import build_schedule
 from e3va_cli.training.task import DenseTask
@@ -23,14 +23,15 @@ from e3va_cli.training.trainer import build_trainer
 
 @dataclass
 class Run:
-    """Everything that training or evaluation needs."""
+    """Everything that training or evaluation needs; `train` and `course` are None where only evaluation is wanted."""
 
-    train: DetectionDataset | None
-    val: DetectionDataset
+    train: DenseDataset | None
+    val: DenseDataset
     model: DenseModel
     task: DenseTask
-    data: DetectionData
+    data: DenseData
     trainer: L.Trainer
+    course: Course | None
 
 
 def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = False) -> Run:
@@ -39,23 +40,31 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
     Raises:
         UserError: data or weights that cannot be used.
     """
+    require_suited(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
     train, val = open_splits(config["dataset"], train=not evaluate_only)
+    for split in filter(None, (train, val)):
+        require_offered(config, split.offers)
     torch.manual_seed(config["seed"])
     model = build_model(config, num_classes=len(val.classes))
-    if model.head.needs_masks and not (val.has_masks and (train is None or train.has_masks)):
-        raise UserError(f"head={config['head']['name']} needs masks, and the annotations of this data set have none")
-    kinds = model.head.metrics
+    evaluator = build_evaluator(config["dataset"]["metric"], val, sorted(model.head.needs))
+    data = DenseData(train, val, **config["data"], seed=config["seed"])
+    trainer = build_trainer(config, folder, monitor=f"val/{evaluator.monitor}", evaluate_only=evaluate_only)
+    course = schedule = None
+    optimizer = config["optimizer"]
+    if not evaluate_only:
+        devices = trainer.world_size
+        course = plan_course(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
+        trainer.fit_loop.epoch_loop.max_steps = course.total_steps  # known only now that the devices are counted
+        optimizer = {**optimizer, "lr": course.lr}
+        options = {key: value for key, value in config["schedule"].items() if key not in COURSE_OPTIONS}
+        schedule = build_schedule(course=course, **options)
     task = DenseTask(
         model,
-        AveragePrecision(val.ground_truth(), val.category_ids, kinds),
-        optimizer=partial(build_optimizer, **config["optimizer"]),
-        schedule=lambda total, per_epoch: build_schedule(
-            **config["schedule"], total_steps=total, steps_per_epoch=per_epoch
-        ),
+        evaluator,
+        optimizer=partial(build_optimizer, **optimizer),
+        schedule=schedule,
         about=about_model(model.identity, config, val.classes, val.category_ids),
         seed=config["seed"],
     )
-    data = DetectionData(train, val, **config["data"], seed=config["seed"])
-    trainer = build_trainer(config, folder, monitor=f"val/{kinds[-1]}_AP", evaluate_only=evaluate_only)
-    return Run(train, val, model, task, data, trainer)
+    return Run(train, val, model, task, data, trainer, course)

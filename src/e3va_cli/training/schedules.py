@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from e3va_cli.training.course import Course
+
 Factor = Callable[[int], float]
 
 
@@ -27,20 +29,13 @@ def poly(total_steps: int, steps_per_epoch: int, *, power: float, min_ratio: flo
 SCHEDULES: dict[str, Callable[..., Factor]] = {"multistep": multistep, "cosine": cosine, "poly": poly}
 
 
-def build_schedule(
-    name: str,
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_steps: int,
-    warmup_ratio: float,
-    **options: object,
-) -> Factor:
-    """The schedule called `name`, with a linear rise from `warmup_ratio` to 1 over the first `warmup_steps` steps."""
-    after = SCHEDULES[name](total_steps, steps_per_epoch, **options)
+def build_schedule(name: str, course: Course, *, warmup_ratio: float, **options: object) -> Factor:
+    """The schedule called `name`, with a linear rise from `warmup_ratio` to 1 over the course's warm-up."""
+    after = SCHEDULES[name](course.total_steps, course.steps_per_epoch, **options)
+    warmup = course.warmup_steps
 
     def factor(step: int) -> float:
-        rise = 1.0 if step >= warmup_steps else warmup_ratio + (1 - warmup_ratio) * step / warmup_steps
+        rise = 1.0 if step >= warmup else warmup_ratio + (1 - warmup_ratio) * step / warmup
         return rise * after(step)
 
     return factor

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from e3va_cli.data.batch import Batch
 from e3va_cli.data.sampling import mix
-from e3va_cli.metrics import AveragePrecision
+from e3va_cli.metrics import Evaluator
 from e3va_cli.model import DenseModel
 from e3va_cli.training.checkpoints import ABOUT, trained_state
 from e3va_cli.training.schedules import Factor
@@ -27,7 +27,7 @@ class DenseTask(L.LightningModule):
         model: the network.
         evaluator: measures findings against the validation split's ground truth.
         optimizer: builds the optimizer of a model.
-        schedule: builds the learning rate factor of (total steps, steps per epoch).
+        schedule: the learning rate's factor at each step.
         about: what the checkpoints belong to.
         seed: of what is random inside a step, such as the sampling of proposals.
     """
@@ -37,34 +37,27 @@ class DenseTask(L.LightningModule):
     def __init__(
         self,
         model: DenseModel,
-        evaluator: AveragePrecision,
+        evaluator: Evaluator,
         *,
         optimizer: Callable[[DenseModel], Optimizer],
-        schedule: Callable[[int, int], Factor],
+        schedule: Factor | None,
         about: dict[str, Any],
         seed: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.evaluator = evaluator
-        self.build_optimizer, self.build_schedule = optimizer, schedule
+        self.build_optimizer, self.schedule = optimizer, schedule
         self.about, self.seed = about, seed
         self.results: dict[str, Any] | None = None  # of the last evaluation
         self.evaluated_step = -1
 
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of one pass over the training images."""
-        return max(1, -(-int(self.trainer.num_training_batches) // self.trainer.accumulate_grad_batches))
-
     def configure_optimizers(self) -> Any:
         """The optimizer with its schedule, counted in steps."""
+        assert self.schedule is not None
         optimizer = self.build_optimizer(self.model)
-        total = int(self.trainer.estimated_stepping_batches)
-        factor = self.build_schedule(total, self.steps_per_epoch())
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        scheduler = LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch, by name."""
@@ -88,23 +81,21 @@ class DenseTask(L.LightningModule):
         self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Find objects, and note them in pixels of the original images."""
+        """Note what is found."""
         found = self.model.predict(batch.images, batch.image_sizes)
-        for detections, target in zip(found, batch.targets, strict=True):
-            self.evaluator.update(target["image_id"], detections.rescaled(target["original_size"]))
+        for of_image, target in zip(found, batch.targets, strict=True):
+            self.evaluator.update(of_image, target)
 
     def on_validation_epoch_end(self) -> None:
         """Measure the findings of all ranks together; every rank learns the result."""
         if dist.is_available() and dist.is_initialized():
             shares: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(shares, self.evaluator.found)
-            self.evaluator.found = {image: found for share in shares for image, found in share.items()}
+            dist.all_gather_object(shares, self.evaluator.share())
+            self.evaluator.gather(shares)
         self.results = self.evaluator.compute()
         self.evaluated_step = self.global_step
-        for kind, values in self.results.items():
-            for name in ("AP", "AP50"):
-                if values[name] is not None:
-                    self.log(f"val/{kind}_{name}", values[name], prog_bar=name == "AP50", rank_zero_only=False)
+        for name, value in self.evaluator.scores(self.results).items():
+            self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """What was trained, nothing else."""

@@ -1,0 +1,176 @@
+"""A folder in Pascal VOC's layout: its sets of images, and the XML files that annotate them.
+
+Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010; the layout is the one of its
+development kits (http://host.robots.ox.ac.uk/pascal/VOC/).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from PIL import Image
+
+from e3va_cli.data.checks import IMAGE_SUFFIXES
+from e3va_cli.data.coco_format import is_finite, what_is_there
+from e3va_cli.errors import UserError, first_line
+
+YEARS = ("VOC2007", "VOC2012")
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocObject(NamedTuple):
+    """An `<object>`: its name, or None; COCO's [x, y, w, h], or what stands there where that is no box."""
+
+    name: str | None
+    box: list[Any]
+    difficult: bool
+
+
+@dataclass(frozen=True)
+class VocImage:
+    """What an XML file tells of an image; names of files are relative to the devkit.
+
+    Attributes:
+        fault: the kind and the details of what makes it unusable, or None.
+        sized: whether the file tells the size; without, it is the one of the image file.
+    """
+
+    annotation: str
+    file_name: str
+    height: int = 0
+    width: int = 0
+    sized: bool = True
+    objects: tuple[VocObject, ...] = ()
+    fault: tuple[str, str] | None = None
+
+
+class _FaultError(Exception):
+    """What makes an XML file unusable: kind and details."""
+
+
+def find_devkit(root: str) -> Path:
+    """The folder with VOC2007, VOC2012 or both: the root, or VOCdevkit in it.
+
+    Raises:
+        UserError: neither has one; says what is there instead.
+    """
+    given = Path(root).expanduser()
+    for folder in (given, given / "VOCdevkit"):
+        if any((folder / year).is_dir() for year in YEARS):
+            return folder
+    raise UserError(
+        f"no {' or '.join(YEARS)} in {given} or in {given / 'VOCdevkit'}; {what_is_there(given / YEARS[0])}; "
+        "set dataset.root to the folder that holds one of them"
+    )
+
+
+def sets_of(devkit: Path, year: str) -> list[str]:
+    """The names of a year's sets of images, the short ones first: VOC has 60 more that are of one class each."""
+    names = [path.stem for path in (devkit / year / "ImageSets" / "Main").glob("*.txt")]
+    return sorted(names, key=lambda name: (len(name), name))
+
+
+def read_set(devkit: Path, year: str, name: str) -> list[VocImage]:
+    """All images of a set of that year, in its order.
+
+    Raises:
+        UserError: the list cannot be read, or the year lacks the folder of images or of annotations.
+    """
+    file = devkit / year / "ImageSets" / "Main" / f"{name}.txt"
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the list of images {file}: {first_line(error)}") from None
+    images, annotations = devkit / year / "JPEGImages", devkit / year / "Annotations"
+    for folder in (images, annotations):
+        if not folder.is_dir():
+            raise UserError(f"no folder {folder}, to which {file} refers; {what_is_there(folder)}")
+    # One look at the folder instead of one for each image; VOC's own suffix comes last and wins.
+    files = sorted(images.iterdir(), key=lambda path: (path.suffix == ".jpg", path.name))
+    file_names = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    stems = [line.strip() for line in lines if line.strip()]
+    return [_read_image(devkit, year, stem, file_names.get(stem, f"{stem}.jpg")) for stem in stems]
+
+
+def _read_image(devkit: Path, year: str, stem: str, image: str) -> VocImage:
+    annotation, file_name = f"{year}/Annotations/{stem}.xml", f"{year}/JPEGImages/{image}"
+    try:
+        content = _parse(devkit / annotation)
+        height, width = (_pixels(content.findtext(f"size/{side}")) for side in ("height", "width"))
+        sized = height > 0 and width > 0
+        if not sized:
+            height, width = _size_of_file(devkit / file_name)
+    except _FaultError as fault:
+        kind, details = fault.args
+        return VocImage(annotation, file_name, fault=(kind, details))
+    objects = tuple(_object(element) for element in content.findall("object"))
+    return VocImage(annotation, file_name, height, width, sized, objects)
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise _FaultError("missing annotation file", "no such file") from None
+    except (OSError, ValueError) as error:
+        raise _FaultError("unreadable annotation file", first_line(error)) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    # Entities can blow a file of a kilobyte up to gigabytes. Given text, the parser knows no encoding to hide them in.
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise _FaultError("annotation file with a document type", "neither it nor entities are read; remove them")
+    try:
+        content = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        raise _FaultError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
+    if content.tag != "annotation":
+        raise _FaultError("unreadable annotation file", f"it holds <{content.tag}>, not <annotation>")
+    return content
+
+
+def _size_of_file(path: Path) -> tuple[int, int]:
+    """(height, width) from the head of an image file."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception as error:  # a broken file can raise anything; reading the image says what
+        reason = "no such file" if isinstance(error, FileNotFoundError) else first_line(error)
+        raise _FaultError("annotation file without an image size", f"nor can {path} tell it: {reason}") from None
+
+
+def _object(element: ElementTree.Element) -> VocObject:
+    name = (element.findtext("name") or "").strip()
+    difficult = (element.findtext("difficult") or "").strip() == "1"
+    return VocObject(name or None, _box(element.find("bndbox")), difficult)
+
+
+def _box(element: ElementTree.Element | None) -> list[Any]:
+    """COCO's [x, y, w, h] of corners that count pixels from 1, the last one included."""
+    if element is None:
+        return []
+    texts = [element.findtext(corner) for corner in CORNERS]
+    try:
+        x1, y1, x2, y2 = corners = [float(text or "") for text in texts]
+    except ValueError:
+        return texts
+    if not all(map(is_finite, corners)):
+        return corners
+    # Corners that meet are a slip of the hand, not an object of a single pixel: a box without area.
+    return [x1 - 1, y1 - 1, x2 - x1 + (x2 > x1), y2 - y1 + (y2 > y1)]
+
+
+def _pixels(text: str | None) -> int:
+    """A side of an image; 0 where it is not one."""
+    try:
+        return int(float(text or ""))
+    except (ValueError, OverflowError):
+        return 0

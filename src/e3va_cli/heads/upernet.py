@@ -1,0 +1,190 @@
+"""UPerNet (arXiv 1807.10221): a feature pyramid with pyramid pooling (arXiv 1612.01105) on its top, all levels fused.
+
+Sizes are those of mmsegmentation's UPerHead and FCNHead. The norms are not: theirs are batch norms, whose statistics of
+the one or two images that fit on a small GPU mean nothing, and which fail on one image's 1x1 pooled map. Here they are
+group norms (arXiv 1803.08494).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, pad
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import Conv2dNormActivation
+
+from e3va_cli.errors import UserError
+from e3va_cli.heads.head import Extract, Head, Target, register
+from e3va_cli.heads.segmentation import Segmentation
+from e3va_cli.heads.sliding_window import sliding_scores
+
+GROUPS = 32
+CHANNELS_PER_GROUP = 8  # at least: of the two channels of a small group, a 1x1 map would keep no more than the order
+COARSEST_STRIDE = 32
+
+
+def groups_of(channels: int) -> int:
+    """The largest divisor of `channels` that is at most 32 and leaves no group less than 8 channels; else 1."""
+    most = max(1, min(GROUPS, channels // CHANNELS_PER_GROUP))
+    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> Conv2dNormActivation:
+    """Convolution without bias, group norm, ReLU; height and width stay."""
+    norm = partial(nn.GroupNorm, groups_of(out_channels))
+    return Conv2dNormActivation(in_channels, out_channels, kernel_size, norm_layer=norm)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, (B, C, ., .) to (B, C, *size)."""
+    return interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def pooled(x: Tensor, cells: int) -> Tensor:
+    """What `adaptive_avg_pool2d` computes, (B, C, H, W) to (B, C, cells, cells); its gradient is deterministic."""
+    for axis in (2, 3):
+        side = x.shape[axis]
+        edges = [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+        x = torch.cat([x.narrow(axis, a, b - a).mean(axis, keepdim=True) for a, b in edges], axis)
+    return x
+
+
+class PyramidPooling(nn.Module):
+    """A feature map together with its averages over coarse grids: (B, C, H, W) to (B, width, H, W)."""
+
+    def __init__(self, channels: int, width: int, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = list(scales)
+        self.project = nn.ModuleList(conv_norm_relu(channels, width, 1) for _ in scales)
+        self.fuse = conv_norm_relu(channels + len(self.scales) * width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool to every grid, project, bring back to the map's size, and fuse with the map."""
+        maps = [project(pooled(x, cells)) for cells, project in zip(self.scales, self.project, strict=True)]
+        return self.fuse(torch.cat([x, *(resized(one, x.shape[-2:]) for one in maps)], 1))
+
+
+class FusedPyramid(nn.Module):
+    """Feature maps [(B, C_s, H_s, W_s)], finest first, to one of the finest's size: (B, width, H_0, W_0)."""
+
+    def __init__(self, channels: Sequence[int], width: int, pool_scales: Sequence[int]) -> None:
+        super().__init__()
+        self.pooling = PyramidPooling(channels[-1], width, pool_scales)
+        self.laterals = nn.ModuleList(conv_norm_relu(c, width, 1) for c in channels[:-1])
+        self.smooth = nn.ModuleList(conv_norm_relu(width, width, 3) for _ in channels[:-1])
+        self.fuse = conv_norm_relu(len(channels) * width, width, 3)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Add each level's upper neighbour from the top down, smooth, and fuse all levels at the finest's size."""
+        *lower, top = features
+        levels = [self.pooling(top)]
+        for lateral, feature in zip(reversed(self.laterals), reversed(lower), strict=True):
+            levels.insert(0, lateral(feature) + resized(levels[0], feature.shape[-2:]))
+        outputs = [smooth(level) for smooth, level in zip(self.smooth, levels[:-1], strict=True)]
+        size = features[0].shape[-2:]
+        return self.fuse(torch.cat([resized(level, size) for level in (*outputs, levels[-1])], 1))
+
+
+def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Class scores of every place: dropout of whole channels, and a 1x1 convolution."""
+    return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
+
+
+@register("upernet")
+class UPerNet(Head):
+    """A class for every pixel.
+
+    Args:
+        channels: of the four feature maps, strides 4 to 32.
+        num_classes: all of them are found; what is not labelled is no class.
+        fpn_channels: width of every pyramid level.
+        pool_scales: cells along a side of each grid that the last stage is pooled to.
+        dropout: probability of leaving out a channel before classification.
+        auxiliary_stage: of the backbone, the one that is also classified by itself, in training.
+        auxiliary_channels: width of that classifier.
+        auxiliary_weight: of its loss; 0 leaves the classifier out.
+        window: side of sliding windows in pixels, or None to predict whole images.
+        stride: pixels from one window to the next.
+
+    Raises:
+        UserError: an option is out of its range.
+    """
+
+    needs = frozenset({"semantic"})
+    stages = (0, 1, 2, 3)
+
+    def __init__(
+        self,
+        *,
+        channels: Sequence[int],
+        num_classes: int,
+        fpn_channels: int,
+        pool_scales: Sequence[int],
+        dropout: float,
+        auxiliary_stage: int,
+        auxiliary_channels: int,
+        auxiliary_weight: float,
+        window: int | None,
+        stride: int,
+    ) -> None:
+        super().__init__()
+        if any(cells < 1 for cells in pool_scales):
+            raise UserError(f"head.pool_scales={list(pool_scales)}: grids have at least 1 cell along a side")
+        if auxiliary_stage not in self.stages:
+            raise UserError(f"head.auxiliary_stage={auxiliary_stage}: one of {', '.join(map(str, self.stages))}")
+        if window is not None and (window < 1 or window % COARSEST_STRIDE):
+            raise UserError(f"head.window={window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images")
+        if window is not None and not 0 < stride <= window:
+            raise UserError(f"head.stride={stride}: from 1 to head.window={window}, or pixels would be left out")
+        self.neck = FusedPyramid(channels, fpn_channels, pool_scales)
+        self.classifier = classifier(fpn_channels, num_classes, dropout)
+        self.auxiliary: nn.Sequential | None = None
+        if auxiliary_weight > 0:
+            self.auxiliary = nn.Sequential(
+                conv_norm_relu(channels[auxiliary_stage], auxiliary_channels, 3),
+                classifier(auxiliary_channels, num_classes, dropout),
+            )
+        self.auxiliary_stage, self.auxiliary_weight = auxiliary_stage, auxiliary_weight
+        self.window, self.stride = window, stride
+
+    def scores(self, features: list[Tensor]) -> Tensor:
+        """Class scores before softmax, float32 (B, K, H / 4, W / 4)."""
+        return self.classifier(self.neck(features)).float()
+
+    def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
+        """Cross entropy over the labelled pixels, and the weighted one of the auxiliary classifier."""
+        height, width = images.tensors.shape[-2:]
+        maps = [target["semantic"] for target in targets]
+        labels = torch.stack([pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in maps])  # B, H, W
+        losses = {"segmentation": pixel_loss(self.scores(features), labels)}
+        if self.auxiliary is not None:
+            scores = self.auxiliary(features[self.auxiliary_stage]).float()
+            losses["auxiliary"] = self.auxiliary_weight * pixel_loss(scores, labels)
+        return losses
+
+    def predict(self, extract: Extract, images: ImageList) -> list[Segmentation]:
+        """Scores of the padded images: at stride 4, or of every pixel where windows slide."""
+        if self.window is None:
+            scores = self.scores(extract(images.tensors))
+        else:
+            scores = sliding_scores(
+                lambda part: self.scores(extract(part)), images.tensors, window=self.window, stride=self.stride
+            )
+        height, width = images.tensors.shape[-2:]
+        return [Segmentation(one, (height, width), size) for one, size in zip(scores, images.image_sizes, strict=True)]
+
+
+def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy over the labelled pixels of a batch; 0 where there are none.
+
+    Args:
+        scores: float32 (B, K, h, w) of any resolution, brought to that of the labels.
+        labels: (B, H, W), 1..K; 0 is not labelled.
+    """
+    indices = labels.long() - 1
+    # Summed outside: the reductions of cross_entropy over a map are not deterministic on a GPU.
+    each = cross_entropy(resized(scores, labels.shape[-2:]), indices, ignore_index=-1, reduction="none")  # B, H, W
+    return each.sum() / (indices >= 0).sum().clamp(min=1)

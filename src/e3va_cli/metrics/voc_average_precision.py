@@ -1,0 +1,168 @@
+"""Average precision of boxes by Pascal VOC's definition.
+
+Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010, section 4.2, as the development kit's
+VOCevaldet.m computes it: the precision-recall curve of all images together, at one IoU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from e3va_cli.data import DetectionDataset, Target
+from e3va_cli.heads import Detections
+from e3va_cli.metrics.average_precision import distinct_names
+from e3va_cli.metrics.evaluator import Results, register
+
+IOU = 0.5
+RECALL_STEPS = 10
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Rule = Callable[[Ints, Floats, int], float]
+"""AP of a class: of the hits (N,) among the first n findings, the precision (N,) of those, and the number of objects."""
+
+
+def area_under_curve(hits: Ints, precision: Floats, objects: int) -> float:
+    """The area under the curve after it was made to fall: VOC's rule as of 2010."""
+    highest = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(hits, prepend=0) * highest).sum() / objects)
+
+
+def eleven_points(hits: Ints, precision: Floats, objects: int) -> float:
+    """The mean of the highest precisions at a recall of at least 0, 0.1, ... 1: the rule of VOC 2007."""
+    reached = [precision[hits * RECALL_STEPS >= step * objects] for step in range(RECALL_STEPS + 1)]
+    return float(np.mean([values.max(initial=0.0) for values in reached]))
+
+
+class VocAveragePrecision:
+    """Collects findings image by image and measures their boxes against a ground truth.
+
+    Only images that were given count, so that a part of a data set can be measured. A finding goes to the object of its
+    class that it overlaps most. From an IoU of 0.5 on it is a hit if it is the object's first, best score first, and a
+    miss otherwise; what goes to a difficult object is neither, and difficult objects do not have to be found.
+
+    Args:
+        ground_truth: `images`, `annotations` and `categories` in COCO's format; `iscrowd` marks difficult objects.
+        category_ids: the ground truth's id of label k at index k - 1.
+        rule: what turns the precision-recall curve of a class into its AP.
+    """
+
+    monitor = "box_AP50"
+
+    def __init__(self, ground_truth: Results, category_ids: Sequence[int], *, rule: Rule) -> None:
+        names = distinct_names(ground_truth["categories"])
+        self.classes = [names[number] for number in category_ids]
+        self.rule = rule
+        self.objects = _objects_by_image(ground_truth, category_ids)
+        self.found: dict[int, NDArray[np.float32]] = {}
+
+    @property
+    def images(self) -> int:
+        """Images that findings were given for."""
+        return len(self.found)
+
+    def reset(self) -> None:
+        """Forget all findings."""
+        self.found = {}
+
+    def update(self, found: Detections, target: Target) -> None:
+        """Add what was found in one image."""
+        detections = found.cpu().rescaled(target["original_size"])
+        columns = (detections.labels[:, None], detections.scores[:, None], detections.boxes)
+        self.found[target["image_id"]] = np.hstack([column.float().numpy() for column in columns])
+
+    def share(self) -> dict[int, NDArray[np.float32]]:
+        """Label, score and corners of each finding (N, 6), by image."""
+        return self.found
+
+    def gather(self, shares: Sequence[dict[int, NDArray[np.float32]]]) -> None:
+        """Take the findings of all processes."""
+        self.found = {image: found for share in shares for image, found in share.items()}
+
+    def scores(self, results: Results) -> dict[str, float]:
+        """AP50 of boxes."""
+        value = results["box"]["AP50"]
+        return {} if value is None else {self.monitor: value}
+
+    def compute(self) -> Results:
+        """`{"box": {"AP50": mean over classes, "per_class": {name: AP50}}}`; None for a class without objects."""
+        per_class = dict(zip(self.classes, self._measure(), strict=True))
+        measured = [value for value in per_class.values() if value is not None]
+        return {"box": {"AP50": float(np.mean(measured)) if measured else None, "per_class": per_class}}
+
+    def _measure(self) -> list[float | None]:
+        """AP of each class."""
+        nothing = np.zeros((0, 6))
+        objects, found, matches, overlaps = [nothing], [nothing], [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
+        first = 0  # of an image's objects, among those of all images
+        for image in sorted(self.found):
+            of_image, found_here = self.objects.get(image, nothing), self.found[image].astype(np.float64)
+            best, overlap = _best_match(found_here, of_image)
+            objects.append(of_image)
+            found.append(found_here)
+            matches.append(best + first)
+            overlaps.append(overlap)
+            first += len(of_image)
+        all_objects, all_found = np.concatenate(objects), np.concatenate(found)
+        match, matched = np.concatenate(matches), np.concatenate(overlaps) >= IOU
+        difficult = all_objects[:, 1] > 0
+        ignored = np.zeros(len(match), dtype=np.bool_)
+        ignored[matched] = difficult[match[matched]]
+        values: list[float | None] = []
+        for label in range(1, len(self.classes) + 1):
+            count = int(((all_objects[:, 0] == label) & ~difficult).sum())
+            chosen = np.flatnonzero((all_found[:, 0] == label) & ~ignored)
+            chosen = chosen[np.argsort(-all_found[chosen, 1], kind="stable")]
+            values.append(self._of_class(match[chosen], matched[chosen], count) if count else None)
+        return values
+
+    def _of_class(self, match: Ints, matched: Bools, objects: int) -> float:
+        """AP of findings, best score first: the object that each goes to, and whether it overlaps it enough."""
+        hit = np.zeros(len(match), dtype=np.int64)
+        candidates = np.flatnonzero(matched)
+        hit[candidates[np.unique(match[candidates], return_index=True)[1]]] = 1
+        hits = hit.cumsum()
+        return self.rule(hits, hits / np.arange(1, len(hits) + 1), objects)
+
+
+def _objects_by_image(ground_truth: Results, category_ids: Sequence[int]) -> dict[int, Floats]:
+    """Label, whether difficult, and corners of each object (M, 6), by image."""
+    labels = {number: label for label, number in enumerate(category_ids, start=1)}
+    rows: dict[int, list[tuple[float, ...]]] = {}
+    for annotation in ground_truth["annotations"]:
+        if label := labels.get(annotation["category_id"]):
+            x, y, w, h = annotation["bbox"]
+            row = (label, annotation.get("iscrowd", 0), x, y, x + w, y + h)
+            rows.setdefault(annotation["image_id"], []).append(row)
+    return {image: np.array(objects, dtype=np.float64) for image, objects in rows.items()}
+
+
+def _best_match(found: Floats, objects: Floats) -> tuple[Ints, Floats]:
+    """Of each finding (N, 6) the object (M, 6) of its class that it overlaps most, and the IoU; 0 where there is none."""
+    if not len(objects):
+        return np.zeros(len(found), dtype=np.int64), np.zeros(len(found))
+    low = np.maximum(found[:, None, 2:4], objects[None, :, 2:4])  # N, M, 2
+    high = np.minimum(found[:, None, 4:6], objects[None, :, 4:6])
+    shared = (high - low).clip(min=0).prod(-1)  # N, M
+    area, area_of_object = ((boxes[:, 4:6] - boxes[:, 2:4]).prod(-1) for boxes in (found, objects))
+    union = area[:, None] + area_of_object[None, :] - shared
+    iou = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    iou[found[:, None, 0] != objects[None, :, 0]] = 0
+    best = iou.argmax(1)
+    return best, iou[np.arange(len(found)), best]
+
+
+@register("voc", needs="boxes")
+def voc(dataset: DetectionDataset, kinds: Sequence[str]) -> VocAveragePrecision:
+    """VOC's average precision as of 2010, the one that results on VOC 2007 and 2012 together are given in."""
+    return VocAveragePrecision(dataset.ground_truth(), dataset.category_ids, rule=area_under_curve)
+
+
+@register("voc_11_point", needs="boxes")
+def voc_11_point(dataset: DetectionDataset, kinds: Sequence[str]) -> VocAveragePrecision:
+    """VOC 2007's average precision."""
+    return VocAveragePrecision(dataset.ground_truth(), dataset.category_ids, rule=eleven_points)

@@ -1,0 +1,71 @@
+"""How long a run is and how fast it learns: a recipe's figures, brought to the total batch of this run.
+
+A recipe states learning rate and counts of steps for a total batch, the images of one optimizer step on all devices.
+A run with another total batch sees the same number of images: counts of steps grow as the batch shrinks. Its learning
+rate goes in proportion to the batch (arXiv 1706.02677), or, as theory has it for Adam (arXiv 2205.10287), to the
+batch's square root.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+COURSE_OPTIONS = ("iterations", "warmup_steps", "total_batch", "lr_scaling")  # of a schedule, that are settled here
+LR_FACTORS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run comes to.
+
+    Attributes:
+        total_batch: images per optimizer step, on all devices together.
+        lr: the highest learning rate.
+        warmup_steps: over which it rises.
+        steps_per_epoch: optimizer steps of one pass over the training images.
+        total_steps: of the whole run.
+        recipe_batch: total batch that the recipe is meant for, None if it names none.
+    """
+
+    total_batch: int
+    lr: float
+    warmup_steps: int
+    steps_per_epoch: int
+    total_steps: int
+    recipe_batch: int | None
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the recipe is meant for another total batch."""
+        return self.recipe_batch not in (None, self.total_batch)
+
+
+def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int) -> Course:
+    """The course of a run with this plain configuration.
+
+    Args:
+        batches_per_epoch: on each device.
+        devices: that share the images.
+    """
+    schedule, trainer = config["schedule"], config["trainer"]
+    accumulated = trainer["accumulate_grad_batches"]
+    total_batch = config["data"]["batch_size"] * accumulated * devices
+    recipe_batch = schedule["total_batch"]
+    ratio = total_batch / recipe_batch if recipe_batch else 1.0
+    if trainer["limit_train_batches"] is not None:
+        batches_per_epoch = min(batches_per_epoch, trainer["limit_train_batches"])
+    steps_per_epoch = max(1, -(-batches_per_epoch // accumulated))
+    lengths = [trainer["max_steps"]]
+    if schedule["iterations"] is not None:
+        lengths.append(max(1, round(schedule["iterations"] / ratio)))
+    if trainer["max_epochs"] is not None:
+        lengths.append(trainer["max_epochs"] * steps_per_epoch)
+    return Course(
+        total_batch=total_batch,
+        lr=config["optimizer"]["lr"] * LR_FACTORS[schedule["lr_scaling"]](ratio),
+        warmup_steps=round(schedule["warmup_steps"] / ratio),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=min(length for length in lengths if length is not None),
+        recipe_batch=recipe_batch,
+    )
