@@ -196,10 +196,9 @@ def test_folders_outside_the_root_are_refused(add: Add, tmp_path: Path, folder: 
 
 def test_the_folder_above_will_do(add: Add, tmp_path: Path) -> None:
     add("a", split="validation")
-    (tmp_path / "images").rename(
-        (tmp_path / "ADEChallengeData2016").mkdir() or tmp_path / "ADEChallengeData2016/images"
-    )
-    (tmp_path / "annotations").rename(tmp_path / "ADEChallengeData2016/annotations")
+    (tmp_path / "ADEChallengeData2016").mkdir()
+    for folder in ("images", "annotations"):
+        (tmp_path / folder).rename(tmp_path / "ADEChallengeData2016" / folder)
     (tmp_path / "ADEChallengeData2016/classes.txt").write_text("wall\ndoor\nsky\n")
     assert source(tmp_path).open("val", None).classes == ["wall", "door", "sky"]
     with pytest.raises(UserError, match="ADEChallengeData2016/images holds validation/"):
@@ -303,7 +302,7 @@ def test_check_of_what_is_not_there_and_of_wrong_names(add: Add, tmp_path: Path)
         "no such folder of label maps": 1,
     }
     report = source(tmp_path, classes=["x"]).check("train")
-    assert counts(report.problems) == {"unusable class names": 1} and list(report.per_class)[0] == "class 1"
+    assert counts(report.problems) == {"unusable class names": 1} and next(iter(report.per_class)) == "class 1"
     (tmp_path / "images/training/a.png").unlink()
     assert counts(source(tmp_path).check("train").problems) == {"folder without images": 1}
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e3va_cli.data.coco import CocoDetection
+from e3va_cli.data.coco import open_coco
 from e3va_cli.data.coco_format import coco_paths
 from e3va_cli.data.drawing import class_color, draw_sample, grid, save_png
 
@@ -138,7 +138,7 @@ def test_save(tmp_path: Path) -> None:
 
 
 def test_real_data(coco_tiny: Path, tmp_path: Path) -> None:
-    data = CocoDetection(*coco_paths(coco_tiny, "val2017", "annotations/instances_val2017.json"))
+    data = open_coco(*coco_paths(coco_tiny, "val2017", "annotations/instances_val2017.json"))
     pictures = []
     for index in range(4):
         image, target = data[index]

@@ -116,7 +116,9 @@ def test_losses_and_findings_equal_torchvisions(head, features, images, options)
         assert value.item() == theirs[name].item() and value > 0
     head.eval(), model.eval()
     with torch.no_grad():
-        for found, expected in zip(head.predict(lambda _: features, images), model([torch.zeros(3, *SIZE)] * 2), strict=True):
+        for found, expected in zip(
+            head.predict(lambda _: features, images), model([torch.zeros(3, *SIZE)] * 2), strict=True
+        ):
             assert len(found) > 0
             for key in ("boxes", "scores", "labels", "masks"):
                 assert torch.equal(getattr(found, key), expected[key]), key

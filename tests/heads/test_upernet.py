@@ -132,12 +132,13 @@ def by_hand(scores, targets):
     return np.mean(losses)
 
 
-def test_losses_are_cross_entropies_over_labelled_pixels():
-    head, features, targets = make_head().eval(), make_features(), make_targets()
+@pytest.mark.parametrize("stage", [0, 2])
+def test_losses_are_cross_entropies_over_labelled_pixels(stage):
+    head, features, targets = make_head(auxiliary_stage=stage).eval(), make_features(), make_targets()
     losses = head.losses(features, make_images(), targets)
     assert set(losses) == {"segmentation", "auxiliary"}
     assert losses["segmentation"].item() == pytest.approx(by_hand(head.scores(features), targets), rel=1e-5)
-    auxiliary = by_hand(head.auxiliary(features[2]), targets)
+    auxiliary = by_hand(head.auxiliary(features[stage]), targets)
     assert losses["auxiliary"].item() == pytest.approx(0.4 * auxiliary, rel=1e-5)
 
 
@@ -181,11 +182,13 @@ def test_autocast_keeps_losses_and_scores_in_float32(dtype):
     exact = head.losses(features, make_images(), targets)
     with torch.autocast("cpu", dtype=dtype):
         losses = head.losses(features, make_images(), targets)
+        auxiliary = 0.4 * by_hand(head.auxiliary(features[2]).float(), targets)
         found = [*head.predict(lambda _: features, make_images())]
         head.window, head.stride = 64, 32
         found += head.predict(Extract(), make_images())
     for name, loss in losses.items():
         assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact[name].item(), rel=0.02)
+    assert losses["auxiliary"].item() == pytest.approx(auxiliary, rel=1e-6), "16 bits end before the upsampling"
     assert all(of_image.scores.dtype == torch.float32 for of_image in found)
 
 

@@ -15,7 +15,10 @@ RULES = {"voc": area_under_curve, "voc_11_point": eleven_points}
 SIZE = (200, 200)
 
 
-def truth_of(objects, categories=tuple(zip(IDS, NAMES, strict=True))):
+CATEGORIES = tuple(zip(IDS, NAMES, strict=True))
+
+
+def truth_of(objects, categories=CATEGORIES):
     """Ground truth of (image, category id, corners, difficult)."""
     annotations = [
         {
@@ -223,7 +226,7 @@ def test_perfect_findings(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_nothing_found_is_zero_and_nothing_to_find_is_none(rule):
     objects, found = random_data()
-    results = evaluated(truth_of(objects), dict.fromkeys(found, []), rule).compute()
+    results = evaluated(truth_of(objects), {image: [] for image in found}, rule).compute()
     assert results == {"box": {"AP50": 0.0, "per_class": {"cat": 0.0, "dog": 0.0, "owl": 0.0, "yak": None}}}
     nothing = {"box": {"AP50": None, "per_class": dict.fromkeys(NAMES)}}
     only_difficult = [(image, category, box, 1) for image, category, box, _ in objects]

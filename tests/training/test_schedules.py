@@ -11,7 +11,7 @@ STEPS, PER_EPOCH = 60, 10
 
 
 def ours(name, warmup_steps=0, warmup_ratio=0.001, **options):
-    course = Course(2, 1.0, warmup_steps, PER_EPOCH, STEPS, None)
+    course = Course(2, 1.0, warmup_steps, STEPS // PER_EPOCH, PER_EPOCH, STEPS, None)
     factor = build_schedule(name, course, warmup_ratio=warmup_ratio, **options)
     return [factor(step) for step in range(STEPS)]
 

@@ -58,10 +58,10 @@ class AddAdapted(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The highway's gradient is the result's own; z gets none."""
         z, thin_in, thin_out, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
-        a, b, bias, p, q, _ = (w.to(z.dtype) for w in weights)
+        _, b, bias, p, q, _ = (w.to(z.dtype) for w in weights)
         tokens = z.flatten(0, -2)
         rows = grad.reshape(tokens.shape).to(z.dtype)
         of_thin_out = rows @ q.T  # N, r

@@ -107,7 +107,7 @@ def problems(cfg: DictConfig) -> list[str]:
     scaling = value("schedule.lr_scaling")
     if scaling is not None and scaling not in LR_SCALINGS:
         found.append(f"schedule.lr_scaling={scaling}: one of {', '.join(LR_SCALINGS)}")
-    lengths = ("trainer.max_epochs", "trainer.max_steps", "schedule.iterations")
+    lengths = ("trainer.max_epochs", "schedule.iterations")
     if all(value(key) is None for key in lengths) and reads_data:
         found.append(f"trainer.max_epochs=null: how long? Give one of {', '.join(lengths)}")
     ratio = value("schedule.warmup_ratio")

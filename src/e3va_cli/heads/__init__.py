@@ -1,6 +1,6 @@
 """Detection and segmentation heads: each one file, all behind the protocol of `head.py`."""
 
-from e3va_cli.heads import cascade_mask_rcnn, mask_rcnn, retinanet
+from e3va_cli.heads import cascade_mask_rcnn, mask_rcnn, retinanet, upernet
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import HEADS, Extract, Head, Target, build_head
 from e3va_cli.heads.segmentation import Segmentation
@@ -16,4 +16,5 @@ __all__ = [
     "cascade_mask_rcnn",
     "mask_rcnn",
     "retinanet",
+    "upernet",
 ]

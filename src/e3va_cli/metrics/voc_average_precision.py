@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Rule = Callable[[Ints, Floats, int], float]
-"""AP of a class: of the hits (N,) among the first n findings, the precision (N,) of those, and the number of objects."""
+"""AP of a class from the hits (N,) among its first n findings, their precision (N,), and the number of objects."""
 
 
 def area_under_curve(hits: Ints, precision: Floats, objects: int) -> float:
@@ -142,7 +142,7 @@ def _objects_by_image(ground_truth: Results, category_ids: Sequence[int]) -> dic
 
 
 def _best_match(found: Floats, objects: Floats) -> tuple[Ints, Floats]:
-    """Of each finding (N, 6) the object (M, 6) of its class that it overlaps most, and the IoU; 0 where there is none."""
+    """For each finding (N, 6) the object (M, 6) of its class that it overlaps most, and the IoU, 0 if there is none."""
     if not len(objects):
         return np.zeros(len(found), dtype=np.int64), np.zeros(len(found))
     low = np.maximum(found[:, None, 2:4], objects[None, :, 2:4])  # N, M, 2

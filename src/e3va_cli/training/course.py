@@ -8,6 +8,7 @@ batch's square root.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,16 @@ class Course:
         total_batch: images per optimizer step, on all devices together.
         lr: the highest learning rate.
         warmup_steps: over which it rises.
-        steps_per_epoch: optimizer steps of one pass over the training images.
-        total_steps: of the whole run.
+        epochs: passes over the training images; a recipe's iterations are rounded up to whole ones.
+        steps_per_epoch: optimizer steps of one pass.
+        total_steps: of the whole run, which `trainer.max_steps` may end earlier.
         recipe_batch: total batch that the recipe is meant for, None if it names none.
     """
 
     total_batch: int
     lr: float
     warmup_steps: int
+    epochs: int
     steps_per_epoch: int
     total_steps: int
     recipe_batch: int | None
@@ -56,16 +59,21 @@ def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int)
     if trainer["limit_train_batches"] is not None:
         batches_per_epoch = min(batches_per_epoch, trainer["limit_train_batches"])
     steps_per_epoch = max(1, -(-batches_per_epoch // accumulated))
-    lengths = [trainer["max_steps"]]
-    if schedule["iterations"] is not None:
-        lengths.append(max(1, round(schedule["iterations"] / ratio)))
+    lengths = []
     if trainer["max_epochs"] is not None:
-        lengths.append(trainer["max_epochs"] * steps_per_epoch)
+        lengths.append(trainer["max_epochs"])
+    if schedule["iterations"] is not None:
+        lengths.append(math.ceil(schedule["iterations"] / ratio / steps_per_epoch))
+    epochs = min(lengths)
+    total_steps = epochs * steps_per_epoch
+    if trainer["max_steps"] is not None:
+        total_steps = min(total_steps, trainer["max_steps"])
     return Course(
         total_batch=total_batch,
         lr=config["optimizer"]["lr"] * LR_FACTORS[schedule["lr_scaling"]](ratio),
         warmup_steps=round(schedule["warmup_steps"] / ratio),
+        epochs=epochs,
         steps_per_epoch=steps_per_epoch,
-        total_steps=min(length for length in lengths if length is not None),
+        total_steps=total_steps,
         recipe_batch=recipe_batch,
     )

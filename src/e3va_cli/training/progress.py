@@ -21,5 +21,4 @@ class Progress(RichProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero and not sys.stdout.isatty():
             values = ", ".join(f"{k} {v:.4g}" for k, v in self.get_metrics(trainer, pl_module).items())
-            epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-            print(f"Epoch {trainer.current_epoch + 1}{epochs}: {values}", flush=True)
+            print(f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}: {values}", flush=True)

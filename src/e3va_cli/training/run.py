@@ -55,7 +55,7 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
     if not evaluate_only:
         devices = trainer.world_size
         course = plan_course(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
-        trainer.fit_loop.epoch_loop.max_steps = course.total_steps  # known only now that the devices are counted
+        trainer.fit_loop.max_epochs = course.epochs  # known only now that the devices are counted
         optimizer = {**optimizer, "lr": course.lr}
         options = {key: value for key, value in config["schedule"].items() if key not in COURSE_OPTIONS}
         schedule = build_schedule(course=course, **options)

@@ -48,6 +48,7 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         strategy=options["strategy"],
         precision=options["precision"],
         max_epochs=-1 if options["max_epochs"] is None else options["max_epochs"],
+        max_steps=-1 if options["max_steps"] is None else options["max_steps"],
         limit_train_batches=options["limit_train_batches"],
         limit_val_batches=options["limit_val_batches"],
         check_val_every_n_epoch=options["val_every_epochs"],

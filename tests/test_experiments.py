@@ -1,0 +1,101 @@
+"""Each experiment, by its own words, at reduced size: two steps and an evaluation of crafted data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SMALL = [
+    "backbone=swin_nano",
+    "head.fpn_channels=32",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.tensorboard=false",
+    "hydra.run.dir=run",
+]
+BOXES = [
+    "dataset.train_short_sides=[64]",
+    "dataset.val_short_side=64",
+    "dataset.max_size=96",
+    "trainer.max_epochs=2",
+]
+CASCADE = [
+    *BOXES,
+    "head.box.conv_channels=[32]",
+    "head.box.hidden=32",
+    "head.box.batch_size_per_image=16",
+    "head.mask.channels=[16]",
+    "head.mask.predictor_channels=16",
+    "head.rpn.post_nms_train=50",
+    "head.rpn.post_nms_test=50",
+]
+PIXELS = ["dataset.short_side=64", "dataset.max_size=96", "dataset.crop_size=64", "dataset.num_classes=3"]
+XML = """<annotation><size><width>48</width><height>40</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult>
+<bndbox><xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>33</ymax></bndbox></object></annotation>"""
+
+
+def photo(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+
+
+def coco(root: Path) -> None:
+    for split in ("train2017", "val2017"):
+        images = [{"id": i, "file_name": f"{i}.jpg", "width": 48, "height": 40} for i in (1, 2)]
+        polygon = [[5, 6, 30, 6, 30, 33, 5, 33]]
+        annotations = [
+            {"id": i, "image_id": i, "category_id": 3, "bbox": [5, 6, 25, 27], "area": 675, "iscrowd": 0}
+            | {"segmentation": polygon}
+            for i in (1, 2)
+        ]
+        for i in (1, 2):
+            photo(root / split / f"{i}.jpg", i)
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "cat"}]}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def voc(root: Path) -> None:
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / "VOC2007" / name).mkdir(parents=True)
+    for split, stems in (("trainval", ("a", "b")), ("test", ("c", "d"))):
+        (root / "VOC2007/ImageSets/Main" / f"{split}.txt").write_text("\n".join(stems))
+        for seed, stem in enumerate(stems):
+            photo(root / "VOC2007/JPEGImages" / f"{stem}.jpg", seed)
+            (root / "VOC2007/Annotations" / f"{stem}.xml").write_text(XML)
+
+
+def ade20k(root: Path) -> None:
+    for split in ("training", "validation"):
+        for stem in ("a", "b"):
+            photo(root / "images" / split / f"{stem}.jpg", 1)
+            labels = np.random.default_rng(0).integers(0, 4, (40, 48), dtype=np.uint8)
+            (root / "annotations" / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels).save(root / "annotations" / split / f"{stem}.png")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "make", "words", "result"),
+    [
+        ("coco_cascade_swin_b", coco, CASCADE, "mask"),
+        ("coco_cascade_swin_l", coco, CASCADE, "mask"),
+        ("voc_retinanet_swin_l", voc, BOXES, "box"),
+        ("ade20k_upernet_swin_l", ade20k, [*PIXELS, "schedule.iterations=1"], "mIoU"),
+    ],
+)
+def test_an_experiment_runs(e3va, tmp_path, experiment, make, words, result):
+    root = tmp_path / "data"
+    root.mkdir()
+    make(root)
+    done = e3va("train", f"experiment={experiment}", f"dataset.root={root}", *SMALL, *words)
+    assert "total batch of 16" in done.stdout, "the recipe's batch is named"
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result in metrics
+    assert (tmp_path / "run" / "predictions.png").is_file()
+    again = e3va("evaluate", f"checkpoint={tmp_path}/run", f"hydra.run.dir={tmp_path}/again")
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
+    assert "Evaluation" in again.stdout
