@@ -2,10 +2,11 @@
 
 import pytest
 
+from e3va_cli.data import build_transforms
 from e3va_cli.memory.benchmark import free_mib
 from e3va_cli.memory.measure import Request, measure_here
 from e3va_cli.memory.planner import plan
-from e3va_cli.memory.step import StepSize, largest_image
+from e3va_cli.memory.step import StepSize
 from e3va_cli.memory.tracker import ACTIVATIONS, KINDS
 
 MIB = 2**20
@@ -38,6 +39,33 @@ def test_plan_is_within_five_percent_of_the_measurement(config, method, precisio
         assert of_plan.peak.by_kind[kind] / MIB == pytest.approx(
             measurement.by_kind_mib[kind], abs=WITHIN * measurement.peak_mib
         )
+
+
+CASCADE = [
+    "head=cascade_mask_rcnn",
+    "head.fpn_channels=32",
+    "head.box.conv_channels=[32]",
+    "head.box.hidden=64",
+    "head.box.batch_size_per_image=64",
+    "head.rpn.pre_nms_train=400",
+    "head.rpn.post_nms_train=300",
+    "head.mask.channels=[32]",
+    "head.mask.predictor_channels=32",
+]
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("method", ["full", "e3va"])
+@pytest.mark.parametrize(
+    "head", [CASCADE, ["head=retinanet", "head.fpn_channels=64"], ["head=upernet_nano"]], ids=lambda words: words[0]
+)
+def test_so_it_is_for_every_head(config, head, method, precision):
+    options = config(f"adapter={method}", *head)
+    size = step(precision, batch_size=2, image_size=(200, 256), instances=12)
+    of_plan = plan(options, size, num_classes=30, semantics="cpu")
+    measurement = measure_here(Request(options, size, 30, "cpu", warmup=0, repeats=0))
+    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+    assert of_plan.regions == measurement.regions
 
 
 def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config):
@@ -97,5 +125,5 @@ def test_steady_state_has_optimizer_state_and_old_gradients_in_the_forward_pass(
 
 def test_the_largest_image_of_multi_scale_training(config):
     dataset = config("dataset=coco", "dataset.root=x")["dataset"]
-    assert largest_image(dataset) == (800, 1333)
+    assert build_transforms(dataset).largest_image == (800, 1333)
     assert step(image_size=(800, 1333)).padded_size == (800, 1344)

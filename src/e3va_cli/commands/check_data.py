@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> None:
             console.print(f"Annotated samples: {picture}\n")
     if not sound:
         console.print(
-            "[yellow]There are problems.[/] `e3va train` leaves unusable boxes out and stops at a broken image."
+            "[yellow]There are problems.[/] `e3va train` leaves unusable boxes out and stops at a file that is broken."
         )
         sys.exit(1)
     console.print("[green]No problems.[/]")

@@ -20,6 +20,19 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import replacing
 from e3va_cli.run_folder import BEST, LAST
 
+# Of what is found, not of what was trained.
+FREE_OPTIONS = frozenset(
+    {
+        "score_threshold",
+        "nms_iou",
+        "detections_per_image",
+        "candidates_per_level",
+        "pre_nms_test",
+        "post_nms_test",
+        "window",
+        "stride",
+    }
+)
 ABOUT = "e3va"  # the checkpoint's key for what it belongs to
 
 
@@ -85,8 +98,9 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
             )
             break
     for part in ("adapter", "head"):
-        if saved[part] != about[part]:
-            keys = sorted(k for k in {*saved[part], *about[part]} if saved[part].get(k) != about[part].get(k))
+        theirs, ours = binding(saved[part]), binding(about[part])
+        if theirs != ours:
+            keys = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
             mistakes.append(f"{path}: trained with another {part}; these differ: {', '.join(keys)}")
     for part in ("classes", "category_ids"):
         if saved[part] != about[part]:
@@ -97,6 +111,15 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
             break
     if mistakes:
         raise UserError(*mistakes)
+
+
+def binding(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of a method or head that trained weights depend on; the others may change from use to use."""
+    return {
+        key: binding(value) if isinstance(value, dict) else value
+        for key, value in options.items()
+        if key not in FREE_OPTIONS
+    }
 
 
 def ours_name(about: dict[str, Any]) -> str:

@@ -95,7 +95,7 @@ class DenseTask(L.LightningModule):
         self.results = self.evaluator.compute()
         self.evaluated_step = self.global_step
         for name, value in self.evaluator.scores(self.results).items():
-            self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=False)
+            self.log(f"val/{name}", value, prog_bar=name == self.evaluator.monitor, rank_zero_only=False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """What was trained, nothing else."""
