@@ -1,10 +1,9 @@
-"""Reproduce one of the paper's experiments over several methods and seeds, and set the results beside the published ones.
+"""Reproduce one of the paper's experiments over methods and seeds, and set the results beside the published ones.
 
     python scripts/reproduce.py voc_retinanet_swin_l --root data/voc/VOCdevkit
     python scripts/reproduce.py coco_cascade_swin_b --root data/coco --methods e3va,lora --seeds 0 data.batch_size=1
-    python scripts/reproduce.py voc_retinanet_swin_l --root data/voc/VOCdevkit --dry-run
 
-Each run lies in OUTPUT/METHOD/seed_SEED; the results of all finished runs there go to OUTPUT/results.json and results.md.
+Each run lies in OUTPUT/METHOD/seed_SEED; results of all finished runs there go to OUTPUT/results.json and results.md.
 Stop it and run it again at any time: what is finished is left alone, and what was interrupted goes on.
 Exit code 1 where a run failed or left files that cannot be read, 2 where something is wrong with the words given.
 """
@@ -41,32 +40,16 @@ from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, RES
 FINISHED = "finished.json"  # written here once a run has ended with exit code 0
 GRACE = 30.0  # seconds that a run has to end by itself after Ctrl-C
 METRICS_OF = {"coco": ("box_AP", "mask_AP"), "voc": ("box_AP50",), "ade20k": ("mIoU",)}  # by dataset.name
-# Published parameters; VOC's column is ADE20K's too. Memory is published for the first two only.
-PUBLISHED = {COCO.experiment: COCO, VOC.experiment: VOC, "ade20k_upernet_swin_l": VOC}
-FIGURES = {  # ours, and the key of resources.json
-    "trainable_backbone_params": "trainable_backbone_params",
-    "peak_memory_mib": "peak_memory_allocated_mib",
-    "step_time_s": "step_time_s",
-}
-RESERVED = {
-    **{"experiment": "EXPERIMENT", "dataset.root": "--root", "adapter": "--methods", "seed": "--seeds"},
-    **{"hydra.run.dir": "--output", "resume": "what lies in --output"},
-}
-# Options that leave a setting what it is: where and how it runs, and how the total batch, which has its own line, is made.
-FREE = {
-    *("dataset.root", "pictures", "budget", "data.batch_size", "data.val_batch_size", "data.num_workers"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.deterministic"),
-    *("trainer.accumulate_grad_batches", "trainer.val_every_epochs", "trainer.log_every_n_steps", "trainer.tensorboard"),
-}
-PER_RUN = ("adapter", "seed", "resume", "budget")
+PUBLISHED = {COCO.experiment: COCO, VOC.experiment: VOC, "ade20k_upernet_swin_l": VOC}  # of VOC's, only the parameters
+PARAMS, PEAK, STEP = "trainable_backbone_params", "peak_memory_allocated_mib", "step_time_s"  # in resources.json
+MOVABLE = ("dataset.root", "hydra.run.dir", "resume")  # a run goes on where its data or its folder has moved to
+RESERVED = (*MOVABLE, "experiment", "adapter", "seed")
+# What leaves a setting what it is: where and how it runs, and how the total batch, which has its own line, is made up.
+PLACE = ("accelerator", "devices", "num_nodes", "strategy", "deterministic", "accumulate_grad_batches")
+WATCH = ("val_every_epochs", "log_every_n_steps", "tensorboard")
+FREE = {"data", "pictures", "budget", "backbone.weights", *(f"trainer.{key}" for key in (*PLACE, *WATCH))}
 Results = dict[str, Any]
-
 console = Console(highlight=False, markup=False, soft_wrap=True)
-
-
-def quoted(path: Path) -> str:
-    """A path as Hydra reads it, whatever characters it has."""
-    return "'" + str(path).replace("'", r"\'") + "'"
 
 
 @dataclass(frozen=True)
@@ -108,71 +91,72 @@ class Plan:
     output: Path
     overrides: list[str]
 
-    @property
-    def runs(self) -> list[Run]:
-        """One for each method and seed."""
-        return [self.run(method, seed) for method in self.methods for seed in self.seeds]
-
     def run(self, method: str, seed: int) -> Run:
-        """The run of a method with a seed."""
+        """The run of a method with a seed; on published weights, unless an override says otherwise."""
         chosen = {override.key_or_group for override in parse(self.overrides)}
         default = [] if chosen & {"backbone.pretrained", "backbone.weights"} else ["backbone.pretrained=true"]
         folder = self.output / method / f"seed_{seed}"
-        words = [*self.setting(method), f"seed={seed}", *default, *self.overrides, f"hydra.run.dir={quoted(folder)}"]
-        return Run(method, seed, folder, words)
+        words = [f"experiment={self.experiment}", f"adapter={method}", f"seed={seed}"]
+        words += [f"dataset.root={quoted(self.root)}", *default, *self.overrides]
+        return Run(method, seed, folder, [*words, f"hydra.run.dir={quoted(folder)}"])
 
-    def setting(self, method: str) -> list[str]:
-        """The words for the experiment as `conf/` has it."""
-        return [f"experiment={self.experiment}", f"adapter={method}", f"dataset.root={quoted(self.root)}"]
+    @property
+    def runs(self) -> list[Run]:
+        """Those asked for."""
+        return [self.run(method, seed) for method in self.methods for seed in self.seeds]
 
+    @property
     def finished(self) -> list[Run]:
-        """All finished runs in the output folder, from this call and earlier ones."""
-        folders = [path.parent for path in sorted(self.output.glob(f"*/seed_*/{FINISHED}"))]
-        named = [(f.parent.name, int(f.name[5:])) for f in folders if re.fullmatch(r"seed_\d+", f.name)]
+        """Those in the output folder that are finished, whichever call of this script asked for them."""
+        folders = [path.parent for path in self.output.glob(f"*/seed_*/{FINISHED}")]
+        named = [(f.parent.name, int(f.name[5:])) for f in folders if re.fullmatch(r"seed_[0-9]+", f.name)]
         return [self.run(method, seed) for method, seed in sorted(named)]
+
+
+def quoted(path: Path) -> str:
+    """A path as Hydra reads it, whatever characters it has."""
+    return "'" + str(path).replace("'", r"\'") + "'"
 
 
 # Before the runs
 
 
-def read_plan(arguments: argparse.Namespace) -> Plan:
+def read_plan(given: argparse.Namespace) -> Plan:
     """The plan, once every run of it is known to have words that `e3va train` takes.
 
     Raises:
         UserError: one line for each mistake.
     """
-    methods, seeds = (list(dict.fromkeys(filter(None, w.split(",")))) for w in (arguments.methods, arguments.seeds))
-    if not methods or not seeds or not all(re.fullmatch(r"\d+", seed, re.ASCII) for seed in seeds):
-        raise UserError(
-            f"--methods {arguments.methods} --seeds {arguments.seeds}: names and whole numbers, such as e3va,full and 0,1,2"
-        )
-    for override in parse(arguments.overrides):
+    methods, seeds = (list(dict.fromkeys(words.split(","))) for words in (given.methods, given.seeds))
+    if not all(re.fullmatch(r"[0-9]{1,9}", seed) for seed in seeds):
+        raise UserError(f"--seeds {given.seeds}: whole numbers with commas between them, such as 0,1,2")
+    for override in parse(given.overrides):
         if override.key_or_group in RESERVED:
-            raise UserError(f"{override.input_line}: is set by {RESERVED[override.key_or_group]}; leave it out")
+            raise UserError(f"{override.input_line}: set by this script's own options; leave it out")
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: one value at a time; start this script once for each")
-    root, output = arguments.root, arguments.output or Path("runs") / "reproduce" / arguments.experiment
-    root, output = (path.expanduser().resolve() for path in (root, output))
+            raise UserError(f"{override.input_line}: one value at a time; take another --output for each")
+    output = given.output or Path("runs") / "reproduce" / given.experiment
+    root, output = (path.expanduser().resolve() for path in (given.root, output))
     if not root.is_dir():
         raise UserError(f"--root {root}: no such folder; scripts/download.py makes one")
-    plan = Plan(arguments.experiment, root, methods, [int(seed) for seed in seeds], output, arguments.overrides)
+    plan = Plan(given.experiment, root, methods, [*dict.fromkeys(map(int, seeds))], output, given.overrides)
     mistakes: list[str] = []
-    for run in (plan.run(method, plan.seeds[0]) for method in methods):
+    for method in methods:
         try:
-            checked("train", run.words)
+            checked("train", plan.run(method, plan.seeds[0]).words)
         except UserError as error:
             mistakes += error.messages
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes))
-    for run in [*plan.finished(), *(run for run in plan.runs if run.state == "interrupted")]:
+    for run in [*plan.finished, *(run for run in plan.runs if run.state == "interrupted")]:
         require_same(run)
     return plan
 
 
 def require_same(run: Run) -> None:
-    """Refuse to mix runs under different options in one folder; the data may have moved."""
+    """Refuse to mix runs under different options in one folder."""
     there, here = (
-        {o.key_or_group: str(o.input_line) for o in parse(words) if o.key_or_group not in RESERVED or o.key_or_group == "adapter"}
+        {o.key_or_group: str(o.input_line) for o in parse(words) if o.key_or_group not in MOVABLE}
         for words in (overrides_of(run.folder), run.words)
     )
     if there != here:
@@ -181,6 +165,298 @@ def require_same(run: Run) -> None:
             for one, other in ((there, here), (here, there))
         )
         raise UserError(
-            f"{run.folder}: was run under other options, {theirs} in place of {ours}; "
-            "give the same ones again, or another --output"
+            f"{run.folder}: was run with {theirs} where there is {ours} now; give the same words, or another --output"
         )
+
+
+# The runs
+
+
+def start(command: Sequence[str]) -> int:
+    """Run a command with its output passed through; returns its exit code, below 0 where a signal ended it."""
+    with subprocess.Popen(command) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # a terminal tells the run too; one that was not told is asked to end
+            for ask in (lambda: None, process.terminate):
+                ask()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+            raise
+        finally:
+            process.kill()  # does nothing to one that has ended
+
+
+def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -> list[str]:
+    """Start or go on with every run that is not finished; the names of those that failed."""
+    failed = []
+    for number, run in enumerate(plan.runs, start=1):
+        what = {"finished": "is finished", "interrupted": "goes on", "new": "starts"}[run.state]
+        console.print(f"Run {number} of {len(plan.runs)}: {run.name}: {what}")
+        if run.state == "finished":
+            continue
+        console.print(f"  {shlex.join(run.command)}")
+        if dry:
+            continue
+        if run.state == "new":  # one that stopped before its first checkpoint may have left the start of a history
+            (run.folder / METRICS_HISTORY).unlink(missing_ok=True)
+        command = run.command
+        code = starter(command)
+        if code == 0:
+            write_json(run.folder / FINISHED, {"command": shlex.join(command[1:]), "date": today()})
+        else:
+            failed.append(f"{run.name} (exit code {code})")
+            console.print(f"{run.name}: failed with exit code {code}")
+    return failed
+
+
+def today() -> str:
+    """The date in UTC."""
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+# What they left
+
+
+def read(path: Path) -> Results:
+    """A JSON file of a run, empty where there is none.
+
+    Raises:
+        UserError: broken.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__}, not figures by name")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+    return content
+
+
+def figure(path: Path, *keys: str) -> float | None:
+    """The number under these keys of a file of a run, None where there is none."""
+    value: Any = read(path)
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{path}: {'.'.join(keys)} is {value!r}, no number")
+    return float(value)
+
+
+def outcome(run: Run, metrics: Sequence[str]) -> Results:
+    """The figures of a finished run by name, metrics in percent, and what `resources.json` says of where it ran."""
+    scores = {name: figure(run.folder / METRICS, *name.split("_")) for name in metrics}
+    resources = read(run.folder / RESOURCES)
+    return {
+        **{name: None if value is None else 100 * value for name, value in scores.items()},
+        **{name: figure(run.folder / RESOURCES, name) for name in (PARAMS, PEAK, STEP)},
+        **{key: resources.get(key) for key in ("device_name", "devices", "versions")},
+    }
+
+
+def over_seeds(outcomes: dict[int, Results], name: str) -> Results:
+    """Mean and sample standard deviation of a figure; None where no run, or fewer than two, have it."""
+    values = [found[name] for found in outcomes.values() if found[name] is not None]
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "by_seed": {str(seed): found[name] for seed, found in outcomes.items()},
+    }
+
+
+def published(experiment: str, method: str, metrics: Sequence[str]) -> Results:
+    """What the paper's tables have for a method; None where they have nothing."""
+    accuracy, cost = ACCURACY.get(experiment, {}), PUBLISHED.get(experiment)
+    found: Results = {name: accuracy.get(name, {}).get(method) for name in metrics}
+    found |= {PARAMS: None, f"{PEAK}_saved_pct": None}
+    if cost is not None and method in cost.methods:
+        found[PARAMS] = round(1e6 * cost.methods[method][0])
+        if cost.experiment == experiment and method != "full":
+            found[f"{PEAK}_saved_pct"] = cost.saved_pct(method)
+    return found
+
+
+def add_savings(entries: list[Results], full: Results | None) -> None:
+    """What each method saves of the memory and time of `full`, in percent; None without a figure of both."""
+    for e in entries:
+        for name in (PEAK, STEP):
+            ours, theirs = e[name]["mean"], full[name]["mean"] if full else None
+            known = e is not full and ours is not None and theirs
+            e[f"{name}_saved_pct"] = 100 * (1 - ours / theirs) if known else None
+
+
+def gather(plan: Plan) -> Results:
+    """The content of `results.json`: every finished run in the output folder."""
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        config = plain(compose("train", overrides=plan.runs[0].words))
+    metrics = METRICS_OF[config["dataset"]["name"]]
+    outcomes: dict[str, dict[int, Results]] = {method: {} for method in plan.methods}
+    unreadable = []
+    for run in plan.finished:
+        try:
+            outcomes.setdefault(run.method, {})[run.seed] = outcome(run, metrics)
+        except UserError as error:
+            unreadable.append(str(error))
+    ran = [found for by_seed in outcomes.values() for found in by_seed.values() if found["devices"]]
+    devices = sorted({f"{found['devices']} x {found['device_name']}" for found in ran})
+    entries = [
+        {
+            "method": method,
+            "seeds": list(by_seed),
+            **{name: over_seeds(by_seed, name) for name in (*metrics, PARAMS, PEAK, STEP)},
+            "published": published(plan.experiment, method, metrics),
+        }
+        for method, by_seed in outcomes.items()
+    ]
+    add_savings(entries, next((e for e in entries if e["method"] == "full" and len(devices) == 1), None))
+    batch = config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
+    return {
+        "experiment": plan.experiment,
+        "date": today(),
+        "overrides": plan.overrides,
+        "not_the_papers": changes(plan.overrides),
+        "total_batch": sorted({batch * found["devices"] for found in ran}),
+        "devices": devices,
+        "versions": [dict(v) for v in sorted({tuple(found["versions"].items()) for found in ran})],
+        "metrics": list(metrics),
+        "methods": entries,
+        "not_finished": [run.name for run in plan.runs if run.state != "finished"],
+        "unreadable": unreadable,
+        "settings": {key: value for key, value in config.items() if key not in ("adapter", "seed", "resume", "budget")},
+    }
+
+
+def changes(overrides: list[str]) -> list[str]:
+    """The overrides that make an experiment another one."""
+    return [
+        str(override.input_line)
+        for override in parse(overrides)
+        if not FREE & {override.key_or_group, override.key_or_group.split(".")[0]}
+        and (override.key_or_group, override.value()) != ("backbone.pretrained", True)
+    ]
+
+
+# Tables
+
+
+def about(results: Results) -> list[str]:
+    """What the figures are of, line by line."""
+    settings = results["settings"]
+    parts = ", ".join(f"{part} {settings[part]['name']}" for part in ("backbone", "head", "dataset"))
+    batch = f"{'/'.join(map(str, results['total_batch'])) or '-'} (the recipe's: {settings['schedule']['total_batch']})"
+    versions = [", ".join(f"{name} {number}" for name, number in one.items()) for one in results["versions"]]
+    lines = [f"Not the paper's setting: {' '.join(results['not_the_papers'])}"] if results["not_the_papers"] else []
+    lines += [
+        f"Settings: {parts}, precision {settings['trainer']['precision']}, total batch {batch}",
+        f"Overrides: {' '.join(results['overrides']) or 'none'}",
+        f"Device: {'; '.join(results['devices']) or '-'}",
+        f"Versions: {'; '.join(versions) or '-'}",
+        f"Date: {results['date']}",
+    ]
+    if len(results["devices"]) > 1:
+        lines.append("Nothing is said to be saved, as the runs were on different devices")
+    lines += [f"Not finished: {name}" for name in results["not_finished"]]
+    return lines + [f"Left out: {text}" for text in results["unreadable"]]
+
+
+def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heading and rows of the tables of accuracy and of cost."""
+    accuracy, cost = [], []
+    for e in results["methods"]:
+        paper, saved = e["published"], f"{PEAK}_saved_pct"
+        accuracy.append([e["method"], ",".join(map(str, e["seeds"])) or "-"])
+        for name in results["metrics"]:
+            digits = 2 if name == "mIoU" else 1  # as published
+            accuracy[-1] += [spread(e[name], digits), number(paper[name], digits)]
+        params = [number(value, 2, 1e-6) for value in (e[PARAMS]["mean"], paper[PARAMS])]
+        memory = [spread(e[PEAK], 0), number(e[saved], 1), number(paper[saved], 1)]
+        cost.append([e["method"], *params, *memory, spread(e[STEP], 3), number(e[f"{STEP}_saved_pct"], 1)])
+    measured = [word for name in results["metrics"] for word in (name.replace("_", " "), "paper")]
+    columns = ["method", "trained, M", "paper", "peak, MiB", "saved, %", "paper", "step, s", "saved, %"]
+    return [
+        ("Last evaluation, percent: mean ± sample standard deviation", ["method", "seeds", *measured], accuracy),
+        ("Trained backbone parameters, peak memory and step time; saved: against full", columns, cost),
+    ]
+
+
+def number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    """A number, or a dash."""
+    return "-" if value is None else f"{scale * value:,.{digits}f}"
+
+
+def spread(figure: Results, digits: int) -> str:
+    """Mean and, where there is one, standard deviation."""
+    deviation = "" if figure["std"] is None else f" ± {number(figure['std'], digits)}"
+    return number(figure["mean"], digits) + deviation
+
+
+def report(results: Results, output: Path) -> None:
+    """Show the results and write `results.json` and `results.md`."""
+    text = [f"# {results['experiment']}", "", *(f"- {line}" for line in about(results))]
+    for title, columns, rows in tables(results):
+        table = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        text += ["", title, "", f"| {' | '.join(columns)} |", f"|---{'|--:' * (len(columns) - 1)}|"]
+        for row in rows:
+            table.add_row(*row)
+            text.append(f"| {' | '.join(row)} |")
+        console.print(table)
+    console.print(*about(results), sep="\n")
+    write_json(output / "results.json", results)
+    with replacing(output / "results.md") as temporary:
+        temporary.write_text("\n".join([*text, ""]), encoding="utf-8")
+    console.print(f"Results: {output}/results.md and results.json")
+
+
+# The command
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="reproduce.py",
+        description="Train each method with each seed in a published setting, and compare with the published results.",
+        epilog="Run it again at any time: it goes on where it stopped.",
+    )
+    made.add_argument("experiment", help="a name in conf/experiment")
+    made.add_argument("--root", type=Path, required=True, help="the data, as dataset.root wants it")
+    made.add_argument("--methods", default="e3va,full", help="names in conf/adapter (%(default)s)")
+    made.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
+    made.add_argument("--output", type=Path, help="folder of the runs and results (runs/reproduce/EXPERIMENT)")
+    made.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    made.add_argument("--gather-only", action="store_true", help="run nothing; gather the results of finished runs")
+    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of e3va train, for every run")
+    return made
+
+
+def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], int] = start) -> int:
+    """Run the command; returns its exit code."""
+    given = parser().parse_intermixed_args(words)
+    register_schemas()
+    try:
+        plan = read_plan(given)
+        failed = [] if given.gather_only else run_all(plan, starter, dry=given.dry_run)
+        if given.dry_run:
+            return 0
+        results = gather(plan)
+        report(results, plan.output)
+    except KeyboardInterrupt:
+        print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
+        return 130
+    except UserError as error:
+        for message in error.messages:
+            print(f"reproduce.py: error: {message}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"reproduce.py: error: {first_line(error)}; mend this, then run again", file=sys.stderr)
+        return 2
+    for name in failed:
+        print(f"reproduce.py: failed: {name}", file=sys.stderr)
+    for text in results["unreadable"]:
+        print(f"reproduce.py: left out: {text}", file=sys.stderr)
+    return 1 if failed or results["unreadable"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

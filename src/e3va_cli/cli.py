@@ -6,7 +6,9 @@ import sys
 
 COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
-    "evaluate": "Measure a trained run on its own or other data.",
+    "evaluate": "Measure a trained run or adapter on its own or other data.",
+    "predict": "Find and draw what trained adapters know in images of yours.",
+    "export-adapter": "Make a folder of a few megabytes of what was trained, to keep and pass on.",
     "check-data": "Report every problem of a data set at once.",
     "benchmark-memory": "Plan or measure memory and time of tuning methods, and check the paper's claims.",
 }
@@ -27,6 +29,8 @@ Examples:
   e3va train dataset=coco dataset.root=DATA backbone=swin_t backbone.pretrained=true
   e3va check-data dataset=coco dataset.root=DATA
   e3va evaluate checkpoint=runs/RUN
+  e3va predict checkpoint=runs/RUN input=IMAGES
+  e3va export-adapter checkpoint=runs/RUN output=ADAPTER
 """
 
 

@@ -79,18 +79,19 @@ def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
 
 def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
     """The model of a plain, resolved configuration."""
-    return _assemble(config, *build_backbone(**config["backbone"]), num_classes)
+    return assemble(config, *build_backbone(**config["backbone"]), num_classes)
 
 
 def outline_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
     """The same model as shapes only, on the meta device."""
     with torch.device("meta"):
-        return _assemble(config, *outline_backbone(**config["backbone"]), num_classes)
+        return assemble(config, *outline_backbone(**config["backbone"]), num_classes)
 
 
-def _assemble(
+def assemble(
     config: dict[str, Any], backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int
 ) -> DenseModel:
+    """The model of a plain, resolved configuration on a backbone that is there already."""
     extractor = tune(backbone, **config["adapter"])
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)

@@ -17,6 +17,7 @@ the features start as the backbone's own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -51,19 +52,28 @@ class E3VA(FrozenBackbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One feature map per stage, (B, C_s, H_s, W_s)."""
+        return run_together([self], images)[0]
+
+
+def run_together(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
+    """The feature maps of several extractors on one and the same backbone, which runs once: it never sees adapters."""
+    backbone = extractors[0].backbone
+    with torch.no_grad():
+        x = backbone.stem(images)
+    # The first highway takes over the storage of x, which moves on to others.
+    highways = [x, *(x.clone() for _ in extractors[1:])]
+    outputs: list[list[Tensor]] = [[] for _ in extractors]
+    for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
-            x = self.backbone.stem(images)
-        highway = x  # its storage: x moves on to others
-        outputs = []
-        for index, stage in enumerate(self.backbone.stages):
+            x = stage.downsample(x)
+        highways = [stage.downsample(highway) for highway in highways]
+        for position, branch in enumerate(stage.branches):
             with torch.no_grad():
-                x = stage.downsample(x)
-            highway = stage.downsample(highway)
-            for branch, adapter in zip(stage.branches, self.adapters[index], strict=True):
-                with torch.no_grad():
-                    z = branch(x)
-                    x = x + z
-                highway = adapter(highway, z)
-            if index in self.stages:
-                outputs.append(self.output(index, highway))
-        return outputs
+                z = branch(x)
+                x = x + z
+            adapters = [extractor.adapters[index][position] for extractor in extractors]
+            highways = [adapter(highway, z) for adapter, highway in zip(adapters, highways, strict=True)]
+        for extractor, highway, found in zip(extractors, highways, outputs, strict=True):
+            if index in extractor.stages:
+                found.append(extractor.output(index, highway))
+    return outputs

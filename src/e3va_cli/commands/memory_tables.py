@@ -61,7 +61,7 @@ def measured_lines(results: list[Result]) -> list[str]:
 
 def kinds_table(results: list[Result]) -> Table:
     """What holds the memory at the peak."""
-    table = Table(title="What holds the memory at the peak, MiB", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title="What holds the memory at the peak, MiB", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     shown = [kind for kind in KINDS if any(r.by_kind_mib.get(kind, 0) >= 1 for r in results)]
     for kind in shown:

@@ -13,6 +13,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "": {
         "train_schema": commands.TrainConfig,
         "evaluate_schema": commands.EvaluateConfig,
+        "predict_schema": commands.PredictConfig,
+        "export_adapter_schema": commands.ExportAdapterConfig,
         "check_data_schema": commands.CheckDataConfig,
         "benchmark_memory_schema": commands.BenchmarkMemoryConfig,
     },

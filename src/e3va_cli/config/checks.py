@@ -24,6 +24,7 @@ POSITIVE = (
     "head.auxiliary_channels",
     "head.window",
     "head.stride",
+    "batch_size",
     "data.batch_size",
     "data.val_batch_size",
     "optimizer.lr",
@@ -58,6 +59,7 @@ NOT_NEGATIVE = (
     "pictures",
     "warmup",
     "reserve_mib",
+    "score",
 )
 
 NEEDED = "a value is needed"
@@ -108,7 +110,7 @@ def problems(cfg: DictConfig) -> list[str]:
     if scaling is not None and scaling not in LR_SCALINGS:
         found.append(f"schedule.lr_scaling={scaling}: one of {', '.join(LR_SCALINGS)}")
     lengths = ("trainer.max_epochs", "schedule.iterations")
-    if all(value(key) is None for key in lengths) and reads_data:
+    if "trainer" in cfg and reads_data and all(value(key) is None for key in lengths):
         found.append(f"trainer.max_epochs=null: how long? Give one of {', '.join(lengths)}")
     ratio = value("schedule.warmup_ratio")
     if ratio is not None and not 0 < ratio <= 1:

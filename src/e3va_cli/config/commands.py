@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -43,6 +43,37 @@ class EvaluateConfig(Config):
     """`e3va evaluate`."""
 
     checkpoint: str = MISSING
+
+
+@dataclass
+class MovedBackboneConfig:
+    """Where a trained adapter's backbone has its weights, if no longer where the run had them."""
+
+    weights: str | None = None
+    pretrained: bool | None = None
+
+
+@dataclass
+class PredictConfig:
+    """`e3va predict`."""
+
+    checkpoint: Any = MISSING
+    input: Any = MISSING
+    output: str | None = None
+    score: float = MISSING
+    batch_size: int = MISSING
+    accelerator: str = MISSING
+    pictures: bool = MISSING
+    backbone: MovedBackboneConfig = field(default_factory=MovedBackboneConfig)
+
+
+@dataclass
+class ExportAdapterConfig:
+    """`e3va export-adapter`."""
+
+    checkpoint: str = MISSING
+    output: str | None = None
+    precision: str = MISSING
 
 
 @dataclass

@@ -129,7 +129,7 @@ def measure_here(request: Request) -> Measurement:
             about |= {
                 "peak_mib": peak.total_bytes / MIB,
                 "by_kind_mib": {kind: nbytes / MIB for kind, nbytes in peak.by_kind.items()},
-                "peak_at": f"{peak.phase} of {peak.module}",
+                "peak_at": peak.place,
                 "regions": followed.regions,
             }
             return Measurement(**about, step_times_s=timed(step, request, device))

@@ -43,7 +43,7 @@ def planned(method: str, plan: Plan) -> Result:
         step_time_s=None,
         by_kind_mib={kind: nbytes / MIB for kind, nbytes in plan.peak.by_kind.items()},
         details={
-            "peak_at": f"{plan.peak.phase} of {plan.peak.module}",
+            "peak_at": plan.peak.place,
             "peak_operator": plan.peak.operator,
             "resting_memory_mib": plan.resting_bytes / MIB,
             "regions": plan.regions,

@@ -51,6 +51,11 @@ class Peak:
     module: str = ""
     operator: str = ""
 
+    @property
+    def place(self) -> str:
+        """Phase and module, for people."""
+        return f"{self.phase} of {self.module}" if self.module else f"{self.phase}, outside of any layer (losses)"
+
 
 @dataclass
 class _Storage:

@@ -1,0 +1,1 @@
+"""What was trained, as a thing to keep, pass on and use."""
