@@ -30,14 +30,15 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.composition import CONFIG_MODULE, checked, parse, plain
+from e3va_cli.composition import CONFIG_MODULE, checked, groups, parse, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import replacing, write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, RESOURCES, overrides_of
 
-FINISHED = "finished.json"  # written here once a run has ended with exit code 0
+FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
+REMEDY = f"the run is left out; remove its {FINISHED} too and start again to evaluate it anew"
 GRACE = 30.0  # seconds that a run has to end by itself after Ctrl-C
 METRICS_OF = {"coco": ("box_AP", "mask_AP"), "voc": ("box_AP50",), "ade20k": ("mIoU",)}  # by dataset.name
 PUBLISHED = {COCO.experiment: COCO, VOC.experiment: VOC, "ade20k_upernet_swin_l": VOC}  # of VOC's, only the parameters
@@ -114,8 +115,9 @@ class Plan:
 
 
 def quoted(path: Path) -> str:
-    """A path as Hydra reads it, whatever characters it has."""
-    return "'" + str(path).replace("'", r"\'") + "'"
+    """A path as Hydra reads it, in quotes where it has unusual characters."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w/.-]+", text, re.ASCII) else "'" + text.replace("'", r"\'") + "'"
 
 
 # Before the runs
@@ -127,6 +129,10 @@ def read_plan(given: argparse.Namespace) -> Plan:
     Raises:
         UserError: one line for each mistake.
     """
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        experiments = groups()["experiment"]
+    if given.experiment not in experiments:  # Hydra would leave it out without a word
+        raise UserError(f"{given.experiment}: no such experiment; choices: {', '.join(experiments)}")
     methods, seeds = (list(dict.fromkeys(words.split(","))) for words in (given.methods, given.seeds))
     if not all(re.fullmatch(r"[0-9]{1,9}", seed) for seed in seeds):
         raise UserError(f"--seeds {given.seeds}: whole numbers with commas between them, such as 0,1,2")
@@ -139,7 +145,9 @@ def read_plan(given: argparse.Namespace) -> Plan:
     root, output = (path.expanduser().resolve() for path in (given.root, output))
     if not root.is_dir():
         raise UserError(f"--root {root}: no such folder; scripts/download.py makes one")
-    plan = Plan(given.experiment, root, methods, [*dict.fromkeys(map(int, seeds))], output, given.overrides)
+    plan = Plan(given.experiment, root, methods, list(dict.fromkeys(map(int, seeds))), output, given.overrides)
+    if given.gather_only and not plan.finished:
+        raise UserError(f"--output {output}: holds no finished run; leave out --gather-only, or give another folder")
     mistakes: list[str] = []
     for method in methods:
         try:
@@ -188,7 +196,7 @@ def start(command: Sequence[str]) -> int:
 
 
 def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -> list[str]:
-    """Start or go on with every run that is not finished; the names of those that failed."""
+    """Start or go on with every run that is not finished; returns what is to be said of those that failed."""
     failed = []
     for number, run in enumerate(plan.runs, start=1):
         what = {"finished": "is finished", "interrupted": "goes on", "new": "starts"}[run.state]
@@ -202,11 +210,12 @@ def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -
             (run.folder / METRICS_HISTORY).unlink(missing_ok=True)
         command = run.command
         code = starter(command)
-        if code == 0:
-            write_json(run.folder / FINISHED, {"command": shlex.join(command[1:]), "date": today()})
+        # A run that SIGTERM ends exits with 0 too; only one that has trained to its end leaves its resources.
+        if code == 0 and (run.folder / RESOURCES).is_file():
+            write_json(run.folder / FINISHED, {"command": f"e3va {shlex.join(command[3:])}", "date": today()})
         else:
-            failed.append(f"{run.name} (exit code {code})")
-            console.print(f"{run.name}: failed with exit code {code}")
+            failed.append(f"{run.name}: ended with exit code {code} before it was finished")
+            console.print(failed[-1])
     return failed
 
 
@@ -229,7 +238,7 @@ def read(path: Path) -> Results:
         if not isinstance(content, dict):
             raise ValueError(f"holds a {type(content).__name__}, not figures by name")
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)})") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}); {REMEDY}") from None
     return content
 
 
@@ -241,7 +250,7 @@ def figure(path: Path, *keys: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{path}: {'.'.join(keys)} is {value!r}, no number")
+        raise UserError(f"{path}: {'.'.join(keys)} is {value!r}, no number; {REMEDY}")
     return float(value)
 
 
@@ -357,7 +366,8 @@ def about(results: Results) -> list[str]:
     ]
     if len(results["devices"]) > 1:
         lines.append("Nothing is said to be saved, as the runs were on different devices")
-    lines += [f"Not finished: {name}" for name in results["not_finished"]]
+    if results["not_finished"]:
+        lines.append(f"Not finished: {'; '.join(results['not_finished'])}")
     return lines + [f"Left out: {text}" for text in results["unreadable"]]
 
 
@@ -374,10 +384,10 @@ def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
         memory = [spread(e[PEAK], 0), number(e[saved], 1), number(paper[saved], 1)]
         cost.append([e["method"], *params, *memory, spread(e[STEP], 3), number(e[f"{STEP}_saved_pct"], 1)])
     measured = [word for name in results["metrics"] for word in (name.replace("_", " "), "paper")]
-    columns = ["method", "trained, M", "paper", "peak, MiB", "saved, %", "paper", "step, s", "saved, %"]
+    columns = ["method", "trainable, M", "paper", "peak, MiB", "saved, %", "paper", "step, s", "saved, %"]
     return [
         ("Last evaluation, percent: mean ± sample standard deviation", ["method", "seeds", *measured], accuracy),
-        ("Trained backbone parameters, peak memory and step time; saved: against full", columns, cost),
+        ("Trainable backbone parameters, peak memory and step time; saved: against full", columns, cost),
     ]
 
 
@@ -439,8 +449,7 @@ def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], 
         failed = [] if given.gather_only else run_all(plan, starter, dry=given.dry_run)
         if given.dry_run:
             return 0
-        results = gather(plan)
-        report(results, plan.output)
+        report(results := gather(plan), plan.output)
     except KeyboardInterrupt:
         print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
         return 130
@@ -451,11 +460,9 @@ def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], 
     except OSError as error:
         print(f"reproduce.py: error: {first_line(error)}; mend this, then run again", file=sys.stderr)
         return 2
-    for name in failed:
-        print(f"reproduce.py: failed: {name}", file=sys.stderr)
-    for text in results["unreadable"]:
-        print(f"reproduce.py: left out: {text}", file=sys.stderr)
-    return 1 if failed or results["unreadable"] else 0
+    for fault in (faults := [*failed, *results["unreadable"]]):
+        print(f"reproduce.py: {fault}", file=sys.stderr)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -68,13 +68,14 @@ def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
     name, needs = config["head"]["name"], HEADS[config["head"]["name"]].needs
     if needs <= offers:
         return
+    dataset = config["dataset"]["name"]
     heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
     sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
     missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
-    raise UserError(
-        f"head={name} is trained on {missing}, which this data set (dataset={config['dataset']['name']}) has not; "
-        f"for this data: head={' or '.join(heads)}; for this head: dataset={' or '.join(sets)}"
-    )
+    advice = f"for this data: head={' or '.join(heads)}"
+    if dataset not in sets:  # it is not these files alone
+        advice += f"; for this head: dataset={' or '.join(sets)}"
+    raise UserError(f"head={name} is trained on {missing}, which this data (dataset={dataset}) has none of; {advice}")
 
 
 def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:

@@ -97,7 +97,7 @@ def test_nothing_usable(e3va, root, annotate):
 
 def test_a_head_with_masks_needs_masks(e3va, root, annotate):
     change(root, annotations=[annotate(1, [5, 5, 20, 15], segmentation=None)])
-    refused(e3va("train", *SMALL, f"dataset.root={root}", expect=2), "needs masks")
+    refused(e3va("train", *SMALL, f"dataset.root={root}", expect=2), "is trained on masks", "head=retinanet")
 
 
 def test_missing_folders_say_what_is_there(e3va, root):

@@ -15,6 +15,10 @@ from e3va_cli.metrics import AveragePrecision
 IDS = [3, 7, 8, 20, 90]  # not contiguous
 
 
+def of(image):
+    return {"image_id": image, "original_size": (128, 128)}
+
+
 def truth_and_findings(images=12, seed=0):
     """Ground truth with odd category ids and a crowd, and noisy findings on it."""
     dataset = Shapes("val", images=images, size=128, seed=seed)
@@ -69,7 +73,7 @@ def test_equals_pycocotools(part):
     findings = dict(list(findings.items())[:part])  # only the images given count
     metric = AveragePrecision(truth, IDS, ("box", "mask"))
     for image, found in findings.items():
-        metric.update(image, found)
+        metric.update(found, of(image))
     results = metric.compute()
     for kind, iou in (("box", "bbox"), ("mask", "segm")):
         reference = pycocotools_stats(truth, findings, iou)
@@ -91,11 +95,11 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none():
     )
     metric = AveragePrecision(truth, IDS, ("box", "mask"))
     for image in findings:
-        metric.update(image, nothing)
+        metric.update(nothing, of(image))
     assert metric.compute()["box"]["AP"] == 0.0
     metric = AveragePrecision({**truth, "annotations": []}, IDS, ("box",))
     for image, found in findings.items():
-        metric.update(image, found)
+        metric.update(found, of(image))
     assert metric.compute()["box"]["AP"] is None
 
 
@@ -103,7 +107,7 @@ def test_masks_are_kept_as_rle():
     truth, findings = truth_and_findings(images=2)
     metric = AveragePrecision(truth, IDS, ("box", "mask"))
     for image, found in findings.items():
-        metric.update(image, found)
+        metric.update(found, of(image))
     assert all(isinstance(r["segmentation"]["counts"], bytes) for found in metric.found.values() for r in found)
     metric.reset()
     assert metric.found == {}
