@@ -17,11 +17,13 @@ import json
 import math
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.composition import CONFIG_MODULE, checked, groups, parse, plain
+from e3va_cli.composition import CONFIG_MODULE, checked, parse, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import replacing, write_json
@@ -38,8 +40,8 @@ from e3va_cli.memory.published import ACCURACY, COCO, VOC
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, RESOURCES, overrides_of
 
 FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
-REMEDY = f"the run is left out; remove its {FINISHED} too and start again to evaluate it anew"
-GRACE = 30.0  # seconds that a run has to end by itself after Ctrl-C
+REMEDY = "the run is left out; remove this file to do without its figures, or the run's folder to repeat it"
+GRACE = 10.0  # seconds that a run has to end by itself after Ctrl-C
 METRICS_OF = {"coco": ("box_AP", "mask_AP"), "voc": ("box_AP50",), "ade20k": ("mIoU",)}  # by dataset.name
 PUBLISHED = {COCO.experiment: COCO, VOC.experiment: VOC, "ade20k_upernet_swin_l": VOC}  # of VOC's, only the parameters
 PARAMS, PEAK, STEP = "trainable_backbone_params", "peak_memory_allocated_mib", "step_time_s"  # in resources.json
@@ -129,8 +131,8 @@ def read_plan(given: argparse.Namespace) -> Plan:
     Raises:
         UserError: one line for each mistake.
     """
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        experiments = groups()["experiment"]
+    files = resources.files(CONFIG_MODULE).joinpath("experiment").iterdir()
+    experiments = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
     if given.experiment not in experiments:  # Hydra would leave it out without a word
         raise UserError(f"{given.experiment}: no such experiment; choices: {', '.join(experiments)}")
     methods, seeds = (list(dict.fromkeys(words.split(","))) for words in (given.methods, given.seeds))
@@ -207,7 +209,8 @@ def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -
         if dry:
             continue
         if run.state == "new":  # one that stopped before its first checkpoint may have left the start of a history
-            (run.folder / METRICS_HISTORY).unlink(missing_ok=True)
+            for name in (METRICS_HISTORY, RESOURCES):
+                (run.folder / name).unlink(missing_ok=True)
         command = run.command
         code = starter(command)
         # A run that SIGTERM ends exits with 0 too; only one that has trained to its end leaves its resources.
@@ -257,11 +260,11 @@ def figure(path: Path, *keys: str) -> float | None:
 def outcome(run: Run, metrics: Sequence[str]) -> Results:
     """The figures of a finished run by name, metrics in percent, and what `resources.json` says of where it ran."""
     scores = {name: figure(run.folder / METRICS, *name.split("_")) for name in metrics}
-    resources = read(run.folder / RESOURCES)
+    place = read(run.folder / RESOURCES)
     return {
         **{name: None if value is None else 100 * value for name, value in scores.items()},
         **{name: figure(run.folder / RESOURCES, name) for name in (PARAMS, PEAK, STEP)},
-        **{key: resources.get(key) for key in ("device_name", "devices", "versions")},
+        **{key: place.get(key) for key in ("device_name", "devices", "versions")},
     }
 
 
@@ -328,7 +331,7 @@ def gather(plan: Plan) -> Results:
         "not_the_papers": changes(plan.overrides),
         "total_batch": sorted({batch * found["devices"] for found in ran}),
         "devices": devices,
-        "versions": [dict(v) for v in sorted({tuple(found["versions"].items()) for found in ran})],
+        "versions": [dict(v) for v in sorted({tuple((found["versions"] or {}).items()) for found in ran})],
         "metrics": list(metrics),
         "methods": entries,
         "not_finished": [run.name for run in plan.runs if run.state != "finished"],
@@ -384,7 +387,7 @@ def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
         memory = [spread(e[PEAK], 0), number(e[saved], 1), number(paper[saved], 1)]
         cost.append([e["method"], *params, *memory, spread(e[STEP], 3), number(e[f"{STEP}_saved_pct"], 1)])
     measured = [word for name in results["metrics"] for word in (name.replace("_", " "), "paper")]
-    columns = ["method", "trainable, M", "paper", "peak, MiB", "saved, %", "paper", "step, s", "saved, %"]
+    columns = ["method", "trainable\nM", "paper\nM", "peak\nMiB", "saved\n%", "paper\n%", "step\ns", "saved\n%"]
     return [
         ("Last evaluation, percent: mean ± sample standard deviation", ["method", "seeds", *measured], accuracy),
         ("Trainable backbone parameters, peak memory and step time; saved: against full", columns, cost),
@@ -396,18 +399,20 @@ def number(value: float | None, digits: int, scale: float = 1.0) -> str:
     return "-" if value is None else f"{scale * value:,.{digits}f}"
 
 
-def spread(figure: Results, digits: int) -> str:
+def spread(over: Results, digits: int) -> str:
     """Mean and, where there is one, standard deviation."""
-    deviation = "" if figure["std"] is None else f" ± {number(figure['std'], digits)}"
-    return number(figure["mean"], digits) + deviation
+    return number(over["mean"], digits) + ("" if over["std"] is None else f" ± {number(over['std'], digits)}")
 
 
 def report(results: Results, output: Path) -> None:
     """Show the results and write `results.json` and `results.md`."""
     text = [f"# {results['experiment']}", "", *(f"- {line}" for line in about(results))]
     for title, columns, rows in tables(results):
-        table = Table(*columns, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        text += ["", title, "", f"| {' | '.join(columns)} |", f"|---{'|--:' * (len(columns) - 1)}|"]
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in columns:
+            table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+        heading = " | ".join(column.replace("\n", " ") for column in columns)
+        text += ["", title, "", f"| {heading} |", f"|---{'|--:' * (len(columns) - 1)}|"]
         for row in rows:
             table.add_row(*row)
             text.append(f"| {' | '.join(row)} |")
@@ -434,8 +439,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--methods", default="e3va,full", help="names in conf/adapter (%(default)s)")
     made.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
     made.add_argument("--output", type=Path, help="folder of the runs and results (runs/reproduce/EXPERIMENT)")
-    made.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
-    made.add_argument("--gather-only", action="store_true", help="run nothing; gather the results of finished runs")
+    less = made.add_mutually_exclusive_group()
+    less.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    less.add_argument("--gather-only", action="store_true", help="run nothing; gather the results of finished runs")
     made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of e3va train, for every run")
     return made
 
@@ -466,4 +472,5 @@ def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no run outlives this script
     sys.exit(main())

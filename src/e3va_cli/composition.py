@@ -77,20 +77,20 @@ def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 def explain(override: Override, error: Exception, cfg: DictConfig) -> str:
     """One line on what is wrong with an override that Hydra refuses."""
     key, word = override.key_or_group, override.input_line
-    choices = groups()
-    if key in choices and not override.is_delete():
-        value = str(override.value())
-        near = get_close_matches(value, choices[key], n=1)
-        hint = f"did you mean {key}={near[0]}? " if near else ""
-        if value not in choices[key]:
-            return f"{word}: no such {key}; {hint}choices: {', '.join(choices[key])}"
-    names = [*choices, *known_keys(cfg)]
+    names = [*groups(), *known_keys(cfg)]
     if key not in names:
         near = get_close_matches(key, names, n=1) or [n for n in names if n.endswith(f".{key.split('.')[-1]}")][:1]
         hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
         return f"{word}: unknown option {key}; {hint}"
     cause = error.__cause__ or error
     return f"{word}: {first_line(cause)}"
+
+
+def no_such_choice(group: str, value: str, choices: list[str]) -> str:
+    """One line on a choice that a group does not have."""
+    near = get_close_matches(value, choices, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    return f"{group}={value}: no such {group}; {hint}choices: {', '.join(choices)}"
 
 
 def checked(config_name: str, words: list[str]) -> None:
@@ -103,12 +103,13 @@ def checked(config_name: str, words: list[str]) -> None:
     overrides = parse(words)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        unknown, overrides = _unknown_choices(overrides)
         try:
             sweep_free = [next(single_values(o), "") for o in overrides]
             cfg = compose(config_name, overrides=[word for word in sweep_free if word])
         except (HydraException, OmegaConfBaseException) as whole:
-            raise UserError(*(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
-        mistakes = problems(cfg)
+            raise UserError(*unknown, *(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
+        mistakes = [*unknown, *problems(cfg)]
         for override in overrides:
             for word in list(single_values(override))[1:]:  # the further values of a sweep
                 try:
@@ -117,6 +118,22 @@ def checked(config_name: str, words: list[str]) -> None:
                     mistakes.append(explain(parse([word])[0], error, cfg))
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes))
+
+
+def _unknown_choices(overrides: list[Override]) -> tuple[list[str], list[Override]]:
+    """Mistakes that Hydra lets pass or fails at, in choices of a group that may be left out; and the other overrides."""
+    choices, mistakes, others = groups(), [], []
+    for override in overrides:
+        group = override.key_or_group
+        unknown = []
+        if group in choices and not override.is_delete():
+            values = [parse([word])[0].value() for word in single_values(override)]
+            unknown = [value for value in values if str(value) not in choices[group]]
+        if unknown:
+            mistakes += [no_such_choice(group, str(value), choices[group]) for value in unknown]
+        else:
+            others.append(override)
+    return mistakes, others
 
 
 def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:

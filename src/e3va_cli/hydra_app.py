@@ -13,12 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
-from e3va_cli.run_folder import locate, overrides_of
+from e3va_cli.export.adapter_config import read_config
+from e3va_cli.export.overrides import MODEL, evaluation_words, model_words
+from e3va_cli.run_folder import adapter_folder, config_of, locate, overrides_of
 
 CONTINUES = {
     "train": "resume",
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
+EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
 
 
 def refuse(error: UserError) -> NoReturn:
@@ -29,9 +32,10 @@ def refuse(error: UserError) -> NoReturn:
 
 
 def on_top_of_run(command: str, words: list[str]) -> list[str]:
-    """Put the overrides of the run that `words` build on before them; the later ones win.
+    """Put the overrides of the run or exported adapter that `words` build on before them; the later ones win.
 
-    A choice such as `dataset=coco` given anew also takes back what the run had set inside that group.
+    A choice such as `dataset=coco` given anew also takes back what the run had set inside that group, but not the
+    trained model: that stays what it is.
     """
     option = CONTINUES.get(command)
     given = {override.key_or_group: override for override in parse(words)}
@@ -42,15 +46,30 @@ def on_top_of_run(command: str, words: list[str]) -> list[str]:
     value = given[option].value()
     if value is None:
         return words
-    run, _ = locate(str(value), str(option))
+    if not isinstance(value, str | int | float):  # a folder may be called 7
+        raise UserError(f"{option}={value}: one at a time; start the command once for each run")
+    adapter = adapter_folder(str(value)) if command == "evaluate" else None
+    if adapter is not None:
+        base = evaluation_words(read_config(adapter)["config"])
+    else:
+        run, _ = locate(str(value), str(option))
+        base = overrides_of(run)
+        config = config_of(run) if command == "evaluate" and "dataset" in given else None
+        if config is not None:  # the head and more that the run's data set had chosen
+            base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
+    taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
     kept = []
-    for override in parse(overrides_of(run)):
+    for override in parse(base):
         key = override.key_or_group
-        if key not in given and key.split(".")[0] not in given and key not in ("resume", "checkpoint"):
+        if key not in taken_back and key.split(".")[0] not in given and key not in ("resume", "checkpoint"):
             kept.append(override.input_line or "")
     if command == "train" and "hydra.run.dir" not in given:
         kept.append(f"hydra.run.dir='{run}'")
     return [*kept, *words]
+
+
+def _group(word: str) -> str:
+    return str(parse([word])[0].key_or_group).split(".")[0]
 
 
 def run(command: str) -> None:

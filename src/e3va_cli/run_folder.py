@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -13,9 +14,23 @@ METRICS_HISTORY = "metrics.csv"
 METRICS = "metrics.json"
 RESOURCES = "resources.json"
 PICTURES = "predictions.png"
+DETECTIONS = "detections.json"
+CURVES = "precision_recall.png"
+CONFUSION = "confusion.png"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
+ADAPTER_CONFIG = "adapter_config.json"  # these three make an exported adapter
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CARD = "README.md"
+
+
+def adapter_folder(path: str) -> Path | None:
+    """The exported adapter that `path` means, by its folder or a file in it; None if it means something else."""
+    given = Path(path)
+    if given.is_file():
+        return given.parent if given.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) else None
+    return given if any((given / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)) else None
 
 
 def locate(path: str, option: str) -> tuple[Path, Path]:
@@ -29,13 +44,22 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
     checkpoint = given if given.is_file() else given / CHECKPOINTS / LAST
     if not given.exists():
         raise UserError(f"{option}={path}: no such run folder or checkpoint")
+    if adapter_folder(path):
+        raise UserError(f"{option}={path}: an exported adapter; give the run that it was made of")
     if not (run / ".hydra" / "overrides.yaml").is_file():
+        empty = "an empty folder, " if not any(run.iterdir()) else ""
         raise UserError(
-            f"{option}={path}: not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
+            f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
         )
     if not checkpoint.is_file():
         raise UserError(f"{option}={path}: the run has no {CHECKPOINTS}/{LAST}: it stopped before its first one")
     return run, checkpoint
+
+
+def config_of(run: Path) -> dict[str, Any] | None:
+    """The plain configuration of a run; None for one that was killed before it was written."""
+    path = run / CONFIG
+    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else None
 
 
 def overrides_of(run: Path) -> list[str]:

@@ -68,11 +68,12 @@ NEEDED = "a value is needed"
 def problems(cfg: DictConfig) -> list[str]:
     """Every mistake that types alone do not show, one line each, naming the option and what would be right."""
     reads_data = OmegaConf.get_type(cfg) is not BenchmarkMemoryConfig
-    needed = sorted(key for key in OmegaConf.missing_keys(cfg) if reads_data or key != "dataset.root")
+    missing = OmegaConf.missing_keys(cfg)
+    needed = sorted(key for key in missing if reads_data or key != "dataset.root")
     found = [f"{key}: {NEEDED}" for key in needed]
 
     def value(key: str) -> Any:
-        return None if key in OmegaConf.missing_keys(cfg) else OmegaConf.select(cfg, key)
+        return None if key in missing else OmegaConf.select(cfg, key)
 
     for key in (*POSITIVE, *NOT_NEGATIVE):
         number = value(key)

@@ -9,12 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone
-from e3va_cli.errors import UserError
-from e3va_cli.model import DenseModel, assemble
-from e3va_cli.run_folder import locate
-from e3va_cli.training.checkpoints import ABOUT, read_checkpoint, verify
+from e3va_cli.errors import UserError, first_line
+from e3va_cli.export.adapter_folder import read_adapter
+from e3va_cli.model import DenseModel, assemble, outline_model
+from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
+from e3va_cli.training.checkpoints import ABOUT, read_checkpoint, trained_state, verify
 
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
+EXTRACTOR = "extractor."  # what names begin with of what was trained on the backbone: adapters and output norms
+ABOUT_KEYS = ("backbone", "adapter", "head", "classes", "category_ids", "config")
 
 
 @dataclass(frozen=True)
@@ -26,23 +29,38 @@ class Trained:
         about: what they belong to: `backbone` (its identity), `adapter`, `head`, `classes`, `category_ids`, and the
             plain `config` of the run.
         state: the weights, by their names in a `DenseModel`.
+        steps: optimizer steps that made them.
     """
 
     path: Path
     about: dict[str, Any]
     state: dict[str, Tensor]
+    steps: int = 0
 
 
 def read_trained(given: str, option: str) -> Trained:
-    """What was trained, from a run folder (its last checkpoint) or a checkpoint in it.
+    """What was trained, from a run folder (its last checkpoint), a checkpoint in it, or an exported adapter.
 
     Raises:
         UserError: there is none, or it is damaged; names `option`.
     """
+    folder = adapter_folder(given)
+    if folder is not None:
+        config, state = read_adapter(folder)
+        trained = Trained(folder, {key: config[key] for key in ABOUT_KEYS}, state, config["steps"])
+        model = outlined(trained)
+        require_fit(trained, model)
+        backbone = model.extractor.backbone
+        if config["normalisation"] != {"mean": list(backbone.mean), "std": list(backbone.std)}:
+            raise UserError(
+                f"{folder / ADAPTER_CONFIG}: normalisation is not that of {config['backbone']['timm_name']} here; "
+                f"use timm {config['versions'].get('timm')}, which it was trained with"
+            )
+        return trained
     _, path = locate(given, option)
     content = read_checkpoint(path)
     state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-    return Trained(path, content[ABOUT], state)
+    return Trained(path, content[ABOUT], state, content["global_step"])
 
 
 def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, BackboneIdentity]:
@@ -54,7 +72,12 @@ def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, Bac
     Raises:
         UserError: its weights cannot be had, or are others than the run's.
     """
-    backbone, identity = build_backbone(**{**trained.about["config"]["backbone"], **options})
+    own = dict(trained.about["config"]["backbone"])
+    if options.get("weights") and "pretrained" not in options:
+        own["pretrained"] = False
+    if options.get("pretrained") and "weights" not in options:
+        own["weights"] = None
+    backbone, identity = build_backbone(**{**own, **options})
     require_same_backbone(trained, identity)
     return backbone, identity
 
@@ -72,12 +95,47 @@ def build_trained(trained: Trained, backbone: ResidualBackbone, identity: Backbo
     """
     about = trained.about
     model = assemble(about["config"], backbone, identity, len(about["classes"]))
-    expected = {name: value.shape for name, value in model.state_dict().items() if name in trained.state}
-    unknown = sorted(trained.state.keys() - expected.keys())
-    missing = sorted(n for n, p in model.named_parameters() if p.requires_grad and n not in trained.state)
-    other = sorted(name for name, shape in expected.items() if trained.state[name].shape != shape)
-    for what, names in (("has unknown weights", unknown), ("lacks weights", missing), ("has other sizes of", other)):
-        if names:
-            raise UserError(f"{trained.path}: {what}: {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}")
-    model.load_state_dict(trained.state, strict=False)
+    load_trained(model, trained)
     return model.eval()
+
+
+def load_trained(model: DenseModel, trained: Trained) -> None:
+    """Put the weights into a model, in its own precision.
+
+    Raises:
+        UserError: weights are missing, too many, or of other sizes.
+    """
+    require_fit(trained, model)
+    model.load_state_dict(trained.state, strict=False)
+
+
+def require_fit(trained: Trained, model: DenseModel) -> None:
+    """Raises UserError unless the weights are exactly those that are trained in `model`, which may be an outline."""
+    expected, state = trained_state(model), trained.state
+    other = {n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape}
+    other |= {n for n in expected.keys() & state.keys() if _is_float(expected[n]) != _is_float(state[n])}
+    for what, names in (
+        ("has unknown weights", state.keys() - expected.keys()),
+        ("lacks weights", expected.keys() - state.keys()),
+        ("has other sizes or types of", other),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{trained.path}: {what}: {min(names)}{more}; the file and its configuration do not agree")
+
+
+def outlined(trained: Trained) -> DenseModel:
+    """The trained model as shapes only.
+
+    Raises:
+        UserError: its configuration, which may come from anywhere, is of no model that can be built.
+    """
+    try:
+        return outline_model(trained.about["config"], num_classes=len(trained.about["classes"]))
+    except Exception as error:  # what timm, torch and torchvision raise of values that make no sense
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{trained.path}: its configuration is of no model that can be built ({reason})") from None
+
+
+def _is_float(value: Tensor) -> bool:
+    return value.is_floating_point()

@@ -10,6 +10,7 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as rle
@@ -17,7 +18,10 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.heads import Detections
+from e3va_cli.metrics.coco_results import write_detections
+from e3va_cli.metrics.curves import Curves, draw_curves
 from e3va_cli.metrics.evaluator import Results, register
+from e3va_cli.run_folder import CURVES, DETECTIONS
 
 KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -43,6 +47,7 @@ class AveragePrecision:
         self.kinds = list(kinds)
         self.monitor = f"{self.kinds[-1]}_AP"
         self.found: dict[int, list[Results]] = {}
+        self.curves: dict[str, Curves] = {}  # of the last measurement, at IoU 0.5
 
     @property
     def images(self) -> int:
@@ -51,7 +56,7 @@ class AveragePrecision:
 
     def reset(self) -> None:
         """Forget all findings."""
-        self.found = {}
+        self.found, self.curves = {}, {}
 
     def update(self, found: Detections, target: Target) -> None:
         """Add what was found in one image."""
@@ -93,6 +98,12 @@ class AveragePrecision:
         """`{"box": {"AP": .., "AP50": .., ..., "per_class": {name: AP}}, "mask": {...}}`; None where nothing counts."""
         return {kind: self._measure(kind) for kind in self.kinds}
 
+    def leave(self, folder: Path) -> dict[str, str]:
+        """All findings in COCO's results format, and precision-recall curves."""
+        write_detections((result for results in self.found.values() for result in results), folder / DETECTIONS)
+        draw_curves(self.curves, folder / CURVES)
+        return {DETECTIONS: "all findings, in COCO's results format", CURVES: "precision and recall at IoU 0.5"}
+
     def _measure(self, kind: str) -> Results:
         annotations = self.ground_truth["annotations"]
         if kind == "mask":
@@ -108,6 +119,7 @@ class AveragePrecision:
         ]
         names = distinct_names(truth["categories"])
         if not findings:
+            self.curves.pop(kind, None)
             zeros = dict.fromkeys(SUMMARY, 0.0 if annotations else None)
             return {**zeros, "per_class": {names[i]: zeros["AP"] for i in self.category_ids}}
         with contextlib.redirect_stdout(io.StringIO()):
@@ -121,6 +133,10 @@ class AveragePrecision:
             evaluation.accumulate()
             evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all sizes, 100 findings
+        at_half = precision[0].T  # class, recall
+        self.curves[kind] = Curves(
+            [names[i] for i in self.category_ids], at_half, [_or_none(of_class.mean()) for of_class in at_half]
+        )
         return {
             **{name: _or_none(evaluation.stats[index]) for name, index in SUMMARY.items()},
             "per_class": {

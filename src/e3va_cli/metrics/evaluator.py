@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from e3va_cli.data import DenseDataset, Target
@@ -46,6 +47,10 @@ class Evaluator(Protocol):
 
     def scores(self, results: Results) -> dict[str, float]:
         """Those results that are worth a curve, by name."""
+        ...
+
+    def leave(self, folder: Path) -> dict[str, str]:
+        """Write what is more than numbers, once they are computed: what each file holds, by its name."""
         ...
 
 

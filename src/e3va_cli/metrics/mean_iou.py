@@ -7,13 +7,16 @@ together, not a mean over images.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from e3va_cli.data import DenseDataset, Target
 from e3va_cli.heads import Segmentation
+from e3va_cli.metrics.confusion import draw_confusion
 from e3va_cli.metrics.evaluator import Results, register
+from e3va_cli.run_folder import CONFUSION
 
 LOGGED = ("mIoU", "pixel_accuracy")
 
@@ -81,6 +84,11 @@ class MeanIoU:
     def scores(self, results: Results) -> dict[str, float]:
         """mIoU and pixel accuracy."""
         return {name: results[name] for name in LOGGED if results[name] is not None}
+
+    def leave(self, folder: Path) -> dict[str, str]:
+        """The picture of the confusion matrix."""
+        draw_confusion(self.matrix.numpy(), self.classes, folder / CONFUSION)
+        return {CONFUSION: "which class is taken for which"}
 
 
 @register("miou", needs="semantic")

@@ -6,7 +6,8 @@ VOCevaldet.m computes it: the precision-recall curve of all images together, at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.heads import Detections
 from e3va_cli.metrics.average_precision import distinct_names
+from e3va_cli.metrics.coco_results import write_detections
+from e3va_cli.metrics.curves import RECALL, Curves, draw_curves
 from e3va_cli.metrics.evaluator import Results, register
+from e3va_cli.run_folder import CURVES, DETECTIONS
 
 IOU = 0.5
 RECALL_STEPS = 10
@@ -24,6 +28,8 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Rule = Callable[[Ints, Floats, int], float]
 """AP of a class from the hits (N,) among its first n findings, their precision (N,), and the number of objects."""
+Ranked = tuple[Ints, Floats, int]
+"""What a rule is given."""
 
 
 def area_under_curve(hits: Ints, precision: Floats, objects: int) -> float:
@@ -56,6 +62,7 @@ class VocAveragePrecision:
     def __init__(self, ground_truth: Results, category_ids: Sequence[int], *, rule: Rule) -> None:
         names = distinct_names(ground_truth["categories"])
         self.classes = [names[number] for number in category_ids]
+        self.category_ids = list(category_ids)
         self.rule = rule
         self.objects = _objects_by_image(ground_truth, category_ids)
         self.found: dict[int, NDArray[np.float32]] = {}
@@ -90,12 +97,28 @@ class VocAveragePrecision:
 
     def compute(self) -> Results:
         """`{"box": {"AP50": mean over classes, "per_class": {name: AP50}}}`; None for a class without objects."""
-        per_class = dict(zip(self.classes, self._measure(), strict=True))
+        per_class = dict(zip(self.classes, map(self._of_class, self._ranked()), strict=True))
         measured = [value for value in per_class.values() if value is not None]
         return {"box": {"AP50": float(np.mean(measured)) if measured else None, "per_class": per_class}}
 
-    def _measure(self) -> list[float | None]:
-        """AP of each class."""
+    def leave(self, folder: Path) -> dict[str, str]:
+        """All findings in COCO's results format, and precision-recall curves."""
+        write_detections(self._as_results(), folder / DETECTIONS)
+        ranked = list(self._ranked())
+        curves = Curves(
+            self.classes, np.stack([_sampled(of_class) for of_class in ranked]), list(map(self._of_class, ranked))
+        )
+        draw_curves({"box": curves}, folder / CURVES)
+        return {DETECTIONS: "all findings, in COCO's results format", CURVES: "precision and recall at IoU 0.5"}
+
+    def _as_results(self) -> Iterator[Results]:
+        for image, rows in self.found.items():
+            for label, score, x1, y1, x2, y2 in rows.astype(np.float64).tolist():
+                box = [x1, y1, x2 - x1, y2 - y1]
+                yield {"image_id": image, "category_id": self.category_ids[int(label) - 1], "score": score, "bbox": box}
+
+    def _ranked(self) -> Iterator[Ranked | None]:
+        """The findings of each class, None for a class without objects."""
         nothing = np.zeros((0, 6))
         objects, found, matches, overlaps = [nothing], [nothing], [np.zeros(0, dtype=np.int64)], [np.zeros(0)]
         first = 0  # of an image's objects, among those of all images
@@ -112,21 +135,32 @@ class VocAveragePrecision:
         difficult = all_objects[:, 1] > 0
         ignored = np.zeros(len(match), dtype=np.bool_)
         ignored[matched] = difficult[match[matched]]
-        values: list[float | None] = []
         for label in range(1, len(self.classes) + 1):
             count = int(((all_objects[:, 0] == label) & ~difficult).sum())
             chosen = np.flatnonzero((all_found[:, 0] == label) & ~ignored)
             chosen = chosen[np.argsort(-all_found[chosen, 1], kind="stable")]
-            values.append(self._of_class(match[chosen], matched[chosen], count) if count else None)
-        return values
+            yield _hits(match[chosen], matched[chosen], count) if count else None
 
-    def _of_class(self, match: Ints, matched: Bools, objects: int) -> float:
-        """AP of findings, best score first: the object that each goes to, and whether it overlaps it enough."""
-        hit = np.zeros(len(match), dtype=np.int64)
-        candidates = np.flatnonzero(matched)
-        hit[candidates[np.unique(match[candidates], return_index=True)[1]]] = 1
-        hits = hit.cumsum()
-        return self.rule(hits, hits / np.arange(1, len(hits) + 1), objects)
+    def _of_class(self, ranked: Ranked | None) -> float | None:
+        return None if ranked is None else self.rule(*ranked)
+
+
+def _hits(match: Ints, matched: Bools, objects: int) -> Ranked:
+    """Findings, best score first, by the object that each goes to and whether it overlaps it enough."""
+    hit = np.zeros(len(match), dtype=np.int64)
+    candidates = np.flatnonzero(matched)
+    hit[candidates[np.unique(match[candidates], return_index=True)[1]]] = 1
+    hits = hit.cumsum()
+    return hits, hits / np.arange(1, len(hits) + 1), objects
+
+
+def _sampled(ranked: Ranked | None) -> Floats:
+    """The highest precision at each recall of `RECALL` or above it, -1 for a class without objects."""
+    if ranked is None:
+        return np.full(len(RECALL), -1.0)
+    hits, precision, objects = ranked
+    highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return highest[np.searchsorted(hits / objects, RECALL)]
 
 
 def _objects_by_image(ground_truth: Results, category_ids: Sequence[int]) -> dict[int, Floats]:

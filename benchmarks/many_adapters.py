@@ -1,0 +1,154 @@
+"""Print what 1, 2, 4 and 8 adapters cost together, on one pass of their backbone, against each by itself.
+
+    python benchmarks/many_adapters.py [--backbone swin_t] [--size 512] [--heads mask_rcnn_nano,upernet_nano]
+
+Weights are random, which costs the same. Together and separately take turns, and times are medians. Memory is that of
+all tensors, weights included, followed storage by storage: it is the same in every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+from torch import Tensor
+
+from e3va_cli.adapters.e3va import run_together
+from e3va_cli.backbones import build_backbone
+from e3va_cli.composition import CONFIG_MODULE, plain
+from e3va_cli.config import register_schemas
+from e3va_cli.export.together import predict_together
+from e3va_cli.memory.tracker import StorageTracker
+from e3va_cli.model import DenseModel, assemble
+from e3va_cli.training.resources import MIB, device_name
+
+NUM_CLASSES = 5
+WAYS = ("together", "one after another", "all loaded")
+
+
+def options() -> argparse.Namespace:
+    """The words of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="swin_t", help="as in conf/backbone/")
+    parser.add_argument("--heads", default="mask_rcnn_nano,upernet_nano", help="that the adapters have in turn")
+    parser.add_argument("--size", type=int, default=512, help="height and width of the image in pixels")
+    parser.add_argument("--counts", default="1,2,4,8", help="of adapters")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, after one that is not")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser.parse_args()
+
+
+def build(backbone: str, heads: Sequence[str], count: int) -> tuple[list[DenseModel], list[DenseModel]]:
+    """The same adapters twice: on one backbone, and each on a backbone of its own."""
+    register_schemas()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        configs = [plain(compose("train", overrides=[f"backbone={backbone}", f"head={head}"])) for head in heads]
+    shared = build_backbone(**configs[0]["backbone"])
+    together: list[DenseModel] = []
+    separately: list[DenseModel] = []
+    for index in range(count):
+        config = configs[index % len(configs)]
+        for models, base in ((together, shared), (separately, build_backbone(**config["backbone"]))):
+            torch.manual_seed(index)
+            model = assemble(config, *base, NUM_CLASSES).eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.add_(0.02 * torch.randn_like(parameter))
+            models.append(model)
+    return together, separately
+
+
+def peak_mib(models: Sequence[DenseModel], run: Callable[[], Any]) -> float:
+    """Most that all tensors held while `run` ran, the weights of `models` included, in MiB (2^20 bytes)."""
+    tracker = StorageTracker()
+    for model in models:
+        tracker.own(model.parameters(), "weights")
+        tracker.own(model.buffers(), "buffers")
+    with tracker:
+        tracker.restart()
+        run()
+    return tracker.peak.total_bytes / MIB
+
+
+def medians_s(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Seconds of each, taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if repeat:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two findings are equal, number by number."""
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
+
+
+@torch.no_grad()
+def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor, repeats: int) -> list[float]:
+    """Ratios of times, and memory in MiB, of as many adapters as are given."""
+    sizes = [(image.shape[2], image.shape[3])]
+    normal = together[0].normalise(image, sizes).tensors
+    extractors: list[Any] = [model.extractor for model in together]
+
+    def one_pass() -> Any:
+        return predict_together(together, image, sizes)
+
+    def passes() -> Any:
+        return [model.predict(image, sizes) for model in separately]
+
+    assert all(same(a[0], b[0]) for a, b in zip(one_pass(), passes(), strict=True)), "results differ"
+    seconds = medians_s(
+        {
+            "together": one_pass,
+            "separately": passes,
+            "features together": lambda: run_together(extractors, normal),
+            "features separately": lambda: [model.extractor(normal) for model in separately],
+        },
+        repeats,
+    )
+    return [
+        seconds["together"],
+        seconds["together"] / seconds["separately"],
+        seconds["features together"] / seconds["features separately"],
+        peak_mib(together, one_pass),
+        max(peak_mib([model], partial(model.predict, image, sizes)) for model in separately),
+        peak_mib(separately, passes),
+    ]
+
+
+def main() -> None:
+    """Print a table."""
+    given = options()
+    torch.set_num_threads(given.threads)
+    counts = [int(count) for count in given.counts.split(",")]
+    together, separately = build(given.backbone, given.heads.split(","), max(counts))
+    image = torch.randint(0, 256, (1, 3, given.size, given.size), dtype=torch.uint8)
+    print(
+        f"{given.backbone}, E3VA with the heads {given.heads} in turn, one image of {given.size}x{given.size}, "
+        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {given.repeats}\n"
+    )
+    columns = ["adapters", "together, s", "time, of separately", "without heads", *(f"MiB, {way}" for way in WAYS)]
+    print(f"| {' | '.join(columns)} |")
+    print(f"|{'--:|' * len(columns)}")
+    for count in counts:
+        s, ratio, bare, *mib = row(together[:count], separately[:count], image, given.repeats)
+        print(
+            f"| {count} | {s:.2f} | {ratio:.2f} | {bare:.2f} | " + " | ".join(f"{m:,.0f}" for m in mib) + " |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

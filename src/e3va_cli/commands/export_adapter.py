@@ -1,0 +1,58 @@
+"""`e3va export-adapter`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from e3va_cli.commands.console import console
+from e3va_cli.composition import plain
+from e3va_cli.errors import UserError
+from e3va_cli.export.adapter_config import PRECISIONS
+from e3va_cli.export.adapter_folder import require_new, write_adapter
+from e3va_cli.export.description import describe
+from e3va_cli.export.trained import outlined, read_trained, require_fit
+from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
+
+MIB = 2**20
+WHAT = {
+    ADAPTER_WEIGHTS: "all that was trained, and nothing else",
+    ADAPTER_CONFIG: "what it belongs to: backbone, method, head, classes, results",
+    ADAPTER_CARD: "the card, for people",
+}
+
+
+def run(cfg: DictConfig) -> None:
+    """Make an adapter's folder of a run, and say what is in it."""
+    config = plain(cfg)
+    precision = config["precision"]
+    if not config["output"]:
+        raise UserError("output: the name of a folder is needed")
+    folder = Path(config["output"])
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision}: one of {', '.join(PRECISIONS)}")
+    run_folder, _ = locate(config["checkpoint"], "checkpoint")
+    require_new(folder)
+    trained = read_trained(config["checkpoint"], "checkpoint")
+    model = outlined(trained)
+    require_fit(trained, model)
+    description = describe(trained, model, run_folder)
+    write_adapter(folder, trained.state, description, precision)
+    print_made(folder, description["parameters"])
+
+
+def print_made(folder: Path, counts: dict[str, int]) -> None:
+    """The files with their sizes, the number of weights, and the commands that use them."""
+    console.print(f"Adapter: {folder}")
+    for name, what in WHAT.items():
+        size = (folder / name).stat().st_size
+        text = f"{size / MIB:,.2f} MiB" if size >= MIB / 100 else f"{size:,} bytes"
+        console.print(f"  {name:<26} {text:>12}  {what}")
+    console.print(
+        f"{counts['stored']:,} numbers: {counts['stored_on_backbone']:,} on the backbone, "
+        f"{counts['stored_neck_and_head']:,} in neck and head"
+    )
+    console.print("\nNext:")
+    console.print(f"  e3va evaluate checkpoint={folder}")
+    console.print(f"  e3va predict checkpoint={folder} input=IMAGES")

@@ -1,0 +1,129 @@
+"""The files that `e3va predict` leaves: pictures, label maps, and `predictions.json`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from e3va_cli.errors import UserError
+from e3va_cli.export.prediction import Detection, ImagePrediction
+from e3va_cli.export.predictor import Adapter, distinct
+from e3va_cli.files import replacing, write_json
+
+PREDICTIONS = "predictions.json"
+LABELS = "labels"  # folder of label maps, apart from the pictures so that no name can meet another
+
+
+class PredictionFiles:
+    """The folder of results: pictures, label maps, and `predictions.json`.
+
+    With one adapter, pictures lie in the folder itself, with several in a folder for each adapter.
+
+    Args:
+        folder: that is made.
+        files: the images.
+        adapters: whose findings will be added.
+        score: least one of the objects that will be added.
+        pictures: whether to draw.
+
+    Raises:
+        UserError: the folder cannot be made, or holds a file of a name that will be written.
+    """
+
+    def __init__(
+        self, folder: Path, files: Sequence[Path], adapters: Sequence[Adapter], *, score: float, pictures: bool
+    ) -> None:
+        self.folder, self.files, self.adapters = folder, files, adapters
+        self.score, self.pictures = score, pictures
+        self.stems = distinct(file.stem for file in files)
+        self.images: list[dict[str, Any]] = []
+        self.skipped: list[dict[str, str]] = []
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={folder}: the folder cannot be made ({error.strerror})") from None
+        taken = [path for path in self._planned() if path.exists()]
+        if taken:
+            raise UserError(f"output={folder}: {taken[0].relative_to(folder)} is there already; give another folder")
+
+    def _planned(self) -> Iterator[Path]:
+        yield self.folder / PREDICTIONS
+        for adapter in self.adapters:
+            for stem in self.stems:
+                if self.pictures:
+                    yield self._place(adapter.name) / f"{stem}.png"
+                if adapter.task == "segmentation":
+                    yield self._place(adapter.name) / LABELS / f"{stem}.png"
+
+    def _place(self, adapter: str) -> Path:
+        return self.folder if len(self.adapters) == 1 else self.folder / adapter
+
+    def skip(self, index: int, error: UserError) -> None:
+        """Say and note that a file cannot be read."""
+        print(f"e3va: skipped: {error}", file=sys.stderr)
+        self.skipped.append({"file": str(self.files[index]), "reason": str(error)})
+
+    def add(self, index: int, found: dict[str, ImagePrediction]) -> None:
+        """Draw and note what the adapters found in an image."""
+        entries: dict[str, Any] = {}
+        for name, prediction in found.items():
+            place, file = self._place(name), f"{self.stems[index]}.png"
+            if self.pictures:
+                save_image(prediction.draw(), place / file)
+            if prediction.labels is None:
+                entries[name] = {"detections": [as_json(one) for one in prediction.detections]}
+                continue
+            kind = np.uint8 if len(prediction.classes) <= np.iinfo(np.uint8).max else np.uint16
+            save_image(Image.fromarray(prediction.labels.astype(kind)), place / LABELS / file)
+            shares = [
+                {"label": label, "class": prediction.classes[label - 1], "share": share}
+                for label, share in prediction.shares.items()
+            ]
+            labels = str((place / LABELS / file).relative_to(self.folder))
+            entries[name] = {"segmentation": {"labels": labels, "shares": shares}}
+        one = next(iter(found.values()))
+        self.images.append(
+            {"file": str(self.files[index]), "width": one.width, "height": one.height, "adapters": entries}
+        )
+
+    def finish(self) -> None:
+        """Write `predictions.json`."""
+        adapters = {
+            adapter.name: {
+                "checkpoint": str(adapter.path),
+                "task": adapter.task,
+                "classes": adapter.classes,
+                "category_ids": adapter.category_ids,
+            }
+            for adapter in self.adapters
+        }
+        content = {
+            "adapters": adapters,
+            "score": self.score,
+            "images": self.images,
+            "skipped": self.skipped,
+        }
+        write_json(self.folder / PREDICTIONS, content)
+
+
+def as_json(found: Detection) -> dict[str, Any]:
+    """An object as `predictions.json` has it."""
+    entry: dict[str, Any] = {
+        "label": found.label,
+        "class": found.name,
+        "category_id": found.category_id,
+        "score": found.score,
+        "box": list(found.box),
+    }
+    return entry if found.rle is None else {**entry, "mask": found.rle}
+
+
+def save_image(picture: Image.Image, path: Path) -> None:
+    """Write a PNG; the file appears only when it is complete."""
+    with replacing(path) as unfinished:
+        picture.save(unfinished, format="PNG")

@@ -1,0 +1,189 @@
+"""`adapter_config.json`: read from anywhere, so taken for data and checked before anything is made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e3va_cli.config import SCHEMAS, problems
+from e3va_cli.config.adapters import AdapterConfig
+from e3va_cli.config.backbones import BackboneConfig
+from e3va_cli.config.commands import Config
+from e3va_cli.config.datasets import DataConfig
+from e3va_cli.config.training import OptimizerConfig, TrainerConfig
+from e3va_cli.errors import UserError, first_line
+from e3va_cli.run_folder import ADAPTER_CONFIG
+
+FORMAT = "e3va-adapter"
+VERSION = 1
+PRECISIONS = ("fp32", "fp16")
+FORM: dict[str, Any] = {  # a list of one stands for a list of any length
+    "format": str,
+    "format_version": int,
+    "backbone": {"name": str, "timm_name": str, "weights": str, "fingerprint": str},
+    "adapter": dict,
+    "head": dict,
+    "classes": [str],
+    "category_ids": [int],
+    "image_size": dict,
+    "normalisation": {"mean": [float], "std": [float]},
+    "parameters": dict,
+    "steps": int,
+    "metrics": (dict, type(None)),
+    "versions": dict,
+    "overrides": [str],
+    "config": dict,
+    "weights": {"sha256": str, "bytes": int, "precision": str},
+}
+TYPES: dict[str, type] = {
+    "backbone": BackboneConfig,
+    "data": DataConfig,
+    "optimizer": OptimizerConfig,
+    "trainer": TrainerConfig,
+}
+NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
+DIGEST = re.compile(r"[0-9a-f]{64}")
+HUB_WEIGHTS = ("pretrained", "file", "random")
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """SHA-256 of everything but the entry on the weights' file, which holds this digest."""
+    covered = {key: value for key, value in config.items() if key != "weights"}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked content of a folder's `adapter_config.json`.
+
+    Raises:
+        UserError: there is none, or it is not what an export writes; one line with the first thing that is wrong.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: no {ADAPTER_CONFIG} in it; copy the whole exported folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); export the adapter again") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not written by `e3va export-adapter`: its format is not {FORMAT!r}")
+    if content.get("format_version") != VERSION:
+        raise UserError(
+            f"{path}: format_version {content.get('format_version')!r}, but this e3va reads {VERSION}; "
+            "use the e3va that wrote it, or export the adapter again"
+        )
+    found = next(_mistakes(content), None)
+    if found:
+        raise UserError(f"{path}: {found}; it is not as `e3va export-adapter` wrote it")
+    return content
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _mistakes(content: dict[str, Any]) -> Iterator[str]:
+    """What is wrong, most basic first: a later check relies on the earlier ones."""
+    yield from _of_another_form(content, FORM)
+    yield from _of_another_kind(content["config"])
+    backbone, config = content["backbone"], content["config"]
+    if backbone["weights"] not in HUB_WEIGHTS:
+        yield f"backbone.weights is none of {', '.join(HUB_WEIGHTS)}"
+    for at, text in (
+        ("backbone.fingerprint", backbone["fingerprint"]),
+        ("weights.sha256", content["weights"]["sha256"]),
+    ):
+        if not DIGEST.fullmatch(text):
+            yield f"{at} is no SHA-256"
+    if content["weights"]["precision"] not in PRECISIONS:
+        yield f"weights.precision is none of {', '.join(PRECISIONS)}"
+    for key in ("mean", "std"):
+        if len(content["normalisation"][key]) != 3:
+            yield f"normalisation.{key} has not one number for each of red, green and blue"
+    if not content["classes"]:
+        yield "classes is empty"
+    if not len(content["classes"]) == len(content["category_ids"]) == len(set(content["category_ids"])):
+        yield "category_ids has not one number of its own for each class"
+    for part in ("adapter", "head"):
+        if content[part] != config[part]:
+            yield f"{part} and config.{part} contradict each other"
+    for key in ("name", "timm_name"):
+        if backbone[key] != config["backbone"][key]:
+            yield f"backbone.{key} and config.backbone.{key} contradict each other"
+
+
+def _of_another_form(value: Any, form: Any, at: str = "") -> Iterator[str]:
+    """Keys and types of JSON that are not those of `form`."""
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            yield f"{at or 'the whole'} is no object"
+            return
+        for wrong, keys in (("is missing", form.keys() - value.keys()), ("is unknown", value.keys() - form.keys())):
+            for key in sorted(keys):
+                yield f"{at}{'.' if at else ''}{key} {wrong}"
+        for key in form:
+            yield from _of_another_form(value[key], form[key], f"{at}{'.' if at else ''}{key}")
+    elif isinstance(form, list):
+        if not isinstance(value, list):
+            yield f"{at} is no list"
+            return
+        for index, entry in enumerate(value):
+            yield from _of_another_form(entry, form[0], f"{at}[{index}]")
+    elif isinstance(value, bool) or not isinstance(value, (int, float) if form is float else form):
+        yield f"{at} is of the wrong type ({type(value).__name__})"
+
+
+def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
+    """Parts of the run's configuration that the schema does not allow."""
+    yield from _of_another_form(config, {f.name: dict if f.name in SCHEMAS else int for f in fields(Config)}, "config")
+    for at, text in _texts(config, "config"):
+        if "${" in text:  # would be looked up in the environment
+            yield f"{at} is no plain text"
+    whole = OmegaConf.create({key: value for key, value in config.items() if key not in SCHEMAS})
+    for group in (key for key in config if key in SCHEMAS):
+        kind = TYPES.get(group) or SCHEMAS[group].get(f"{config[group].get('name')}_schema")
+        if kind is None and group == "adapter":
+            kind = AdapterConfig
+        if kind is None:
+            yield f"config.{group}.name={config[group].get('name')}: no such {group}"
+            return
+        try:
+            typed = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(kind), config[group]))
+        except (OmegaConfBaseException, ValueError, TypeError) as error:
+            yield f"config.{group}: {first_line(error)}"
+            return
+        missing = sorted(OmegaConf.missing_keys(typed)) or sorted(set(typed) - config[group].keys())
+        if missing:
+            yield f"config.{group}.{missing[0]} is missing"
+        elif OmegaConf.to_container(typed) != config[group]:
+            yield f"config.{group} has values of the wrong type"
+        whole[group] = typed
+    yield from (f"config.{problem}" for problem in problems(whole))
+    backbone = config["backbone"]
+    for key in ("name", "timm_name"):
+        if not NAME.fullmatch(backbone[key]):
+            yield f"config.backbone.{key}={backbone[key]}: not the name of an architecture"
+    for key, value in backbone["model_args"].items():
+        if not key.isidentifier() or any(True for _ in _texts(value, key)) or isinstance(value, dict):
+            yield f"config.backbone.model_args.{key} is no number or list of numbers"
+
+
+def _texts(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value, keys included, with its place."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield at, key
+            yield from _texts(inner, f"{at}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, at)

@@ -1,0 +1,55 @@
+"""A configuration as the words that compose it again, whatever the shipped defaults have become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+MODEL = ("backbone", "adapter", "head")
+MEASURED_WITH = ("trainer.precision", "trainer.limit_val_batches", "seed", "pictures")
+FREE = "backbone.model_args"  # its keys are no part of the schema
+
+
+def model_words(config: dict[str, Any]) -> list[str]:
+    """Overrides that make the backbone, adapter and head of a plain configuration."""
+    return [word for group in MODEL for word in _group(config, group)]
+
+
+def evaluation_words(config: dict[str, Any]) -> list[str]:
+    """Overrides that make all of a plain configuration that an evaluation depends on."""
+    words = [*model_words(config), *_group(config, "dataset"), *_leaves("data", config["data"])]
+    for key in MEASURED_WITH:
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        words += _leaves(key, value)
+    return words
+
+
+def _group(config: dict[str, Any], group: str) -> Iterator[str]:
+    """The choice, then every value: a variant such as mask_rcnn_nano is its `name` with other values."""
+    yield f"{group}={config[group]['name']}"
+    yield from _leaves(group, config[group])
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield f"{'++' if key.startswith(FREE) else ''}{key}={_text(value)}"
+
+
+def _text(value: str | float | bool | Sequence[Any] | None) -> str:
+    """A value in Hydra's grammar."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, int | float):
+        return repr(value)
+    return f"[{','.join(map(_text, value))}]"

@@ -1,0 +1,138 @@
+"""What `e3va evaluate` composes of what it is given, and the files that it leaves."""
+
+import json
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from PIL import Image
+
+from e3va_cli.errors import UserError
+from e3va_cli.export.adapter_folder import write_adapter
+from e3va_cli.export.description import describe
+from e3va_cli.export.trained import outlined, read_trained
+from e3va_cli.hydra_app import on_top_of_run
+from tests.export.crafted_runs import craft
+
+TINY = ["dataset.train_images=4", "dataset.val_images=3", "data.val_batch_size=2", "head.box.score_threshold=0.01"]
+LABELLED = [
+    "dataset=ade20k",
+    "dataset.num_classes=3",
+    "dataset.short_side=64",
+    "dataset.max_size=96",
+    "head=upernet_nano",
+    "head.fpn_channels=32",
+]
+
+
+def crafted(folder, *words):
+    """A run of `words`, and an adapter exported from it."""
+    run = craft(folder / "run", *words)
+    OmegaConf.save(OmegaConf.create(list(words)), run / ".hydra" / "overrides.yaml")
+    trained = read_trained(str(run), "checkpoint")
+    description = describe(trained, outlined(trained), run)
+    OmegaConf.save(OmegaConf.create({**description["config"], "resume": None}), run / "config.yaml")
+    write_adapter(folder / "adapter", trained.state, description, "fp32")
+    return run, folder / "adapter"
+
+
+def label_maps(root, classes="sky\nroad\ntree\n"):
+    for name in ("a", "b"):
+        pixels = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        labels = np.random.default_rng(1).integers(0, 4, (40, 48), dtype=np.uint8)
+        for kind, picture, suffix in (("images", pixels, "jpg"), ("annotations", labels, "png")):
+            folder = root / kind / "validation"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / f"{name}.{suffix}")
+    (root / "classes.txt").write_text(classes)
+
+
+def test_words_of_an_adapter(config, tmp_path):
+    run, adapter = crafted(tmp_path, *TINY, "adapter.rank=4")
+    ours = config(*on_top_of_run("evaluate", [f"checkpoint={adapter}"]), command="evaluate")
+    theirs = config(*on_top_of_run("evaluate", [f"checkpoint={run}"]), command="evaluate")
+    assert ours.pop("checkpoint") != theirs.pop("checkpoint")
+    assert ours == theirs and ours["adapter"]["rank"] == 4
+
+
+def test_what_is_given_goes_on_top(config, tmp_path):
+    for place in crafted(tmp_path, *TINY):
+        words = ["dataset=coco", "dataset.root=x", "head.box.nms_iou=0.4", f"checkpoint={place}"]
+        found = config(*on_top_of_run("evaluate", words), command="evaluate")
+        assert found["dataset"]["val_images"] == "val2017", "the data set is the one given"
+        assert found["head"]["fpn_channels"] == 64, "the head stays the trained one"
+        assert found["head"]["box"]["nms_iou"] == 0.4
+
+
+def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
+    run, adapter = crafted(tmp_path, *TINY)
+    (run / ".hydra" / "overrides.yaml").write_text("- backbone=swin_t\n- backbone.pretrained=true\n")
+    for place in (run, adapter):
+        words = on_top_of_run("evaluate", ["backbone.weights=FILE", f"checkpoint={place}"])
+        backbone = config(*words, command="evaluate")["backbone"]
+        assert backbone["weights"] == "FILE" and not backbone["pretrained"]
+
+
+def test_a_list_is_refused():
+    with pytest.raises(UserError, match="one at a time"):
+        on_top_of_run("evaluate", ["checkpoint=[a,b]"])
+
+
+def test_nothing_of_a_strangers_words_is_composed(tmp_path):
+    """The record of the overrides is for people; what is composed is made of checked values."""
+    _, adapter = crafted(tmp_path, *TINY)
+    path = adapter / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["overrides"] = ["hydra.run.dir=/tmp/out", "+hydra.callbacks.x._target_=os.system"]
+    path.write_text(json.dumps(content))
+    words = on_top_of_run("evaluate", [f"checkpoint={adapter}"])
+    assert not any("hydra" in word for word in words)
+    content["config"]["dataset"]["metric"] = "${oc.env:HOME}"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="no plain text"):
+        on_top_of_run("evaluate", [f"checkpoint={adapter}"])
+
+
+def test_a_segmenter(e3va, tmp_path):
+    root = tmp_path / "data"
+    label_maps(root)
+    run = craft(tmp_path / "run", *LABELLED, f"dataset.root={root}")
+    # The crafted run numbers its classes by tens, a data set of label maps from 1.
+    import torch
+
+    path = run / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    content["e3va"]["category_ids"] = [1, 2, 3]
+    torch.save(content, path)
+    e3va("export-adapter", f"checkpoint={run}", "output=adapter")
+    done = e3va("evaluate", "checkpoint=adapter", "hydra.run.dir=out", "data.num_workers=0")
+    names = {"metrics.json", "confusion.png", "predictions.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {".hydra", *names}
+    assert all(name in done.stdout for name in names)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(metrics["per_class"]) == {"sky", "road", "tree"} and 0 < metrics["pixel_accuracy"] < 1
+    label_maps(tmp_path / "other", "sky\nroad\nsea\n")
+    done = e3va("evaluate", "checkpoint=adapter", f"dataset.root={tmp_path}/other", "data.num_workers=0", expect=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert "trained on other classes than this data set has" in line
+
+
+def test_a_detector_on_another_data_set_with_its_classes(e3va, tmp_path, write_coco, annotate):
+    run, adapter = crafted(tmp_path, *TINY)
+    names = ["circle", "square", "triangle", "star", "ring"]
+    categories = [{"id": 10 * k, "name": name} for k, name in enumerate(names, start=1)]
+    _, file = write_coco([annotate(1, [5, 5, 20, 15], category_id=20)], categories=categories)
+    words = ["dataset=coco", f"dataset.root={tmp_path}", "dataset.val_images=images", "data.num_workers=0"]
+    words += ["dataset.val_annotations=instances.json", "trainer.accelerator=cpu"]
+    results = []
+    for place in (run, adapter):
+        e3va("evaluate", f"checkpoint={place}", *words, f"hydra.run.dir=of_{place.name}")
+        out = tmp_path / f"of_{place.name}"
+        assert {"detections.json", "precision_recall.png", "metrics.json"} <= {p.name for p in out.iterdir()}
+        results.append(json.loads((out / "detections.json").read_text()))
+    assert results[0] == results[1] and {r["category_id"] for r in results[0]} <= {10, 20, 30, 40, 50}
+    assert {r["image_id"] for r in results[0]} == {5, 11}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "categories": categories[:4]}))
+    done = e3va("evaluate", f"checkpoint={adapter}", *words, expect=2)
+    (line,) = done.stderr.strip().splitlines()
+    assert "trained on other classes than this data set has" in line
