@@ -24,7 +24,7 @@ from e3va_cli.training.resources import versions
 ROOT = Path(__file__).parents[1]
 METHODS = "full,frozen,partial_1,bitfit,ln_tune,adapter,adaptformer,lora,lorand,mona,e3va"
 SETTINGS = ("coco_cascade_swin_b", "voc_retinanet_swin_l")
-SMALL_CARD = ["experiment=coco_cascade_swin_b", "backbone=swin_l", "data.batch_size=1", "budget=11GiB"]
+SMALL_CARD = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "budget=11GiB"]
 
 
 def benchmarks() -> dict[str, list[str]]:

@@ -37,8 +37,10 @@ def test_a_run_reports_its_memory(e3va, tmp_path, precision):
 
 @pytest.mark.parametrize("method", ["full", "lora", "e3va"])
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-def test_the_plan_is_within_ten_percent_of_the_peak(e3va, tmp_path, method, precision):
-    words = [f"methods=[{method}]", "backbone=swin_t", "image_size=[512,672]", f"trainer.precision={precision}"]
+@pytest.mark.parametrize("head", ["cascade_mask_rcnn", "retinanet"])
+def test_the_plan_is_within_ten_percent_of_the_peak(e3va, tmp_path, method, precision, head):
+    words = [f"methods=[{method}]", "backbone=swin_t", f"head={head}", "image_size=[512,672]"]
+    words.append(f"trainer.precision={precision}")
     peaks = {}
     for measure in ("true", "false"):
         folder = tmp_path / measure
