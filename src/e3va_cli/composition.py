@@ -121,7 +121,7 @@ def checked(config_name: str, words: list[str]) -> None:
 
 
 def _unknown_choices(overrides: list[Override]) -> tuple[list[str], list[Override]]:
-    """Mistakes that Hydra lets pass or fails at, in choices of a group that may be left out; and the other overrides."""
+    """Mistakes that Hydra passes over in a group that may be left out, and the other overrides."""
     choices, mistakes, others = groups(), [], []
     for override in overrides:
         group = override.key_or_group

@@ -5,6 +5,7 @@ from torch import nn
 
 from e3va_cli.adapters import tune
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
+from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones.swin import build_swin
 
 OPTIONS = {"rank": 16, "hidden_ratio": 0.5}
@@ -98,8 +99,9 @@ def reference_features(extractor, images):
     return outputs
 
 
-def test_gradients_equal_a_float64_reference(nano):
-    extractor = tune(nano, "e3va", rank=4, hidden_ratio=0.5).double()
+@pytest.mark.parametrize("activations", ["keep", "recompute"])
+def test_gradients_equal_a_float64_reference(nano, activations):
+    extractor = tune(nano, "e3va", rank=4, hidden_ratio=0.5, activations=activations).double()
     for parameter in extractor.parameters():
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.1)  # Q is not zero: every path counts
@@ -116,6 +118,73 @@ def test_gradients_equal_a_float64_reference(nano):
     ):
         assert reference.abs().max() > 0
         torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("bits", "error"), [(16, 0.005), (8, 0.01)])
+def test_compressing_rounds_the_gradients_of_the_first_factors_alone(nano, bits, error):
+    exact = tune(nano, "e3va", **OPTIONS)
+    rounded = tune(nano, "e3va", **OPTIONS, activations="compress", compress_bits=bits)
+    for parameter in exact.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    rounded.load_state_dict(exact.state_dict())
+    images = torch.randn(2, 3, 128, 160)
+    gradients = []
+    for extractor in (exact, rounded):
+        sum(f.sin().sum() for f in extractor(images)).backward()
+        gradients.append({name: p.grad for name, p in extractor.named_parameters() if p.requires_grad})
+    for name, reference in gradients[0].items():
+        difference = (gradients[1][name] - reference).norm() / reference.norm()
+        if name.endswith("down.A"):
+            assert 0 < difference < error, name
+        else:
+            assert difference < 1e-5, name
+
+
+def test_what_is_kept_is_smaller(nano):
+    sizes = {}
+    for activations, bits in (("keep", 8), ("compress", 16), ("compress", 8), ("recompute", 8)):
+        extractor = tune(nano, "e3va", **OPTIONS, activations=activations, compress_bits=bits)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.update({t.untyped_storage()._cdata: t.untyped_storage()}) or t, lambda t: t
+        ):
+            features = extractor(torch.randn(1, 3, 224, 224))
+        own = {p.untyped_storage()._cdata for p in extractor.parameters()}
+        sizes[activations, bits] = sum(s.nbytes() for key, s in kept.items() if key not in own)
+        del features
+    order = [sizes["keep", 8], sizes["compress", 16], sizes["compress", 8], sizes["recompute", 8]]
+    assert order == sorted(order, reverse=True) and order[3] < 0.7 * order[0]
+
+
+def test_recomputing_under_autocast_is_the_same_step(nano):
+    results = []
+    for activations in ("keep", "recompute"):
+        extractor = tune(nano, "e3va", **OPTIONS, activations=activations)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in extractor.adapters.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+        images = torch.randn(2, 3, 64, 96, generator=generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = extractor(images)
+        sum(f.float().sin().sum() for f in features).backward()
+        results.append([*features, *(p.grad for p in extractor.adapters.parameters())])
+    for kept, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=1e-6, atol=1e-6)
+
+
+def test_several_extractors_share_one_pass_of_their_backbone(nano):
+    extractors = [tune(nano, "e3va", rank=rank, hidden_ratio=0.5) for rank in (2, 4, 8)]
+    for parameter in (p for e in extractors for p in e.adapters.parameters()):
+        nn.init.normal_(parameter, std=0.1)
+    extractors[1].restrict_to((1, 2, 3))
+    ran = []
+    nano.stages[0].branches[0].block.attn.register_forward_hook(lambda *_: ran.append(1))
+    images = torch.randn(1, 3, 64, 96)
+    together = run_together(extractors, images)
+    assert len(ran) == 1 and [len(t) for t in together] == [4, 3, 4]
+    for extractor, features in zip(extractors, together, strict=True):
+        for ours, alone in zip(features, extractor(images), strict=True):
+            assert torch.equal(ours, alone)
 
 
 def adapted(adapter, highway, z):

@@ -8,81 +8,111 @@ so the backward pass needs z and two tensors of r numbers a token; the hidden la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu
 
+from e3va_cli.adapters.activations import AsItIs, Keeping
 from e3va_cli.adapters.low_rank import LowRankLinear
 
 gelu_backward = torch.ops.aten.gelu_backward.default
 
 
 class DualLowRankAdapter(nn.Module):
-    """`E(z) = z + Up(GELU(Dn(z)))`, each projection of rank `rank` with a bias; Up starts as zero, so E(z) = z."""
+    """`E(z) = z + Up(GELU(Dn(z)))`, each projection of rank `rank` with a bias; Up starts as zero, so E(z) = z.
 
-    def __init__(self, width: int, *, hidden: int, rank: int) -> None:
+    Args:
+        keeping: how z is kept for the backward pass.
+    """
+
+    def __init__(self, width: int, *, hidden: int, rank: int, keeping: Keeping | None = None) -> None:
         super().__init__()
         self.down = LowRankLinear(width, hidden, rank=rank)
         self.up = LowRankLinear(hidden, width, rank=rank, zero=True)
+        self.keeping = keeping or AsItIs()
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """A, B, b, P, Q, c."""
+        return self.down.A, self.down.B, self.down.bias, self.up.A, self.up.B, self.up.bias
 
     def forward(self, highway: Tensor, z: Tensor) -> Tensor:
         """Add E(z) to the highway, in place; both (B, H, W, C), and z, which nothing else may need a gradient of."""
-        down, up = self.down, self.up
-        return AddAdapted.apply(highway, z, down.A, down.B, down.bias, up.A, up.B, up.bias)
+        return _AddAdapted.apply(highway, z, self.keeping, *self.weights)
 
 
-class AddAdapted(torch.autograd.Function):
-    """`highway + E(z)` in the highway's own storage, keeping z and 2 r numbers a token for the backward pass.
-
-    Under autocast the products are computed in its dtype, as a linear layer's are.
-    """
+class _AddAdapted(torch.autograd.Function):
+    """`highway + E(z)` in the highway's own storage, keeping z and 2 r numbers a token for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, highway: Tensor, z: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, highway: Tensor, z: Tensor, keeping: Keeping, *weights: Tensor) -> Tensor:
         """Highway and z: (B, H, W, C); weights: A, B, b, P, Q, c."""
-        dtype = _compute_dtype(z)
-        z = z.to(dtype)
-        a, b, bias, p, q, last_bias = (w.to(dtype) for w in weights)
-        tokens = z.flatten(0, -2)  # N, C
-        thin_in = tokens @ a  # N, r
-        thin_out = gelu(torch.addmm(bias, thin_in, b)) @ p  # N, r
-        rows = highway.view(tokens.shape)
-        rows += torch.addmm(last_bias, thin_out, q)
-        rows += tokens
+        tokens = z.flatten(0, -2).to(compute_dtype(z))  # N, C
+        thin = add_adapted(highway, tokens, weights)
         ctx.mark_dirty(highway)
-        ctx.save_for_backward(z, thin_in, thin_out, *weights)
+        ctx.keeping = keeping
+        ctx.save_for_backward(*thin, *weights, *(keeping.pack(tokens) if any(ctx.needs_input_grad) else ()))
         return highway
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The highway's gradient is the result's own; z gets none."""
-        z, thin_in, thin_out, *weights = ctx.saved_tensors  # type: ignore[attr-defined]
-        _, b, bias, p, q, _ = (w.to(z.dtype) for w in weights)
-        tokens = z.flatten(0, -2)
-        rows = grad.reshape(tokens.shape).to(z.dtype)
-        of_thin_out = rows @ q.T  # N, r
-        hidden = torch.addmm(bias, thin_in, b)  # N, hidden
-        of_p = gelu(hidden).T @ of_thin_out
-        of_hidden = gelu_backward(of_thin_out @ p.T, hidden)
-        del hidden
-        of_thin_in = of_hidden @ b.T
-        gradients = (
-            tokens.T @ of_thin_in,
-            thin_in.T @ of_hidden,
-            of_hidden.sum(0),
-            of_p,
-            thin_out.T @ rows,
-            rows.sum(0),
-        )
-        return grad, None, *(g.to(w.dtype) for g, w in zip(gradients, weights, strict=True))
+        saved = ctx.saved_tensors
+        thin, weights, packed = saved[:2], saved[2:8], saved[8:]
+        rows = grad.reshape(-1, grad.shape[-1]).to(thin[0].dtype)
+        gradients, of_thin_in = weight_gradients(rows, thin, weights)
+        of_a = ctx.keeping.product(packed, of_thin_in)
+        return grad, None, None, of_a.to(weights[0].dtype), *gradients
 
 
-def _compute_dtype(z: Tensor) -> torch.dtype:
-    """Of matrix products with `z` at this place of the program."""
+def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Add E(z) to the highway's storage.
+
+    Args:
+        highway: (B, H, W, C).
+        tokens: z as (N, C), in the dtype of the products.
+        weights: A, B, b, P, Q, c.
+
+    Returns:
+        `z A` and `GELU(Dn(z)) P`, each (N, r).
+    """
+    a, b, bias, p, q, last_bias = (w.to(tokens.dtype) for w in weights)
+    thin_in = tokens @ a
+    thin_out = gelu(torch.addmm(bias, thin_in, b)) @ p
+    rows = highway.view(tokens.shape)
+    rows += torch.addmm(last_bias, thin_out, q)
+    rows += tokens
+    return thin_in, thin_out
+
+
+def weight_gradients(
+    rows: Tensor, thin: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gradients of B, b, P, Q, c in the weights' dtypes, and of `z A`, of which A's is `z^T` times.
+
+    Args:
+        rows: gradient of the highway, (N, C).
+        thin: what `add_adapted` returned.
+        weights: A, B, b, P, Q, c.
+    """
+    _, b, bias, p, q, _ = (w.to(rows.dtype) for w in weights)
+    thin_in, thin_out = thin
+    of_thin_out = rows @ q.T  # N, r
+    hidden = torch.addmm(bias, thin_in, b)  # N, hidden
+    of_p = gelu(hidden).T @ of_thin_out
+    of_hidden = gelu_backward(of_thin_out @ p.T, hidden)
+    of_thin_in = of_hidden @ b.T  # N, r
+    gradients = (thin_in.T @ of_hidden, of_hidden.sum(0), of_p, thin_out.T @ rows, rows.sum(0))
+    return tuple(g.to(w.dtype) for g, w in zip(gradients, weights[1:], strict=True)), of_thin_in
+
+
+def compute_dtype(z: Tensor) -> torch.dtype:
+    """Of matrix products with `z` at this place of the program: autocast's, if it is on, as for a linear layer."""
     kind = z.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from e3va_cli.adapters.activations import keeping
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.method import FrozenBackbone, register
+from e3va_cli.adapters.recomputed import recomputed_stage
 from e3va_cli.backbones.residual import ResidualBackbone
 
 
@@ -36,23 +38,53 @@ class E3VA(FrozenBackbone):
         backbone: any residual backbone; it is frozen and put into eval mode.
         rank: rank of each adapter's two projections (paper: 16).
         hidden_ratio: width of an adapter's bottleneck as a part of the stage's width (paper: 1/2).
+        activations: keep the adapters' inputs for the backward pass, compress them, or recompute them by running the
+            frozen stage again; only compress rounds, and only the gradients of the adapters' first factors.
+        compress_bits: 16 or 8 per number.
     """
 
     adapters: Any  # [stage][branch], the order of the backbone's stages and their branches
 
-    def __init__(self, backbone: ResidualBackbone, *, rank: int, hidden_ratio: float) -> None:
+    def __init__(
+        self,
+        backbone: ResidualBackbone,
+        *,
+        rank: int,
+        hidden_ratio: float,
+        activations: str = "keep",
+        compress_bits: int = 8,
+    ) -> None:
         super().__init__(backbone)
+        self.activations = activations
+        kept = keeping(activations, compress_bits)
         self.adapters = nn.ModuleList(
             nn.ModuleList(
-                DualLowRankAdapter(stage.width, hidden=max(1, round(stage.width * hidden_ratio)), rank=rank)
+                DualLowRankAdapter(width, hidden=max(1, round(width * hidden_ratio)), rank=rank, keeping=kept)
                 for _ in stage.branches
             )
-            for stage in backbone.stages
+            for stage, width in zip(backbone.stages, backbone.widths, strict=True)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One feature map per stage, (B, C_s, H_s, W_s)."""
+        if self.activations == "recompute" and torch.is_grad_enabled():
+            return self._recomputed(images)
         return run_together([self], images)[0]
+
+    def _recomputed(self, images: Tensor) -> list[Tensor]:
+        """The same feature maps, with nothing kept of a stage but its input."""
+        with torch.no_grad():
+            x = self.backbone.stem(images)
+        highway = x.clone()
+        outputs = []
+        for index, stage in enumerate(self.backbone.stages):
+            with torch.no_grad():
+                x = stage.downsample(x)
+            highway = stage.downsample(highway)
+            highway, x = recomputed_stage(highway, x, stage.branches, list(self.adapters[index]))
+            if index in self.stages:
+                outputs.append(self.output(index, highway))
+        return outputs
 
 
 def run_together(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:

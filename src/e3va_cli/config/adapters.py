@@ -20,6 +20,8 @@ class E3VAConfig(AdapterConfig):
 
     rank: int = MISSING
     hidden_ratio: float = MISSING
+    activations: str = MISSING
+    compress_bits: int = MISSING
 
 
 @dataclass

@@ -10,7 +10,11 @@ from e3va_cli.config.commands import BenchmarkMemoryConfig
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
 BOX_LOSSES = ("giou", "smooth_l1")
-LR_SCALINGS = ("linear", "sqrt", "none")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "schedule.lr_scaling": ("linear", "sqrt", "none"),
+    "adapter.activations": ("keep", "compress", "recompute"),
+    "adapter.compress_bits": (16, 8),
+}
 
 POSITIVE = (
     "adapter.rank",
@@ -101,15 +105,16 @@ def problems(cfg: DictConfig) -> list[str]:
         probability = value(key)
         if probability is not None and not 0 <= probability <= 1:
             found.append(f"{key}={probability}: a probability from 0 to 1")
+    for key, allowed in CHOICES.items():
+        chosen = value(key)
+        if chosen is not None and chosen not in allowed:
+            found.append(f"{key}={chosen}: one of {', '.join(map(str, allowed))}")
     sides = value("dataset.train_short_sides")
     if sides is not None and (not sides or min(sides) < 1):
         found.append(f"dataset.train_short_sides={sides}: at least one size, in pixels")
     scales = value("dataset.scales")
     if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
         found.append(f"dataset.scales={scales}: [least,most], factors of the size above 0")
-    scaling = value("schedule.lr_scaling")
-    if scaling is not None and scaling not in LR_SCALINGS:
-        found.append(f"schedule.lr_scaling={scaling}: one of {', '.join(LR_SCALINGS)}")
     lengths = ("trainer.max_epochs", "schedule.iterations")
     if "trainer" in cfg and reads_data and all(value(key) is None for key in lengths):
         found.append(f"trainer.max_epochs=null: how long? Give one of {', '.join(lengths)}")

@@ -219,7 +219,8 @@ def _require_one_backbone(trained: Sequence[Trained], option: str) -> None:
 
 def _name(path: Path) -> str:
     """A run's or folder's name; of a checkpoint given by itself, with its own."""
-    path = (adapter_folder(str(path)) or path).resolve()
+    path = (adapter_folder(str(path)) or path).absolute()  # a link keeps the name that it was given by
+    path = path.resolve() if path.name == ".." else path
     if path.is_file() and path.parent.name == CHECKPOINTS:
         return f"{path.parent.parent.name}-{path.stem}"
     return path.stem if path.is_file() else path.name

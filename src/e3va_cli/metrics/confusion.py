@@ -29,6 +29,7 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
     shares = np.divide(100 * matrix, annotated, out=np.full(matrix.shape, np.nan), where=annotated > 0)
     side = max(7.0, 0.62 * count if count <= WRITTEN else 0.145 * count + 3)  # inches
     size = 10.0 if count <= WRITTEN else 7.0  # points
+    large = max(11.0, 0.6 * side)
     with rc_context({"font.family": "DejaVu Sans", "font.size": size}):
         figure = Figure(figsize=(side + 1.2, side), layout="constrained")
         axes = figure.subplots()
@@ -39,17 +40,19 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
         axes.set_xticks(range(count), names, rotation=90)
         axes.set_yticks(range(count), names)
         axes.tick_params(length=0)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("annotated")
+        axes.set_xlabel("predicted", fontsize=large)
+        axes.set_ylabel("annotated", fontsize=large)
         title = "Confusion, percent of the annotated pixels of each class"
         empty = "" if annotated.all() else "\ngrey: none annotated"
-        axes.set_title(title + empty, loc="left", fontsize=max(11.0, 0.6 * side))
+        axes.set_title(title + empty, loc="left", fontsize=large)
         if count <= WRITTEN:
             for row, column in np.argwhere(shares >= 0.5):
                 share = shares[row, column]
                 colour = "white" if share > 35 else GREY
                 axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9, color=colour)
-        figure.colorbar(image, ax=axes, shrink=0.6, label="percent", ticks=[0, 1, 5, 10, 25, 50, 100])
+        scale = figure.colorbar(image, ax=axes, shrink=0.6, fraction=0.04, ticks=[0, 1, 5, 10, 25, 50, 100])
+        scale.set_label("percent", fontsize=large)
+        scale.ax.tick_params(labelsize=large)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 

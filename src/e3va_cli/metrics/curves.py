@@ -69,7 +69,9 @@ def _draw_panel(axes: Axes, kind: str, curves: Curves) -> None:
         return
     few = len(there) <= NAMED
     for k, colour in zip(there, COLOURS if few else [OTHERS] * len(there), strict=False):
-        label = f"{curves.names[k]}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"
+        label = f"{curves.names[k]}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
+        if not few and k == there[0]:
+            label = "each class"
         axes.plot(RECALL, curves.precision[k], color=colour, linewidth=1.6 if few else 0.7, label=label)
     mean = float(np.mean([curves.average[k] or 0.0 for k in there]))
     label = f"mean of {len(there)} classes  {100 * mean:.1f}"

@@ -20,7 +20,7 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import replacing
 from e3va_cli.run_folder import BEST, LAST
 
-# Of what is found, not of what was trained.
+# Of how memory is used and what is found, not of what was trained.
 FREE_OPTIONS = frozenset(
     {
         "score_threshold",
@@ -29,6 +29,8 @@ FREE_OPTIONS = frozenset(
         "candidates_per_level",
         "pre_nms_test",
         "post_nms_test",
+        "activations",
+        "compress_bits",
         "window",
         "stride",
     }

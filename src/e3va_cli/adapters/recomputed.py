@@ -1,0 +1,82 @@
+"""A stage of the highway that keeps nothing of its adapters' inputs: the frozen stage runs again in the backward pass.
+
+The gradient of the highway is the same at every block of a stage, as each block only adds to it. So one forward pass of
+the frozen stage, block by block, gives each adapter's input in turn, and each adapter's gradients at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu
+
+from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter, add_adapted, compute_dtype, weight_gradients
+from e3va_cli.backbones.residual import Branch
+
+WEIGHTS = 6  # tensors of an adapter
+
+
+def recomputed_stage(
+    highway: Tensor, x: Tensor, branches: Sequence[Branch], adapters: Sequence[DualLowRankAdapter]
+) -> tuple[Tensor, Tensor]:
+    """Run a stage: the highway, in place, and the frozen stream after it; both (B, H, W, C).
+
+    The stream `x` is kept for the backward pass; it must not share its storage with the highway.
+    """
+    weights = [weight for adapter in adapters for weight in adapter.weights]
+    return _RecomputedStage.apply(highway, x, branches, *weights)
+
+
+class _RecomputedStage(torch.autograd.Function):
+    """Keeps the stage's input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, highway: Tensor, x: Tensor, branches: Sequence[Branch], *weights: Tensor) -> Any:
+        """Highway and x: (B, H, W, C); weights: six of each branch's adapter."""
+        ctx.save_for_backward(x, *weights)
+        ctx.branches, ctx.autocast = branches, autocast_of(x)
+        for index, branch in enumerate(branches):
+            z = branch(x)
+            x = x + z
+            add_adapted(highway, z.flatten(0, -2).to(compute_dtype(z)), of_branch(weights, index))
+        ctx.mark_dirty(highway)
+        ctx.mark_non_differentiable(x)
+        return highway, x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, of_stream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all adapters of the stage; the highway's is the result's own."""
+        x, *weights = ctx.saved_tensors
+        gradients: list[Tensor] = []
+        for index, branch in enumerate(ctx.branches):
+            own = of_branch(weights, index)
+            with ctx.autocast:
+                z = branch(x)
+                x = x + z
+                tokens = z.flatten(0, -2).to(compute_dtype(z))
+            a, b, bias, p, *_ = (w.to(tokens.dtype) for w in own)
+            thin_in = tokens @ a
+            thin_out = gelu(torch.addmm(bias, thin_in, b)) @ p
+            rows = grad.reshape(tokens.shape).to(tokens.dtype)
+            others, of_thin_in = weight_gradients(rows, (thin_in, thin_out), own)
+            gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]
+        return grad, None, None, *gradients
+
+
+def of_branch(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
+    """The adapter's weights among those of the stage."""
+    return weights[WEIGHTS * index : WEIGHTS * (index + 1)]
+
+
+def autocast_of(x: Tensor) -> AbstractContextManager[Any]:
+    """A context like the one that we are in, for the backward pass, which runs outside of it."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind))
+    return nullcontext()
