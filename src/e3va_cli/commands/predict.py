@@ -84,9 +84,9 @@ def print_passes(together: Together) -> None:
     for adapters in together.passes:
         names = ", ".join(adapter.name for adapter in adapters)
         resize = adapters[0].resize
-        how = adapters[0].alone or (
-            f"in one pass of the backbone, for images of short side {resize.size} and long side up to {resize.max_size}"
-        )
+        sharing = "in one pass of the backbone" if len(adapters) > 1 else "a pass of its own"
+        sides = f"images of short side {resize.size} and long side up to {resize.max_size}"
+        how = adapters[0].alone or f"{sharing}, for {sides}"
         console.print(f"{names}: {how}", markup=False)
 
 
