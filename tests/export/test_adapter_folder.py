@@ -300,7 +300,9 @@ FORGED = {
     "has other sizes or types of": both("adapter", "rank", value=8),
     "lacks weights": both("head", "mask", "channels", value=[64, 64, 64]),
     "has unknown weights": both("head", "mask", "channels", value=[64]),
-    "config.adapter.rank is missing": both("adapter", "rank", value=None),
+    "can be built (TypeError": both("adapter", "rank", value=None),
+    "config.head.box.nms_iou is missing": both("head", "box", "nms_iou", value=None),
+    "config.dataset.max_size is missing": setter("config", "dataset", "max_size", value=None),
     "config.adapter: ": both("adapter", "rank", value="many"),
     "config.adapter has values of the wrong type": both("adapter", "rank", value="16"),
     "config.adapter.rank=-1: must be above 0": both("adapter", "rank", value=-1),
@@ -341,6 +343,20 @@ def test_weights_of_another_kind(folder):
 def test_forging_itself_is_accepted(folder):
     forge(folder, lambda c: c["versions"].update(timm="0"))
     assert read_trained(str(folder), "checkpoint").about["classes"][0] == "circle"
+
+
+def test_an_option_newer_than_the_run(folder):
+    """One that the method can do without, as `activations`, which changes nothing but memory."""
+    forge(folder, both("adapter", "activations", value=None))
+    assert "activations" not in read_trained(str(folder), "checkpoint").about["adapter"]
+
+
+def test_what_could_not_be_read_is_not_made(run, tmp_path):
+    trained = read_trained(str(run), "checkpoint")
+    description = describe(trained, outlined(trained), run)
+    with pytest.raises(UserError, match="nobody could read it"):
+        write_adapter(tmp_path / "a", trained.state, {**description, "classes": []}, "fp32")
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_backbone_and_other_weights(exported):

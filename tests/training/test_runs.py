@@ -88,7 +88,13 @@ def test_evaluate_gives_the_numbers_of_training(short_run, e3va, tmp_path):
     ours = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert ours == json.loads((short_run / "metrics.json").read_text())
     assert "AP of each class" in out
-    assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [".hydra", "metrics.json", "predictions.png"]
+    assert sorted(p.name for p in (tmp_path / "eval").iterdir()) == [
+        ".hydra",
+        "detections.json",
+        "metrics.json",
+        "precision_recall.png",
+        "predictions.png",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.config import SCHEMAS, problems
+from e3va_cli.config import NEEDED, SCHEMAS, problems
 from e3va_cli.config.adapters import AdapterConfig
 from e3va_cli.config.backbones import BackboneConfig
 from e3va_cli.config.commands import Config
@@ -49,6 +49,8 @@ TYPES: dict[str, type] = {
     "optimizer": OptimizerConfig,
     "trainer": TrainerConfig,
 }
+LATER_OPTIONS = ("backbone", "adapter", "head", "optimizer", "schedule")
+"""Where an option may be missing: one that is newer than the run. Building the model tells if it was needed."""
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 DIGEST = re.compile(r"[0-9a-f]{64}")
 HUB_WEIGHTS = ("pretrained", "file", "random")
@@ -161,12 +163,14 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
             yield f"config.{group}: {first_line(error)}"
             return
         missing = sorted(OmegaConf.missing_keys(typed)) or sorted(set(typed) - config[group].keys())
+        if group in LATER_OPTIONS:
+            missing = [key for key in missing if "." in key]
         if missing:
             yield f"config.{group}.{missing[0]} is missing"
-        elif OmegaConf.to_container(typed) != config[group]:
+        if _differs(OmegaConf.to_container(typed), config[group]):
             yield f"config.{group} has values of the wrong type"
         whole[group] = typed
-    yield from (f"config.{problem}" for problem in problems(whole))
+    yield from (f"config.{problem}" for problem in problems(whole) if not problem.endswith(NEEDED))
     backbone = config["backbone"]
     for key in ("name", "timm_name"):
         if not NAME.fullmatch(backbone[key]):
@@ -174,6 +178,13 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
     for key, value in backbone["model_args"].items():
         if not key.isidentifier() or any(True for _ in _texts(value, key)) or isinstance(value, dict):
             yield f"config.backbone.model_args.{key} is no number or list of numbers"
+
+
+def _differs(typed: Any, given: Any) -> bool:
+    """Whether what is given was changed to make it fit its type."""
+    if isinstance(typed, dict) and isinstance(given, dict):
+        return any(_differs(typed[key], value) for key, value in given.items())
+    return bool(typed != given)
 
 
 def _texts(value: Any, at: str) -> Iterator[tuple[str, str]]:

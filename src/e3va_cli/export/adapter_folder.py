@@ -46,6 +46,7 @@ def write_adapter(folder: Path, state: dict[str, Tensor], description: dict[str,
             written = {"sha256": _sha256(weights), "bytes": weights.stat().st_size, "precision": precision}
             config = {**description, "weights": written}
             write_json(temporary / ADAPTER_CONFIG, config)
+            _require_readable(temporary, folder)
             with replacing(temporary / ADAPTER_CARD) as file:
                 file.write_text(card(config, folder.resolve().name), encoding="utf-8")
             weights.chmod((temporary / ADAPTER_CONFIG).stat().st_mode)  # safetensors lets nobody else read it
@@ -86,6 +87,13 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "export the adapter again"
         )
     return config, state
+
+
+def _require_readable(temporary: Path, folder: Path) -> None:
+    try:
+        read_adapter(temporary)
+    except UserError as error:
+        raise UserError(f"output={folder}: not made, as nobody could read it: {error}") from None
 
 
 def _narrowed(name: str, value: Tensor, precision: str) -> Tensor:
