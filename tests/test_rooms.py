@@ -23,6 +23,7 @@ LEVELS = {
     "backbones": 1,
     "composition": 0.5,
     "run_folder": 0.5,
+    "autocast": 0,
     "config": 0,
     "files": 0,
     "errors": -1,

@@ -18,6 +18,7 @@ from torch.nn.functional import gelu
 
 from e3va_cli.adapters.activations import AsItIs, Keeping
 from e3va_cli.adapters.low_rank import LowRankLinear
+from e3va_cli.autocast import autocast_dtype
 
 gelu_backward = torch.ops.aten.gelu_backward.default
 
@@ -51,7 +52,7 @@ class _AddAdapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, highway: Tensor, z: Tensor, keeping: Keeping, *weights: Tensor) -> Tensor:
         """Highway and z: (B, H, W, C); weights: A, B, b, P, Q, c."""
-        tokens = z.flatten(0, -2).to(compute_dtype(z))  # N, C
+        tokens = z.flatten(0, -2).to(autocast_dtype(z) or z.dtype)  # N, C
         thin = add_adapted(highway, tokens, weights)
         ctx.mark_dirty(highway)
         ctx.keeping = keeping
@@ -109,11 +110,3 @@ def weight_gradients(
     of_thin_in = of_hidden @ b.T  # N, r
     gradients = (thin_in.T @ of_hidden, of_hidden.sum(0), of_p, thin_out.T @ rows, rows.sum(0))
     return tuple(g.to(w.dtype) for g, w in zip(gradients, weights[1:], strict=True)), of_thin_in
-
-
-def compute_dtype(z: Tensor) -> torch.dtype:
-    """Of matrix products with `z` at this place of the program: autocast's, if it is on, as for a linear layer."""
-    kind = z.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return z.dtype

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu
 
-from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter, add_adapted, compute_dtype, weight_gradients
+from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter, add_adapted, weight_gradients
+from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch
 
 WEIGHTS = 6  # tensors of an adapter
@@ -43,7 +44,7 @@ class _RecomputedStage(torch.autograd.Function):
         for index, branch in enumerate(branches):
             z = branch(x)
             x = x + z
-            add_adapted(highway, z.flatten(0, -2).to(compute_dtype(z)), of_branch(weights, index))
+            add_adapted(highway, z.flatten(0, -2).to(autocast_dtype(z) or z.dtype), of_branch(weights, index))
         ctx.mark_dirty(highway)
         ctx.mark_non_differentiable(x)
         return highway, x
@@ -59,7 +60,7 @@ class _RecomputedStage(torch.autograd.Function):
             with ctx.autocast:
                 z = branch(x)
                 x = x + z
-                tokens = z.flatten(0, -2).to(compute_dtype(z))
+                tokens = z.flatten(0, -2).to(autocast_dtype(z) or z.dtype)
             a, b, bias, p, *_ = (w.to(tokens.dtype) for w in own)
             thin_in = tokens @ a
             thin_out = gelu(torch.addmm(bias, thin_in, b)) @ p
@@ -76,7 +77,5 @@ def of_branch(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
 
 def autocast_of(x: Tensor) -> AbstractContextManager[Any]:
     """A context like the one that we are in, for the backward pass, which runs outside of it."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind))
-    return nullcontext()
+    dtype = autocast_dtype(x)
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)

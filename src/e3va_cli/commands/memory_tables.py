@@ -24,11 +24,13 @@ def results_table(results: list[Result], backbone: str) -> Table:
     timed = any(r.step_time_s is not None for r in results)
     columns = ["method", "trainable", "%", "peak MiB", "saved"]
     columns += ["step s", "saved"] if timed else []
-    columns += ["paper:\ntrainable", "paper:\nsaved"] if published else []
+    columns += ["paper:\nparams", "paper:\nsaved"] if published else []
     table = Table(
         title="Backbone parameters with output norms; saved: against full fine-tuning",
         box=SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
     )
     for column in columns:
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
@@ -61,7 +63,13 @@ def measured_lines(results: list[Result]) -> list[str]:
 
 def kinds_table(results: list[Result]) -> Table:
     """What holds the memory at the peak."""
-    table = Table(title="What holds the memory at the peak, MiB", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title="What holds the memory at the peak, MiB",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        pad_edge=False,
+    )
     table.add_column("method", no_wrap=True)
     shown = [kind for kind in KINDS if any(r.by_kind_mib.get(kind, 0) >= 1 for r in results)]
     for kind in shown:

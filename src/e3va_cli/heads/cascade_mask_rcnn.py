@@ -6,7 +6,7 @@ with the annotated boxes, and refines them further. Regression is class-agnostic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxe
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import Extract, Head, Target, register
 from e3va_cli.heads.mask_branch import MaskBranch
@@ -149,21 +150,29 @@ class CascadeMaskRCNN(Head):
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Objectness and proposal box; class, box and mask of each stage, weighted."""
         pyramid = pyramid_of(self.neck, features)
-        sizes = images.image_sizes
-        boxes, losses = self.rpn(images, pyramid, targets)
+        proposals, losses = self.rpn(images, pyramid, targets)
+
+        def stages(levels: list[Tensor]) -> Iterator[dict[str, Tensor]]:
+            return self.stage_losses(dict(zip(pyramid, levels, strict=True)), proposals, images.image_sizes, targets)
+
+        weights = [*self.box_stages.parameters(), *self.masks.parameters()]
+        return losses | losses_in_parts(stages, list(pyramid.values()), weights)
+
+    def stage_losses(
+        self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes, targets: list[Target]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The weighted losses of each stage, boxes and masks apart; none takes gradients into another."""
         first_masked = len(self.box_stages) - len(self.masks)
         for index, (stage, weight) in enumerate(zip(self.box_stages, self.loss_weights, strict=True)):
             regions = stage.sample(boxes, targets)
             logits, deltas = stage(pyramid, regions.boxes, sizes)
             class_loss, box_loss = stage.losses(logits, deltas, regions, targets)
-            losses[f"stage{index + 1}_class"] = weight * class_loss
-            losses[f"stage{index + 1}_box"] = weight * box_loss
-            if index >= first_masked:
-                mask_loss = self.masks[index - first_masked].loss(pyramid, sizes, regions, targets)
-                losses[f"stage{index + 1}_mask"] = (weight if first_masked == 0 else 1.0) * mask_loss
+            yield {f"stage{index + 1}_class": weight * class_loss, f"stage{index + 1}_box": weight * box_loss}
             refined = stage.refine(deltas, regions.boxes, sizes)
             boxes = [box[proposed] for box, proposed in zip(refined, regions.proposed, strict=True)]
-        return losses
+            if index >= first_masked:
+                mask_loss = self.masks[index - first_masked].loss(pyramid, sizes, regions, targets)
+                yield {f"stage{index + 1}_mask": (weight if first_masked == 0 else 1.0) * mask_loss}
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS, with masks inside their boxes."""

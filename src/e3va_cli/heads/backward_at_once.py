@@ -1,0 +1,73 @@
+"""Losses in parts, each with its backward pass at once, so that one part's activations are gone before the next's.
+
+    loss = sum_i L_i(inputs, weights),   part i+1 taking no gradient into part i (boxes of a cascade, for one)
+
+While the loss is computed, each part's gradients are taken, added up and kept; the backward pass only hands them on.
+The result is that of plain autograd in exact arithmetic, at the memory of the largest part instead of all parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from e3va_cli.autocast import autocast_dtype
+
+Parts = Callable[[list[Tensor]], Iterator[dict[str, Tensor]]]
+
+
+def losses_in_parts(parts: Parts, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The losses of all parts, by name, to be minimised as their sum.
+
+    Args:
+        parts: called with the inputs; yields the losses of one part after another.
+        inputs: what the parts take gradients into.
+        weights: trained weights that the parts use.
+    """
+    # Gradients in float16 need the scale that only the backward pass brings.
+    if not torch.is_grad_enabled() or autocast_dtype(inputs[0]) == torch.float16:
+        return {name: value for part in parts(list(inputs)) for name, value in part.items()}
+    names: list[str] = []
+    values = _LossesInParts.apply(parts, names, len(inputs), *inputs, *weights)
+    return dict(zip(names, values.unbind(), strict=True))
+
+
+class _LossesInParts(torch.autograd.Function):
+    """A vector of losses whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Parts, names: list[str], count: int, *tensors: Tensor) -> Tensor:
+        """Tensors: `count` inputs, then weights. Fills `names`."""
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[:count]]
+        wanted = [t for t in (*inputs, *tensors[count:]) if t.requires_grad]
+        sums: list[Tensor | None] = [None] * len(wanted)
+        values: list[Tensor] = []
+        with torch.enable_grad():
+            for part in parts(inputs):
+                names += part
+                values += [value.detach() for value in part.values()]
+                gradients = torch.autograd.grad(torch.stack(list(part.values())).sum(), wanted, allow_unused=True)
+                for index, gradient in enumerate(gradients):
+                    known = sums[index]
+                    sums[index] = gradient if known is None or gradient is None else known.add_(gradient)
+                    if gradient is None:
+                        sums[index] = known
+                del part, gradients
+        ctx.save_for_backward(*(s for s in sums if s is not None))
+        places = iter(range(len(wanted)))
+        of_tensor = [next(places) if t.requires_grad else None for t in tensors]
+        found = [index for index, s in enumerate(sums) if s is not None]
+        ctx.places = [None if i is None or i not in found else found.index(i) for i in of_tensor]
+        return torch.stack(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients times the losses' common factor."""
+        saved = ctx.saved_tensors
+        factor = grad[0]
+        return None, None, None, *(None if place is None else saved[place] * factor for place in ctx.places)
