@@ -66,7 +66,7 @@ def kinds_table(results: list[Result]) -> Table:
     table = Table(
         title="What holds the memory at the peak, MiB",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         show_edge=False,
         pad_edge=False,
     )
