@@ -21,7 +21,7 @@ demo: $(INSTALLED)  ## Install, then train the smallest backbone on generated sh
 	$(BIN)/e3va train
 
 test: $(INSTALLED)  ## Install, then run the tests that need no GPU and little time
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses auto --dist loadfile
 
 test-slow: $(INSTALLED)  ## Run the tests that take long
 	$(BIN)/python -m pytest -m "slow and not gpu"
