@@ -15,6 +15,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "evaluate_schema": commands.EvaluateConfig,
         "predict_schema": commands.PredictConfig,
         "export_adapter_schema": commands.ExportAdapterConfig,
+        "export_onnx_schema": commands.ExportOnnxConfig,
         "check_data_schema": commands.CheckDataConfig,
         "benchmark_memory_schema": commands.BenchmarkMemoryConfig,
     },

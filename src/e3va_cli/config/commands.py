@@ -77,6 +77,17 @@ class ExportAdapterConfig:
 
 
 @dataclass
+class ExportOnnxConfig:
+    """`e3va export-onnx`."""
+
+    checkpoint: str = MISSING
+    output: str | None = None
+    image_size: list[int] | None = None
+    tolerance: float = MISSING
+    backbone: MovedBackboneConfig = field(default_factory=MovedBackboneConfig)
+
+
+@dataclass
 class CheckDataConfig(Config):
     """`e3va check-data`."""
 

@@ -1,0 +1,49 @@
+"""`e3va export-onnx`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from e3va_cli.commands.console import console
+from e3va_cli.composition import plain
+from e3va_cli.errors import UserError
+from e3va_cli.export.deployment import DifferenceError, Exported, export_dense, require_exportable
+from e3va_cli.export.trained import backbone_of, build_trained, read_trained
+
+MB = 10**6
+
+
+def run(cfg: DictConfig) -> None:
+    """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
+    config = plain(cfg)
+    if not config["output"]:
+        raise UserError("output: the name of a file is needed")
+    path, image_size = Path(config["output"]), config["image_size"]
+    require_exportable(path, image_size)
+    trained = read_trained(config["checkpoint"], "checkpoint")
+    moved = {key: value for key, value in config["backbone"].items() if value is not None}
+    model = build_trained(trained, *backbone_of(trained, **moved))
+    about = {
+        "classes": trained.about["classes"],
+        "category_ids": trained.about["category_ids"],
+        "padding": model.mean.flatten().tolist(),
+    }
+    try:
+        exported = export_dense(model, path, tuple(image_size), tolerance=config["tolerance"], about=about)
+    except DifferenceError as error:
+        print(f"e3va: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print_made(path, image_size, exported)
+
+
+def print_made(path: Path, image_size: list[int], exported: Exported) -> None:
+    """The file's size, its input and outputs, and how near it is to PyTorch."""
+    height, width = image_size
+    console.print(f"{path}: {path.stat().st_size / MB:,.1f} MB", markup=False)
+    console.print(f"  in   images     float32 (batch, 3, {height}, {width}), RGB of 0 to 255")
+    for name, (_, *shape) in exported.outputs.items():
+        console.print(f"  out  {name:<10} float32 (batch, {', '.join(map(str, shape))})")
+    console.print(f"Largest difference from PyTorch: {exported.difference:.1e}, of values up to {exported.largest:.1f}")
