@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -63,12 +64,11 @@ class Int8:
         return sum_of(z.to(rows.dtype).T @ some for z, some in parts)
 
 
-def sum_of(products: object) -> Tensor:
-    """The sum of an iterator of tensors, in place."""
-    total: Tensor | None = None
-    for product in products:  # type: ignore[attr-defined]
-        total = product if total is None else total.add_(product)
-    assert total is not None
+def sum_of(products: Iterator[Tensor]) -> Tensor:
+    """The sum of tensors as they come, in the first one's storage."""
+    total = next(products)
+    for product in products:
+        total.add_(product)
     return total
 
 

@@ -82,13 +82,19 @@ def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> t
     Returns:
         `z A` and `GELU(Dn(z)) P`, each (N, r).
     """
-    a, b, bias, p, q, last_bias = (w.to(tokens.dtype) for w in weights)
-    thin_in = tokens @ a
-    thin_out = gelu(torch.addmm(bias, thin_in, b)) @ p
+    thin = thin_tensors(tokens, weights)
+    *_, q, last_bias = (w.to(tokens.dtype) for w in weights)
     rows = highway.view(tokens.shape)
-    rows += torch.addmm(last_bias, thin_out, q)
+    rows += torch.addmm(last_bias, thin[1], q)
     rows += tokens
-    return thin_in, thin_out
+    return thin
+
+
+def thin_tensors(tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`z A` and `GELU(Dn(z)) P`, each (N, r), of z as tokens (N, C); weights: A, B, b, P, Q, c."""
+    a, b, bias, p, *_ = (w.to(tokens.dtype) for w in weights)
+    thin_in = tokens @ a
+    return thin_in, gelu(torch.addmm(bias, thin_in, b)) @ p
 
 
 def weight_gradients(

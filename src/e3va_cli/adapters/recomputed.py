@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import gelu
 
-from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter, add_adapted, weight_gradients
+from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter, add_adapted, thin_tensors, weight_gradients
 from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch
 
@@ -61,11 +60,8 @@ class _RecomputedStage(torch.autograd.Function):
                 z = branch(x)
                 x = x + z
                 tokens = z.flatten(0, -2).to(autocast_dtype(z) or z.dtype)
-            a, b, bias, p, *_ = (w.to(tokens.dtype) for w in own)
-            thin_in = tokens @ a
-            thin_out = gelu(torch.addmm(bias, thin_in, b)) @ p
             rows = grad.reshape(tokens.shape).to(tokens.dtype)
-            others, of_thin_in = weight_gradients(rows, (thin_in, thin_out), own)
+            others, of_thin_in = weight_gradients(rows, thin_tensors(tokens, own), own)
             gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]
         return grad, None, None, *gradients
 
