@@ -8,8 +8,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.errors import UserError
 from e3va_cli.heads.head import build_head
+from e3va_cli.heads.norms import groups_of
 from e3va_cli.heads.sliding_window import sliding_scores, window_starts
-from e3va_cli.heads.upernet import UPerNet, groups_of, pooled
+from e3va_cli.heads.upernet import UPerNet, pooled
 
 CHANNELS = [8, 16, 24, 40]
 STRIDES = (4, 8, 16, 32)

@@ -7,7 +7,6 @@ with the annotated boxes, and refines them further. Regression is class-agnostic
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +23,12 @@ from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import Extract, Head, Target, register
 from e3va_cli.heads.mask_branch import MaskBranch
+from e3va_cli.heads.norms import group_norm
 from e3va_cli.heads.predictors import ClassAgnosticBoxPredictor
 from e3va_cli.heads.pyramid import LEVELS, pyramid_of
 from e3va_cli.heads.region_sampling import Regions, sample_regions
 from e3va_cli.heads.rpn import build_rpn
 
-NORM_GROUPS = 32  # arXiv 1803.08494
 SMOOTH_L1_BETA = 1 / 9  # as torchvision has it in its two-stage detectors
 LEAST_SIDE = 1e-2  # pixels of a box that is kept
 
@@ -70,9 +69,8 @@ class BoxStage(nn.Module):
         self.matcher = Matcher(fg_iou, fg_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
         self.pool = MultiScaleRoIAlign(LEVELS, roi_size, sampling_ratio)
-        norm = partial(nn.GroupNorm, NORM_GROUPS)
         size = (in_channels, roi_size, roi_size)
-        self.head = FastRCNNConvFCHead(size, list(conv_channels), [hidden], norm)
+        self.head = FastRCNNConvFCHead(size, list(conv_channels), [hidden], group_norm)
         self.predictor = ClassAgnosticBoxPredictor(hidden, num_classes)
 
     def forward(self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes) -> tuple[Tensor, Tensor]:

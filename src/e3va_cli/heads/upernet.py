@@ -8,7 +8,6 @@ group norms (arXiv 1803.08494).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +17,16 @@ from torchvision.ops import Conv2dNormActivation
 
 from e3va_cli.errors import UserError
 from e3va_cli.heads.head import Extract, Head, Target, register
+from e3va_cli.heads.norms import group_norm
 from e3va_cli.heads.segmentation import Segmentation
 from e3va_cli.heads.sliding_window import sliding_scores
 
-GROUPS = 32
-CHANNELS_PER_GROUP = 8  # at least: of the two channels of a small group, a 1x1 map would keep no more than the order
 COARSEST_STRIDE = 32
-
-
-def groups_of(channels: int) -> int:
-    """The largest divisor of `channels` that is at most 32 and leaves no group less than 8 channels; else 1."""
-    most = max(1, min(GROUPS, channels // CHANNELS_PER_GROUP))
-    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> Conv2dNormActivation:
     """Convolution without bias, group norm, ReLU; height and width stay."""
-    norm = partial(nn.GroupNorm, groups_of(out_channels))
-    return Conv2dNormActivation(in_channels, out_channels, kernel_size, norm_layer=norm)
+    return Conv2dNormActivation(in_channels, out_channels, kernel_size, norm_layer=group_norm)
 
 
 def resized(x: Tensor, size: Sequence[int]) -> Tensor:
