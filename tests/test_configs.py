@@ -12,7 +12,7 @@ from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import EVALUATORS
-from e3va_cli.model import require_suited
+from e3va_cli.model import outline_model, require_suited
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
 GROUPED = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml"))
@@ -78,3 +78,11 @@ def test_registries_and_choices_agree():
     assert set(METHODS) == names["adapter"]
     assert set(SOURCES) == names["dataset"]
     assert set(HEADS) <= names["head"]
+
+
+def test_weights_in_16_bits_are_refused_where_they_are_trained(config):
+    for method in ("full", "partial_1"):
+        with pytest.raises(UserError, match=f"backbone.dtype=bfloat16: adapter={method} trains"):
+            outline_model(config("backbone.dtype=bfloat16", f"adapter={method}"), num_classes=3)
+    for method in ("bitfit", "ln_tune", "lora", "mona", "frozen", "e3va"):
+        outline_model(config("backbone.dtype=bfloat16", f"adapter={method}"), num_classes=3)

@@ -96,4 +96,10 @@ def assemble(
     extractor = tune(backbone, **config["adapter"])
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)
+    dtype = config["backbone"].get("dtype", "float32")
+    if dtype != "float32" and any(p.requires_grad and p.dtype != torch.float32 for p in extractor.parameters()):
+        raise UserError(
+            f"backbone.dtype={dtype}: adapter={config['adapter']['name']} trains the backbone's own weights, "
+            "which takes backbone.dtype=float32"
+        )
     return DenseModel(extractor, head, identity)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -156,6 +158,37 @@ def test_what_is_kept_is_smaller(nano):
     assert order == sorted(order, reverse=True) and order[3] < 0.7 * order[0]
 
 
+@pytest.mark.parametrize("activations", ["keep", "recompute"])
+def test_on_a_backbone_in_16_bits_adapters_work_in_float32_and_keep_16_bits_of_z(nano, activations):
+    exact = tune(copy.deepcopy(nano), "e3va", **OPTIONS)
+    nano.keep_in(torch.bfloat16)
+    rounded = tune(nano, "e3va", **OPTIONS, activations=activations)
+    for parameter in exact.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    rounded.adapters.load_state_dict(exact.adapters.state_dict())
+    images, kept = torch.randn(2, 3, 128, 160), []
+    sum(f.sin().sum() for f in exact(images)).backward()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        features = rounded(images)
+    assert all(f.dtype == torch.float32 for f in features)
+    branches = sum(len(stage) for stage in rounded.adapters)
+    assert kept.count(torch.bfloat16) == (branches if activations == "keep" else 0)
+    sum(f.sin().sum() for f in features).backward()
+    for ours, reference in zip(rounded.adapters.parameters(), exact.adapters.parameters(), strict=True):
+        assert ours.grad.dtype == torch.float32
+        assert 0 < (ours.grad - reference.grad).norm() < 0.05 * reference.grad.norm()
+
+
+def test_downsampling_keeps_nothing_but_the_highway_that_the_output_norm_keeps_anyway(nano):
+    extractor, kept = tune(nano, "e3va", **OPTIONS), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        features = extractor(torch.randn(1, 3, 96, 128))
+    widths = [stage.width for stage in nano.stages]
+    merged = [4 * width for width in widths[:-1]]  # channels of what patch merging norms
+    assert not [t.shape for t in kept if t.ndim == 4 and t.shape[-1] in merged and t.shape[-1] not in widths]
+    assert len(features) == 4
+
+
 def test_recomputing_under_autocast_is_the_same_step(nano):
     results = []
     for activations in ("keep", "recompute"):
@@ -178,7 +211,7 @@ def test_several_extractors_share_one_pass_of_their_backbone(nano):
         nn.init.normal_(parameter, std=0.1)
     extractors[1].restrict_to((1, 2, 3))
     ran = []
-    nano.stages[0].branches[0].block.attn.register_forward_hook(lambda *_: ran.append(1))
+    nano.stages[0].branches[0].qkv.register_forward_hook(lambda *_: ran.append(1))
     images = torch.randn(1, 3, 64, 96)
     together = run_together(extractors, images)
     assert len(ran) == 1 and [len(t) for t in together] == [4, 3, 4]

@@ -1,3 +1,5 @@
+import copy
+
 import timm
 import torch
 from timm.layers import DropPath
@@ -60,6 +62,20 @@ def test_drop_path_is_each_branches_end():
         for branch in stage.branches
     ]
     assert rates[0] == 0.0 and rates[-1] > 0.09 and rates == sorted(rates)
+
+
+def test_weights_in_16_bits_give_the_features_up_to_their_precision():
+    exact = build_swin("swin_tiny_patch4_window7_224", **TINY).eval().requires_grad_(False)
+    rounded = copy.deepcopy(exact)
+    rounded.keep_in(torch.bfloat16)
+    held = {p.dtype: p.numel() for p in rounded.parameters()}
+    assert sum(p.numel() for p in rounded.parameters() if p.dtype == torch.bfloat16) > 0.6 * sum(
+        p.numel() for p in rounded.parameters()
+    ), held
+    images = torch.randn(2, 3, 96, 128)
+    for ours, reference in zip(rounded(images), exact(images), strict=True):
+        assert ours.dtype == torch.float32, "the stream keeps its precision"
+        assert 0 < (ours - reference).norm() < 0.01 * reference.norm()
 
 
 def test_fingerprint_knows_every_weight():

@@ -104,7 +104,7 @@ def torchvisions(head, features, images, options):
     return model
 
 
-def test_losses_and_findings_equal_torchvisions(head, features, images, options):
+def test_losses_gradients_and_findings_equal_torchvisions(head, features, images, options):
     model = torchvisions(head, features, images, options)
     head.train(), model.train()
     torch.manual_seed(5)
@@ -114,6 +114,15 @@ def test_losses_and_findings_equal_torchvisions(head, features, images, options)
     assert set(ours) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"}
     for name, value in ours.items():
         assert value.item() == theirs[name].item() and value > 0
+    parameters = [
+        [*head.neck.parameters(), *owner.rpn.parameters(), *owner.roi_heads.parameters()] for owner in (head, model)
+    ]
+    for gradient, reference in zip(
+        torch.autograd.grad(sum(ours.values()), parameters[0]),
+        torch.autograd.grad(sum(theirs.values()), parameters[1]),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
     head.eval(), model.eval()
     with torch.no_grad():
         for found, expected in zip(

@@ -77,12 +77,19 @@ def torchvisions(head, features):
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_losses_equal_torchvisions(head, features, torchvisions, empty):
+def test_losses_and_gradients_equal_torchvisions(head, features, torchvisions, empty):
     from_zero = [{**t, "labels": t["labels"] - 1} for t in targets(empty)]
     ours, theirs = head.losses(features, IMAGES, targets(empty)), torchvisions([torch.zeros(3, *SIZE)] * 2, from_zero)
     assert set(ours) == {"classification", "bbox_regression"}
     for name, value in ours.items():
         assert value.item() == theirs[name].item() and value > 0
+    parameters = [[*head.neck.parameters(), *owner.head.parameters()] for owner in (head.detector, torchvisions)]
+    for gradient, reference in zip(
+        torch.autograd.grad(sum(ours.values()), parameters[0]),
+        torch.autograd.grad(sum(theirs.values()), parameters[1]),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
 
 
 def test_findings_equal_torchvisions(head, features, torchvisions):

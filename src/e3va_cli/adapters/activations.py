@@ -24,32 +24,28 @@ class Keeping(Protocol):
         ...
 
 
-class AsItIs:
-    """Exact."""
+class AsFloats:
+    """As floating-point numbers.
+
+    Args:
+        dtype: that they are rounded to, such as bfloat16 with its 8 bits of precision; None for that of z: exact.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The tokens themselves."""
-        return (z,)
+        """The tokens."""
+        return (z.to(self.dtype or z.dtype),)
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """One product."""
-        return packed[0].T @ rows
-
-
-class BFloat16:
-    """In bfloat16: 8 bits of precision, half of float32's memory."""
-
-    def pack(self, z: Tensor) -> tuple[Tensor, ...]:
-        """The tokens rounded."""
-        return (z.to(torch.bfloat16),)
-
-    def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """A sum over parts of the tokens, so that few are in full precision at a time."""
-        parts = zip(packed[0].split(TOKENS_AT_ONCE), rows.split(TOKENS_AT_ONCE), strict=True)
+        """One product; where z has fewer bits, a sum over parts, so that few tokens are widened at a time."""
+        tokens_at_once = TOKENS_AT_ONCE if packed[0].dtype != rows.dtype else len(rows)
+        parts = zip(packed[0].split(tokens_at_once), rows.split(tokens_at_once), strict=True)
         return sum_of(z.to(rows.dtype).T @ some for z, some in parts)
 
 
-class Int8:
+class AsIntegers:
     """In 8-bit integers with a scale for each token: a quarter of float32's memory."""
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
@@ -75,5 +71,5 @@ def sum_of(products: Iterator[Tensor]) -> Tensor:
 def keeping(activations: str, bits: int) -> Keeping:
     """The way that `adapter.activations` and `adapter.compress_bits` name."""
     if activations != "compress":
-        return AsItIs()
-    return BFloat16() if bits == 16 else Int8()
+        return AsFloats()
+    return AsFloats(torch.bfloat16) if bits == 16 else AsIntegers()

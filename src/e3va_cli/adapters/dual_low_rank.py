@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu
 
-from e3va_cli.adapters.activations import AsItIs, Keeping
+from e3va_cli.adapters.activations import AsFloats, Keeping
 from e3va_cli.adapters.low_rank import LowRankLinear
 from e3va_cli.autocast import autocast_dtype
 
@@ -34,7 +34,7 @@ class DualLowRankAdapter(nn.Module):
         super().__init__()
         self.down = LowRankLinear(width, hidden, rank=rank)
         self.up = LowRankLinear(hidden, width, rank=rank, zero=True)
-        self.keeping = keeping or AsItIs()
+        self.keeping = keeping or AsFloats()
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -52,8 +52,10 @@ class _AddAdapted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, highway: Tensor, z: Tensor, keeping: Keeping, *weights: Tensor) -> Tensor:
         """Highway and z: (B, H, W, C); weights: A, B, b, P, Q, c."""
-        tokens = z.flatten(0, -2).to(autocast_dtype(z) or z.dtype)  # N, C
+        tokens = in_product_dtype(z, weights)
         thin = add_adapted(highway, tokens, weights)
+        if z.element_size() < tokens.element_size():  # of a backbone with fewer bits: those are all there is to keep
+            tokens = z.flatten(0, -2)
         ctx.mark_dirty(highway)
         ctx.keeping = keeping
         ctx.save_for_backward(*thin, *weights, *(keeping.pack(tokens) if any(ctx.needs_input_grad) else ()))
@@ -69,6 +71,11 @@ class _AddAdapted(torch.autograd.Function):
         gradients, of_thin_in = weight_gradients(rows, thin, weights)
         of_a = ctx.keeping.product(packed, of_thin_in)
         return grad, None, None, of_a.to(weights[0].dtype), *gradients
+
+
+def in_product_dtype(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Z as tokens (N, C) in the dtype that products with the weights are computed in."""
+    return z.flatten(0, -2).to(autocast_dtype(z) or weights[0].dtype)
 
 
 def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

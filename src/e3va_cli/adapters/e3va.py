@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from e3va_cli.adapters.activations import keeping
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.method import FrozenBackbone, register
 from e3va_cli.adapters.recomputed import recomputed_stage
-from e3va_cli.backbones.residual import ResidualBackbone
+from e3va_cli.backbones.residual import ResidualBackbone, Stage
 
 
 @register("e3va")
@@ -80,11 +81,20 @@ class E3VA(FrozenBackbone):
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
                 x = stage.downsample(x)
-            highway = stage.downsample(highway)
+            highway = downsampled(stage, highway)
             highway, x = recomputed_stage(highway, x, stage.branches, list(self.adapters[index]))
             if index in self.stages:
                 outputs.append(self.output(index, highway))
         return outputs
+
+
+def downsampled(stage: Stage, highway: Tensor) -> Tensor:
+    """The highway at the resolution of `stage`. For the backward pass the output norm keeps its input as it is; what
+    lies within the downsampling is computed again from that."""
+    # Nothing is random in it; without the check that results agree, it can be planned where a GPU's rules are played.
+    return checkpoint(
+        stage.downsample, highway, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
 
 
 def run_together(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
@@ -92,17 +102,16 @@ def run_together(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor
     backbone = extractors[0].backbone
     with torch.no_grad():
         x = backbone.stem(images)
-    # The first highway takes over the storage of x, which moves on to others.
-    highways = [x, *(x.clone() for _ in extractors[1:])]
+    highways = [x.clone() for _ in extractors]
     outputs: list[list[Tensor]] = [[] for _ in extractors]
     for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
             x = stage.downsample(x)
-        highways = [stage.downsample(highway) for highway in highways]
+        highways = [downsampled(stage, highway) for highway in highways]
         for position, branch in enumerate(stage.branches):
             with torch.no_grad():
                 z = branch(x)
-                x = x + z
+                x.add_(z)
             adapters = [extractor.adapters[index][position] for extractor in extractors]
             highways = [adapter(highway, z) for adapter, highway in zip(adapters, highways, strict=True)]
         for extractor, highway, found in zip(extractors, highways, outputs, strict=True):

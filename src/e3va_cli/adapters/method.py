@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from e3va_cli.backbones.residual import ResidualBackbone
@@ -51,6 +52,12 @@ class FrozenBackbone(FeatureExtractor):
         super().__init__(backbone)
         backbone.requires_grad_(False)
         backbone.eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of the backbone itself, in which no gradient is ever wanted."""
+        with torch.no_grad():
+            streams = self.backbone(images)
+        return [self.output(stage, streams[stage]) for stage in self.stages]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Set the mode of everything but the backbone."""

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter, add_adapted, thin_tensors, weight_gradients
+from e3va_cli.adapters.dual_low_rank import (
+    DualLowRankAdapter,
+    add_adapted,
+    in_product_dtype,
+    thin_tensors,
+    weight_gradients,
+)
 from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch
 
@@ -40,10 +46,12 @@ class _RecomputedStage(torch.autograd.Function):
         """Highway and x: (B, H, W, C); weights: six of each branch's adapter."""
         ctx.save_for_backward(x, *weights)
         ctx.branches, ctx.autocast = branches, autocast_of(x)
+        x = x.clone()
         for index, branch in enumerate(branches):
+            own = of_branch(weights, index)
             z = branch(x)
-            x = x + z
-            add_adapted(highway, z.flatten(0, -2).to(autocast_dtype(z) or z.dtype), of_branch(weights, index))
+            x.add_(z)
+            add_adapted(highway, in_product_dtype(z, own), own)
         ctx.mark_dirty(highway)
         ctx.mark_non_differentiable(x)
         return highway, x
@@ -53,13 +61,14 @@ class _RecomputedStage(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, of_stream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all adapters of the stage; the highway's is the result's own."""
         x, *weights = ctx.saved_tensors
+        x = x.clone()
         gradients: list[Tensor] = []
         for index, branch in enumerate(ctx.branches):
             own = of_branch(weights, index)
             with ctx.autocast:
                 z = branch(x)
-                x = x + z
-                tokens = z.flatten(0, -2).to(autocast_dtype(z) or z.dtype)
+                x.add_(z)
+                tokens = in_product_dtype(z, own)
             rows = grad.reshape(tokens.shape).to(tokens.dtype)
             others, of_thin_in = weight_gradients(rows, thin_tensors(tokens, own), own)
             gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]

@@ -11,7 +11,10 @@ import torch
 from e3va_cli.backbones.residual import ResidualBackbone
 from e3va_cli.backbones.swin import build_swin
 from e3va_cli.backbones.weights import fingerprint, load_weights
+from e3va_cli.config.backbones import architecture_faults
 from e3va_cli.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,24 @@ class BackboneIdentity:
 
 
 def build_backbone(
-    *, name: str, timm_name: str, model_args: dict[str, Any], pretrained: bool, weights: str | None, seed: int
+    *,
+    name: str,
+    timm_name: str,
+    model_args: dict[str, Any],
+    pretrained: bool,
+    weights: str | None,
+    seed: int,
+    dtype: str = "float32",
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from `seed`.
 
+    Its weight matrices are kept in `dtype`; its identity is that of the weights before.
+
     Raises:
-        UserError: both kinds of weights asked for, the hub not reached, or a file that does not fit.
+        UserError: both kinds of weights asked for, the hub not reached, a file that does not fit, or options that are
+            of more than an architecture.
     """
+    _require_architecture(timm_name, model_args)
     if pretrained and weights:
         raise UserError("backbone.pretrained=true and backbone.weights= exclude each other: give one of them")
     with torch.random.fork_rng(devices=[]):
@@ -56,13 +70,24 @@ def build_backbone(
     if weights:
         load_weights(backbone.model, Path(weights))
     source: Literal["pretrained", "file", "random"] = "pretrained" if pretrained else "file" if weights else "random"
-    return backbone, BackboneIdentity(name, timm_name, source, fingerprint(backbone.model))
+    identity = BackboneIdentity(name, timm_name, source, fingerprint(backbone.model))
+    if dtype != "float32":
+        backbone.keep_in(DTYPES[dtype])
+    return backbone, identity
 
 
 def outline_backbone(
-    *, name: str, timm_name: str, model_args: dict[str, Any], **weights: Any
+    *, name: str, timm_name: str, model_args: dict[str, Any], dtype: str = "float32", **weights: Any
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """The same backbone as shapes only, on the meta device: in no time, and with no weights looked at."""
+    _require_architecture(timm_name, model_args)
     with torch.device("meta"):
         backbone = build_swin(timm_name, **model_args)
+    if dtype != "float32":
+        backbone.keep_in(DTYPES[dtype])
     return backbone, BackboneIdentity(name, timm_name, "random", fingerprint="")
+
+
+def _require_architecture(timm_name: str, model_args: dict[str, Any]) -> None:
+    if faults := [f"backbone.{fault}" for fault in architecture_faults(timm_name, model_args)]:
+        raise UserError(*faults)

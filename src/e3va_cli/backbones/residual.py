@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 
@@ -71,6 +72,10 @@ class ResidualBackbone(nn.Module):
         """The stages, first to last."""
         raise NotImplementedError
 
+    def keep_in(self, dtype: torch.dtype) -> None:
+        """Keep the weight matrices of the branches, frozen, in fewer bits, and compute the branches in them."""
+        raise NotImplementedError
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are not to be decayed when a method trains them, beside all vectors."""
         return set()
@@ -87,6 +92,6 @@ class ResidualBackbone(nn.Module):
         for stage in self.stages:
             x = stage.downsample(x)
             for branch in stage.branches:
-                x = x + branch(x)
+                x = x + branch(x) if torch.is_grad_enabled() else x.add_(branch(x))
             outputs.append(x)
         return outputs

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
 import timm
+import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
+from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
+from e3va_cli.backbones.window_attention import attend_in_parts, transform_in_parts
 
 
 def attend(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
-    return block._attn(block.norm1(x))
+    with precision_of(block.attn.qkv, x):
+        return attend_in_parts(block, x) if in_parts(block) else block._attn(block.norm1(x))
 
 
 def transform(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
-    return block.mlp(block.norm2(x))
+    with precision_of(block.mlp.fc1, x):
+        return transform_in_parts(block, x) if in_parts(block) else block.mlp(block.norm2(x))
+
+
+def in_parts(block: SwinTransformerBlock) -> bool:
+    """Whether nothing is kept for a backward pass, so that little need be held at once. Exporters get timm's own."""
+    return not (torch.is_grad_enabled() or block.training or torch.compiler.is_compiling())
+
+
+def precision_of(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast to the dtype of weights that are kept in fewer bits; nothing for float32."""
+    dtype = cast(Tensor, linear.weight).dtype
+    if dtype not in (torch.bfloat16, torch.float16) or autocast_dtype(x) == dtype:
+        return nullcontext()
+    return torch.autocast(x.device.type, dtype=dtype)
 
 
 def branches_of(block: SwinTransformerBlock) -> tuple[Branch, Branch]:
@@ -49,6 +68,16 @@ class SwinBackbone(ResidualBackbone):
         height, width = images.shape[-2:]
         images = nn.functional.pad(images, (0, -width % patch_w, 0, -height % patch_h))
         return self.model.patch_embed(images)
+
+    def keep_in(self, dtype: torch.dtype) -> None:
+        """Keep the weight matrices of attention and MLP, nearly all of the weights, in `dtype`.
+
+        Attention and MLP are then computed under autocast to it; the stream that they add to stays as it is.
+        """
+        for layer in self.model.layers:
+            for block in layer.blocks:
+                for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                    linear.weight.data = linear.weight.data.to(dtype)
 
     def no_weight_decay(self) -> set[str]:
         """The tables of relative position bias."""

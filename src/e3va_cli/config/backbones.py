@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
+
+FIXED = frozenset(
+    {"timm_name", "pretrained", "num_classes", "strict_img_size", "always_partition"}
+)  # not in model_args
+NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 
 
 @dataclass
@@ -18,3 +25,16 @@ class BackboneConfig:
     pretrained: bool = False
     weights: str | None = None
     seed: int = 0
+    dtype: str = "float32"  # of the weight matrices, and of the products with them
+
+
+def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:
+    """What makes options more than those of an architecture: they come with checkpoints, and timm reads files they name."""
+    if not NAME.fullmatch(timm_name):
+        yield f"timm_name={timm_name}: not the name of an architecture"
+    for key, value in model_args.items():
+        if key in FIXED:
+            yield f"model_args.{key}: not to be chosen"
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
+            yield f"model_args.{key} is no number or list of numbers"

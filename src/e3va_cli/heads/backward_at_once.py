@@ -8,31 +8,32 @@ The result is that of plain autograd in exact arithmetic, at the memory of the l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from e3va_cli.autocast import autocast_dtype
 
-Parts = Callable[[list[Tensor]], Iterator[dict[str, Tensor]]]
+Parts = Callable[[dict[str, Tensor]], Iterator[dict[str, Tensor]]]
 
 
-def losses_in_parts(parts: Parts, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> dict[str, Tensor]:
+def losses_in_parts(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
     """The losses of all parts, by name, to be minimised as their sum.
 
     Args:
         parts: called with the inputs; yields the losses of one part after another.
-        inputs: what the parts take gradients into.
-        weights: trained weights that the parts use.
+        inputs: what the parts take gradients into, such as the levels of a pyramid.
+        modules: those that the parts use.
     """
     # Gradients in float16 need the scale that only the backward pass brings.
-    if not torch.is_grad_enabled() or autocast_dtype(inputs[0]) == torch.float16:
-        return {name: value for part in parts(list(inputs)) for name, value in part.items()}
+    if not torch.is_grad_enabled() or any(autocast_dtype(t) == torch.float16 for t in inputs.values()):
+        return {name: value for part in parts(inputs) for name, value in part.items()}
+    weights = [weight for module in modules for weight in module.parameters()]
     names: list[str] = []
-    values = _LossesInParts.apply(parts, names, len(inputs), *inputs, *weights)
+    values = _LossesInParts.apply(parts, names, tuple(inputs), *inputs.values(), *weights)
     return dict(zip(names, values.unbind(), strict=True))
 
 
@@ -40,14 +41,14 @@ class _LossesInParts(torch.autograd.Function):
     """A vector of losses whose gradients are known already."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Parts, names: list[str], count: int, *tensors: Tensor) -> Tensor:
-        """Tensors: `count` inputs, then weights. Fills `names`."""
-        inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[:count]]
-        wanted = [t for t in (*inputs, *tensors[count:]) if t.requires_grad]
+    def forward(ctx: Any, parts: Parts, names: list[str], of_inputs: tuple[str, ...], *tensors: Tensor) -> Tensor:
+        """Tensors: inputs by the names `of_inputs`, then weights. Fills the losses' `names`."""
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[: len(of_inputs)]]
+        wanted = [t for t in (*inputs, *tensors[len(of_inputs) :]) if t.requires_grad]
         sums: list[Tensor | None] = [None] * len(wanted)
         values: list[Tensor] = []
         with torch.enable_grad():
-            for part in parts(inputs):
+            for part in parts(dict(zip(of_inputs, inputs, strict=True))):
                 names += part
                 values += [value.detach() for value in part.values()]
                 gradients = torch.autograd.grad(torch.stack(list(part.values())).sum(), wanted, allow_unused=True)

@@ -147,14 +147,13 @@ class CascadeMaskRCNN(Head):
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Objectness and proposal box; class, box and mask of each stage, weighted."""
-        pyramid = pyramid_of(self.neck, features)
-        proposals, losses = self.rpn(images, pyramid, targets)
 
-        def stages(levels: list[Tensor]) -> Iterator[dict[str, Tensor]]:
-            return self.stage_losses(dict(zip(pyramid, levels, strict=True)), proposals, images.image_sizes, targets)
+        def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+            proposals, losses = self.rpn(images, pyramid, targets)
+            yield losses
+            yield from self.stage_losses(pyramid, proposals, images.image_sizes, targets)
 
-        weights = [*self.box_stages.parameters(), *self.masks.parameters()]
-        return losses | losses_in_parts(stages, list(pyramid.values()), weights)
+        return losses_in_parts(parts, pyramid_of(self.neck, features), (self.rpn, self.box_stages, self.masks))
 
     def stage_losses(
         self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes, targets: list[Target]

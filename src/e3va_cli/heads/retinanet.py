@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import retinanet
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import Extract, Head, Target, register
 from e3va_cli.heads.pyramid import pyramid_of
@@ -87,10 +91,29 @@ class RetinaNet(Head):
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Torchvision's two losses: class (focal) and box (L1). It counts classes from 0."""
-        pyramid = list(pyramid_of(self.neck, features).values())
+
+        def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+            return self.branch_losses(list(pyramid.values()), images, targets)
+
+        return losses_in_parts(parts, pyramid_of(self.neck, features), (self.detector.head,))
+
+    def branch_losses(
+        self, pyramid: list[Tensor], images: ImageList, targets: list[Target]
+    ) -> Iterator[dict[str, Tensor]]:
+        """That of the classes, then that of the boxes, as torchvision's `RetinaNet` computes them."""
         from_zero = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]
         anchors = self.detector.anchor_generator(images, pyramid)
-        return self.detector.compute_loss(from_zero, self.detector.head(pyramid), anchors)
+        matched = [self.matched(t["boxes"], of_image) for t, of_image in zip(from_zero, anchors, strict=True)]
+        classes, boxes = self.detector.head.classification_head, self.detector.head.regression_head
+        yield {"classification": classes.compute_loss(from_zero, {"cls_logits": classes(pyramid).float()}, matched)}
+        found = {"bbox_regression": boxes(pyramid).float()}
+        yield {"bbox_regression": boxes.compute_loss(from_zero, found, anchors, matched)}
+
+    def matched(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """The annotated box of each anchor (A,), or the matcher's negative codes."""
+        if not len(boxes):
+            return anchors.new_full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
+        return self.detector.proposal_matcher(box_ops.box_iou(boxes, anchors))
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS."""

@@ -51,7 +51,7 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
     """
     started = time.perf_counter()
     model = outline_model(config, num_classes=num_classes).train()
-    mixed = DTYPES[size.precision] is not None
+    mixed = DTYPES[size.precision] is not None or config["backbone"].get("dtype", "float32") != "float32"
     contents: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True) if mixed else nullcontext()
     with contents, worst_case():
         if mixed:

@@ -84,11 +84,12 @@ def tensors_of(batch: Batch) -> list[Tensor]:
 
 
 def steady(optimizer: Optimizer) -> None:
-    """Bring an optimizer to where every step but the first begins: with its state, and the last step's gradients."""
+    """Bring an optimizer to where every step but the first begins: with its state."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    optimizer.zero_grad()
 
 
 def state_of(optimizer: Optimizer) -> list[Tensor]:
@@ -109,7 +110,7 @@ def train_step(
 ) -> None:
     """Forward, backward, clipping and optimizer step.
 
-    As in Lightning, the gradients of the step before are dropped between forward and backward, not earlier.
+    The gradients are dropped after the step, as `DenseTask` has it.
 
     Args:
         rules: entered for the forward pass, inside autocast.
@@ -121,7 +122,6 @@ def train_step(
     with phase("forward"), autocast, rules or nullcontext():
         losses = model.losses(batch.images, batch.image_sizes, batch.targets)
         total = torch.stack(list(losses.values())).sum()
-    optimizer.zero_grad()
     with phase("backward"):
         (scaler.scale(total) if scaler else total).backward()
     with phase("optimizer"):
@@ -134,3 +134,4 @@ def train_step(
             scaler.update()
         else:
             optimizer.step()
+        optimizer.zero_grad()

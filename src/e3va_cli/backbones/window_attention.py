@@ -1,0 +1,115 @@
+"""Swin's (shifted-)window attention and MLP without gradients: a part of the image at a time, with timm's modules.
+
+What a window or a token becomes depends on nothing outside it, so that only a part's projections, scores and hidden
+layers need to be held together. The results are those of timm's `SwinTransformerBlock` up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from e3va_cli.autocast import autocast_dtype
+
+NUMBERS_AT_ONCE = 2**21  # of the stream, in a part
+APART = -100.0  # added to the scores of tokens that shifting brought together, as timm does
+FUSED_ON = ("cuda",)  # devices; on a CPU, PyTorch's fused attention is the slower one for windows
+
+Span = tuple[int, int]
+
+
+def transform_in_parts(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
+    rows = x.flatten(0, -2)
+    result = torch.empty_like(rows, dtype=autocast_dtype(x) or x.dtype)
+    at_once = max(1, NUMBERS_AT_ONCE // x.shape[-1])
+    for some, of_some in zip(rows.split(at_once), result.split(at_once), strict=True):
+        of_some.copy_(block.mlp(block.norm2(some)))
+    return result.view(x.shape)
+
+
+def attend_in_parts(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
+    height, width = x.shape[1:3]
+    (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
+    windowed = block.norm1(x)
+    if shift_h or shift_w:
+        windowed = windowed.roll((-shift_h, -shift_w), (1, 2))
+    windowed = pad(windowed, (0, 0, 0, -width % window_w, 0, -height % window_h))
+    result = torch.empty_like(windowed, dtype=autocast_dtype(x) or x.dtype)
+    bias = block.attn._get_rel_pos_bias()
+    for rows, last_row in spans(windowed.shape[1], window_h, shift_h):
+        for columns, last_column in spans(windowed.shape[2], window_w, shift_w):
+            # Only the last windows of a shifted map hold tokens from its two ends, which must not see each other.
+            together = bias + separation(block, last_row, last_column).to(bias)
+            for part in parts(windowed, rows, columns, window_h):
+                windows = attended(block.attn, partition(windowed[part], window_h, window_w), together)
+                result[part].copy_(merged(windows, result[part].shape, window_h, window_w))
+    del windowed
+    result = result[:, :height, :width]
+    return result.roll((shift_h, shift_w), (1, 2)) if shift_h or shift_w else result
+
+
+def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
+    """The windows along a side of `length`, and the last one apart where windows are shifted."""
+    if not shift:
+        yield (0, length), False
+        return
+    if length > window:
+        yield (0, length - window), False
+    yield (length - window, length), True
+
+
+def separation(block: SwinTransformerBlock, last_row: bool, last_column: bool) -> Tensor:
+    """What is added to the scores in a window, (tokens, tokens): `APART` between those from two ends of the map."""
+    (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
+    lower = (torch.arange(window_h) >= window_h - shift_h) & last_row
+    right = (torch.arange(window_w) >= window_w - shift_w) & last_column
+    end = (2 * lower.int()[:, None] + right.int()).flatten()
+    return APART * (end[:, None] != end).float()
+
+
+def parts(windowed: Tensor, rows: Span, columns: Span, window: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Images, rows and columns of a padded map (B, H, W, C), in pieces of few numbers: at least a row of windows."""
+    images, _, _, channels = windowed.shape
+    in_band = window * (columns[1] - columns[0]) * channels
+    images_at_once = min(images, max(1, NUMBERS_AT_ONCE // in_band))
+    rows_at_once = window * max(1, NUMBERS_AT_ONCE // (in_band * images_at_once))
+    for image in range(0, images, images_at_once):
+        for row in range(*rows, rows_at_once):
+            yield (
+                slice(image, image + images_at_once),
+                slice(row, min(row + rows_at_once, rows[1])),
+                slice(*columns),
+            )
+
+
+def partition(x: Tensor, window_h: int, window_w: int) -> Tensor:
+    """(B, H, W, C) -> (windows, tokens, C)."""
+    images, height, width, channels = x.shape
+    x = x.reshape(images, height // window_h, window_h, width // window_w, window_w, channels)
+    return x.transpose(2, 3).reshape(-1, window_h * window_w, channels)
+
+
+def merged(windows: Tensor, shape: torch.Size, window_h: int, window_w: int) -> Tensor:
+    """(windows, tokens, C) -> (B, H, W, C), a view."""
+    images, height, width, channels = shape
+    x = windows.view(images, height // window_h, width // window_w, window_h, window_w, channels)
+    return x.transpose(2, 3).reshape(shape)
+
+
+def attended(attn: WindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
+    """Multi-head attention within windows (N, tokens, C), with `bias` (1, heads, tokens, tokens) on the scores."""
+    count, tokens, channels = windows.shape
+    qkv = attn.qkv(windows).view(count, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv.unbind(0)  # N, heads, tokens, channels of a head
+    if windows.device.type in FUSED_ON:
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=attn.scale)
+    else:
+        scores = (query * attn.scale) @ key.mT + bias
+        mixed = scores.softmax(-1) @ value
+    return attn.proj(mixed.transpose(1, 2).reshape(count, tokens, channels))

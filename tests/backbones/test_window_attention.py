@@ -1,0 +1,58 @@
+"""Attention and MLP in parts against timm's own blocks, in float64."""
+
+import copy
+
+import pytest
+import torch
+
+from e3va_cli.backbones import window_attention
+from e3va_cli.backbones.window_attention import attend_in_parts, transform_in_parts
+
+SIZES = [(14, 21), (7, 7), (20, 30), (5, 9), (32, 40)]  # of the map; windows are 7x7
+
+
+def blocks_of(backbone):
+    """One block of the first stage with unshifted windows, and one with shifted ones."""
+    return copy.deepcopy(backbone.model.layers[0].blocks).double().eval()
+
+
+@pytest.fixture(params=[2**21, 7 * 21 * 32, 1], ids=["whole", "bands", "smallest"])
+def at_once(request, monkeypatch):
+    monkeypatch.setattr(window_attention, "NUMBERS_AT_ONCE", request.param)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_results_are_timms(nano, at_once, monkeypatch, size, fused):
+    monkeypatch.setattr(window_attention, "FUSED_ON", ("cpu",) if fused else ())
+    x = torch.randn(3, *size, 32, dtype=torch.float64)
+    shifts = []
+    with torch.no_grad():
+        for block in blocks_of(nano):
+            shifts.append(any(block.shift_size))
+            torch.testing.assert_close(attend_in_parts(block, x), block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(transform_in_parts(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
+    assert shifts == [False, True]
+
+
+def test_only_parts_are_held_at_once(nano, monkeypatch):
+    """The qkv projection and the hidden layer never see the whole map."""
+    monkeypatch.setattr(window_attention, "NUMBERS_AT_ONCE", 7 * 28 * 32)
+    block, seen = nano.model.layers[0].blocks[1], []
+    for linear in (block.attn.qkv, block.mlp.fc1):
+        linear.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
+    nano.eval()
+    x = torch.randn(2, 28, 28, 32)
+    with torch.no_grad():
+        for branch in nano.stages[0].branches[2:]:
+            branch(x)
+    assert sum(seen) == 2 * x.numel() and max(seen) <= 7 * 28 * 32
+
+
+def test_with_gradients_the_blocks_are_timms_own(nano):
+    block = nano.model.layers[0].blocks[1].eval()
+    x = torch.randn(1, 14, 14, 32, requires_grad=True)
+    ran = []
+    block.attn.register_forward_hook(lambda *_: ran.append(1))
+    nano.stages[0].branches[2](x).sum().backward()
+    assert ran == [1] and x.grad.abs().max() > 0
