@@ -1,7 +1,12 @@
 """Plans against the same step with real tensors, and plans that no measurement here could follow."""
 
-import pytest
+import dataclasses
 
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from e3va_cli.backbones.swin import build_swin
 from e3va_cli.data import build_transforms
 from e3va_cli.memory.benchmark import free_mib
 from e3va_cli.memory.measure import Request, measure_here
@@ -11,6 +16,7 @@ from e3va_cli.memory.tracker import ACTIVATIONS, KINDS
 
 MIB = 2**20
 WITHIN = 0.05
+NANO_ARGS = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
 
 
 def step(precision="32", batch_size=1, image_size=(250, 320), instances=20):
@@ -126,3 +132,29 @@ def test_the_largest_image_of_multi_scale_training(config):
     dataset = config("dataset=coco", "dataset.root=x")["dataset"]
     assert build_transforms(dataset).largest_image == (800, 1333)
     assert step(image_size=(800, 1333)).padded_size == (800, 1344)
+
+
+def test_accumulated_gradients_live_through_the_forward_pass(config):
+    options = config("adapter=full", "head=mask_rcnn_nano")
+    sizes = [dataclasses.replace(step(), accumulates=accumulates) for accumulates in (False, True)]
+    once, accumulated = (plan(options, size, num_classes=80, semantics="cpu").peak for size in sizes)
+    assert accumulated.by_kind["gradients"] == pytest.approx(accumulated.by_kind["weights"], rel=0.01)
+    assert accumulated.total_bytes == once.total_bytes + accumulated.by_kind["gradients"]
+    measurement = measure_here(Request(options, sizes[1], 80, "cpu", warmup=0, repeats=0))
+    assert accumulated.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+
+
+def test_operations_are_those_of_the_layers(config):
+    """UPerNet's step is the backbone once with frozen weights, three times with trained ones, and the same head."""
+    size = step(image_size=(128, 128))
+    operations = {
+        method: plan(config(f"adapter={method}", "head=upernet_nano"), size, num_classes=20).operations
+        for method in ("full", "frozen", "e3va")
+    }
+    backbone = build_swin("swin_tiny_patch4_window7_224", **NANO_ARGS)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        backbone(torch.zeros(1, 3, 128, 128))
+    # Nothing is differentiated with respect to the images, so that the patch embedding counts twice.
+    stem = 2 * 32 * 32 * 32 * 48
+    assert operations["full"] - operations["frozen"] == 2 * forward.get_total_flops() - stem
+    assert operations["frozen"] < operations["e3va"] < 1.1 * operations["frozen"]

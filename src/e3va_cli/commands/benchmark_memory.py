@@ -19,6 +19,7 @@ from e3va_cli.commands.memory_tables import (
     claims_table,
     kinds_table,
     measured_lines,
+    operations_line,
     peak_lines,
     results_table,
 )
@@ -204,7 +205,7 @@ def show(
             if warning:
                 console.print(f"[yellow]{result.method}: {warning}[/]")
     console.print(kinds_table(results))
-    for line in [*measured_lines(results), *peak_lines(results)]:
+    for line in [*measured_lines(results), operations_line(results), *peak_lines(results)]:
         console.print(line)
     if batches is not None:
         console.print(budget_table(config, setting, batches))

@@ -61,6 +61,14 @@ def measured_lines(results: list[Result]) -> list[str]:
     return [f"Interquartile range of step times: {', '.join(spreads)}", f"Planned peaks: {', '.join(plans)}"]
 
 
+def operations_line(results: list[Result]) -> str:
+    """What arithmetic a step holds, which is what bounds its time where nothing else does."""
+    counts = {r.method: r.details["operations_tflop"] for r in results}
+    full = counts.get("full")
+    shares = [f"{m} {count:.2f}" + (f" ({count / full:.0%})" if full else "") for m, count in counts.items()]
+    return f"Operations of a step (matrix products, convolutions), TFLOP: {', '.join(shares)}"
+
+
 def kinds_table(results: list[Result]) -> Table:
     """What holds the memory at the peak."""
     table = Table(

@@ -13,6 +13,7 @@ class HeadConfig:
     """A head; each has options of its own."""
 
     name: str = MISSING
+    recompute_neck: bool = False  # in the backward pass: less memory, a little more time
 
 
 @dataclass

@@ -6,9 +6,11 @@ A head gets one feature map for each backbone stage that it reads, whatever the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.heads.detections import Detections
@@ -22,10 +24,12 @@ class Head(nn.Module):
     """From feature maps [(B, C_s, H_s, W_s)] and the padded images they come from to losses or findings.
 
     Attributes:
+        neck: what the head makes of the feature maps first, such as a pyramid.
         needs: what training targets must hold, of boxes, masks and semantic; it is also what the findings are.
         stages: of the backbone, those whose feature maps the head reads.
     """
 
+    neck: nn.Module
     needs: frozenset[str]
     stages: tuple[int, ...] = (0, 1, 2, 3)
 
@@ -52,7 +56,15 @@ def register(name: str) -> Callable[[HeadClass], HeadClass]:
     return add
 
 
-def build_head(name: str, *, channels: Sequence[int], num_classes: int, **options: Any) -> Head:
-    """A new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted)."""
-    head = HEADS[name]
-    return head(channels=[channels[stage] for stage in head.stages], num_classes=num_classes, **options)
+def build_head(
+    name: str, *, channels: Sequence[int], num_classes: int, recompute_neck: bool = False, **options: Any
+) -> Head:
+    """A new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted).
+
+    With `recompute_neck`, training keeps nothing within the neck: it runs again in the backward pass.
+    """
+    kind = HEADS[name]
+    head = kind(channels=[channels[stage] for stage in kind.stages], num_classes=num_classes, **options)
+    if recompute_neck:
+        head.neck.forward = partial(checkpoint, head.neck.forward, use_reentrant=False, determinism_check="none")
+    return head

@@ -57,6 +57,7 @@ def setting_of(config: dict[str, Any]) -> Setting:
         instances_per_image=config["instances_per_image"],
         precision=config["trainer"]["precision"],
         clip_norm=config["trainer"]["gradient_clip_norm"],
+        accumulates=config["trainer"]["accumulate_grad_batches"] > 1,
     )
     gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
     wanted = gpu if config["measure"] == "auto" else config["measure"]

@@ -38,8 +38,8 @@ def follow_step(
     size: StepSize,
     rules: AbstractContextManager[Any] | None = None,
 ) -> Followed:
-    """Follow one step of the kind that every step but the first is: with optimizer state and old gradients."""
-    steady(optimizer)
+    """Follow one step of the kind that every step but the first is: with the optimizer's state."""
+    steady(optimizer, accumulates=size.accumulates)
     tracker = StorageTracker()
     tracker.own(tensors_of(batch), "batch")
     tracker.own(state_of(optimizer), "optimizer")

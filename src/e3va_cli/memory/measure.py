@@ -134,7 +134,7 @@ def measure_here(request: Request) -> Measurement:
             }
             return Measurement(**about, step_times_s=timed(step, request, device))
         with counted_regions(model) as regions:
-            steady(optimizer)
+            steady(optimizer, accumulates=request.size.accumulates)
             for _ in range(request.warmup):
                 step()
             torch.cuda.reset_peak_memory_stats(device)

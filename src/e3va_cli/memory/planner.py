@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from e3va_cli.memory.autocast import CudaAutocast
 from e3va_cli.memory.follow import Followed, follow_step
+from e3va_cli.memory.operations import Operations
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch
 from e3va_cli.memory.worst_case import worst_case
 from e3va_cli.model import outline_model
@@ -32,10 +33,12 @@ class Plan(Followed):
 
     Attributes:
         parameters: counts, as `parameter_counts` gives them.
+        operations: floating-point operations of the step's matrix products and convolutions, forward and backward.
         seconds: that planning took.
     """
 
     parameters: dict[str, int | float]
+    operations: int
     seconds: float
 
 
@@ -62,6 +65,8 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         device = "cpu" if mixed else "meta"
         batch = make_batch(size, num_classes=num_classes, needs=model.head.needs, device=device)
         rules = CudaAutocast() if mixed and semantics == "cuda" else None
-        followed = follow_step(model, optimizer, batch, size, rules)
+        with Operations() as operations:
+            followed = follow_step(model, optimizer, batch, size, rules)
         parameters = parameter_counts(model.extractor, model.head)
-    return Plan(**vars(followed), parameters=parameters, seconds=time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Plan(**vars(followed), parameters=parameters, operations=operations.total, seconds=seconds)

@@ -48,6 +48,7 @@ def planned(method: str, plan: Plan) -> Result:
             "resting_memory_mib": plan.resting_bytes / MIB,
             "regions": plan.regions,
             "parameters": plan.parameters,
+            "operations_tflop": plan.operations / 1e12,
             "planning_time_s": plan.seconds,
         },
     )
@@ -76,6 +77,7 @@ def measured(method: str, measurement: Measurement, plan: Plan) -> Result:
             "regions": measurement.regions,
             "planned_regions": plan.regions,
             "parameters": plan.parameters,
+            "operations_tflop": of_plan.details["operations_tflop"],
         },
     )
 

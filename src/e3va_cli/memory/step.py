@@ -29,6 +29,8 @@ class StepSize:
         instances_per_image: annotated objects in every image.
         precision: as `trainer.precision` has it.
         clip_norm: gradients are clipped to this norm, if any.
+        accumulates: gradients of earlier batches are there all the time, as all but the first of an accumulation
+            have it.
     """
 
     batch_size: int
@@ -36,6 +38,7 @@ class StepSize:
     instances_per_image: int
     precision: str
     clip_norm: float | None
+    accumulates: bool = False
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -83,13 +86,14 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return [batch.images, *(v for target in batch.targets for v in target.values() if isinstance(v, Tensor))]
 
 
-def steady(optimizer: Optimizer) -> None:
-    """Bring an optimizer to where every step but the first begins: with its state."""
+def steady(optimizer: Optimizer, *, accumulates: bool = False) -> None:
+    """Bring an optimizer to where every step but the first begins: with its state, and gradients to add to or none."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    optimizer.zero_grad()
+    if not accumulates:
+        optimizer.zero_grad()
 
 
 def state_of(optimizer: Optimizer) -> list[Tensor]:
@@ -134,4 +138,5 @@ def train_step(
             scaler.update()
         else:
             optimizer.step()
-        optimizer.zero_grad()
+        if not size.accumulates:
+            optimizer.zero_grad()
