@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import Extract, Head, Target, register
 from e3va_cli.heads.predictors import Float32BoxPredictor, Float32MaskPredictor
 from e3va_cli.heads.pyramid import LEVELS, pyramid_of
 from e3va_cli.heads.rpn import build_rpn
-
-BOX_LOSSES = ("loss_classifier", "loss_box_reg")
-Sizes = list[tuple[int, int]]
 
 
 @register("mask_rcnn")
@@ -73,28 +68,10 @@ class MaskRCNN(Head):
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Torchvision's five losses: objectness, proposal box, class, box and mask."""
-
-        def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-            proposals, losses = self.rpn(images, pyramid, targets)
-            yield losses
-            yield from self.region_losses(pyramid, proposals, images.image_sizes, targets)
-
-        return losses_in_parts(parts, pyramid_of(self.neck, features), (self.rpn, self.roi_heads))
-
-    def region_losses(
-        self, pyramid: dict[str, Tensor], proposals: list[Tensor], sizes: Sizes, targets: list[Target]
-    ) -> Iterator[dict[str, Tensor]]:
-        """Those of the box branch, then that of the mask branch, as torchvision's `RoIHeads` computes them."""
-        heads = self.roi_heads
-        boxes, matched, labels, regression = heads.select_training_samples(proposals, targets)
-        logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(pyramid, boxes, sizes)))
-        yield dict(zip(BOX_LOSSES, fastrcnn_loss(logits, deltas, labels, regression), strict=True))
-        held = [torch.where(of_image > 0)[0] for of_image in labels]
-        boxes = [of_image[at] for of_image, at in zip(boxes, held, strict=True)]
-        matched = [of_image[at] for of_image, at in zip(matched, held, strict=True)]
-        logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(pyramid, boxes, sizes)))
-        masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
-        yield {"loss_mask": maskrcnn_loss(logits, boxes, masks, classes, matched)}
+        pyramid = pyramid_of(self.neck, features)
+        proposals, proposal_losses = self.rpn(images, pyramid, targets)
+        _, detection_losses = self.roi_heads(pyramid, proposals, images.image_sizes, targets)
+        return proposal_losses | detection_losses
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS, with masks inside their boxes."""
