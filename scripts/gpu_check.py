@@ -40,7 +40,15 @@ def benchmarks() -> dict[str, list[str]]:
         for batch in (1, 2)
         for precision in ("32", "bf16-mixed")
     }
-    return {"swin_l_within_11gib": [*SMALL_CARD, "methods=[full,lora,e3va]"], **runs}
+    lean = {
+        f"{setting}_{activations}": [f"experiment={setting}", f"adapter.activations={activations}", "methods=[e3va]"]
+        for setting in SETTINGS
+        for activations in ("compress", "recompute")
+    }
+    in_16_bits = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "methods=[frozen,e3va]"]
+    in_16_bits += ["trainer.precision=bf16-mixed", "backbone.dtype=bfloat16"]
+    small_card = {"swin_l_within_11gib": [*SMALL_CARD, "methods=[full,lora,e3va]"], "swin_l_in_16_bits": in_16_bits}
+    return small_card | lean | runs
 
 
 def main() -> None:

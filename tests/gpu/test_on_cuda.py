@@ -1,9 +1,11 @@
 """What only a CUDA GPU can show; run with `make gpu-check`."""
 
+import copy
 import json
 
 import pytest
 import torch
+from torch import nn
 
 from e3va_cli.adapters import tune
 from e3va_cli.backbones.swin import build_swin
@@ -25,6 +27,24 @@ def test_features_equal_the_cpus():
         found = extractor.cuda()(images.cuda())
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.cpu(), theirs, atol=1e-2, rtol=1e-2)  # TF32 may be on
+
+
+@pytest.mark.parametrize("options", [{}, {"activations": "compress"}, {"activations": "recompute"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_gradients_equal_the_cpus(nano, options, dtype):
+    images, results = torch.randn(2, 3, 224, 320), []
+    for device in ("cpu", "cuda"):
+        extractor = tune(copy.deepcopy(nano), "e3va", rank=4, hidden_ratio=0.5, **options)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in extractor.adapters.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+        if dtype != torch.float32 and device == "cuda":
+            extractor.backbone.keep_in(dtype)
+        extractor.to(device)
+        sum(f.sin().sum() for f in extractor(images.to(device))).backward()
+        results.append([p.grad.cpu() for p in extractor.adapters.parameters()])
+    for ours, reference in zip(results[1], results[0], strict=True):
+        assert (ours - reference).norm() < 0.05 * reference.norm()
 
 
 @pytest.mark.parametrize("precision", ["32", "16-mixed", "bf16-mixed"])

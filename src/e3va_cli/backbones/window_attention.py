@@ -45,7 +45,7 @@ def attend_in_parts(block: SwinTransformerBlock, x: Tensor) -> Tensor:
     for rows, last_row in spans(windowed.shape[1], window_h, shift_h):
         for columns, last_column in spans(windowed.shape[2], window_w, shift_w):
             # Only the last windows of a shifted map hold tokens from its two ends, which must not see each other.
-            together = bias + separation(block, last_row, last_column).to(bias)
+            together = bias + separation(block, last_row, last_column, bias.device)
             for part in parts(windowed, rows, columns, window_h):
                 windows = attended(block.attn, partition(windowed[part], window_h, window_w), together)
                 result[part].copy_(merged(windows, result[part].shape, window_h, window_w))
@@ -64,11 +64,11 @@ def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
     yield (length - window, length), True
 
 
-def separation(block: SwinTransformerBlock, last_row: bool, last_column: bool) -> Tensor:
+def separation(block: SwinTransformerBlock, last_row: bool, last_column: bool, device: torch.device) -> Tensor:
     """What is added to the scores in a window, (tokens, tokens): `APART` between those from two ends of the map."""
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
-    lower = (torch.arange(window_h) >= window_h - shift_h) & last_row
-    right = (torch.arange(window_w) >= window_w - shift_w) & last_column
+    lower = (torch.arange(window_h, device=device) >= window_h - shift_h) & last_row
+    right = (torch.arange(window_w, device=device) >= window_w - shift_w) & last_column
     end = (2 * lower.int()[:, None] + right.int()).flatten()
     return APART * (end[:, None] != end).float()
 
