@@ -285,3 +285,19 @@ def test_rank_and_hidden_ratio_set_the_sizes(nano):
     adapter = tune(nano, "e3va", rank=4, hidden_ratio=0.25).adapters[2][0]
     assert adapter.down.A.shape == (128, 4) and adapter.down.B.shape == (4, 32)
     assert adapter.up.A.shape == (32, 4) and adapter.up.B.shape == (4, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", ["keep", "compress", "recompute"])
+def test_compiled_it_is_one_graph_with_the_same_gradients(nano, activations):
+    extractor = tune(nano, "e3va", **OPTIONS, activations=activations)
+    for parameter in extractor.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(1, 3, 64, 96)
+    trainable = [p for p in extractor.parameters() if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(sum(f.sin().sum() for f in run(images)), trainable)
+        for run in (extractor, torch.compile(extractor, backend="aot_eager", fullgraph=True))
+    ]
+    for compiled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain)
