@@ -78,6 +78,19 @@ def e3va(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture(scope="session")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch on eight images, by the real command; nobody may change it."""
+    folder = tmp_path_factory.mktemp("short_run") / "first"
+    subprocess.run(
+        [sys.executable, "-m", "e3va_cli", "train", *QUICK, f"hydra.run.dir={folder}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
 torch.set_num_threads(1)  # the tests' networks are small, and what shares the machine disturbs one thread least
 
 

@@ -32,6 +32,7 @@ Examples:
   e3va evaluate checkpoint=runs/RUN
   e3va predict checkpoint=runs/RUN input=IMAGES
   e3va export-adapter checkpoint=runs/RUN output=ADAPTER
+  e3va export-onnx checkpoint=ADAPTER image_size=[512,512] output=model.onnx
 """
 
 
@@ -50,9 +51,13 @@ def main() -> None:
 
         print(f"e3va {version('e3va-cli')}")
     elif words[0] in COMMANDS:
-        from e3va_cli.hydra_app import run
+        try:
+            from e3va_cli.hydra_app import run
 
-        run(words[0])
+            run(words[0])
+        except KeyboardInterrupt:
+            print("e3va: stopped by Ctrl-C", file=sys.stderr)
+            sys.exit(130)  # a shell's code for it
     else:
         from difflib import get_close_matches
 

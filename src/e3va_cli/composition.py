@@ -74,16 +74,27 @@ def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from known_keys(node, f"{prefix}{key}.")
 
 
-def explain(override: Override, error: Exception, cfg: DictConfig) -> str:
+def explain(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
     """One line on what is wrong with an override that Hydra refuses."""
     key, word = override.key_or_group, override.input_line
     names = [*groups(), *known_keys(cfg)]
     if key not in names:
+        group = key.partition(".")[0]
+        if owners := choices_with(config_name, key):
+            current = OmegaConf.select(cfg, f"{group}.name")
+            return f"{word}: unknown option {key} of {group}={current}; it is one of {group}={' or '.join(owners)}"
         near = get_close_matches(key, names, n=1) or [n for n in names if n.endswith(f".{key.split('.')[-1]}")][:1]
         hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
         return f"{word}: unknown option {key}; {hint}"
     cause = error.__cause__ or error
     return f"{word}: {first_line(cause)}"
+
+
+def choices_with(config_name: str, key: str) -> list[str]:
+    """The choices of the group that a dotted key begins with that have this option."""
+    group = key.partition(".")[0]
+    composed = {choice: compose(config_name, overrides=[f"{group}={choice}"]) for choice in groups().get(group, [])}
+    return [choice for choice, cfg in composed.items() if key in known_keys(cfg)]
 
 
 def no_such_choice(group: str, value: str, choices: list[str]) -> str:
@@ -115,7 +126,7 @@ def checked(config_name: str, words: list[str]) -> None:
                 try:
                     mistakes += problems(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
                 except (HydraException, OmegaConfBaseException) as error:
-                    mistakes.append(explain(parse([word])[0], error, cfg))
+                    mistakes.append(explain(config_name, parse([word])[0], error, cfg))
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes))
 
@@ -146,7 +157,7 @@ def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
         try:
             cfg = compose(config_name, overrides=[*choices, override.input_line or ""])
         except (HydraException, OmegaConfBaseException) as error:
-            mistakes.append(explain(override, error, cfg))
+            mistakes.append(explain(config_name, override, error, cfg))
         else:
             mistakes += [problem for problem in problems(cfg) if not problem.endswith(NEEDED)]
             if override.key_or_group in groups():

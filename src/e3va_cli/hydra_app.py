@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import import_module
 from typing import NoReturn
 
 import hydra
+from hydra import compose
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,7 +17,7 @@ from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, evaluation_words, model_words
-from e3va_cli.run_folder import adapter_folder, config_of, locate, overrides_of
+from e3va_cli.run_folder import adapter_folder, config_of, locate, new_folder, overrides_of
 
 CONTINUES = {
     "train": "resume",
@@ -31,28 +33,40 @@ def refuse(error: UserError) -> NoReturn:
     sys.exit(2)
 
 
-def on_top_of_run(command: str, words: list[str]) -> list[str]:
-    """Put the overrides of the run or exported adapter that `words` build on before them; the later ones win.
+def named_runs(command: str, words: list[str]) -> list[str]:
+    """The runs or exported adapters that `words` build on: none, one, or for an evaluation several.
+
+    Raises:
+        UserError: several where one is needed, or something that is no name.
+    """
+    option = CONTINUES.get(command, "")
+    overrides = parse(words)
+    given = {override.key_or_group: override for override in overrides}.get(option)
+    if given is None or (command == "train" and given.value() is None):
+        return []
+    value = given.value()
+    runs = value if isinstance(value, list) and command == "evaluate" else [value]
+    if not runs or not all(isinstance(one, str | int | float) for one in runs):  # a folder may be called 7
+        kinds = "a run or an exported adapter, or a list such as [A,B]" if command == "evaluate" else "one run"
+        raise UserError(f"{given.input_line}: {option} takes {kinds}")
+    swept = [override.input_line for override in overrides if override.is_sweep_override()]
+    if len(runs) > 1 and swept:
+        raise UserError(f"{swept[0]}: one value at a time where several are evaluated together")
+    return [str(one) for one in runs]
+
+
+def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
+    """Put the overrides of the run or exported adapter at `place` before those that build on it; the later ones win.
 
     A choice such as `dataset=coco` given anew also takes back what the run had set inside that group, but not the
     trained model: that stays what it is.
     """
-    option = CONTINUES.get(command)
-    given = {override.key_or_group: override for override in parse(words)}
-    if option not in given:
-        return words
-    if given[option].is_sweep_override():
-        raise UserError(f"{option}: one at a time; start the command once for each run")
-    value = given[option].value()
-    if value is None:
-        return words
-    if not isinstance(value, str | int | float):  # a folder may be called 7
-        raise UserError(f"{option}={value}: one at a time; start the command once for each run")
-    adapter = adapter_folder(str(value)) if command == "evaluate" else None
+    given = {override.key_or_group for override in parse(words)}
+    adapter = adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
         base = evaluation_words(read_config(adapter)["config"])
     else:
-        run, _ = locate(str(value), str(option))
+        run, _ = locate(place, CONTINUES[command])
         base = overrides_of(run)
         config = config_of(run) if command == "evaluate" and "dataset" in given else None
         if config is not None:  # the head and more that the run's data set had chosen
@@ -60,38 +74,71 @@ def on_top_of_run(command: str, words: list[str]) -> list[str]:
     taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
     kept = []
     for override in parse(base):
-        key = override.key_or_group
-        if key not in taken_back and key.split(".")[0] not in given and key not in ("resume", "checkpoint"):
-            kept.append(override.input_line or "")
+        key, word = override.key_or_group, override.input_line or ""
+        if key in taken_back or key.split(".")[0] in given or key in ("resume", "checkpoint") or is_of_hydra(key):
+            continue
+        if "${" in word:
+            raise UserError(f"{place}: its {word} looks a value up on this machine; give {key}=VALUE")
+        kept.append(word)
     if command == "train" and "hydra.run.dir" not in given:
         kept.append(f"hydra.run.dir='{run}'")
     return [*kept, *words]
+
+
+def is_of_hydra(key: str) -> bool:
+    """Whether an option is Hydra's own: those can name code to run, which a run from elsewhere must not."""
+    return re.split("[./]", key)[0] == "hydra"
+
+
+def each_checked(command: str, words: list[str]) -> list[list[str]]:
+    """The checked words of the command; where it builds on runs, on top of those of each run.
+
+    Raises:
+        UserError: something is wrong with them; of several runs, names the one.
+    """
+    runs = named_runs(command, words)
+    found = [on_top_of_run(command, words, place) for place in runs] or [words]
+    for index, one in enumerate(found):
+        try:
+            checked(command.replace("-", "_"), one)
+        except UserError as error:
+            where = f"{runs[index]}: " if len(runs) > 1 else ""
+            raise UserError(*(f"{where}{message}" for message in error.messages)) from None
+    return found
 
 
 def _group(word: str) -> str:
     return str(parse([word])[0].key_or_group).split(".")[0]
 
 
+def _folder_of_run(path: str) -> str:
+    try:
+        return new_folder(path)
+    except UserError as error:
+        refuse(error)  # what a resolver raises, OmegaConf would wrap
+
+
 def run(command: str) -> None:
     """Run `e3va command` with the words of `sys.argv` that follow it."""
     register_schemas()
     OmegaConf.register_new_resolver("choices", groups_as_text, replace=True)  # for the help templates of conf/
+    OmegaConf.register_new_resolver("new_folder", _folder_of_run, replace=True)  # for hydra.run.dir
     given = list(sys.argv)
     config_name = command.replace("-", "_")
     flags = get_args_parser().parse_args(given[2:])
     asks_only = flags.help or flags.hydra_help or flags.shell_completion
-    words = list(flags.overrides)
+    words, *others = [list(flags.overrides)]
     try:
         if not asks_only:
-            words = on_top_of_run(command, words)
-            checked(config_name, words)
+            words, *others = each_checked(command, words)
     except UserError as error:
         refuse(error)
 
     def task(cfg: DictConfig) -> None:
         sys.argv = given  # Lightning starts the other processes of a run with these words
         try:
-            import_module(f"e3va_cli.commands.{config_name}").run(cfg)
+            further = [compose(config_name, overrides=one) for one in others]
+            import_module(f"e3va_cli.commands.{config_name}").run(cfg, *further)
         except UserError as error:
             refuse(error)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +16,7 @@ CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"
 METRICS = "metrics.json"
 RESOURCES = "resources.json"
+BAD_BATCHES = "bad_batches.json"
 PICTURES = "predictions.png"
 DETECTIONS = "detections.json"
 CURVES = "precision_recall.png"
@@ -23,6 +27,35 @@ BEST = "best.ckpt"
 ADAPTER_CONFIG = "adapter_config.json"  # these three make an exported adapter
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CARD = "README.md"
+
+
+def claim_folder(path: Path) -> Path:
+    """Make a folder that was not there before: `path`, or that with -2, -3, ... at its end; two runs never share one.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    for number in count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from None
+    raise AssertionError("unreachable")
+
+
+@cache
+def new_folder(path: str) -> str:
+    """The folder of this process's run: Hydra asks for it more than once.
+
+    Of the processes that a cluster starts for one run, the first claims it.
+    """
+    if any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
+        return path
+    return str(claim_folder(Path(path)))
 
 
 def adapter_folder(path: str) -> Path | None:
@@ -40,7 +73,8 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
         UserError: neither of them, or a run that left no checkpoint.
     """
     given = Path(path)
-    run = given.parent.parent if given.is_file() else given
+    whole = Path(os.path.abspath(given))  # noqa: PTH100 (resolve() would leave the run by a link in it)
+    run = whole.parent.parent if given.is_file() else given
     checkpoint = given if given.is_file() else given / CHECKPOINTS / LAST
     if not given.exists():
         raise UserError(f"{option}={path}: no such run folder or checkpoint")
@@ -63,5 +97,6 @@ def config_of(run: Path) -> dict[str, Any] | None:
 
 
 def overrides_of(run: Path) -> list[str]:
-    """The command-line overrides that a run was started with."""
-    return [str(word) for word in OmegaConf.load(run / ".hydra" / "overrides.yaml")]
+    """The command-line overrides that a run was started with, nothing of them looked up."""
+    words = cast("list[str]", OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml")))
+    return [str(word) for word in words]

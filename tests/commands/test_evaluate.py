@@ -7,11 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from e3va_cli.commands import evaluate
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.export.trained import outlined, read_trained
-from e3va_cli.hydra_app import on_top_of_run
+from e3va_cli.hydra_app import named_runs, on_top_of_run
 from tests.export.crafted_runs import craft
 
 TINY = ["dataset.train_images=4", "dataset.val_images=3", "data.val_batch_size=2", "head.box.score_threshold=0.01"]
@@ -25,15 +26,19 @@ LABELLED = [
 ]
 
 
-def crafted(folder, *words):
+def crafted(folder, *words, **options):
     """A run of `words`, and an adapter exported from it."""
-    run = craft(folder / "run", *words)
+    run = craft(folder / "run", *words, **options)
     OmegaConf.save(OmegaConf.create(list(words)), run / ".hydra" / "overrides.yaml")
     trained = read_trained(str(run), "checkpoint")
     description = describe(trained, outlined(trained), run)
     OmegaConf.save(OmegaConf.create({**description["config"], "resume": None}), run / "config.yaml")
     write_adapter(folder / "adapter", trained.state, description, "fp32")
     return run, folder / "adapter"
+
+
+def on_top(place, *words):
+    return on_top_of_run("evaluate", list(words), str(place))
 
 
 def label_maps(root, classes="sky\nroad\ntree\n"):
@@ -49,16 +54,14 @@ def label_maps(root, classes="sky\nroad\ntree\n"):
 
 def test_words_of_an_adapter(config, tmp_path):
     run, adapter = crafted(tmp_path, *TINY, "adapter.rank=4")
-    ours = config(*on_top_of_run("evaluate", [f"checkpoint={adapter}"]), command="evaluate")
-    theirs = config(*on_top_of_run("evaluate", [f"checkpoint={run}"]), command="evaluate")
-    assert ours.pop("checkpoint") != theirs.pop("checkpoint")
+    ours, theirs = (config(*on_top(place, "checkpoint=x"), command="evaluate") for place in (adapter, run))
     assert ours == theirs and ours["adapter"]["rank"] == 4
 
 
 def test_what_is_given_goes_on_top(config, tmp_path):
     for place in crafted(tmp_path, *TINY):
-        words = ["dataset=coco", "dataset.root=x", "head.box.nms_iou=0.4", f"checkpoint={place}"]
-        found = config(*on_top_of_run("evaluate", words), command="evaluate")
+        words = ["dataset=coco", "dataset.root=x", "head.box.nms_iou=0.4", "checkpoint=x"]
+        found = config(*on_top(place, *words), command="evaluate")
         assert found["dataset"]["val_images"] == "val2017", "the data set is the one given"
         assert found["head"]["fpn_channels"] == 64, "the head stays the trained one"
         assert found["head"]["box"]["nms_iou"] == 0.4
@@ -68,14 +71,32 @@ def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
     run, adapter = crafted(tmp_path, *TINY)
     (run / ".hydra" / "overrides.yaml").write_text("- backbone=swin_t\n- backbone.pretrained=true\n")
     for place in (run, adapter):
-        words = on_top_of_run("evaluate", ["backbone.weights=FILE", f"checkpoint={place}"])
+        words = on_top(place, "backbone.weights=FILE", "checkpoint=x")
         backbone = config(*words, command="evaluate")["backbone"]
         assert backbone["weights"] == "FILE" and not backbone["pretrained"]
 
 
-def test_a_list_is_refused():
-    with pytest.raises(UserError, match="one at a time"):
-        on_top_of_run("evaluate", ["checkpoint=[a,b]"])
+def test_what_is_built_on():
+    assert named_runs("evaluate", ["checkpoint=a", "seed=1,2"]) == named_runs("evaluate", ["checkpoint=[a]"]) == ["a"]
+    assert named_runs("evaluate", ["checkpoint=['a b',7]"]) == ["a b", "7"], "a folder may be called 7"
+    assert named_runs("train", ["resume=null"]) == named_runs("train", []) == named_runs("evaluate", []) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "says"),
+    [
+        ("train", ["resume=[a,b]"], r"resume=\[a,b\]: resume takes one run"),
+        ("evaluate", ["checkpoint=a,b"], r"checkpoint=a,b: checkpoint takes a run .* \[A,B\]"),
+        ("evaluate", ["checkpoint=[a,[b]]"], "checkpoint takes"),
+        ("evaluate", ["checkpoint=null"], "checkpoint takes"),
+        ("evaluate", ["checkpoint=[]"], "checkpoint takes"),
+        ("evaluate", ["checkpoint=[a,b]", "pictures=1,2"], "pictures=1,2: one value at a time"),
+    ],
+)
+def test_what_cannot_be_built_on(command, words, says):
+    with pytest.raises(UserError, match=says) as refused:
+        named_runs(command, words)
+    assert len(refused.value.messages) == 1
 
 
 def test_nothing_of_a_strangers_words_is_composed(tmp_path):
@@ -85,25 +106,18 @@ def test_nothing_of_a_strangers_words_is_composed(tmp_path):
     content = json.loads(path.read_text())
     content["overrides"] = ["hydra.run.dir=/tmp/out", "+hydra.callbacks.x._target_=os.system"]
     path.write_text(json.dumps(content))
-    words = on_top_of_run("evaluate", [f"checkpoint={adapter}"])
+    words = on_top(adapter, "checkpoint=x")
     assert not any("hydra" in word for word in words)
     content["config"]["dataset"]["metric"] = "${oc.env:HOME}"
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="no plain text"):
-        on_top_of_run("evaluate", [f"checkpoint={adapter}"])
+        on_top(adapter, "checkpoint=x")
 
 
 def test_a_segmenter(e3va, tmp_path):
     root = tmp_path / "data"
     label_maps(root)
-    run = craft(tmp_path / "run", *LABELLED, f"dataset.root={root}")
-    # The crafted run numbers its classes by tens, a data set of label maps from 1.
-    import torch
-
-    path = run / "checkpoints" / "last.ckpt"
-    content = torch.load(path, weights_only=True)
-    content["e3va"]["category_ids"] = [1, 2, 3]
-    torch.save(content, path)
+    run = craft(tmp_path / "run", *LABELLED, f"dataset.root={root}", tens=False)
     e3va("export-adapter", f"checkpoint={run}", "output=adapter")
     done = e3va("evaluate", "checkpoint=adapter", "hydra.run.dir=out", "data.num_workers=0")
     names = {"metrics.json", "confusion.png", "predictions.png"}
@@ -134,3 +148,27 @@ def test_a_detector_on_another_data_set_with_its_classes(e3va, tmp_path, write_c
     done = e3va("evaluate", f"checkpoint={adapter}", *words, expect=2)
     (line,) = done.stderr.strip().splitlines()
     assert "trained on other classes than this data set has" in line
+
+
+def test_several_by_the_command(e3va, tmp_path):
+    """A run and the adapter exported from it: they have the same results, each in a folder of its own."""
+    places = ",".join(map(str, crafted(tmp_path, *TINY, "trainer.accelerator=cpu", tens=False)))
+    done = e3va("evaluate", f"checkpoint=[{places}]", "hydra.run.dir=out", "trainer.accelerator=cpu")
+    assert "run, adapter: in one pass of the backbone" in done.stdout
+    assert "run, mask" in done.stdout and "adapter, box" in done.stdout
+    out = tmp_path / "out"
+    names = {"metrics.json", "detections.json", "precision_recall.png", "predictions.png"}
+    assert {p.name for p in out.iterdir()} == {".hydra", "run", "adapter", "metrics.json"}
+    for name in names:
+        one, other = ((out / folder / name).read_bytes() for folder in ("run", "adapter"))
+        assert one == other, name
+    assert {p.name for p in (out / "run").iterdir()} == names
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == {name: json.loads((out / name / "metrics.json").read_text()) for name in ("run", "adapter")}
+    assert len(json.loads((out / "run" / "detections.json").read_text())) > 5
+
+
+def test_nothing_to_measure_is_refused(config):
+    cfg = OmegaConf.create(config("checkpoint=x", "trainer.limit_val_batches=0", command="evaluate"))
+    with pytest.raises(UserError, match=r"trainer\.limit_val_batches=0: nothing to measure"):
+        evaluate.run(cfg)

@@ -1,10 +1,7 @@
 """From a finished run to a folder that others evaluate: by the real commands."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,21 +10,6 @@ from omegaconf import OmegaConf
 from e3va_cli.commands import export_adapter
 from e3va_cli.errors import UserError
 from e3va_cli.run_folder import locate
-from tests.conftest import QUICK
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """One epoch on eight images, by the real command."""
-    folder = tmp_path_factory.mktemp("run")
-    subprocess.run(
-        [sys.executable, "-m", "e3va_cli", "train", *QUICK, f"hydra.run.dir={folder}/first"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
-    return folder / "first"
 
 
 def refused(done, *says):

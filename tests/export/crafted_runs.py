@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,8 +26,11 @@ SEGMENTER = [
 CLASSES = {5: ["circle", "square", "triangle", "star", "ring"], 3: ["sky", "road", "tree"]}
 
 
-def craft(folder: Path, *overrides: str, seed: int = 0) -> Path:
-    """A run folder of the configuration under `overrides`; what would be trained is drawn from `seed`."""
+def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Path:
+    """A run folder of the configuration under `overrides`; what would be trained is drawn from `seed`.
+
+    Classes have the numbers 10, 20, ... of a data set that counts in tens, else 1, 2, ... as the program's own do.
+    """
     register_schemas()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         config = plain(compose("train", overrides=list(overrides)))
@@ -38,9 +42,30 @@ def craft(folder: Path, *overrides: str, seed: int = 0) -> Path:
             f"model.{name}": value + 0.03 * torch.randn_like(value) if value.is_floating_point() else value
             for name, value in trained_state(model).items()
         }
-    about = about_model(model.identity, config, classes, [10 * k for k in range(1, len(classes) + 1)])
+    numbers = [(10 if tens else 1) * k for k in range(1, len(classes) + 1)]
+    about = about_model(model.identity, config, classes, numbers)
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": state, ABOUT: about, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("[]")
     return folder
+
+
+@contextmanager
+def counted(backbone):
+    """How often a backbone embeds images and runs its last block, the heaviest it has."""
+    counts = {"stem": 0, "block": 0}
+
+    def count(name):
+        def hook(*_):
+            counts[name] += 1
+
+        return hook
+
+    handles = [
+        backbone.model.patch_embed.register_forward_hook(count("stem")),
+        backbone.model.layers[-1].blocks[-1].mlp.register_forward_hook(count("block")),
+    ]
+    yield counts
+    for handle in handles:
+        handle.remove()

@@ -11,6 +11,7 @@ from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import config_digest, read_config
 from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
 from e3va_cli.export.description import describe, measured
+from e3va_cli.export.overrides import evaluation_words
 from e3va_cli.export.trained import backbone_of, build_trained, load_trained, outlined, read_trained
 from e3va_cli.model import build_model
 from e3va_cli.training.checkpoints import trained_state
@@ -346,9 +347,18 @@ def test_forging_itself_is_accepted(folder):
 
 
 def test_an_option_newer_than_the_run(folder):
-    """One that the method can do without, as `activations`, which changes nothing but memory."""
-    forge(folder, both("adapter", "activations", value=None))
-    assert "activations" not in read_trained(str(folder), "checkpoint").about["adapter"]
+    """One that the method can do without, as `activations`, which changes nothing but memory, or one of training."""
+
+    def change(content):
+        both("adapter", "activations", value=None)(content)
+        del content["config"]["trainer"]["precision"], content["config"]["data"]["num_workers"]
+
+    forge(folder, change)
+    about = read_trained(str(folder), "checkpoint").about
+    assert "activations" not in about["adapter"]
+    keys = {word.partition("=")[0] for word in evaluation_words(about["config"])}
+    assert keys >= {"adapter.rank", "data.batch_size", "trainer.limit_val_batches"}
+    assert not keys & {"adapter.activations", "data.num_workers", "trainer.precision"}
 
 
 def test_what_could_not_be_read_is_not_made(run, tmp_path):

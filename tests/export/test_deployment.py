@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from torch.nn.functional import interpolate
 
 from e3va_cli.commands import export_onnx
+from e3va_cli.composition import checked
+from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.export import deployment
 from e3va_cli.export.deployment import DifferenceError, Format, export_dense, require_exportable
@@ -175,3 +177,34 @@ def test_refused_before_anything_is_read(config, monkeypatch, tmp_path, words, s
     with pytest.raises(UserError, match=f"^{says}"):
         export_onnx.run(OmegaConf.create(config("checkpoint=nowhere", *words, command="export_onnx")))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.pt2", "x")]
+
+
+def test_more_than_an_onnx_file_can_hold(runs, monkeypatch, tmp_path):
+    message = pytest.importorskip("google.protobuf.message")
+    model, path = load(runs / "detector"), tmp_path / "model.onnx"
+
+    class Program:
+        """What the exporter gives of a model whose masks of windows, or whose weights, take more than 2 GiB."""
+
+        model = type("Model", (), {"graph": (), "metadata_props": {}})
+
+        @property
+        def model_proto(self):
+            raise message.EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: Program())
+    with pytest.raises(UserError, match=r"more than 2 GiB, .* write a \.pt2") as refused:
+        export_dense(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, about={})
+    assert len(refused.value.messages) == 1
+    monkeypatch.setattr(torch.onnx, "export", None)
+    monkeypatch.setattr(deployment, "ONNX_BYTES", 10**6)
+    with pytest.raises(UserError, match="more than 2 GiB"):  # before the export, which takes long
+        export_dense(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, about={})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tolerance", ["-0.1", "nan"])
+def test_a_tolerance_below_0_is_refused(tolerance):
+    register_schemas()
+    with pytest.raises(UserError, match=rf"tolerance={tolerance}: must be 0 or above"):
+        checked("export_onnx", ["checkpoint=x", "image_size=[96,128]", f"tolerance={tolerance}"])

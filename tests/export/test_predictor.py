@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +17,11 @@ from torchvision.transforms.v2.functional import resize
 import e3va_cli
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import as_image
+from e3va_cli.export.passes import distinct
 from e3va_cli.export.prediction import Detection, ImagePrediction
-from e3va_cli.export.predictor import Predictor, distinct, load_adapter, load_adapters
+from e3va_cli.export.predictor import Predictor, load_adapter, load_adapters
 from e3va_cli.export.together import predict_together
-from tests.export.crafted_runs import SEGMENTER, SMALL, craft
+from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
 
 SCORE = 0.2
 
@@ -50,26 +50,6 @@ def picture(tmp_path_factory):
     smooth = torch.nn.functional.interpolate(torch.rand(1, 3, 6, 8), (150, 200), mode="bicubic")[0].clamp(0, 1)
     Image.fromarray((255 * smooth).byte().permute(1, 2, 0).numpy()).save(path)
     return path
-
-
-@contextmanager
-def counted(backbone):
-    """How often a backbone embeds images and runs its last block, the heaviest it has."""
-    counts = {"stem": 0, "block": 0}
-
-    def count(name):
-        def hook(*_):
-            counts[name] += 1
-
-        return hook
-
-    handles = [
-        backbone.model.patch_embed.register_forward_hook(count("stem")),
-        backbone.model.layers[-1].blocks[-1].mlp.register_forward_hook(count("block")),
-    ]
-    yield counts
-    for handle in handles:
-        handle.remove()
 
 
 def same(one: ImagePrediction, other: ImagePrediction) -> bool:
@@ -115,11 +95,11 @@ def test_what_cannot_share_a_pass_runs_by_itself(runs, picture):
     together = load_adapters([runs / name for name in names])
     adapters = {adapter.name: adapter for adapter in together.adapters}
     assert [[a.name for a in shared] for shared in together.passes] == [
-        ["detector", "segmenter"],
-        ["larger"],
         ["lora"],
+        ["detector", "segmenter"],
         ["windows"],
         ["full"],
+        ["larger"],
     ]
     assert "adapter=lora" in adapters["lora"].alone and "windows" in adapters["windows"].alone
     backbones = {name: adapter.model.extractor.backbone for name, adapter in adapters.items()}

@@ -8,30 +8,73 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from e3va_cli.commands.console import console
+from e3va_cli.commands.listed import listed
+from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import hide_lightning_hints, print_results
 from e3va_cli.composition import plain
-from e3va_cli.export.trained import load_trained, read_trained
+from e3va_cli.errors import UserError
+from e3va_cli.export.evaluation import Evaluation, build_evaluation, by_image_size, read_candidates
+from e3va_cli.export.passes import Adapter, passes_of
+from e3va_cli.files import write_json
+from e3va_cli.metrics import Results
 from e3va_cli.run_folder import METRICS, PICTURES
-from e3va_cli.training.checkpoints import ABOUT, verify
-from e3va_cli.training.run import build_run
 
 
-def run(cfg: DictConfig) -> None:
-    """Measure what was trained on the validation images."""
+def run(cfg: DictConfig, *others: DictConfig) -> None:
+    """Measure what was trained on the validation images; `others` are the configurations of further checkpoints."""
     hide_lightning_hints()
-    config = plain(cfg)
-    trained = read_trained(config.pop("checkpoint"), "checkpoint")
+    configs = [plain(one) for one in (cfg, *others)]
+    if configs[0]["trainer"]["limit_val_batches"] == 0:
+        raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
+    (paths, *_) = [listed(config.pop("checkpoint")) for config in configs]
+    candidates = read_candidates(paths, configs)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    run = build_run(config, folder, evaluate_only=True)
-    verify({ABOUT: trained.about}, trained.path, run.task.about)
-    load_trained(run.model, trained)
-    run.trainer.validate(run.task, run.data, verbose=False)
-    if run.trainer.is_global_zero and run.task.results is not None:
-        print_results(run.task.results)
-        files = {METRICS: "all of these results", **run.task.evaluator.leave(folder)}
-        if draw_predictions(run.model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES):
-            files[PICTURES] = "validation images with what was found"
-        console.print(f"\nEvaluation: {folder}")
-        for name, what in files.items():
-            console.print(f"  {name:<22} {what}")
+    files: dict[str, dict[str, str]] = {}
+    results: Results = {one.name: None for one in candidates}  # in this order
+    for group in by_image_size(candidates):
+        evaluation = build_evaluation(group, folder)
+        trainer = evaluation.run.trainer
+        if trainer.is_global_zero and len(candidates) > 1:
+            print_passes(passes_of(evaluation.adapters))
+        trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)
+        if trainer.is_global_zero:
+            for adapter in evaluation.adapters:
+                results[adapter.name] = evaluation.results[adapter.name]
+                place = folder if len(candidates) == 1 else folder / adapter.name
+                files[adapter.name] = leave(evaluation, adapter, place)
+    if trainer.is_global_zero:
+        report(results, files, folder)
+
+
+def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:
+    """The files of one adapter's evaluation: what each holds, by its name."""
+    evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val
+    write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
+    files = {METRICS: "all of these results", **evaluator.leave(folder)}
+    if draw_predictions(adapter.model, val, evaluator.images, adapter.config["pictures"], folder / PICTURES):
+        files[PICTURES] = "validation images with what was found"
+    return files
+
+
+def report(results: Results, files: dict[str, dict[str, str]], folder: Path) -> None:
+    """Print the results and where they lie; of several, write them together too."""
+    if len(results) == 1:
+        (name,) = results
+        print_results(results[name])
+        lines = files[name]
+    else:
+        print_results(side_by_side(results))
+        write_json(folder / METRICS, results)
+        lines = {METRICS: "all of these results", **{f"{name}/": ", ".join(files[name]) for name in results}}
+    console.print(f"\nEvaluation: {folder}", markup=False)
+    for name, what in lines.items():
+        console.print(f"  {name:<22} {what}", markup=False)
+
+
+def side_by_side(results: Results) -> Results:
+    """The results of several as if they were kinds of results of one."""
+    rows: Results = {}
+    for name, of_one in results.items():
+        rows |= {name: of_one} if "per_class" in of_one else {f"{name}, {kind}": of_one[kind] for kind in of_one}
+    return rows

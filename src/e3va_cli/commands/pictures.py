@@ -12,11 +12,12 @@ from e3va_cli.data import DenseDataset, collate
 from e3va_cli.data.drawing import draw_sample, grid, save_png
 from e3va_cli.data.segmentation_drawing import draw_segments
 from e3va_cli.errors import UserError
-from e3va_cli.heads import Detections, Segmentation
+from e3va_cli.export.images import as_image
+from e3va_cli.export.prediction import prediction_of
+from e3va_cli.export.predictor import LEAST_SCORE
 from e3va_cli.model import DenseModel
 
 COLUMNS = 4
-LEAST_SCORE = 0.5  # of the findings that are drawn
 
 
 def draw_annotations(dataset: DenseDataset, count: int, path: Path) -> bool:
@@ -43,19 +44,14 @@ def draw_predictions(model: DenseModel, dataset: DenseDataset, evaluated: int, c
     drawn = []
     for index in _spread(evaluated, count):
         image, target = dataset[index]
+        size = (image.shape[1], image.shape[2])
         batch = collate([(image, target)]).to(device)
-        found = model.predict(batch.images, batch.image_sizes)[0].cpu()
-        drawn.append(draw_found(image, found, dataset.classes))
+        (found,) = model.predict(batch.images, batch.image_sizes)
+        prediction = prediction_of(
+            found, image, size, classes=dataset.classes, category_ids=dataset.category_ids, score=LEAST_SCORE
+        )
+        drawn.append(as_image(prediction.draw()))
     return _save(drawn, path)
-
-
-def draw_found(image: Tensor, found: Detections | Segmentation, classes: list[str]) -> Tensor:
-    """Draw what a head found in an image, uint8 (3, H, W)."""
-    if isinstance(found, Segmentation):
-        return draw_segments(image, found.labels((image.shape[1], image.shape[2])), classes)
-    found = found.above(LEAST_SCORE)
-    masks = torch.stack(list(found.full_masks())) if found.masks is not None and len(found) else None
-    return draw_sample(image, found.boxes, found.labels, classes, masks=masks, scores=found.scores)
 
 
 def _spread(length: int, count: int) -> Iterator[int]:

@@ -15,12 +15,16 @@ from torch import Tensor
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.image_inputs import find_images
+from e3va_cli.commands.listed import listed
+from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.prediction_files import PREDICTIONS, PredictionFiles
 from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import as_image
-from e3va_cli.export.predictor import Together, load_adapters
+from e3va_cli.export.predictor import load_adapters
+from e3va_cli.run_folder import claim_folder
 
+NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results
 DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda"}
 
 
@@ -28,12 +32,16 @@ def run(cfg: DictConfig) -> None:
     """Find and draw; exit code 1 if a file could not be read."""
     config = plain(cfg)
     require_usable(config)
-    files = find_images(_listed(config["input"]))
+    files = find_images(listed(config["input"]))
     device, option = DEVICES[config["accelerator"]], "checkpoint"
-    together = load_adapters(_listed(config["checkpoint"]), device=device, option=option, **config["backbone"])
-    folder = Path(config["output"]) if config["output"] else new_folder()
+    together = load_adapters(listed(config["checkpoint"]), device=device, option=option, **config["backbone"])
+    folder = Path(config["output"]) if config["output"] else claim_folder(Path("runs") / f"{datetime.now():{NAME}}")
     output = PredictionFiles(folder, files, together.adapters, score=config["score"], pictures=config["pictures"])
-    print_passes(together)
+    for adapter in together.adapters:
+        line = f"{adapter.name}: {adapter.task}, {len(adapter.classes)} classes, of {adapter.path}"
+        console.print(line, markup=False)
+    if len(together.adapters) > 1:
+        print_passes(together.passes)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("Predicting", total=len(files))
         for batch in batches(files, config["batch_size"], output.skip):
@@ -58,36 +66,10 @@ def require_usable(config: dict[str, Any]) -> None:
         mistakes.append(f"accelerator={config['accelerator']}: one of {', '.join(DEVICES)}")
     elif config["accelerator"] == "gpu" and not torch.cuda.is_available():
         mistakes.append("accelerator=gpu: PyTorch sees no CUDA GPU here; use accelerator=cpu")
-    if not _listed(config["checkpoint"]):
+    if not listed(config["checkpoint"]):
         mistakes.append("checkpoint=[]: nothing to do; give at least one run or adapter")
     if mistakes:
         raise UserError(*mistakes)
-
-
-def new_folder() -> Path:
-    """A folder under runs/ that is not there yet."""
-    base = Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_predict"
-    path, number = base, 1
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
-
-
-def print_passes(together: Together) -> None:
-    """Which adapters there are, and which of them share a pass of the backbone."""
-    for adapter in together.adapters:
-        line = f"{adapter.name}: {adapter.task}, {len(adapter.classes)} classes, of {adapter.path}"
-        console.print(line, markup=False)
-    if len(together.adapters) < 2:
-        return
-    for adapters in together.passes:
-        names = ", ".join(adapter.name for adapter in adapters)
-        resize = adapters[0].resize
-        sharing = "in one pass of the backbone" if len(adapters) > 1 else "a pass of its own"
-        sides = f"images of short side {resize.size} and long side up to {resize.max_size}"
-        how = adapters[0].alone or f"{sharing}, for {sides}"
-        console.print(f"{names}: {how}", markup=False)
 
 
 def batches(
@@ -105,7 +87,3 @@ def batches(
             batch = []
     if batch:
         yield batch
-
-
-def _listed(value: Any) -> list[str]:
-    return [str(one) for one in (value if isinstance(value, list) else [value])]

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from e3va_cli.errors import UserError
+from e3va_cli.export.passes import Adapter, distinct
 from e3va_cli.export.prediction import Detection, ImagePrediction
-from e3va_cli.export.predictor import Adapter, distinct
 from e3va_cli.files import replacing, write_json
 
 PREDICTIONS = "predictions.json"

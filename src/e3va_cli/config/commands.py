@@ -42,7 +42,7 @@ class TrainConfig(Config):
 class EvaluateConfig(Config):
     """`e3va evaluate`."""
 
-    checkpoint: str = MISSING
+    checkpoint: Any = MISSING
 
 
 @dataclass

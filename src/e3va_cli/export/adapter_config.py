@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.config import NEEDED, SCHEMAS, problems
 from e3va_cli.config.adapters import AdapterConfig
-from e3va_cli.config.backbones import BackboneConfig
+from e3va_cli.config.backbones import NAME, BackboneConfig, architecture_faults
 from e3va_cli.config.commands import Config
 from e3va_cli.config.datasets import DataConfig
 from e3va_cli.config.training import OptimizerConfig, TrainerConfig
@@ -49,9 +49,8 @@ TYPES: dict[str, type] = {
     "optimizer": OptimizerConfig,
     "trainer": TrainerConfig,
 }
-LATER_OPTIONS = ("backbone", "adapter", "head", "optimizer", "schedule")
+LATER_OPTIONS = ("backbone", "adapter", "head", "data", "optimizer", "schedule", "trainer")
 """Where an option may be missing: one that is newer than the run. Building the model tells if it was needed."""
-NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 DIGEST = re.compile(r"[0-9a-f]{64}")
 HUB_WEIGHTS = ("pretrained", "file", "random")
 
@@ -172,12 +171,10 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
         whole[group] = typed
     yield from (f"config.{problem}" for problem in problems(whole) if not problem.endswith(NEEDED))
     backbone = config["backbone"]
-    for key in ("name", "timm_name"):
-        if not NAME.fullmatch(backbone[key]):
-            yield f"config.backbone.{key}={backbone[key]}: not the name of an architecture"
-    for key, value in backbone["model_args"].items():
-        if not key.isidentifier() or any(True for _ in _texts(value, key)) or isinstance(value, dict):
-            yield f"config.backbone.model_args.{key} is no number or list of numbers"
+    if not NAME.fullmatch(backbone["name"]):
+        yield f"config.backbone.name={backbone['name']}: not the name of an architecture"
+    for fault in architecture_faults(backbone["timm_name"], backbone["model_args"]):
+        yield f"config.backbone.{fault}"
 
 
 def _differs(typed: Any, given: Any) -> bool:

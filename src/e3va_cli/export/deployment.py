@@ -26,6 +26,7 @@ from e3va_cli.model import DenseModel
 ABOUT = "e3va"  # what the file calls the JSON on its use
 INPUT, BATCH = "images", "batch"
 TRACED = 2  # images: of one, an exporter would take the batch for fixed
+ONNX_BYTES = 2**31  # protobuf's limit of a message
 CHECKED = (1, 3)  # images at once when a file is compared with PyTorch
 
 
@@ -86,7 +87,17 @@ class Format:
 
 
 def write_onnx(part: DensePart, images: Tensor, names: list[str], about: str, path: Path) -> None:
-    """Write ONNX: one file, weights included; the batch is free."""
+    """Write ONNX: one file, weights included; the batch is free.
+
+    Raises:
+        UserError: it would be larger than such a file can be.
+    """
+    too_large = UserError(
+        "output: more than 2 GiB, which protobuf, and so an ONNX file, cannot hold; write a .pt2, or give a smaller "
+        "image_size, of which the masks of shifted windows are a part of the file"
+    )
+    if sum(value.nbytes for value in part.state_dict().values()) >= ONNX_BYTES:
+        raise too_large
     program = torch.onnx.export(
         part,
         (images,),
@@ -100,7 +111,11 @@ def write_onnx(part: DensePart, images: Tensor, names: list[str], about: str, pa
     for node in program.model.graph:
         node.metadata_props.clear()  # the lines of source that made it, with the paths of this machine
     program.model.metadata_props[ABOUT] = about
-    path.write_bytes(program.model_proto.SerializeToString())
+    try:
+        content = program.model_proto.SerializeToString()
+    except (ValueError, import_module("google.protobuf.message").EncodeError):  # by release of protobuf
+        raise too_large from None
+    path.write_bytes(content)
 
 
 def load_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:

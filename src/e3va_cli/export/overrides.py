@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 MODEL = ("backbone", "adapter", "head")
-MEASURED_WITH = ("trainer.precision", "trainer.limit_val_batches", "seed", "pictures")
+MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer
 FREE = "backbone.model_args"  # its keys are no part of the schema
 
 
@@ -19,13 +19,10 @@ def model_words(config: dict[str, Any]) -> list[str]:
 
 def evaluation_words(config: dict[str, Any]) -> list[str]:
     """Overrides that make all of a plain configuration that an evaluation depends on."""
-    words = [*model_words(config), *_group(config, "dataset"), *_leaves("data", config["data"])]
-    for key in MEASURED_WITH:
-        value: Any = config
-        for part in key.split("."):
-            value = value[part]
-        words += _leaves(key, value)
-    return words
+    trainer = {key: config["trainer"][key] for key in MEASURED_WITH if key in config["trainer"]}
+    measured: dict[str, Any] = {key: config[key] for key in ("data", "seed", "pictures")} | {"trainer": trainer}
+    words = [*model_words(config), *_group(config, "dataset")]
+    return words + [word for key, value in measured.items() for word in _leaves(key, value)]
 
 
 def _group(config: dict[str, Any], group: str) -> Iterator[str]:

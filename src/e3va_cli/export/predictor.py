@@ -2,55 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
 
-from e3va_cli.data import build_transforms, collate
-from e3va_cli.data.transforms import ShortestSide
+from e3va_cli.data import Batch, collate
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import ImageLike, as_image
+from e3va_cli.export.passes import Adapter, find, names_of, passes_of
 from e3va_cli.export.prediction import ImagePrediction, prediction_of
-from e3va_cli.export.together import leaves_backbone, predict_together
+from e3va_cli.export.together import leaves_backbone
 from e3va_cli.export.trained import Trained, backbone_of, build_trained, read_trained, require_same_backbone
-from e3va_cli.heads import Detections, Segmentation
-from e3va_cli.model import DenseModel
-from e3va_cli.run_folder import CHECKPOINTS, adapter_folder
 
 LEAST_SCORE = 0.5  # of an object, unless another is asked for
-Found = Detections | Segmentation
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A trained model and what it takes to use it.
-
-    Attributes:
-        name: its run's or folder's; no two that are loaded together have the same.
-        path: what it was read from.
-        model: in eval mode.
-        classes, category_ids: of label k at index k - 1.
-        resize: how its images are resized, as in the evaluation of its run.
-        alone: why it cannot share a pass of the backbone with others; empty if it can.
-    """
-
-    name: str
-    path: Path
-    model: DenseModel
-    classes: list[str]
-    category_ids: list[int]
-    resize: ShortestSide
-    alone: str
-
-    @property
-    def task(self) -> str:
-        """Detection or segmentation."""
-        return "segmentation" if "semantic" in self.model.head.needs else "detection"
 
 
 class Together:
@@ -66,14 +32,10 @@ class Together:
 
     def __init__(self, adapters: Sequence[Adapter], device: torch.device) -> None:
         self.adapters = list(adapters)
+        self.passes = passes_of(adapters)
         self.device = device
         for adapter in self.adapters:
             adapter.model.to(device)
-        shared: dict[tuple[int, int], list[Adapter]] = {}
-        for adapter in self.adapters:
-            if not adapter.alone:
-                shared.setdefault((adapter.resize.size, adapter.resize.max_size), []).append(adapter)
-        self.passes = [*shared.values(), *([adapter] for adapter in self.adapters if adapter.alone)]
 
     @overload
     def predict(
@@ -101,7 +63,12 @@ class Together:
 
     def _predict_batch(self, given: Sequence[ImageLike], score: float) -> list[dict[str, ImagePrediction]]:
         images = [as_image(one) for one in given]
-        found = self._find(images)
+
+        def batch_for(adapter: Adapter) -> Batch:
+            resize = adapter.resize
+            return collate([resize(image, {}) for image in images]).to(self.device)
+
+        found = find(self.passes, batch_for)
         return [
             {
                 adapter.name: prediction_of(
@@ -116,18 +83,6 @@ class Together:
             }
             for index, image in enumerate(images)
         ]
-
-    def _find(self, images: Sequence[Tensor]) -> dict[str, Sequence[Found]]:
-        """What is found in each image resized, by the adapters' names."""
-        found: dict[str, Sequence[Found]] = {}
-        for adapters in self.passes:
-            batch = collate([adapters[0].resize(image, {}) for image in images]).to(self.device)
-            if len(adapters) == 1:
-                found[adapters[0].name] = adapters[0].model.predict(batch.images, batch.image_sizes)
-                continue
-            results = predict_together([a.model for a in adapters], batch.images, batch.image_sizes)
-            found.update(zip((a.name for a in adapters), results, strict=True))
-        return found
 
 
 class Predictor:
@@ -180,34 +135,28 @@ def load_adapters(
         UserError: something cannot be read or does not fit its backbone, or the backbones differ.
     """
     trained = [read_trained(str(path), option) for path in paths]
-    _require_one_backbone(trained, option)
+    require_one_backbone(trained, option)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     given = {"weights": weights, "pretrained": pretrained}
     options = {key: value for key, value in given.items() if value is not None}
-    names = distinct(_name(Path(path)) for path in paths)
-    return Together(list(_adapters(names, trained, options)), place)
+    return Together(list(_adapters(names_of(paths), trained, options)), place)
 
 
 def _adapters(names: Sequence[str], trained: Sequence[Trained], options: dict[str, Any]) -> Iterator[Adapter]:
     shared = None
     for name, one in zip(names, trained, strict=True):
-        method = one.about["adapter"]["name"]
-        if not leaves_backbone(method):
-            alone = f"on a backbone of its own, which adapter={method} changes"
-            backbone, identity = backbone_of(one, **options)
-        else:
-            alone = "in passes of its own, as its windows slide" if one.about["head"].get("window") else ""
-            shared = shared or backbone_of(one, **options)
-            backbone, identity = shared
-            require_same_backbone(one, identity)
         about = one.about
-        val: Any = build_transforms(about["config"]["dataset"]).val()
-        (resize,) = (step for step in val.transforms if isinstance(step, ShortestSide))
-        model = build_trained(one, backbone, identity)
-        yield Adapter(name, one.path, model, about["classes"], about["category_ids"], resize, alone)
+        if leaves_backbone(about["adapter"]["name"]):
+            shared = shared or backbone_of(one, **options)
+            require_same_backbone(one, shared[1])
+            model = build_trained(one, *shared)
+        else:
+            model = build_trained(one, *backbone_of(one, **options))
+        yield Adapter(name, one.path, model, about["config"], about["classes"], about["category_ids"])
 
 
-def _require_one_backbone(trained: Sequence[Trained], option: str) -> None:
+def require_one_backbone(trained: Sequence[Trained], option: str) -> None:
+    """Raises UserError unless all were trained on the same weights of a backbone; names `option`."""
     identities = {one.path: one.about["backbone"] for one in trained}
     if len({identity["fingerprint"] for identity in identities.values()}) > 1:
         listed = ", ".join(f"{path} ({i['name']}, {i['fingerprint'][:12]})" for path, i in identities.items())
@@ -215,27 +164,3 @@ def _require_one_backbone(trained: Sequence[Trained], option: str) -> None:
             f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
             "use them one at a time"
         )
-
-
-def _name(path: Path) -> str:
-    """A run's or folder's name; of a checkpoint given by itself, with its own."""
-    path = (adapter_folder(str(path)) or path).absolute()  # a link keeps the name that it was given by
-    path = path.resolve() if path.name == ".." else path
-    if path.is_file() and path.parent.name == CHECKPOINTS:
-        return f"{path.parent.parent.name}-{path.stem}"
-    return path.stem if path.is_file() else path.name
-
-
-def distinct(names: Iterable[str]) -> list[str]:
-    """The names, numbered where they would be the same: in files too, where upper and lower case may count as one."""
-    taken: set[str] = set()
-    times: Counter[str] = Counter()
-    found = []
-    for name in names:
-        candidate = name
-        while candidate.casefold() in taken:
-            times[name.casefold()] += 1
-            candidate = f"{name}-{times[name.casefold()] + 1}"
-        taken.add(candidate.casefold())
-        found.append(candidate)
-    return found

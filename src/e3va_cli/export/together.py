@@ -39,10 +39,12 @@ def predict_together(
     """What `DenseModel.predict` of each model gives, with one pass of the backbone for all.
 
     Args:
-        models: on one and the same backbone module, under methods that leave it as it is; their heads ask for the
-            features of whole images, once.
+        models: one of any kind, or several on one and the same backbone module, under methods that leave it as it is;
+            their heads ask for the features of whole images, once.
         images: uint8 (B, 3, H, W), padded from `image_sizes`.
     """
+    if len(models) == 1:
+        return [models[0].predict(images, image_sizes)]
     batch = models[0].normalise(images, image_sizes)
     features = run_together([_highway(model.extractor) for model in models], batch.tensors)
     return [model.head.predict(lambda _: features.pop(0), batch) for model in models]
