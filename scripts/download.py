@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import lzma
 import re
 import shlex
 import shutil
 import ssl
 import stat
+import struct
 import sys
 import tarfile
 import time
@@ -117,8 +119,13 @@ PAUSES = (1, 2, 4, 8, 16)  # seconds before each new attempt; counted anew whene
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 2**20
 GIB = 2**30
+GROWTH = 20  # times that an archive may grow when it is unpacked: text grows several times, zeros a thousand
+SMALL = GIB  # what may grow more, as it fills no disk
 NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-BROKEN_ARCHIVE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError)
+BROKEN_ARCHIVE = (
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
+    *(EOFError, RuntimeError, ValueError, OverflowError),
+)
 
 
 @contextmanager
@@ -282,7 +289,7 @@ class Member:
     def safe(self) -> bool:
         """Whether it would be a file or a folder, and below the folder that the archive is unpacked to."""
         paths = [PureWindowsPath(path) for path in self.paths]  # reads / and \ alike
-        return self.plain and not any(path.anchor or ".." in path.parts for path in paths)
+        return self.plain and self.size >= 0 and not any(path.anchor or ".." in path.parts for path in paths)
 
 
 def members(archive: zipfile.ZipFile | tarfile.TarFile) -> list[Member]:
@@ -321,6 +328,11 @@ def extract(file: Path, folder: str, temporary: Path) -> None:
                 )
         wanted = [member for member in index if PurePosixPath(member.paths[0]).is_relative_to(folder)]
         size = sum(member.size for member in wanted)
+        if size > max(SMALL, GROWTH * size_of(file)):
+            raise UserError(
+                f"{file}: refused, as its {size_of(file) / GIB:.2f} GiB would become {size / GIB:,.2f} GiB; "
+                "remove the file, then run again"
+            )
         require_space(temporary.parent, size, f"unpacking {file.name}")
         with progress_bar(f"{file.name}: unpacking", size) as advance:
             for member in wanted:
@@ -346,6 +358,8 @@ def unpack(part: Part, files: Sequence[Path], base: Path) -> None:
         for file in files:
             try:
                 extract(file, part.folder, temporary)
+            except UserError:
+                raise
             except BROKEN_ARCHIVE as error:
                 raise UserError(
                     f"{file}: cannot be unpacked ({first_line(error)}); remove it, then run again"

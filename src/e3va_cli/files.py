@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_regular(path: Path) -> None:
+    """Make sure that reading comes to an end: opening a pipe would wait for ever, and some devices never end.
+
+    Raises:
+        OSError: there is nothing, or a folder, pipe or device.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,3 +1,4 @@
+import os
 import re
 
 import pytest
@@ -84,6 +85,10 @@ class Malicious:
         (lambda p: p.write_bytes(b"not weights"), "cannot be read"),
         (lambda p: torch.save(Malicious(), p), "cannot be read"),
         (lambda p: torch.save([1, 2], p), "no state_dict"),
+        (lambda p: torch.save({1: torch.ones(1)}, p), "no state_dict"),
+        (lambda p: torch.save({"model": {"a": torch.ones(1), "b": "text"}}, p), "no state_dict"),
+        (lambda p: p.mkdir(), "no such file"),
+        (os.mkfifo, "no such file"),
     ],
 )
 def test_unusable_files_are_refused_in_one_line(tmp_path, capsys, write, says):
@@ -93,6 +98,23 @@ def test_unusable_files_are_refused_in_one_line(tmp_path, capsys, write, says):
         load(path)
     assert "\n" not in str(error.value)
     assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to(torch.int64),
+        lambda t: t.to(torch.complex64),
+        lambda t: t.to("meta"),
+    ],
+)
+def test_weights_that_hold_no_plain_numbers(donor, tmp_path, change):
+    name = "patch_embed.proj.bias"
+    torch.save({**donor[0].state_dict(), name: change(donor[0].state_dict()[name])}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=rf"1 of another type: {name}|holds no state_dict") as error:
+        load(tmp_path / "odd.pth")
+    assert "\n" not in str(error.value)
 
 
 def test_a_cut_safetensors_file(donor, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import re
@@ -19,11 +20,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
+from e3va_cli.errors import UserError
 from scripts import download
 from scripts.download import DATA_SETS, Archive, DataSet, Part
 
@@ -454,6 +459,78 @@ def test_malicious_archive_is_refused(case, server, run, tmp_path):
         "secret",
         f"data/base/{name}",
     }
+
+
+def test_bomb_is_refused(server, run, monkeypatch):
+    data = zipped(*INSIDE["train2017.zip"], data=lambda _: bytes(10**6))
+    data_set = one_part(server.archive("train2017.zip", data))
+    monkeypatch.setattr(download, "SMALL", 10**6)
+    assert re.search(r"train2017.zip: refused, as its 0.00 GiB would become 0.00 GiB", run(data_set, expect=2))
+    assert run.files() == {"train2017.zip"}
+
+
+def test_sparse_file_counts_as_what_it_becomes(server, run, monkeypatch):
+    entry = tar_entry("train2017/a.jpg", tarfile.GNUTYPE_SPARSE)
+    entry.size = 10 * 2**40
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        header = bytearray(entry.tobuf(tarfile.GNU_FORMAT))
+        header[483:495] = tarfile.itn(10 * 2**40, 12, tarfile.GNU_FORMAT)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        archive.fileobj.write(bytes(header))
+    error = run(one_part(server.archive("x.tar", stream.getvalue()), holds={}), expect=2)
+    assert "refused" in error or "cannot be unpacked" in error or "needs" in error
+    assert run.files() == {"x.tar"}
+
+
+KINDS = {
+    "stored.zip": zipfile.ZIP_STORED,
+    "deflated.zip": zipfile.ZIP_DEFLATED,
+    "bzip2.zip": zipfile.ZIP_BZIP2,
+    "lzma.zip": zipfile.ZIP_LZMA,
+    "plain.tar": "w",
+    "gzip.tar": "w:gz",
+    "bzip2.tar": "w:bz2",
+    "xz.tar": "w:xz",
+}
+
+
+def packed(name: str) -> bytes:
+    stream = io.BytesIO()
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(stream, "w", KINDS[name]) as archive:
+            for entry in ("train2017/a.jpg", "train2017/b.jpg"):
+                archive.writestr(entry, content(entry))
+    else:
+        with tarfile.open(fileobj=stream, mode=KINDS[name]) as archive:
+            for entry in ("train2017/a.jpg", "train2017/b.jpg"):
+                info = tarfile.TarInfo(entry)
+                info.size = len(content(entry))
+                archive.addfile(info, io.BytesIO(content(entry)))
+    return stream.getvalue()
+
+
+PACKED = {name: packed(name) for name in KINDS}
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(list(KINDS)), st.data())
+def test_changed_archive_is_unpacked_or_refused(name, data):
+    """A few bytes changed, most of them where names and sizes stand."""
+    archive = bytearray(PACKED[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        ends = st.one_of(st.integers(0, 200), st.integers(len(archive) - 200, len(archive) - 1))
+        at = data.draw(st.one_of(ends, st.integers(0, len(archive) - 1)))
+        archive[at] = data.draw(st.one_of(st.sampled_from(b"\0/.\\12\x7f\xff"), st.integers(0, 255)))
+    with TemporaryDirectory() as folder:
+        base = Path(folder) / "data/base"
+        base.mkdir(parents=True)
+        (base / name).write_bytes(archive)
+        with contextlib.suppress(UserError, OSError):  # either becomes one line
+            download.unpack(Part("train2017", (), {"*.jpg": 2}), [base / name], base)
+        found = {str(path.relative_to(base)) for path in Path(folder).rglob("*") if not path.is_dir()}
+        assert all(path == name or path.startswith("train2017/") for path in found)
 
 
 def test_hard_link_within_a_tar_archive_is_a_file(server, run):

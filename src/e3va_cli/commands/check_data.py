@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -19,23 +21,34 @@ from e3va_cli.errors import UserError
 
 
 def run(cfg: DictConfig) -> None:
-    """Report all problems of both splits and draw samples; exit code 1 if there are problems."""
+    """Report all problems of both splits and draw samples; exit code 1 if there are problems.
+
+    Raises:
+        UserError: a split is not there or cannot be looked at; the other one is reported on before.
+    """
     config = plain(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     source = build_source(config["dataset"])
-    sound = True
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
+    sound, refusals = True, []
     for split in SPLITS:
-        report = check_with_progress(source, split)
+        try:
+            report = check_with_progress(source, split)
+        except UserError as error:
+            refusals += error.messages
+            continue
         print_report(report)
         sound = sound and report.ok
         try:
             dataset = source.open(split, None)
         except UserError as error:
-            console.print(f"[red]Cannot be trained on:[/] {error}\n")
+            console.print(f"[red]Cannot be trained on:[/] {escape(str(error))}\n")
             continue
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config["pictures"], picture):
-            console.print(f"Annotated samples: {picture}\n")
+            console.print(f"Annotated samples: {escape(str(picture))}\n")
+    if refusals:
+        raise UserError(*dict.fromkeys(refusals))
     if not sound:
         console.print(
             "[yellow]There are problems.[/] `e3va train` leaves unusable boxes out and stops at a file that is broken."
@@ -57,5 +70,5 @@ def print_report(report: Report) -> None:
         console.print(line, markup=False)
     table = Table("class", report.unit, title=None)
     for name, count in sorted(report.per_class.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{count:,}")
+        table.add_row(escape(name), f"{count:,}")
     console.print(table)

@@ -29,7 +29,7 @@ class BackboneConfig:
 
 
 def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:
-    """What makes options more than those of an architecture: they come with checkpoints, and timm reads files they name."""
+    """What makes options more than those of an architecture: they come with checkpoints, and may name files to timm."""
     if not NAME.fullmatch(timm_name):
         yield f"timm_name={timm_name}: not the name of an architecture"
     for key, value in model_args.items():

@@ -26,6 +26,7 @@ from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.source import Split, register
 from e3va_cli.data.targets import Target, decode_image, read_image
 from e3va_cli.errors import UserError
+from e3va_cli.text import printable
 
 NESTED = "ADEChallengeData2016"  # the folder in the archive that people download
 CLASS_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")
@@ -63,7 +64,8 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
             raise UserError(f"no images in {images}; {what_is_there(images / 'any')}")
         if missing := [name for stem, name in of_images.items() if stem not in of_labels]:
             raise UserError(
-                f"{images / missing[0]}{and_more(missing)} has no label map {Path(missing[0]).stem}.png in {labels}; "
+                f"{printable(images / missing[0])}{and_more(missing)} has no label map "
+                f"{printable(Path(missing[0]).stem)}.png in {labels}; "
                 f"add it, or take the image out; {ADVICE}"
             )
         self._files = PackedList((name, of_labels[stem]) for stem, name in of_images.items())
@@ -77,7 +79,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         height, width = image.shape[1:]
         labels = decode_image(self.labels / label_name)
         for _, fault in label_map_faults(labels, (width, height), len(self.classes)):
-            raise UserError(f"{self.labels / label_name}: {fault}; {ADVICE}")
+            raise UserError(f"{printable(self.labels / label_name)}: {fault}; {ADVICE}")
         target: Target = {
             "image_id": index + 1,
             "semantic": tv_tensors.Mask(torch.from_numpy(np.asarray(labels).astype(np.int16))),
@@ -165,5 +167,6 @@ def _one_by_stem(folder: Path, suffixes: set[str]) -> dict[str, str]:
     found = files_by_stem(folder, suffixes)
     for names in found.values():
         if len(names) > 1:
-            raise UserError(f"{folder} holds {' and '.join(names)}, which differ in the suffix alone; keep one of them")
+            listed = printable(" and ".join(names))
+            raise UserError(f"{folder} holds {listed}, which differ in the suffix alone; keep one of them")
     return {stem: names[0] for stem, names in found.items()}

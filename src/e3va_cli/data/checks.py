@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ from e3va_cli.data.coco_format import (
     box_fault,
     category_fault,
     image_fault,
+    is_area,
     is_whole,
     path_inside,
     read_box,
     read_coco,
+    refers,
     segmentation_faults,
 )
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import decode_image
+from e3va_cli.data.targets import image_notes, read_image
 from e3va_cli.errors import UserError
+from e3va_cli.text import brief
 
 Progress = Callable[[int, int], None]
+Found = list[tuple[str, str | None]]  # kinds, and details
 
 THREADS = min(8, (os.cpu_count() or 1) + 1)
 IMAGES_AT_ONCE = 512
@@ -71,10 +76,10 @@ def check_coco(
     _check_categories(coco, problems)
     _check_image_entries(coco, images, problems)
     if images.is_dir():
-        _check_files(coco, images, problems, progress)
+        _check_files(coco, images, problems, notes, progress)
     else:
         problems.add("no such folder of images", Place(str(images)))
-    per_category = _check_annotations(coco, problems)
+    per_category = _check_annotations(coco, problems, notes)
     _note_empty(coco, per_category, notes)
     categories = sorted((c for c in coco.categories if not category_fault(c)), key=lambda c: c["id"])
     per_class: Counter[str] = Counter()
@@ -117,25 +122,29 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> No
         problems.add("duplicate file name", Place(name, detail=f"{count} times"))
 
 
-def _check_annotations(coco: CocoFile, problems: Findings) -> Counter[int]:
+def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings) -> Counter[int]:
     """Checks each annotation; returns the number of objects, crowds aside, by category id."""
     images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
-    categories = {category["id"] for category in coco.categories if is_whole(category.get("id"))}
+    categories = {category["id"]: category for category in coco.categories if is_whole(category.get("id"))}
     has_masks = any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
     per_category: Counter[int] = Counter()
     for annotation in coco.annotations:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        image = images.get(image_id) if isinstance(image_id, int | float) else None
+        image = images[image_id] if refers(image_id, images) else None
         where = _place(image or {})
         number = annotation.get("id")
         place = Place(where.file, where.image_id, number if is_whole(number) else None)
         if image is None:
-            problems.add("unknown image id", Place(annotation_id=place.annotation_id, detail=f"image id {image_id!r}"))
-        if not isinstance(category_id, int | float) or category_id not in categories:
-            detail = f"category id {category_id!r}"
-            problems.add("unknown category id", Place(place.file, place.image_id, place.annotation_id, detail))
+            detail = f"image id {brief(image_id)}"
+            problems.add("unknown image id", Place(annotation_id=place.annotation_id, detail=detail))
+        if not refers(category_id, categories):
+            problems.add("unknown category id", replace(place, detail=f"category id {brief(category_id)}"))
         elif not annotation.get("iscrowd"):
             per_category[int(category_id)] += 1
+        if (crowd := annotation.get("iscrowd")) not in (None, 0, 1):
+            problems.add("iscrowd neither 0 nor 1", replace(place, detail=brief(crowd)))
+        if (area := annotation.get("area")) is not None and not is_area(area):
+            notes.add("area that is no number", replace(place, detail=f"{brief(area)}; computed anew"))
         if image is not None and not image_fault(image):
             _check_shape(annotation, image, place, has_masks, problems)
     if missing := sum(not is_whole(annotation.get("id")) for annotation in coco.annotations):
@@ -148,15 +157,12 @@ def _check_annotations(coco: CocoFile, problems: Findings) -> Counter[int]:
 def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: Findings) -> None:
     height, width = image["height"], image["width"]
     box = read_box(annotation)
-    at = Place(place.file, place.image_id, place.annotation_id, f"box {annotation.get('bbox')!r:.80}")
+    at = replace(place, detail=f"box {brief(annotation.get('bbox'))}")
     size = f"image {width}x{height}"
     if fault := box_fault(box, height, width):
         problems.add(fault, at)
     elif box is not None and _reaches_out(box, height, width):
-        problems.add(
-            "box partly outside the image",
-            Place(at.file, at.image_id, at.annotation_id, f"{at.detail}, {size}"),
-        )
+        problems.add("box partly outside the image", replace(at, detail=f"{at.detail}, {size}"))
     segmentation = annotation.get("segmentation")
     for fault in dict.fromkeys(segmentation_faults(segmentation, height, width)):
         problems.add(fault, place)
@@ -169,34 +175,44 @@ def _reaches_out(box: tuple[float, float, float, float], height: int, width: int
     return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS
 
 
-def _check_files(coco: CocoFile, folder: Path, problems: Findings, progress: Progress | None) -> None:
+def _check_files(coco: CocoFile, folder: Path, problems: Findings, notes: Findings, progress: Progress | None) -> None:
     """Decodes each listed image in a few threads (Pillow's decoders let go of the interpreter)."""
     listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(listed), IMAGES_AT_ONCE):
             batch = listed[start : start + IMAGES_AT_ONCE]
-            found = threads.map(lambda image: _file_fault(image, folder / image["file_name"]), batch)
-            for done, (image, fault) in enumerate(zip(batch, found, strict=True), start=start + 1):
-                if fault:
-                    kind, detail = fault
-                    place = _place(image)
-                    problems.add(kind, Place(place.file, place.image_id, detail=detail))
+            found = threads.map(lambda image: _look_at(image, folder), batch)
+            for done, (image, findings) in enumerate(zip(batch, found, strict=True), start=start + 1):
+                for told, findings_of in zip((problems, notes), findings, strict=True):
+                    for kind, detail in findings_of:
+                        told.add(kind, replace(_place(image), detail=detail))
                 if progress and (done % 32 == 0 or done == len(listed)):
                     progress(done, len(listed))
 
 
-def _file_fault(entry: Entry, path: Path) -> tuple[str, str | None] | None:
-    """The kind of problem and its details, or None."""
-    if not path.is_file():
-        return "missing image", None
+def _look_at(entry: Entry, folder: Path) -> tuple[Found, Found]:
+    """The problems of an image file, and the notes on it."""
+    path = path_inside(folder, entry["file_name"])
+    assert path is not None
     try:
-        image = decode_image(path)
+        height, width = read_image(path).shape[1:]
     except UserError as error:
-        return "unreadable image", str(error)
-    if image_fault(entry) or image.size == (entry["width"], entry["height"]):
-        return None
-    found = f"the file has {image.width}x{image.height}, the annotations say {entry['width']}x{entry['height']}"
-    return "size mismatch", found
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return [("missing image", None) if missing else ("unreadable image", str(error))], []
+    problems: Found = []
+    if not image_fault(entry) and (height, width) != (entry["height"], entry["width"]):
+        found = f"the file has {width}x{height}, the annotations say {entry['width']}x{entry['height']}"
+        problems.append(("size mismatch", found))
+    return problems, notes_on(path, folder)
+
+
+def notes_on(path: Path, folder: Path) -> Found:
+    """What is good to know of a sound image file in a folder."""
+    notes: Found = list(image_notes(path))
+    real = path.resolve()
+    if folder.resolve() not in real.parents:
+        notes.append(("link that leads out of the folder of images", f"to {real}"))
+    return notes
 
 
 def _note_unlisted(coco: CocoFile, folder: Path, notes: Findings) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e3va_cli.errors import UserError
+from e3va_cli.text import brief, is_name
 
 REMEDY = "give dataset.classes a list such as [cat,dog], or a text file with one name a line"
 
@@ -27,8 +28,8 @@ def read_class_names(given: Sequence[str] | str) -> list[str]:
         raise UserError(f"{source}={names}: {REMEDY}")
     if not names:
         raise UserError(f"{source} holds no names of classes; {REMEDY}")
-    if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
-        raise UserError(f"{source}: the name of a class is a text, not {wrong[0]!r}; put it in quotes")
+    if wrong := [name for name in names if not isinstance(name, str) or not is_name(name.strip())]:
+        raise UserError(f"{source}: the name of a class is a text, not {brief(wrong[0])}; put it in quotes")
     names = [name.strip() for name in names]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{source}: more than one class is called {', '.join(repeated)}; each needs a name of its own")

@@ -20,10 +20,12 @@ from e3va_cli.data.coco_format import (
     box_fault,
     clip_box,
     coco_paths,
-    is_finite,
+    is_area,
     is_whole,
+    path_inside,
     read_box,
     read_coco,
+    refers,
     require_sound,
     usable_segmentation,
 )
@@ -101,12 +103,17 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         return len(self._file_names)
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
-        path = self.images / self._file_names[index]
+        path = path_inside(self.images, self._file_names[index])
+        assert path is not None
+        number = int(self._image_ids[index])
         height, width = self.image_size(index)
-        image = read_image(path)
+        try:
+            image = read_image(path)
+        except UserError as error:
+            raise UserError(f"{error} (image {number}); {ADVICE}") from error
         if image.shape[1:] != (height, width):
             found = f"{image.shape[2]}x{image.shape[1]} pixels"
-            raise UserError(f"{path} has {found}, the annotations say {width}x{height}; {ADVICE}")
+            raise UserError(f"{path} (image {number}) has {found}, the annotations say {width}x{height}; {ADVICE}")
         target = self._target(index, height, width)
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
@@ -164,17 +171,13 @@ def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]
     """The annotations of known categories, by the id of their image; counts the others in `dropped`."""
     by_image: dict[int, list[Entry]] = {image["id"]: [] for image in coco.images}
     for annotation in coco.annotations:
-        if not _refers(annotation.get("image_id"), by_image):
+        if not refers(annotation.get("image_id"), by_image):
             dropped["unknown image id"] += 1
-        elif not _refers(annotation.get("category_id"), label):
+        elif not refers(annotation.get("category_id"), label):
             dropped["unknown category id"] += 1
         else:
             by_image[annotation["image_id"]].append(annotation)
     return by_image
-
-
-def _refers(number: object, known: dict[int, Any]) -> bool:
-    return isinstance(number, int | float) and number in known
 
 
 def _counted(annotations: list[Entry], image: Entry, census: Counter[tuple[str | None, bool]]) -> list[Entry]:
@@ -202,7 +205,7 @@ def _cleaned(annotation: Entry, image: Entry) -> Entry:
     if segmentation is not None:
         entry["segmentation"] = segmentation
     area = annotation.get("area")
-    entry["area"] = area if is_finite(area) else _area(entry, height, width)
+    entry["area"] = area if is_area(area) else _area(entry, height, width)
     return entry
 
 

@@ -3,23 +3,28 @@
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sized
+from collections.abc import Container, Sized
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from e3va_cli.data.rle import rle_fault
 from e3va_cli.errors import UserError
+from e3va_cli.text import brief, is_name, printable
 
 Entry = dict[str, Any]
 Box = tuple[float, float, float, float]
 
 ADVICE = "run `e3va check-data` for all problems of the data set"
 
-# pycocotools walks along the edges of a polygon, so one mistyped exponent would cost it gigabytes.
+# pycocotools keeps 80 bytes for each pixel along the edges of a polygon.
 FARTHEST_COORDINATE = 1e6
+LONGEST_OUTLINE = 4e6
 FLOAT32_MAX = 3e38
+LARGEST_ID = 2**63 - 1
+MOST_PIXELS = 178_956_970  # of an image that Pillow reads
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,13 @@ def read_coco(path: Path) -> CocoFile:
         UserError: it is missing, not JSON, or without COCO's three lists of objects; one line for each.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_pairs_hook=_object)
     except OSError as error:
         raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {printable(error)}") from None
+    except _AmbiguousError as error:
+        raise UserError(f"{path} is ambiguous: {error}; keep one of them") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a COCO file: it holds {_article(content)}, not an object")
     problems = []
@@ -104,30 +111,45 @@ def require_sound(coco: CocoFile, images: Path, name: str) -> None:
     for image in coco.images:
         file_name = image.get("file_name")
         if isinstance(file_name, str) and path_inside(images, file_name) is None:
-            faults["outside"].append(f"the image {file_name!r} (id {image.get('id')}) lies outside of {images}")
+            which = f"{brief(file_name)} (id {brief(image.get('id'))})"
+            faults["outside"].append(f"the image {which} lies outside of {images}")
     if faults:
         raise UserError(*(f"{name}: {found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
 
 
 def image_fault(image: Entry) -> str | None:
     """What keeps an entry of `images` from being used, or None."""
-    if not is_whole(image.get("id")):
-        return f"the id is {image.get('id')!r}, not a whole number"
-    if not isinstance(image.get("file_name"), str) or not image["file_name"]:
-        return f"the file_name is {image.get('file_name')!r}, not a name"
+    if fault := _id_fault(image.get("id")):
+        return fault
+    if not is_name(image.get("file_name")):
+        return f"the file_name is {brief(image.get('file_name'))}, not a name"
     for side in ("height", "width"):
         if not is_whole(image.get(side)) or image[side] < 1:
-            return f"the {side} is {image.get(side)!r}, not a number of pixels"
+            return f"the {side} is {brief(image.get(side))}, not a number of pixels"
+    if image["height"] * image["width"] > MOST_PIXELS:
+        return f"{image['width']}x{image['height']} pixels are more than the {MOST_PIXELS:,} that are read"
     return None
 
 
 def category_fault(category: Entry) -> str | None:
     """What keeps an entry of `categories` from being used, or None."""
-    if not is_whole(category.get("id")):
-        return f"the id is {category.get('id')!r}, not a whole number"
-    if not isinstance(category.get("name"), str) or not category["name"]:
-        return f"the name is {category.get('name')!r}, not a name"
+    if fault := _id_fault(category.get("id")):
+        return fault
+    if not is_name(category.get("name")):
+        return f"the name is {brief(category.get('name'))}, not a name"
     return None
+
+
+def _id_fault(number: object) -> str | None:
+    if is_whole(number):
+        return None
+    too_long = isinstance(number, int) and not isinstance(number, bool)
+    return f"the id is {brief(number)}, not a whole number{' of 64 bits' if too_long else ''}"
+
+
+def refers(number: object, known: Container[int]) -> TypeGuard[int | float]:
+    """Whether an annotation's `image_id` or `category_id` is one of those that are known; 11.0 is 11."""
+    return isinstance(number, int | float) and not isinstance(number, bool) and number in known
 
 
 def read_box(annotation: Entry) -> Box | None:
@@ -184,21 +206,29 @@ def usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
 
 
 def path_inside(folder: Path, file_name: str) -> Path | None:
-    """Where an image lies, or None where its name leads out of the folder."""
-    # Not resolve(): folders of links to images elsewhere are common, and each would cost a look at the disk.
+    """Where a file lies, without any `..`, or None where its name leads out of the folder.
+
+    A name comes from whoever wrote the annotations. A link in the folder comes from its owner, who may well keep the
+    images on another disk: links are followed, but never upwards again.
+    """
     base = Path(os.path.normpath(folder.absolute()))
     path = Path(os.path.normpath(base / file_name))
-    return path if base in path.parents else None
+    return folder / path.relative_to(base) if base in path.parents else None
 
 
 def is_whole(value: object) -> bool:
     """Whether a JSON value can be an id or a number of pixels."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_ID
 
 
 def is_finite(value: object) -> bool:
     """Whether a JSON value is a number that float32 holds; Python's JSON also knows NaN and Infinity."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < FLOAT32_MAX
+
+
+def is_area(value: object) -> bool:
+    """Whether a JSON value can be a number of pixels that an object covers."""
+    return is_finite(value) and value >= 0  # type: ignore[operator]
 
 
 def _polygon_fault(polygon: object) -> str | None:
@@ -209,15 +239,39 @@ def _polygon_fault(polygon: object) -> str | None:
     if len(polygon) < 6:
         return "polygon with fewer than 3 points"
     # A NaN that max() passes over shows in the sum; a COCO file has tens of millions of coordinates.
-    sound = max(map(abs, polygon)) < FARTHEST_COORDINATE and isfinite(sum(polygon))
+    extent = max(map(abs, polygon))
+    sound = extent < FARTHEST_COORDINATE and isfinite(sum(polygon))
+    # No edge is longer than twice the extent, which spares nearly all polygons the sum.
+    sound = sound and (extent * len(polygon) < LONGEST_OUTLINE or _outline(polygon) < LONGEST_OUTLINE)
     return None if sound else "malformed polygon"
+
+
+def _outline(polygon: list[float]) -> float:
+    """The pixels along its edges."""
+    points = list(zip(polygon[::2], polygon[1::2], strict=True))
+    return sum(max(abs(x2 - x1), abs(y2 - y1)) for (x1, y1), (x2, y2) in pairwise([*points, points[0]]))
+
+
+class _AmbiguousError(Exception):
+    """A JSON object has two values of one key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Entry:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise _AmbiguousError(f"an object has {brief(key)} twice")
+    return found
 
 
 def what_is_there(path: Path) -> str:
     """Lists up to ten names in the nearest folder above the path that exists."""
     folder = next(parent for parent in path.parents if parent.is_dir())
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    try:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
+    except OSError as error:
+        return f"{folder} cannot be listed: {error.strerror}"
+    listed = ", ".join(map(printable, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     return f"{folder} holds {listed or 'nothing'}"
 
 

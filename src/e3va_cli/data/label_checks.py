@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from e3va_cli.data.checks import IMAGE_SUFFIXES, IMAGES_AT_ONCE, THREADS
-from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults
+from e3va_cli.data.checks import IMAGE_SUFFIXES, IMAGES_AT_ONCE, THREADS, notes_on
+from e3va_cli.data.label_maps import IN_COLOURS, LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import decode_image
+from e3va_cli.data.targets import decode_image, read_image
 from e3va_cli.errors import UserError
-
-Faults = list[tuple[str, Place]]  # kinds, and where
 
 
 def check_label_maps(
@@ -87,34 +85,47 @@ def _check_pairs(
     with ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(pairs), IMAGES_AT_ONCE):
             batch = pairs[start : start + IMAGES_AT_ONCE]
-            found = threads.map(lambda pair: _look_at(images / pair[0], labels / pair[1], num_classes), batch)
-            for done, ((_, name), (faults, counts)) in enumerate(zip(batch, found, strict=True), start=start + 1):
-                for kind, place in faults:
-                    problems.add(kind, place)
-                if not faults and not counts[1:].any():
-                    notes.add("image wholly unlabelled", Place(name))
-                pixels += counts
+            found = threads.map(lambda pair: _look_at(images, labels, pair, num_classes), batch)
+            for done, pair in enumerate(found, start=start + 1):
+                for told, found_of in ((problems, pair.problems), (notes, pair.notes)):
+                    for kind, place in found_of:
+                        told.add(kind, place)
+                pixels += pair.pixels
                 if progress and (done % 32 == 0 or done == len(pairs)):
                     progress(done, len(pairs))
     return pixels
 
 
-def _look_at(image_file: Path, label_file: Path, num_classes: int) -> tuple[Faults, np.ndarray]:
-    """All faults of a pair, and the number of pixels of each label up to `num_classes`."""
-    counts = np.zeros(num_classes + 1, dtype=np.int64)
-    faults: Faults = []
-    image, labels = (_decoded(file, kind, faults) for file, kind in ((image_file, "image"), (label_file, "label map")))
-    if labels is None:
-        return faults, counts
-    found = list(label_map_faults(labels, image.size if image else labels.size, num_classes))
-    if not any(kind == "label map in colours" for kind, _ in found):
-        counts += np.bincount(np.asarray(labels).ravel(), minlength=len(counts))[: len(counts)]
-    return faults + [(kind, Place(label_file.name, detail=detail)) for kind, detail in found], counts
+@dataclass
+class _Pair:
+    """What an image and its label map tell: problems and notes with their places, and the pixels of each label."""
+
+    pixels: np.ndarray
+    problems: list[tuple[str, Place]] = field(default_factory=list)
+    notes: list[tuple[str, Place]] = field(default_factory=list)
 
 
-def _decoded(file: Path, kind: str, faults: Faults) -> Image.Image | None:
+def _look_at(images: Path, labels: Path, names: tuple[str, str], num_classes: int) -> _Pair:
+    image_name, label_name = names
+    found = _Pair(np.zeros(num_classes + 1, dtype=np.int64))
+    size = None
     try:
-        return decode_image(file)
+        height, width = read_image(images / image_name).shape[1:]
+        size = (width, height)
+        found.notes += [(kind, Place(image_name, detail=text)) for kind, text in notes_on(images / image_name, images)]
     except UserError as error:
-        faults.append((f"unreadable {kind}", Place(file.name, detail=str(error))))
-        return None
+        found.problems.append(("unreadable image", Place(image_name, detail=str(error))))
+    try:
+        label_map = decode_image(labels / label_name)
+    except UserError as error:
+        found.problems.append(("unreadable label map", Place(label_name, detail=str(error))))
+        return found
+    faults = dict(label_map_faults(label_map, size or label_map.size, num_classes))
+    found.problems += [(kind, Place(label_name, detail=text)) for kind, text in faults.items()]
+    if IN_COLOURS not in faults:
+        values = np.asarray(label_map)
+        known = values[(values >= 0) & (values <= num_classes)]
+        found.pixels += np.bincount(known, minlength=num_classes + 1)
+    if not found.problems and not found.pixels[1:].any():
+        found.notes.append(("image wholly unlabelled", Place(label_name)))
+    return found

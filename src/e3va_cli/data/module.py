@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from e3va_cli.data.batch import Batch, collate
 from e3va_cli.data.sampling import EpochSampler, Reproducible
 from e3va_cli.data.targets import DenseDataset
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader whose place in an epoch Lightning keeps in checkpoints: a resumed run goes on with the next batch.
+
+    Its workers start with the first batch, not before: Lightning asks for the iterator before it tells the sampler the
+    epoch.
+    """
+
+    def __init__(self, dataset: Dataset[Any], batch_size: int, *, sampler: EpochSampler, **options: Any) -> None:
+        super().__init__(dataset, batch_size, sampler=sampler, **options)
+        self.order, self.per_batch = sampler, batch_size
+        self.batches = 0  # that this epoch has given
+        self.resumed = (-1, 0)  # an epoch that was begun, and the batches that it had given
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        epoch, given = self.resumed
+        self.batches = given if epoch == self.order.epoch else 0
+        self.order.start = self.batches * self.per_batch
+        for batch in super().__iter__():
+            self.batches += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch."""
+        return {"epoch": self.order.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Leave out what the epoch had given."""
+        self.resumed, self.batches = (state["epoch"], state["batches"]), state["batches"]
 
 
 class DenseData(L.LightningDataModule):
@@ -41,7 +74,8 @@ class DenseData(L.LightningDataModule):
     def _loader(self, dataset: DenseDataset, batch_size: int, *, shuffle: bool) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=self.seed, rank=rank, world=world)
-        return DataLoader(
+        loader = ResumableLoader if shuffle else DataLoader
+        return loader(
             Reproducible(dataset, self.seed),
             batch_size,
             sampler=sampler,

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from e3va_cli.text import printable
+
 PLACES_KEPT = 5
 
 
@@ -22,7 +24,7 @@ class Place:
             None if self.annotation_id is None else f"annotation {self.annotation_id}",
             self.detail,
         )
-        return ", ".join(part for part in parts if part)
+        return ", ".join(printable(part) for part in parts if part)
 
 
 @dataclass

@@ -23,7 +23,10 @@ def rle_fault(rle: dict[str, Any], height: int, width: int) -> str | None:
         runs = np.array(counts) if isinstance(counts, list) else uncompressed(counts)
     except (ValueError, OverflowError):
         return "malformed RLE"
-    if runs.ndim != 1 or runs.dtype.kind != "i" or (runs < 0).any() or runs.sum() != height * width:
+    if runs.ndim != 1 or runs.dtype.kind != "i":
+        return "malformed RLE"
+    # Looked at one by one, as a sum of huge runs can overflow to the right number.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         return "malformed RLE"
     return None
 

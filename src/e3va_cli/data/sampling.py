@@ -16,12 +16,15 @@ class EpochSampler(Sampler[Key]):
 
     Training shares are equally long (what is left over waits for another epoch's order); evaluation leaves nothing out
     and repeats nothing.
+
+    Attributes:
+        start: samples of the share that the next pass leaves out, as a run that was stopped has seen them.
     """
 
     def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1) -> None:
         self.length, self.shuffle, self.seed = length, shuffle, seed
         self.rank, self.world = rank, world
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -38,7 +41,7 @@ class EpochSampler(Sampler[Key]):
             order = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = list(range(self.length))
-        for index in order[self.rank :: self.world][: len(self)]:
+        for index in order[self.rank :: self.world][self.start : len(self)]:
             yield self.epoch, index
 
 
@@ -67,4 +70,4 @@ def mix(*numbers: int) -> int:
     """One seed of several numbers, such that neighbours share nothing."""
     import numpy as np
 
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1

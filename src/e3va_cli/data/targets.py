@@ -1,8 +1,8 @@
 """What every data set yields, whichever format it was read from."""
 
-import struct
-import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,12 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import require_regular
+from e3va_cli.text import printable
+
+# Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+ORIENTATION = 0x0112  # in EXIF; 1 means as stored
 
 Target = dict[str, Any]
 """What is to be found in one image of H x W pixels with N objects. Always:
@@ -83,28 +89,21 @@ def require_same_classes(train: DenseDataset, val: DenseDataset) -> None:
 
 
 def decode_image(path: Path) -> Image.Image:
-    """Opens and decodes all of an image file, in the mode that it is stored in.
+    """Opens and decodes all of an image file, in the mode that it is stored in; of an animated one, the first picture.
 
     Raises:
-        UserError: there is no such file, or it is truncated or no image.
+        UserError: there is no such file, or it is truncated, too large or no image.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise UserError(f"no such image: {path}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise UserError(f"cannot read the image {path}: {_reason(error)}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"the image {path} is too large: {error}") from error
+    with _faults_told(path), _opened(path) as image:
+        image.load()
+        return image
 
 
 def read_image(path: Path) -> tv_tensors.Image:
     """Reads an image of any common mode as RGB: uint8 [3, H, W].
 
     Raises:
-        UserError: there is no such file, or it is truncated or no image.
+        UserError: there is no such file, or it is truncated, too large or no image.
     """
     image = decode_image(path)
     # An EXIF orientation is not applied: boxes and masks refer to the pixels as stored, whose size the
@@ -113,11 +112,59 @@ def read_image(path: Path) -> tv_tensors.Image:
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "P":
         image = image.convert("RGBA")  # Pillow warns of a transparent palette that goes straight to RGB
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))  # H, W, 3
+    if image.mode == "F":
+        raise UserError(f"cannot read the image {printable(path)}: it is of mode F (fractions); save it with 8 bits")
+    with _faults_told(path):
+        pixels = torch.from_numpy(np.array(image.convert("RGB")))  # H, W, 3
     return tv_tensors.Image(pixels.permute(2, 0, 1).contiguous())
+
+
+def size_in_file(path: Path) -> tuple[int, int]:
+    """(H, W) from the head of an image file.
+
+    Raises:
+        UserError: there is no such file, or it is too large or no image.
+    """
+    with _faults_told(path), _opened(path) as image:
+        return image.height, image.width
+
+
+def image_notes(path: Path) -> Iterator[tuple[str, str]]:
+    """What a user may expect to be read in another way, of an image that can be read: kinds, and what is done."""
+    try:
+        with _faults_told(path), _opened(path) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            several = getattr(image, "is_animated", False) and image.format != "MPO"  # phones add previews to JPEGs
+    except UserError as error:
+        yield "image with damage beside its pixels", str(error)
+        return
+    if orientation != 1:
+        yield "image with an EXIF orientation", f"{orientation}; not applied, annotations must fit the pixels as stored"
+    if several:
+        yield "animated image", "the first picture is read"
+
+
+def _opened(path: Path) -> Image.Image:
+    require_regular(path)
+    return Image.open(path, formats=FORMATS)
+
+
+@contextmanager
+def _faults_told(path: Path) -> Iterator[None]:
+    """What Pillow raises as one line; a broken file can make its decoders raise anything."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"no such image: {printable(path)}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the image {printable(path)} is too large: {first_line(error)}") from error
+    except Exception as error:
+        raise UserError(f"cannot read the image {printable(path)}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or of an unknown format"
-    return first_line(error)
+        return f"not an image, or of an unknown format; known are {', '.join(FORMATS)}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return printable(first_line(error))

@@ -48,6 +48,14 @@ class ShortestSide(torch.nn.Module):
         return F.resize(image, size, antialias=True), target
 
 
+class RandomShortestSide(v2.RandomShortestSize):
+    """As torchvision's, but no side of a very thin image becomes 0 pixels."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The new (height, width)."""
+        return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
+
+
 @dataclass(frozen=True)
 class DetectionTransforms:
     """Resizing and augmentation of images with boxes; the keys of every detection data set's YAML.
@@ -73,7 +81,7 @@ class DetectionTransforms:
         """Multi-scale resize and horizontal flip; drops boxes that vanish."""
         return v2.Compose(
             [
-                v2.RandomShortestSize(list(self.train_short_sides), max_size=self.max_size, antialias=True),
+                RandomShortestSide(list(self.train_short_sides), max_size=self.max_size, antialias=True),
                 v2.RandomHorizontalFlip(self.flip),
                 v2.ClampBoundingBoxes(),
                 v2.SanitizeBoundingBoxes(min_size=1),

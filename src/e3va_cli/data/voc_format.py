@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from PIL import Image
-
 from e3va_cli.data.checks import IMAGE_SUFFIXES
-from e3va_cli.data.coco_format import is_finite, what_is_there
+from e3va_cli.data.coco_format import is_finite, path_inside, what_is_there
+from e3va_cli.data.targets import size_in_file
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import require_regular
+from e3va_cli.text import brief, printable
 
 YEARS = ("VOC2007", "VOC2012")
 CLASSES = (
@@ -73,7 +74,7 @@ def find_devkit(root: str) -> Path:
 
 def sets_of(devkit: Path, year: str) -> list[str]:
     """The names of a year's sets of images, the short ones first: VOC has 60 more that are of one class each."""
-    names = [path.stem for path in (devkit / year / "ImageSets" / "Main").glob("*.txt")]
+    names = [path.stem for path in (devkit / year / "ImageSets" / "Main").glob("*.txt") if path.is_file()]
     return sorted(names, key=lambda name: (len(name), name))
 
 
@@ -93,7 +94,10 @@ def read_set(devkit: Path, year: str, name: str) -> list[VocImage]:
         if not folder.is_dir():
             raise UserError(f"no folder {folder}, to which {file} refers; {what_is_there(folder)}")
     # One look at the folder instead of one for each image; VOC's own suffix comes last and wins.
-    files = sorted(images.iterdir(), key=lambda path: (path.suffix == ".jpg", path.name))
+    try:
+        files = sorted(images.iterdir(), key=lambda path: (path.suffix == ".jpg", path.name))
+    except OSError as error:
+        raise UserError(f"cannot list {images}: {error.strerror}") from None
     file_names = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     stems = [line.strip() for line in lines if line.strip()]
     return [_read_image(devkit, year, stem, file_names.get(stem, f"{stem}.jpg")) for stem in stems]
@@ -102,11 +106,11 @@ def read_set(devkit: Path, year: str, name: str) -> list[VocImage]:
 def _read_image(devkit: Path, year: str, stem: str, image: str) -> VocImage:
     annotation, file_name = f"{year}/Annotations/{stem}.xml", f"{year}/JPEGImages/{image}"
     try:
-        content = _parse(devkit / annotation)
+        content = _parse(_inside(devkit, annotation))
         height, width = (_pixels(content.findtext(f"size/{side}")) for side in ("height", "width"))
         sized = height > 0 and width > 0
         if not sized:
-            height, width = _size_of_file(devkit / file_name)
+            height, width = _size_of_file(_inside(devkit, file_name))
     except _FaultError as fault:
         kind, details = fault.args
         return VocImage(annotation, file_name, fault=(kind, details))
@@ -114,13 +118,22 @@ def _read_image(devkit: Path, year: str, stem: str, image: str) -> VocImage:
     return VocImage(annotation, file_name, height, width, sized, objects)
 
 
+def _inside(devkit: Path, name: str) -> Path:
+    path = path_inside(devkit, name)
+    if path is None:
+        raise _FaultError("file outside the data root", f"{brief(name)} lies outside of {devkit}")
+    return path
+
+
 def _parse(path: Path) -> ElementTree.Element:
     try:
+        require_regular(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise _FaultError("missing annotation file", "no such file") from None
     except (OSError, ValueError) as error:
-        raise _FaultError("unreadable annotation file", first_line(error)) from None
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise _FaultError("unreadable annotation file", str(reason)) from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -133,18 +146,16 @@ def _parse(path: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, ValueError) as error:
         raise _FaultError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
     if content.tag != "annotation":
-        raise _FaultError("unreadable annotation file", f"it holds <{content.tag}>, not <annotation>")
+        raise _FaultError("unreadable annotation file", f"it holds <{printable(content.tag)}>, not <annotation>")
     return content
 
 
 def _size_of_file(path: Path) -> tuple[int, int]:
     """(height, width) from the head of an image file."""
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except Exception as error:  # a broken file can raise anything; reading the image says what
-        reason = "no such file" if isinstance(error, FileNotFoundError) else first_line(error)
-        raise _FaultError("annotation file without an image size", f"nor can {path} tell it: {reason}") from None
+        return size_in_file(path)
+    except UserError as error:
+        raise _FaultError("annotation file without an image size", f"nor can the image tell it: {error}") from None
 
 
 def _object(element: ElementTree.Element) -> VocObject:

@@ -1,0 +1,30 @@
+"""Text out of files that anyone may have written: what can be a name, and how a value is shown in one line."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+
+LONGEST = 300  # characters of a shown text
+NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
+
+_brief = reprlib.Repr()
+_brief.maxstring = 60
+
+
+def is_name(value: object) -> bool:
+    """Whether a value can be the name of a file or class: text that has an encoding and moves no cursor."""
+    return isinstance(value, str) and bool(value) and not NOT_IN_NAMES.search(value)
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut where it is long or nested deeply."""
+    return _brief.repr(value)
+
+
+def printable(value: object) -> str:
+    """A text, such as a path, that stays in its line: escapes stand for what is not printable, dots for the middle."""
+    text = str(value)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
