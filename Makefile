@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow gpu-check lint format clean
+.PHONY: help install demo test test-slow soak gpu-check lint format clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -25,6 +25,9 @@ test: $(INSTALLED)  ## Install, then run the tests that need no GPU and little t
 
 test-slow: $(INSTALLED)  ## Run the tests that take long
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+soak: $(INSTALLED)  ## Watch a run of 2,000 steps: memory, files and threads must not grow (20 minutes)
+	$(BIN)/python scripts/soak.py
 
 gpu-check: $(INSTALLED)  ## On a machine with a CUDA GPU: its tests and the measured benchmark, into benchmarks/
 	$(BIN)/python scripts/gpu_check.py

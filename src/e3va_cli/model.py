@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.adapters import FeatureExtractor, tune
+from e3va_cli.adapters import METHODS, FeatureExtractor, FrozenBackbone, tune
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
@@ -55,12 +55,25 @@ class DenseModel(nn.Module):
 
 
 def require_suited(config: dict[str, Any]) -> None:
-    """Check, before anything is read, that the data set can have what the head is trained on.
+    """Check, before anything is read, that method, backbone, head and data set go together.
 
     Raises:
-        UserError: it cannot; names the heads and the data sets that go together.
+        UserError: the backbone is in 16 bits under a method that trains in it, or the data set cannot have what the
+            head is trained on; names what goes together.
     """
+    require_frozen_if_in_16_bits(config)
     require_offered(config, SOURCES[config["dataset"]["name"]].offers)
+
+
+def require_frozen_if_in_16_bits(config: dict[str, Any]) -> None:
+    """Check that no gradient goes through a backbone whose weights are kept in 16 bits; as `require_suited`."""
+    dtype, method = config["backbone"].get("dtype", "float32"), config["adapter"]["name"]
+    if dtype != "float32" and not issubclass(METHODS[method], FrozenBackbone):
+        methods = [name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone)]
+        raise UserError(
+            f"backbone.dtype={dtype}: adapter={method} sends gradients through the backbone, which takes "
+            f"backbone.dtype=float32; in 16 bits: adapter={' or '.join(methods)}"
+        )
 
 
 def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
@@ -93,13 +106,8 @@ def assemble(
     config: dict[str, Any], backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int
 ) -> DenseModel:
     """The model of a plain, resolved configuration on a backbone that is there already."""
+    require_frozen_if_in_16_bits(config)
     extractor = tune(backbone, **config["adapter"])
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)
-    dtype = config["backbone"].get("dtype", "float32")
-    if dtype != "float32" and any(p.requires_grad and p.dtype != torch.float32 for p in extractor.parameters()):
-        raise UserError(
-            f"backbone.dtype={dtype}: adapter={config['adapter']['name']} trains the backbone's own weights, "
-            "which takes backbone.dtype=float32"
-        )
     return DenseModel(extractor, head, identity)

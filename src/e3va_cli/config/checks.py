@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,11 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from e3va_cli.config.commands import BenchmarkMemoryConfig
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
+COMPUTED_IN = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
 BOX_LOSSES = ("giou", "smooth_l1")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "schedule.lr_scaling": ("linear", "sqrt", "none"),
     "adapter.activations": ("keep", "compress", "recompute"),
     "adapter.compress_bits": (16, 8),
+    "backbone.dtype": ("float32", "bfloat16", "float16"),
 }
 
 POSITIVE = (
@@ -38,6 +41,8 @@ POSITIVE = (
     "trainer.accumulate_grad_batches",
     "trainer.val_every_epochs",
     "trainer.log_every_n_steps",
+    "trainer.checkpoint_every_steps",
+    "trainer.max_bad_losses",
     "trainer.gradient_clip_norm",
     "dataset.image_size",
     "dataset.train_images",
@@ -64,6 +69,7 @@ NOT_NEGATIVE = (
     "warmup",
     "reserve_mib",
     "score",
+    "tolerance",
 )
 
 NEEDED = "a value is needed"
@@ -95,6 +101,17 @@ def problems(cfg: DictConfig) -> list[str]:
         )
     elif precision is not None and precision not in PRECISIONS:
         found.append(f"trainer.precision={precision}: one of {', '.join(PRECISIONS)}")
+    dtype, computed_in = value("backbone.dtype"), COMPUTED_IN.get(str(precision))
+    if computed_in and dtype in set(COMPUTED_IN.values()) - {computed_in}:
+        found.append(
+            f"backbone.dtype={dtype} does not go with trainer.precision={precision}; choose "
+            f"backbone.dtype={computed_in} or float32, or trainer.precision=32"
+        )
+    preemption = value("trainer.preemption_signal")
+    if preemption is not None and preemption not in signal.Signals.__members__:
+        found.append(
+            f"trainer.preemption_signal={preemption}: the name of a signal, such as SIGUSR1 or SIGUSR2, or null"
+        )
     found += _cascade_problems(value("head.box"))
     devices = value("trainer.devices")
     is_list = OmegaConf.is_list(devices) and len(devices) > 0 and all(isinstance(d, int) for d in devices)
