@@ -26,6 +26,7 @@ LEVELS = {
     "autocast": 0,
     "config": 0,
     "files": 0,
+    "text": -1,
     "errors": -1,
 }
 SIBLINGS_THAT_MUST_NOT_MEET = [{"heads", "adapters"}, {"heads", "data"}, {"adapters", "data"}]

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,62 @@ def test_a_checkpoint_names_no_other_file(key: str, value: Any, place: Path) -> 
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
         outlined(read_trained("run", "checkpoint"))
     assert not (place / TOUCHED).exists()
+
+
+# Files that are not malicious but not what e3va writes either
+
+
+def emptied(*keys: str) -> Callable[[dict[str, Any]], object]:
+    def change(content: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = None
+
+    return change
+
+
+SHAPE = torch.ones(1, device="meta")
+MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "nothing": (lambda c: c.update(e3va=5), "not a checkpoint of e3va train"),
+    "no weights": (emptied("state_dict"), "no plain weights"),
+    "a weight without a name": (lambda c: c["state_dict"].update({1: torch.ones(1)}), "no plain weights"),
+    "a sparse weight": (lambda c: c["state_dict"].update(a=torch.ones(1).to_sparse()), "no plain weights"),
+    "a weight of no values": (lambda c: c["state_dict"].update(a=SHAPE), "no plain weights"),
+    "no steps": (emptied("global_step"), "no number of steps"),
+    "no classes": (emptied("e3va", "classes"), "classes is no list"),
+    "classes of numbers": (lambda c: c["e3va"].update(classes=[1, 2, 3, 4, 5]), "classes[0] is of the wrong type"),
+    "a class that moves the cursor": (
+        lambda c: c["e3va"]["classes"].insert(0, "\x1b[2J"),
+        "'\\x1b[2J', which is no name",
+    ),
+    "no configuration": (emptied("e3va", "config"), "config is of the wrong type"),
+    "no backbone": (emptied("e3va", "config", "backbone"), "config.backbone is of the wrong type"),
+    "no data set": (lambda c: c["e3va"]["config"].pop("dataset"), "config.dataset is missing"),
+    "another head": (lambda c: c["e3va"]["config"]["head"].update(name="x"), "no such head"),
+    "a look-up": (lambda c: c["e3va"]["config"]["dataset"].update(metric="${oc.env:HOME}"), "no plain text"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_checkpoint_of_another_form(kind: str, place: Path) -> None:
+    path = place / "run/checkpoints/last.ckpt"
+    content = torch.load(path, weights_only=True)
+    change, says = MALFORMED[kind]
+    change(content)
+    torch.save(content, path)
+    line = refusal(lambda: read_trained("run", "checkpoint"))
+    assert str(path.relative_to(place)) in line and says in line
+
+
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{b}: &{b} [{','.join(['*' + a] * 10)}]\n" for a, b in pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[", "5", "a: b", "", "- [a, b]", "- 'a=1\n\n  b=2'", '["\\e[2Ja=1"]', "- !!python/name:os.system", LAUGHS],
+)
+def test_options_of_another_form(content: str, place: Path) -> None:
+    (place / "run/.hydra/overrides.yaml").write_text(content)
+    assert "overrides.yaml: " in refusal(lambda: on_top_of_run("train", ["resume=run"], "run"))

@@ -8,9 +8,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
+import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, first_line
+from e3va_cli.text import brief
 
 CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"
@@ -93,10 +96,32 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
 def config_of(run: Path) -> dict[str, Any] | None:
     """The plain configuration of a run; None for one that was killed before it was written."""
     path = run / CONFIG
-    return cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(path))) if path.is_file() else None
+    return cast("dict[str, Any]", _read_yaml(path, dict)) if path.is_file() else None
 
 
 def overrides_of(run: Path) -> list[str]:
     """The command-line overrides that a run was started with, nothing of them looked up."""
-    words = cast("list[str]", OmegaConf.to_container(OmegaConf.load(run / ".hydra" / "overrides.yaml")))
-    return [str(word) for word in words]
+    path = run / ".hydra" / "overrides.yaml"
+    words = _read_yaml(path, list)
+    if wrong := [word for word in words if not isinstance(word, str) or not word.isprintable()]:
+        raise UserError(f"{path}: {brief(wrong[0])} is no option")
+    return cast("list[str]", words)
+
+
+def _read_yaml(path: Path, kind: type) -> Any:
+    """The plain content of a file that a run has left, which may come from anywhere; nothing in it is looked up.
+
+    Raises:
+        UserError: it cannot be read, holds something else, or repeats its own parts by name: a kilobyte of such
+            repetitions can become gigabytes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it repeats its own parts")
+        content = OmegaConf.to_container(OmegaConf.create(text))
+    except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: cannot be read as YAML ({first_line(error)})") from None
+    if not isinstance(content, kind):
+        raise UserError(f"{path}: it holds no {kind.__name__}; it is not as `e3va train` wrote it")
+    return content

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL.GifImagePlugin import GifImageFile
 
 from e3va_cli.data import DenseDataset, Source, build_source, build_transforms, collate
 from e3va_cli.errors import UserError
@@ -146,6 +147,16 @@ def test_damage(table: str, damage: Damage, root: Path, opened: list[str]) -> No
             assert "\n" not in message and message.isprintable() and len(message) < 1000
     else:
         assert trained_on(source, config).dropped == ({reason: 1} if does == "drops" else {})
+
+
+def test_damage_after_the_first_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow may raise anything when it looks for a second one."""
+    damages.build_coco(root)
+    damages.drawn(damages.A, damages.RGB, "GIF")(root)
+    monkeypatch.setattr(GifImageFile, "is_animated", property(lambda image: [][0]))
+    source, config = source_of("coco", root)
+    assert checked(source)[1] == {"image with damage beside its pixels"}
+    assert trained_on(source, config).dropped == {}
 
 
 TOGETHER = [

@@ -34,6 +34,7 @@ def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Pa
     register_schemas()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         config = plain(compose("train", overrides=list(overrides)))
+    config = {key: value for key, value in config.items() if key not in ("resume", "budget")}
     classes = CLASSES[config["dataset"]["num_classes"]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 """What every data set yields, whichever format it was read from."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torchvision import tv_tensors
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import require_regular
 from e3va_cli.text import printable
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file, its exceptions say
 
 # Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -135,8 +138,8 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
         with _faults_told(path), _opened(path) as image:
             orientation = image.getexif().get(ORIENTATION, 1)
             several = getattr(image, "is_animated", False) and image.format != "MPO"  # phones add previews to JPEGs
-    except UserError as error:
-        yield "image with damage beside its pixels", str(error)
+    except UserError:
+        yield "image with damage beside its pixels", "which are read all the same"
         return
     if orientation != 1:
         yield "image with an EXIF orientation", f"{orientation}; not applied, annotations must fit the pixels as stored"

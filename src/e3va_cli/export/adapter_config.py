@@ -21,18 +21,24 @@ from e3va_cli.config.datasets import DataConfig
 from e3va_cli.config.training import OptimizerConfig, TrainerConfig
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.run_folder import ADAPTER_CONFIG
+from e3va_cli.text import brief, is_name
 
 FORMAT = "e3va-adapter"
 VERSION = 1
 PRECISIONS = ("fp32", "fp16")
-FORM: dict[str, Any] = {  # a list of one stands for a list of any length
-    "format": str,
-    "format_version": int,
+ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "backbone": {"name": str, "timm_name": str, "weights": str, "fingerprint": str},
     "adapter": dict,
     "head": dict,
     "classes": [str],
     "category_ids": [int],
+    "config": dict,
+}
+CONFIG_FORM = {field.name: dict if field.name in SCHEMAS else int for field in fields(Config)}
+FORM: dict[str, Any] = {
+    **ABOUT_FORM,
+    "format": str,
+    "format_version": int,
     "image_size": dict,
     "normalisation": {"mean": [float], "std": [float]},
     "parameters": dict,
@@ -40,7 +46,6 @@ FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "metrics": (dict, type(None)),
     "versions": dict,
     "overrides": [str],
-    "config": dict,
     "weights": {"sha256": str, "bytes": int, "precision": str},
 }
 TYPES: dict[str, type] = {
@@ -94,23 +99,29 @@ def _no_number(text: str) -> NoReturn:
 def _mistakes(content: dict[str, Any]) -> Iterator[str]:
     """What is wrong, most basic first: a later check relies on the earlier ones."""
     yield from _of_another_form(content, FORM)
-    yield from _of_another_kind(content["config"])
-    backbone, config = content["backbone"], content["config"]
-    if backbone["weights"] not in HUB_WEIGHTS:
-        yield f"backbone.weights is none of {', '.join(HUB_WEIGHTS)}"
-    for at, text in (
-        ("backbone.fingerprint", backbone["fingerprint"]),
-        ("weights.sha256", content["weights"]["sha256"]),
-    ):
-        if not DIGEST.fullmatch(text):
-            yield f"{at} is no SHA-256"
+    yield from about_mistakes({key: content[key] for key in ABOUT_FORM})
+    if not DIGEST.fullmatch(content["weights"]["sha256"]):
+        yield "weights.sha256 is no SHA-256"
     if content["weights"]["precision"] not in PRECISIONS:
         yield f"weights.precision is none of {', '.join(PRECISIONS)}"
     for key in ("mean", "std"):
         if len(content["normalisation"][key]) != 3:
             yield f"normalisation.{key} has not one number for each of red, green and blue"
+
+
+def about_mistakes(content: Any) -> Iterator[str]:
+    """What is wrong with what trained weights belong to, as it stands in a checkpoint or an exported adapter."""
+    yield from _of_another_form(content, ABOUT_FORM)
+    backbone, config = content["backbone"], content["config"]
+    yield from _of_another_kind(config)
+    if backbone["weights"] not in HUB_WEIGHTS:
+        yield f"backbone.weights is none of {', '.join(HUB_WEIGHTS)}"
+    if not DIGEST.fullmatch(backbone["fingerprint"]):
+        yield "backbone.fingerprint is no SHA-256"
     if not content["classes"]:
         yield "classes is empty"
+    if wrong := [name for name in content["classes"] if not is_name(name)]:
+        yield f"classes has {brief(wrong[0])}, which is no name"
     if not len(content["classes"]) == len(content["category_ids"]) == len(set(content["category_ids"])):
         yield "category_ids has not one number of its own for each class"
     for part in ("adapter", "head"):
@@ -144,7 +155,7 @@ def _of_another_form(value: Any, form: Any, at: str = "") -> Iterator[str]:
 
 def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
     """Parts of the run's configuration that the schema does not allow."""
-    yield from _of_another_form(config, {f.name: dict if f.name in SCHEMAS else int for f in fields(Config)}, "config")
+    yield from _of_another_form(config, CONFIG_FORM, "config")
     for at, text in _texts(config, "config"):
         if "${" in text:  # would be looked up in the environment
             yield f"{at} is no plain text"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.export.adapter_config import about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.model import DenseModel, assemble, outline_model
 from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
@@ -60,7 +61,11 @@ def read_trained(given: str, option: str) -> Trained:
     _, path = locate(given, option)
     content = read_checkpoint(path)
     state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-    return Trained(path, content[ABOUT], state, content["global_step"])
+    if found := next(about_mistakes(content[ABOUT]), None):
+        raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
+    trained = Trained(path, content[ABOUT], state, content["global_step"])
+    require_fit(trained, outlined(trained))
+    return trained
 
 
 def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, BackboneIdentity]:
