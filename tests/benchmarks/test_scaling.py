@@ -1,0 +1,76 @@
+"""Planned scaling: what is varied, what is planned, and the ratios."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import scaling
+from benchmarks.scaling import AXES, BASES, Planned, Point
+from e3va_cli.errors import UserError
+from e3va_cli.memory.planner import plan
+from e3va_cli.memory.step import StepSize
+
+SMALL = Point("voc_retinanet_swin_l", (96, 128), 1, "swin_nano", 8)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("settings", BASES)
+def test_one_thing_is_varied_about_the_setting(axis: str, settings: str) -> None:
+    base = BASES[settings]
+    varied = scaling.points(base, axis)
+    assert base in varied and len(set(varied)) == len(AXES[axis])
+    assert {dataclasses.replace(point, **{axis: getattr(base, axis)}) for point in varied} == {base}
+    assert len({scaling.label(point, axis) for point in varied}) == len(varied)
+
+
+def test_a_plan_is_that_of_the_configuration(config: Callable[..., dict[str, Any]]) -> None:
+    words = ["experiment=voc_retinanet_swin_l", "backbone=swin_nano", "adapter=e3va", "adapter.rank=8"]
+    composed = config(*words, "adapter.activations=compress", "dataset.root=/none", command="train")
+    size = StepSize(1, (96, 128), 20, "32", composed["trainer"]["gradient_clip_norm"])
+    expected = plan(composed, size, num_classes=20)
+    found = scaling.planned("e3va compress", SMALL, ())
+    assert found == Planned(expected.peak.total_bytes, expected.operations)
+
+
+def test_the_rank_is_nothing_to_those_without_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(scaling, "planned", lambda way, point, words: asked.append((way, point.rank)))
+    scaling.ways_at(dataclasses.replace(SMALL, rank=64), SMALL, ())
+    assert dict(asked) == {
+        "full": 8,
+        "frozen": 8,
+        "e3va keep": 64,
+        "e3va compress": 64,
+        "e3va recompute": 64,
+    }
+
+
+def test_ratios() -> None:
+    full, frozen, ours = Planned(4 * 2**30, 8 * 10**12), Planned(2**30, 10**12), Planned(2**31, 2 * 10**12)
+    assert scaling.cells(ours, full, frozen) == ["2,048", "0.500", "2.000", "2.00", "0.250", "2.000"]
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scaling, "planned", lambda way, point, words: Planned(len(way) * point.batch * 2**20, 10**12))
+    assert scaling.main(["--settings", "voc", "--axes", "batch", "--output", str(tmp_path / "out.json")]) == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {(r["batch"], r["way"]): r["peak_bytes"] for r in rows} == {
+        (batch, way): len(way) * batch * 2**20 for batch in AXES["batch"] for way in scaling.WAYS
+    }
+    printed = capsys.readouterr().out
+    assert printed.startswith("Planned, not measured: experiment=voc_retinanet_swin_l")
+    of_row = next(line for line in printed.splitlines() if "e3va compress" in line and line.startswith("| 4 "))
+    assert [cell.strip() for cell in of_row.split("|")[3:6]] == ["52", "3.250", "2.167"]  # 13 letters against 4 and 6
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match=r"--axes size,depth: no axis depth; choices: size, batch"):
+        scaling.main(["--axes", "size,depth"])
+    with pytest.raises(UserError, match=r"unknown option trainer\.precison"):
+        scaling.main(["trainer.precison=bf16-mixed"])
