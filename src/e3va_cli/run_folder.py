@@ -72,6 +72,8 @@ def adapter_folder(path: str) -> Path | None:
 def locate(path: str, option: str) -> tuple[Path, Path]:
     """The run folder and the checkpoint that `option=path` means: a run folder (its last one) or a file in it.
 
+    With `resume=`, a run killed before its first checkpoint is one too; it starts from its beginning.
+
     Raises:
         UserError: neither of them, or a run that left no checkpoint.
     """
@@ -88,7 +90,7 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
         raise UserError(
             f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
         )
-    if not checkpoint.is_file():
+    if not checkpoint.is_file() and option != "resume":
         raise UserError(f"{option}={path}: the run has no {CHECKPOINTS}/{LAST}: it stopped before its first one")
     return run, checkpoint
 

@@ -44,6 +44,39 @@ def test_a_resumed_run_goes_on_in_the_file(tmp_path):
     assert [r["loss"] for r in rows(path)] == ["0.0", "1.0", "2.0", "3.0", "14.0", "15.0", "16.0"]
 
 
+def test_an_evaluation_after_training_belongs_to_the_last_step(tmp_path):
+    history = MetricsHistory(tmp_path / "metrics.csv")
+    for step in range(2):
+        history.log_metrics({"loss": 1.0, "epoch": 0}, step=step)
+    history.finalize("success")
+    history.last_step = 1
+    history.log_metrics({"AP": 0.5, "epoch": 1}, step=2)
+    history.finalize("success")
+    assert [(r["epoch"], r["step"], r["AP"]) for r in rows(history.path)] == [("0", "0", ""), ("0", "1", "0.5")]
+
+
+def test_a_row_on_disk_is_never_lost_and_may_grow(tmp_path):
+    """A checkpoint promises that the rows before it are on disk, whatever is written when."""
+    history = MetricsHistory(tmp_path / "metrics.csv")
+    for step in range(3):
+        history.log_metrics({"loss": float(step)}, step=step)
+    history.flush()
+    assert len(rows(history.path)) == 3
+    history.log_metrics({"AP": 0.5}, step=2)
+    history.save()
+    assert [(r["loss"], r["AP"]) for r in rows(history.path)] == [("0.0", ""), ("1.0", ""), ("2.0", "0.5")]
+    resumed = MetricsHistory(history.path)
+    resumed.drop_from(2)
+    resumed.save()
+    assert [r["loss"] for r in rows(history.path)] == ["0.0", "1.0"]
+
+
+def test_half_a_number_is_not_taken_for_one(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,loss\n0,0,1.0\n0,1,2.0\n0,1")  # of step 12, where the disk was full
+    assert [row["step"] for row in MetricsHistory(path).rows] == ["0", "1"]
+
+
 def test_steps_are_appended_not_rewritten(tmp_path, monkeypatch):
     path = tmp_path / "metrics.csv"
     history = MetricsHistory(path)

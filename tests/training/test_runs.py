@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from e3va_cli.training.run import build_run
 from tests.conftest import QUICK
+from tests.training.small import SMALL
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -21,23 +21,6 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory):
-    """One epoch on eight images, by the real command."""
-    import subprocess
-    import sys
-
-    folder = tmp_path_factory.mktemp("run")
-    subprocess.run(
-        [sys.executable, "-m", "e3va_cli", "train", *QUICK, f"hydra.run.dir={folder}/first"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
-    return folder / "first"
 
 
 def test_the_files_of_a_run(short_run):
@@ -83,7 +66,10 @@ def test_a_checkpoint_holds_what_was_trained_and_never_the_backbone(short_run, c
     assert checkpoint["optimizer_states"] and checkpoint["lr_schedulers"] and checkpoint["global_step"] == 4
 
 
-def test_evaluate_gives_the_numbers_of_training(short_run, e3va, tmp_path):
+def test_evaluate_gives_the_numbers_of_training(short_run, e3va, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/dev/null/none")  # nor does it need a place there for caches
+    for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME"):
+        monkeypatch.delenv(name, raising=False)
     out = e3va("evaluate", f"checkpoint={short_run}", f"hydra.run.dir={tmp_path}/eval").stdout
     ours = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert ours == json.loads((short_run / "metrics.json").read_text())
@@ -119,6 +105,50 @@ def test_a_damaged_checkpoint_is_refused(short_run, e3va, tmp_path):
     for words in (["evaluate", f"checkpoint={damaged}"], ["train", f"resume={damaged}"]):
         done = e3va(*words, expect=2)
         assert "not a readable checkpoint" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_same_seed_gives_the_same_bits_in_another_process(short_run, config, tmp_path):
+    run = build_run(config(*QUICK, "data.num_workers=1"), tmp_path)
+    run.trainer.fit(run.task, run.data)
+    ours, theirs = trained(tmp_path), trained(short_run)
+    assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((short_run / "metrics.json").read_text())
+
+
+def test_the_same_seed_gives_the_same_bits_with_any_number_of_loader_processes(config, tmp_path):
+    """Flips, jittered sizes and sampled proposals are drawn, and all of them from the seed."""
+    words = [*SMALL, "head=mask_rcnn_nano", "dataset.train_short_sides=[64,96]", "dataset.max_size=96"]
+    found = []
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        run = build_run(config(*words, "trainer.limit_val_batches=0", f"data.num_workers={workers}"), folder)
+        run.trainer.fit(run.task, run.data)
+        found.append(trained(folder))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_nothing_is_written_to_the_data(config, write_coco, annotate, tmp_path):
+    folder, annotations = write_coco([annotate(1, [2, 2, 20, 20]), annotate(2, [4, 4, 10, 10], image_id=5)])
+
+    def state():
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in (annotations, *folder.rglob("*"))}
+
+    before = state()
+    words = [
+        f"dataset.{split}_{what}={path}"
+        for split in ("train", "val")
+        for what, path in (("annotations", annotations), ("images", folder))
+    ]
+    small = [
+        word
+        for word in SMALL
+        if word.split("=")[0] not in ("dataset.train_images", "dataset.val_images", "dataset.image_size")
+    ]
+    run = build_run(
+        config("dataset=coco", f"dataset.root={tmp_path}", *small, *words, "trainer.max_epochs=1"), tmp_path / "run"
+    )
+    run.trainer.fit(run.task, run.data)
+    assert state() == before
 
 
 FOUR = ["trainer.max_epochs=4", "trainer.limit_val_batches=1"]

@@ -22,20 +22,28 @@ def require_fit(config: dict[str, Any], budget: str) -> None:
     Raises:
         UserError: it needs more than `budget`; names what would fit.
     """
-    options = plain(compose("benchmark_memory"), complete=False)
-    setting = setting_of({**options, **config, "measure": False, "budget": budget})
-    limit_mib = parse_budget(budget) - options["reserve_mib"]
+    setting = setting_of_run(config)
+    reserve_mib = benchmark_options()["reserve_mib"]
+    limit_mib = parse_budget(budget) - reserve_mib
     needed = peak_mib(config, setting)
     height, width = setting.size.image_size
-    about = (
-        f"{needed:.0f} MiB at the largest image, {height}x{width}, and {options['reserve_mib']:.0f} MiB of CUDA's own"
-    )
+    about = f"{needed:.0f} MiB at the largest image, {height}x{width}, and {reserve_mib:.0f} MiB of CUDA's own"
     if needed <= limit_mib:
         console.print(f"Within budget={budget}: planned {about}")
         return
     remedies = what_would_fit(config, setting, limit_mib)
     hint = "; this would fit: " + ", or ".join(remedies) if remedies else "; nothing smaller fits either"
     raise UserError(f"budget={budget}: this run cannot fit: it needs {about}{hint}")
+
+
+def benchmark_options() -> dict[str, Any]:
+    """What `e3va benchmark-memory` has by default."""
+    return plain(compose("benchmark_memory"), complete=False)
+
+
+def setting_of_run(config: dict[str, Any]) -> Setting:
+    """The largest step of a run, on a GPU; numbers that a training run does not have are benchmark_memory.yaml's."""
+    return setting_of({**benchmark_options(), **config, "measure": False, "budget": None})
 
 
 def peak_mib(config: dict[str, Any], setting: Setting) -> float:
@@ -55,6 +63,11 @@ def what_would_fit(config: dict[str, Any], setting: Setting, limit_mib: float) -
         mixed = dataclasses.replace(setting, size=dataclasses.replace(setting.size, precision="bf16-mixed"))
         if peak_mib(config, mixed) <= limit_mib:
             remedies.append("trainer.precision=bf16-mixed")
+    for activations in ("compress", "recompute"):
+        adapter = {**config["adapter"], "activations": activations}
+        other = config["adapter"].get("activations", activations) != activations
+        if other and peak_mib({**config, "adapter": adapter}, setting) <= limit_mib:
+            remedies.append(f"adapter.activations={activations}")
     ours = plain(compose("train", overrides=["adapter=e3va"]))["adapter"]
     if config["adapter"]["name"] != ours["name"] and peak_mib({**config, "adapter": ours}, setting) <= limit_mib:
         remedies.append("adapter=e3va")

@@ -7,10 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from e3va_cli.commands.console import console
-from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
+from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.training.course import Course
 from e3va_cli.training.resources import parameter_counts
 from e3va_cli.training.run import Run
@@ -28,12 +29,14 @@ def hide_lightning_hints() -> None:
         ".*number of training batches.*",
         ".*LeafSpec.*",
         ".*in eval mode at the start of training.*",  # the frozen backbone is meant to be
+        ".*`training_step` returned `None`.*",  # the guard says why
+        ".*when logging on epoch level in distributed setting.*",  # every process logs the results of all
     ):
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None) -> None:
-    """What is about to be trained, on what, and where it will lie."""
+def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None, step: int = 0) -> None:
+    """What is about to be trained, on what, and where it will lie; a resumed run goes on after `step`."""
     counts = parameter_counts(run.model.extractor, run.model.head)
     assert run.train is not None
     table = Table.grid(padding=(0, 2))
@@ -51,13 +54,15 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
         "Data",
         f"{config['dataset']['name']}, {len(run.train):,} images to train on, {len(run.val):,} to evaluate",
     )
-    table.add_row("Classes", named(run.val.classes))
+    table.add_row("Classes", escape(named(run.val.classes)))
     assert run.course is not None
     table.add_row("Schedule", described(run.course, config["schedule"]["name"]))
     table.add_row("Run folder", str(folder))
     if checkpoint is not None:
-        table.add_row("Resumes", str(checkpoint))
+        table.add_row("Resumes", f"{checkpoint}, after step {step:,}")
     console.print(table)
+    if step >= run.course.total_steps:
+        console.print("Nothing is left to train; a larger trainer.max_epochs or trainer.max_steps goes on.")
     if run.model.identity.weights == "random":
         console.print(
             "[yellow]Warning: the backbone's weights are random.[/] Give backbone.pretrained=true or "
@@ -102,7 +107,7 @@ def print_results(results: dict[str, Any]) -> None:
     for kind in kinds:
         classes.add_column(kind, justify="right")
     for name in next(iter(kinds.values()))["per_class"]:
-        classes.add_row(name, *(_percent(values["per_class"][name]) for values in kinds.values()))
+        classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
     console.print(classes)
 
 
@@ -114,6 +119,7 @@ def print_next(folder: Path) -> None:
         (METRICS_HISTORY, "history of losses and results"),
         (RESOURCES, "memory, step time, parameters"),
         (PICTURES, "validation images with what was found"),
+        (BAD_BATCHES, "batches that changed no weight: NaN or infinite losses, or memory that did not suffice"),
         (f"{CHECKPOINTS}/{LAST}", "last state; best.ckpt is the best one"),
     ):
         if (folder / name).exists():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
+from e3va_cli.commands.failures import in_one_line
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import (
     hide_lightning_hints,
@@ -18,10 +21,10 @@ from e3va_cli.commands.report import (
 )
 from e3va_cli.composition import plain
 from e3va_cli.files import replacing
-from e3va_cli.run_folder import CONFIG, PICTURES, locate
+from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, locate
 from e3va_cli.training.checkpoints import read_checkpoint, verify
-from e3va_cli.training.history import MetricsHistory
-from e3va_cli.training.run import build_run
+from e3va_cli.training.history import histories
+from e3va_cli.training.run import Run, build_run
 
 
 def run(cfg: DictConfig) -> None:
@@ -33,31 +36,50 @@ def run(cfg: DictConfig) -> None:
         require_fit(config, budget)
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = build_run(config, folder)
-    checkpoint = None
-    if resume is not None:
-        _, checkpoint = locate(resume, "resume")
+    checkpoint, step = None, 0
+    if resume is not None and locate(resume, "resume")[1].is_file():  # else it was killed before its first checkpoint
+        checkpoint = locate(resume, "resume")[1]
         content = read_checkpoint(checkpoint)
         verify(content, checkpoint, run.task.about)
-        for logger in run.trainer.loggers:
-            if isinstance(logger, MetricsHistory):
-                logger.drop_from(content["global_step"])
-    if run.trainer.is_global_zero:
-        write_config(cfg, folder)
-        print_start(config, run, folder, checkpoint)
-    run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+        step = content["global_step"]
+    for history in histories(run.trainer):
+        history.drop_from(step)
+    with in_one_line(config, folder, run.trainer, run.task):
+        if run.trainer.is_global_zero:
+            write_config(cfg, folder)
+            print_start(config, run, folder, checkpoint, step)
+            prepare(folder / CHECKPOINTS, checkpoint)
+        run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+        finish(config, run, folder)
+
+
+def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
+    """Evaluate what has not been evaluated, and say where the results lie."""
+    for history in histories(run.trainer):
+        history.last_step = run.trainer.global_step - 1
     # A run that max_steps ends before its first epoch's end is a trial: an evaluation would take longer than the run.
     assert run.course is not None
     is_trial = run.trainer.global_step < run.course.steps_per_epoch
     if run.task.evaluated_step != run.trainer.global_step and not is_trial and run.trainer.limit_val_batches:
         run.trainer.validate(run.task, run.data, verbose=False)
-    if run.trainer.is_global_zero:
-        if run.task.results is None:
-            reason = "the run stopped in its first epoch" if is_trial else "trainer.limit_val_batches=0"
-            console.print(f"Not evaluated: {reason}.")
-        else:
-            print_results(run.task.results)
-            draw_predictions(run.model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
-        print_next(folder)
+    if not run.trainer.is_global_zero:
+        return
+    if run.task.results is None:
+        reason = "the run stopped in its first epoch" if is_trial else "trainer.limit_val_batches=0"
+        console.print(f"Not evaluated: {reason}.")
+    else:
+        print_results(run.task.results)
+        draw_predictions(run.model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
+    print_next(folder)
+
+
+def prepare(folder: Path, checkpoint: Path | None) -> None:
+    """Clear a folder of checkpoints of what a killed run left half written; make the resumed checkpoint its last one."""
+    for unfinished in folder.glob(".*.tmp"):
+        unfinished.unlink()
+    if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
+        with replacing(folder / LAST) as temporary:
+            shutil.copyfile(checkpoint, temporary)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:

@@ -72,3 +72,7 @@ class TrainerConfig:
     deterministic: bool = MISSING
     log_every_n_steps: int = MISSING
     tensorboard: bool = MISSING
+    checkpoint_every_steps: int | None = None
+    preemption_signal: str | None = None
+    max_bad_losses: int | None = None
+    skip_oom: bool = MISSING

@@ -5,20 +5,18 @@ The frozen backbone is never written. What trains is what is saved: one filter d
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 
 from e3va_cli.backbones import BackboneIdentity
-from e3va_cli.errors import UserError, first_line
+from e3va_cli.backbones.weights import is_state_dict, load_plain
+from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
-from e3va_cli.run_folder import BEST, LAST
 
 # Of how memory is used and what is found, not of what was trained.
 FREE_OPTIONS = frozenset(
@@ -31,6 +29,7 @@ FREE_OPTIONS = frozenset(
         "post_nms_test",
         "activations",
         "compress_bits",
+        "recompute_neck",
         "window",
         "stride",
     }
@@ -46,13 +45,33 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name in trainable | buffers}
 
 
+def disk_error(error: BaseException) -> str | None:
+    """What the system said when a file could not be written; torch.save hides it behind an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return None if cause is None else cause.strerror or str(cause)
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name beside the checkpoint, then renames; reads without executing code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the whole file or none of it."""
-        with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        """Write the whole file or none of it.
+
+        Raises:
+            UserError: the disk is full, or the file cannot be written for another reason.
+        """
+        try:
+            with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            reason = disk_error(error)
+            if reason is None:
+                raise
+            raise UserError(
+                f"{path}: cannot be written: {reason}; a checkpoint that was there before is whole"
+            ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values only."""
@@ -66,11 +85,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: unreadable, or not one of ours.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises pickle, zip, EOF, OS and runtime errors
-        raise UserError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
-    if not isinstance(checkpoint, dict) or ABOUT not in checkpoint:
+        checkpoint = load_plain(path)
+    except UserError as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error})") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ABOUT), dict):
         raise UserError(f"{path}: not a checkpoint of e3va train")
+    if not is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("global_step"), int):
+        raise UserError(f"{path}: not a checkpoint of e3va train: no plain weights, or no number of steps")
     return checkpoint
 
 
@@ -145,36 +166,3 @@ def about_model(
 
 def _short(items: list[Any]) -> str:
     return ", ".join(str(item) for item in items[:4]) + (f", ... {len(items)} in all" if len(items) > 4 else "")
-
-
-class Checkpoints(L.Callback):
-    """Keeps the last state and the best one.
-
-    Args:
-        folder: where `last.ckpt` (after every epoch) and `best.ckpt` (after every better evaluation) go.
-        monitor: the logged metric that decides what is best; higher is better.
-    """
-
-    def __init__(self, folder: Path, monitor: str) -> None:
-        self.folder, self.monitor = folder, monitor
-        self.best = -math.inf
-
-    def state_dict(self) -> dict[str, Any]:
-        """The best result so far."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the best result of the resumed run."""
-        self.best = state_dict["best"]
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the state if the evaluation was the best so far."""
-        value = trainer.callback_metrics.get(self.monitor)
-        if trainer.sanity_checking or value is None or not value > self.best:
-            return
-        self.best = float(value)
-        trainer.save_checkpoint(self.folder / BEST)
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the state of each epoch's end in place of the one before."""
-        trainer.save_checkpoint(self.folder / LAST)

@@ -7,10 +7,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from e3va_cli.files import replacing
+from e3va_cli.training.steps import ends_step
 
 FIRST = ("epoch", "step")
 
@@ -18,26 +20,31 @@ FIRST = ("epoch", "step")
 class MetricsHistory(Logger):
     """Writes every logged metric to a CSV file: a row per step, a column per metric.
 
-    Rows are appended; a new metric rewrites the file with one more column. The row of the current step is written once
-    the next step begins. Lightning's CSVLogger deletes the file of a folder that is used again; this one goes on in it.
+    Rows are appended; a new metric, or one more value in a row that is on disk, rewrites the file as a whole. The row
+    of the current step is written once the next step begins. Lightning's CSVLogger deletes the file of a folder that
+    is used again; this one goes on in it.
 
     Args:
         path: of the file.
+
+    Attributes:
+        last_step: after training, its last step, to whose row an evaluation then belongs.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self.last_step: int | None = None
         self.rows: list[dict[str, Any]] = []
         self.columns = list(FIRST)
-        self.written = 0  # rows that the file holds, under the columns that it has
         if path.is_file():
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                self.rows = [
-                    row for row in reader if (row["step"] or "").isdigit()
-                ]  # a killed run may leave half a row
-                self.columns = list(reader.fieldnames or FIRST)
+            text = path.read_text()
+            whole = text[: text.rfind("\n") + 1]  # a full disk may leave half a row, and half a number in it
+            reader = csv.DictReader(whole.splitlines())
+            self.rows = [row for row in reader if (row["step"] or "").isdigit()]
+            self.columns = list(reader.fieldnames or FIRST)
+        self.written = len(self.rows)  # rows that the file holds, under the columns that it has
+        self.outdated = True  # whether the file lacks something of these rows
 
     @property
     def name(self) -> str:
@@ -55,12 +62,17 @@ class MetricsHistory(Logger):
     def drop_from(self, step: int) -> None:
         """Forget the rows from `step` on: the resumed run will make those steps again."""
         self.rows = [row for row in self.rows if int(row["step"]) < step]
+        self.written = len(self.rows)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of `step`."""
+        if self.last_step is not None:
+            step, metrics = self.last_step, {name: value for name, value in metrics.items() if name != "epoch"}
         if not self.rows or int(self.rows[-1]["step"]) != step:
             self.rows.append({"step": step})
+        elif self.written == len(self.rows):
+            self.outdated = True
         self.rows[-1].update(metrics)
 
     @rank_zero_only
@@ -69,20 +81,54 @@ class MetricsHistory(Logger):
         self._write(len(self.rows) - 1)
 
     @rank_zero_only
+    def flush(self) -> None:
+        """Write the current step's row too, though more may come to it."""
+        self._write(len(self.rows))
+
+    @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the last row too."""
         self._write(len(self.rows))
 
     def _write(self, end: int) -> None:
-        rows = self.rows[self.written : end]
-        new = sorted({name for row in rows for name in row} - set(self.columns))
-        if new or (rows and not self.written):
+        end = max(end, self.written)
+        unwritten = self.rows[self.written : end]
+        named = self.rows[:end] if self.outdated else unwritten
+        new = sorted({name for row in named for name in row} - set(self.columns))
+        if new or (self.outdated and end):
             self.columns += new
             with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows[:end])
-        elif rows:
+            self.outdated = False
+        elif unwritten:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerows(rows)
-        self.written = max(self.written, end)
+                csv.DictWriter(file, self.columns).writerows(unwritten)
+        self.written = end
+
+
+def histories(trainer: L.Trainer) -> list[MetricsHistory]:
+    """Those of a trainer's loggers that keep a history."""
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsHistory)]
+
+
+class StepLog(L.Callback):
+    """Logs what a step has measured, before the step's checkpoint is written.
+
+    Lightning logs it after that, so that a run killed between the two would lack the step's row for good.
+
+    Args:
+        window: steps between two rows.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log what the batches of a step measured on the mean."""
+        if trainer.global_step % self.window == 0 and ends_step(trainer):
+            values = {name: float(value) for name, value in pl_module.measured().items()}
+            for logger in trainer.loggers:
+                logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+                logger.save()

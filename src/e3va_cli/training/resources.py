@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from e3va_cli.adapters import FeatureExtractor
 from e3va_cli.files import write_json
+from e3va_cli.training.steps import ends_step
 
 MIB = 2**20
 PACKAGES = ("e3va-cli", "torch", "torchvision", "timm", "lightning", "hydra-core")
@@ -66,6 +67,8 @@ class Resources(L.Callback):
     A step is forward, backward and optimizer, synchronised with the device; loading is timed apart. The first
     `warmup` steps are not counted. On CUDA peaks are reset with each logging window, and the run's peak is the largest
     window's, over all ranks. On a CPU only what is true there is reported: the process's peak resident memory.
+    What is measured goes into checkpoints, so that a resumed run's file covers the whole run: the largest peaks, and
+    the times of all steps that led to its state.
 
     Args:
         path: of `resources.json`.
@@ -79,10 +82,26 @@ class Resources(L.Callback):
         self.step_times: list[float] = []
         self.load_times: list[float] = []
         self.images = 0
-        self.peak_allocated = self.peak_reserved = 0.0
+        self.peak_allocated = self.peak_reserved = self.peak_rss = 0.0
+        self.sessions = 1
         self.seen = 0
-        self.logged_step = 0
         self.started = self.ended = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been measured."""
+        return {
+            "step_times": torch.tensor(self.step_times),
+            "load_times": torch.tensor(self.load_times),
+            "images": self.images,
+            "peaks": [self.peak_allocated, self.peak_reserved, max(self.peak_rss, process_peak_rss_mib())],
+            "sessions": self.sessions,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what the sessions before have measured."""
+        self.step_times, self.load_times = state_dict["step_times"].tolist(), state_dict["load_times"].tolist()
+        self.peak_allocated, self.peak_reserved, self.peak_rss = state_dict["peaks"]
+        self.images, self.sessions = state_dict["images"], state_dict["sessions"] + 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start with a clean peak."""
@@ -108,8 +127,7 @@ class Resources(L.Callback):
         memory = self._memory(pl_module.device)
         pl_module.log("img/s", rate, prog_bar=True, logger=False, batch_size=len(batch))
         pl_module.log("MiB", memory["shown"], prog_bar=True, logger=False, batch_size=len(batch))
-        if trainer.global_step % self.window == 0 and trainer.global_step != self.logged_step:
-            self.logged_step = trainer.global_step
+        if trainer.global_step % self.window == 0 and ends_step(trainer):
             recent = self.step_times[-self.window :] or [now - self.started]
             logged = {f"resources/{name}": value for name, value in memory.items() if name != "shown"}
             logged["resources/step_time_s"] = statistics.median(recent)
@@ -127,12 +145,19 @@ class Resources(L.Callback):
         self._restart_window(pl_module.device)
         self.ended = time.perf_counter()
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write the file, as the run may be killed before its end."""
+        self._write(trainer, pl_module)
+
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write the file."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
         device = pl_module.device
         self._memory(device)
         cuda = device.type == "cuda"
-        peaks = [self.peak_allocated, self.peak_reserved, process_peak_rss_mib()]
+        peaks = [self.peak_allocated, self.peak_reserved, max(self.peak_rss, process_peak_rss_mib())]
         if dist.is_available() and dist.is_initialized():
             gathered = torch.tensor(peaks, device=device)
             dist.all_reduce(gathered, dist.ReduceOp.MAX)
@@ -146,10 +171,12 @@ class Resources(L.Callback):
                 "device": device.type,
                 "device_name": device_name(device),
                 "devices": trainer.world_size,
+                "sessions": self.sessions,
                 "peak_memory_allocated_mib": peaks[0] if cuda else None,
                 "peak_memory_reserved_mib": peaks[1] if cuda else None,
                 "process_peak_rss_mib": peaks[2],
                 "steps_measured": len(self.step_times),
+                "measured_time_s": total,
                 "step_time_s": statistics.median(self.step_times) if self.step_times else None,
                 "load_time_s": statistics.median(self.load_times) if self.load_times else None,
                 "images_per_second": self.images / total if total else None,

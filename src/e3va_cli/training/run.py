@@ -11,10 +11,13 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
 from e3va_cli.data import DenseData, DenseDataset, open_splits
+from e3va_cli.errors import UserError
 from e3va_cli.metrics import build_evaluator
 from e3va_cli.model import DenseModel, build_model, require_offered, require_suited
+from e3va_cli.run_folder import BAD_BATCHES
 from e3va_cli.training.checkpoints import about_model
 from e3va_cli.training.course import COURSE_OPTIONS, Course, plan_course
+from e3va_cli.training.guard import StepGuard
 from e3va_cli.training.optimizer import build_optimizer
 from e3va_cli.training.schedules import build_schedule
 from e3va_cli.training.task import DenseTask
@@ -50,6 +53,8 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
     evaluator = build_evaluator(config["dataset"]["metric"], val, sorted(model.head.needs))
     data = DenseData(train, val, **config["data"], seed=config["seed"])
     trainer = build_trainer(config, folder, monitor=f"val/{evaluator.monitor}", evaluate_only=evaluate_only)
+    options = config["trainer"]
+    require_enough(trainer.world_size, train, val, skip_oom=options["skip_oom"])
     course = schedule = None
     optimizer = config["optimizer"]
     if not evaluate_only:
@@ -57,8 +62,8 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
         course = plan_course(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
         trainer.fit_loop.max_epochs = course.epochs  # known only now that the devices are counted
         optimizer = {**optimizer, "lr": course.lr}
-        options = {key: value for key, value in config["schedule"].items() if key not in COURSE_OPTIONS}
-        schedule = build_schedule(course=course, **options)
+        curve = {key: value for key, value in config["schedule"].items() if key not in COURSE_OPTIONS}
+        schedule = build_schedule(course=course, **curve)
     task = DenseTask(
         model,
         evaluator,
@@ -66,5 +71,22 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
         schedule=schedule,
         about=about_model(model.identity, config, val.classes, val.category_ids),
         seed=config["seed"],
+        guard=StepGuard(folder / BAD_BATCHES, options["max_bad_losses"], skip_oom=options["skip_oom"]),
     )
     return Run(train, val, model, task, data, trainer, course)
+
+
+def require_enough(devices: int, train: DenseDataset | None, val: DenseDataset, *, skip_oom: bool) -> None:
+    """Check what several devices need.
+
+    Raises:
+        UserError: an image for each of them, and no step that one leaves out while the others wait for it.
+    """
+    for name, split in (("train", train), ("val", val)):
+        if split is not None and len(split) < devices:
+            raise UserError(f"trainer.devices: {devices} devices cannot share {len(split)} {name} images; use fewer")
+    if devices > 1 and skip_oom:
+        raise UserError(
+            f"trainer.skip_oom=true: works on one device, not on {devices}; those that have the memory for a step "
+            "would wait for the one that has not"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,7 +19,10 @@ from e3va_cli.data.sampling import mix
 from e3va_cli.metrics import Evaluator
 from e3va_cli.model import DenseModel
 from e3va_cli.training.checkpoints import ABOUT, trained_state
+from e3va_cli.training.guard import StepGuard
+from e3va_cli.training.saving import Checkpoints
 from e3va_cli.training.schedules import Factor
+from e3va_cli.training.steps import Seen
 
 
 class DenseTask(L.LightningModule):
@@ -30,6 +35,7 @@ class DenseTask(L.LightningModule):
         schedule: the learning rate's factor at each step.
         about: what the checkpoints belong to.
         seed: of what is random inside a step, such as the sampling of proposals.
+        guard: decides whether a step may change the weights.
     """
 
     strict_loading = False  # checkpoints hold what was trained, and that is all that is loaded
@@ -43,12 +49,16 @@ class DenseTask(L.LightningModule):
         schedule: Factor | None,
         about: dict[str, Any],
         seed: int,
+        guard: StepGuard,
     ) -> None:
         super().__init__()
         self.model = model
         self.evaluator = evaluator
         self.build_optimizer, self.schedule = optimizer, schedule
         self.about, self.seed = about, seed
+        self.guard = guard
+        self.seen: list[Seen] = []  # the batches of the current step
+        self.gradient_norm = torch.zeros(())  # of that step, before clipping
         self.results: dict[str, Any] | None = None  # of the last evaluation
         self.evaluated_step = -1
 
@@ -65,23 +75,78 @@ class DenseTask(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw what is random in a step from (seed, epoch, batch, rank) alone, so that a resumed run repeats it."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.seen.clear()
+        self.seen.append(Seen.of(batch))
         torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the head's losses."""
-        losses = self.model.losses(batch.images, batch.image_sizes, batch.targets)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The sum of the head's losses; None where memory does not suffice and the step is to be left out."""
+        try:
+            losses = self.model.losses(batch.images, batch.image_sizes, batch.targets)
+        except (RuntimeError, MemoryError) as error:
+            if not self.guard.skips(error):
+                raise
+            return None
         total = torch.stack(list(losses.values())).sum()
         self.log("loss", total, prog_bar=True, logger=False, batch_size=len(batch))
-        logged = {"train/loss": total} | {f"train/{name}": value for name, value in losses.items()}
-        self.log_dict(logged, batch_size=len(batch))
+        self.seen[-1].losses = {name: value.detach() for name, value in {"loss": total, **losses}.items()}
         return total
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning does, unless memory does not suffice and the step is to be left out."""
+        try:
+            super().backward(loss, *args, **kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if not self.guard.skips(error):
+                raise
+            self.seen[-1].losses.clear()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """As Lightning does; a gradient scaler is not shown a backward pass that was broken off.
+
+        The gradients go right after the step. Lightning would hold them through the next forward pass.
+        """
+        assert optimizer_closure is not None
+
+        def loss() -> Any:
+            value = optimizer_closure()
+            return value if self.seen[-1].losses else None
+
+        super().optimizer_step(epoch, batch_idx, optimizer, loss)
+        optimizer.zero_grad()
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip to a norm, and note what it was; a step that went wrong changes no weight."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+        self.gradient_norm = clip_grad_norm_(parameters, limit)
+        if not self.guard.admit(self.trainer, self.seen, self.gradient_norm):
+            optimizer.zero_grad()  # sets to None, which AdamW passes over
+
+    def measured(self) -> dict[str, Tensor]:
+        """What the current step measured: the mean of each loss over its batches, and the gradient's norm."""
+        losses = [batch.losses for batch in self.seen if batch.losses]
+        names = losses[0] if losses else ()
+        means = {f"train/{name}": torch.stack([of_batch[name] for of_batch in losses]).mean() for name in names}
+        return {**means, "train/grad_norm": self.gradient_norm}
+
+    def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Remember what is at hand."""
+        self.seen = [Seen.of(batch)]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Note what is found."""
+        """Note what is found; in a training run, keep the state of its beginning first."""
+        if batch_idx == 0 and isinstance(self.trainer.checkpoint_callback, Checkpoints):
+            self.trainer.checkpoint_callback.before_evaluation(self.trainer)
         found = self.model.predict(batch.images, batch.image_sizes)
         for of_image, target in zip(found, batch.targets, strict=True):
             self.evaluator.update(of_image, target)

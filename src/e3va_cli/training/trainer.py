@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
-from e3va_cli.training.checkpoints import AtomicCheckpointIO, Checkpoints
-from e3va_cli.training.history import MetricsHistory
+from e3va_cli.training.checkpoints import AtomicCheckpointIO
+from e3va_cli.training.course import StepLimit
+from e3va_cli.training.history import MetricsHistory, StepLog
 from e3va_cli.training.progress import Progress
+from e3va_cli.training.ranks import Ranks
 from e3va_cli.training.resources import Resources
 from e3va_cli.training.results import Results
+from e3va_cli.training.saving import Checkpoints
+from e3va_cli.training.stopping import StopSignals
 
 
 def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:
@@ -27,7 +32,8 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         evaluate_only: without what only training needs.
     """
     options = config["trainer"]
-    callbacks: list[Callback] = [Progress(), Results(folder)]
+    stop = StopSignals(None if evaluate_only else folder, options["preemption_signal"])
+    callbacks: list[Callback] = [Ranks(), Progress(), Results(folder), stop]
     loggers: list[Logger] = []
     if not evaluate_only:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))
@@ -36,10 +42,16 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         callbacks += [
             Resources(folder / RESOURCES, config, window=options["log_every_n_steps"]),
             LearningRateMonitor("step"),
-            Checkpoints(folder / CHECKPOINTS, monitor),
+            StepLog(options["log_every_n_steps"]),
+            Checkpoints(folder / CHECKPOINTS, monitor, options["checkpoint_every_steps"], stop),
         ]
+        if options["max_steps"] is not None:
+            callbacks.append(StepLimit(options["max_steps"]))
         if options["early_stopping_patience"] is not None:
             callbacks.append(EarlyStopping(monitor, mode="max", patience=options["early_stopping_patience"]))
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the midst of a step; see StopSignals
     return L.Trainer(
         default_root_dir=folder,
         accelerator=options["accelerator"],
@@ -48,7 +60,6 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         strategy=options["strategy"],
         precision=options["precision"],
         max_epochs=-1 if options["max_epochs"] is None else options["max_epochs"],
-        max_steps=-1 if options["max_steps"] is None else options["max_steps"],
         limit_train_batches=options["limit_train_batches"],
         limit_val_batches=options["limit_val_batches"],
         check_val_every_n_epoch=options["val_every_epochs"],
@@ -60,7 +71,7 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         use_distributed_sampler=False,  # the data module shares out the images itself
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         enable_model_summary=False,
-        enable_checkpointing=False,
+        enable_checkpointing=not evaluate_only,
     )

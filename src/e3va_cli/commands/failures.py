@@ -1,0 +1,96 @@
+"""What ends a run from outside it, as one line that says what to do: memory that did not suffice, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 (Lightning's own alias)
+import torch
+
+from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_fit
+from e3va_cli.errors import UserError, first_line
+from e3va_cli.memory.benchmark import free_mib
+from e3va_cli.training.guard import is_out_of_memory
+from e3va_cli.training.resources import MIB, process_peak_rss_mib
+from e3va_cli.training.task import DenseTask
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
+CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its plan, it should have
+LOADER_KILLED = "is killed by signal"
+
+
+@contextmanager
+def in_one_line(config: dict[str, Any], folder: Path, trainer: L.Trainer, task: DenseTask) -> Iterator[None]:
+    """Turn what ends a run into a `UserError`.
+
+    Args:
+        config: of the run, plain.
+        folder: of the run.
+        trainer, task: to say where it ended.
+    """
+    threading.excepthook = _without_full_disks
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(explain_memory(config, trainer, task, first_line(error))) from error
+        if LOADER_KILLED in str(error):
+            raise UserError(
+                f"{first_line(error)} Memory may not suffice for data.num_workers={config['data']['num_workers']} "
+                "loader processes; use fewer"
+            ) from error
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            place = error.filename or folder
+            raise UserError(f"{place}: cannot be written: {error.strerror}; the last checkpoint is whole") from error
+        raise
+    finally:
+        threading.excepthook = threading.__excepthook__
+
+
+def _without_full_disks(arguments: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; what that fails of, it tells the run too."""
+    if not (isinstance(arguments.exc_value, OSError) and arguments.exc_value.errno in UNWRITABLE):
+        threading.__excepthook__(arguments)
+
+
+def explain_memory(config: dict[str, Any], trainer: L.Trainer, task: DenseTask, what: str) -> str:
+    """Where memory did not suffice, with which images, what was planned, and what would fit."""
+    sizes = described(task.seen[-1].image_sizes if task.seen else [])
+    if trainer.validating:
+        return (
+            f"memory did not suffice in the evaluation after step {trainer.global_step:,}, with images of {sizes} "
+            f"({what}); use data.val_batch_size=1 or a smaller dataset.max_size"
+        )
+    setting = setting_of_run(config)
+    planned, available = peak_mib(config, setting), available_mib(task.device)
+    height, width = setting.size.image_size
+    remedies = what_would_fit(config, setting, min(available, CLEARLY_LESS * planned))
+    hint = ", or ".join(remedies) if remedies else "a smaller dataset.max_size"
+    return (
+        f"memory did not suffice in step {trainer.global_step:,}, with images of {sizes} ({what}); planned are "
+        f"{planned:.0f} MiB at the largest image, {height}x{width}, and {available:.0f} MiB were to be had; "
+        f"this would fit: {hint}; for a rare batch of unusual size: trainer.skip_oom=true"
+    )
+
+
+def described(sizes: list[tuple[int, int]]) -> str:
+    """Heights and widths, each once with its count."""
+    counts = Counter(f"{height}x{width}" for height, width in sizes)
+    return ", ".join(f"{size} ({count} of them)" if count > 1 else size for size, count in counts.items())
+
+
+def available_mib(device: torch.device) -> float:
+    """Memory that this process has or could have had."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return (free + torch.cuda.memory_reserved(device)) / MIB
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    possible = free_mib() + process_peak_rss_mib()
+    return possible if limit == resource.RLIM_INFINITY else min(possible, limit / MIB)

@@ -1,0 +1,35 @@
+"""Where an optimizer step ends, and what went into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import lightning as L  # noqa: N812 (Lightning's own alias)
+from torch import Tensor
+
+from e3va_cli.data.batch import Batch
+
+
+def ends_step(trainer: L.Trainer) -> bool:
+    """Whether the batch at hand ends an optimizer step; batches whose gradients are accumulated before do not."""
+    return not trainer.fit_loop._should_accumulate()
+
+
+@dataclass
+class Seen:
+    """A batch that went into a step.
+
+    Attributes:
+        image_ids: the data set's own.
+        image_sizes: (height, width) of each image without its padding.
+        losses: by name, `loss` being their sum; empty until they are known, and where memory did not suffice.
+    """
+
+    image_ids: list[int]
+    image_sizes: list[tuple[int, int]]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch: Batch) -> Seen:
+        """What is to be remembered of a batch."""
+        return cls([target["image_id"] for target in batch.targets], batch.image_sizes)
