@@ -96,6 +96,18 @@ def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, name):
 
 
 @pytest.mark.slow
+def test_a_run_without_a_checkpoint_starts_from_its_beginning(tmp_path):
+    words = [*SMALL, "trainer.limit_val_batches=0"]
+    process = Process(tmp_path / "run", *words)
+    process.wait_for(2)
+    process.popen.kill()
+    process.end()
+    last(tmp_path / "run").unlink()
+    assert Process(tmp_path / "run", f"resume={tmp_path}/run").end() == (0, [])
+    assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(4))
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     script = tmp_path / "spoilt.py"
     script.write_text(

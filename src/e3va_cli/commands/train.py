@@ -74,7 +74,7 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
 
 
 def prepare(folder: Path, checkpoint: Path | None) -> None:
-    """Clear a folder of checkpoints of what a killed run left half written; make the resumed checkpoint its last one."""
+    """Clear a folder of checkpoints of what was half written; the checkpoint that is resumed becomes its last one."""
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()
     if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():

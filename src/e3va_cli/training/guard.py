@@ -63,7 +63,7 @@ class StepGuard:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what a failed batch had taken, in pieces of its own sizes
         entries = self._note(trainer, seen, gradient_norm)
-        self._say(trainer, entries)
+        self._report(trainer, entries)
         return False
 
     @staticmethod
@@ -96,7 +96,7 @@ class StepGuard:
             write_json(self.path, (before + entries)[-RECORDED:])
         return entries
 
-    def _say(self, trainer: L.Trainer, entries: list[dict[str, Any]]) -> None:
+    def _report(self, trainer: L.Trainer, entries: list[dict[str, Any]]) -> None:
         """One line, and the end of the run at the limit."""
         memory = any(entry["out_of_memory"] for entry in entries)
         what = "memory did not suffice" if memory else "the loss or its gradient is not finite"

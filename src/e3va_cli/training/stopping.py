@@ -75,7 +75,10 @@ class StopSignals(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Agree with the other processes, after a whole step; the state is kept by `Checkpoints`."""
-        if ends_step(trainer):
+        if not ends_step(trainer):
+            return
+        self.agreed = self.asked
+        if trainer.world_size > 1:
             asked = torch.tensor(self.asked, device=pl_module.device)
             self.agreed = int(trainer.strategy.reduce(asked, reduce_op="max"))
 
