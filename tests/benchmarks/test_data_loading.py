@@ -34,6 +34,7 @@ def test_a_pass_is_that_of_training() -> None:
     assert all(0 not in target["labels"] for batch in given for target in batch.targets)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     output = tmp_path / "out.json"

@@ -56,6 +56,7 @@ def test_ratios() -> None:
     assert scaling.cells(ours, full, frozen) == ["2,048", "0.500", "2.000", "2.00", "0.250", "2.000"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(scaling, "planned", lambda way, point, words: Planned(len(way) * point.batch * 2**20, 10**12))
     assert scaling.main(["--settings", "voc", "--axes", "batch", "--output", str(tmp_path / "out.json")]) == 0

@@ -128,6 +128,7 @@ def wrong(model, by):
     return Format((), lambda *arguments: arguments[-1].write_bytes(b"x"), lambda path: run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [0.01, float("nan")])
 def test_a_file_that_computes_something_else_is_not_kept(runs, monkeypatch, tmp_path, by):
     model, path = load(runs / "segmenter"), tmp_path / "model.pt2"
