@@ -49,7 +49,8 @@ MOVABLE = ("dataset.root", "hydra.run.dir", "resume")  # a run goes on where its
 RESERVED = (*MOVABLE, "experiment", "adapter", "seed")
 # What leaves a setting what it is: where and how it runs, and how the total batch, which has its own line, is made up.
 PLACE = ("accelerator", "devices", "num_nodes", "strategy", "deterministic", "accumulate_grad_batches")
-WATCH = ("val_every_epochs", "log_every_n_steps", "tensorboard")
+GUARD = ("checkpoint_every_steps", "preemption_signal", "max_bad_losses", "skip_oom")
+WATCH = ("val_every_epochs", "log_every_n_steps", "tensorboard", *GUARD)
 FREE = {"data", "pictures", "budget", "backbone.weights", *(f"trainer.{key}" for key in (*PLACE, *WATCH))}
 Results = dict[str, Any]
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -213,7 +214,7 @@ def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -
                 (run.folder / name).unlink(missing_ok=True)
         command = run.command
         code = starter(command)
-        # A run that SIGTERM ends exits with 0 too; only one that has trained to its end leaves its resources.
+        # Resources are left by a run that has trained to the end of an epoch, at least.
         if code == 0 and (run.folder / RESOURCES).is_file():
             write_json(run.folder / FINISHED, {"command": f"e3va {shlex.join(command[3:])}", "date": today()})
         else:

@@ -1,10 +1,10 @@
 """Growth is seen where there is some, and a process is sampled as it is."""
 
+import mmap
 import os
 import tempfile
 import threading
 
-import numpy as np
 import pytest
 
 from scripts.soak import Sample, growth, sample, table
@@ -44,14 +44,15 @@ def test_a_run_too_short_to_tell():
 
 def test_a_sample_sees_memory_files_and_threads():
     before = sample(os.getpid(), 0)
-    held, stop = np.ones(8 * 2**20), threading.Event()  # 64 MiB
+    held, stop = mmap.mmap(-1, 64 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), threading.Event()
+    held.write(bytes(64 * 2**20))  # not from what the process had before
     thread = threading.Thread(target=stop.wait)
     thread.start()
     with tempfile.TemporaryFile(), tempfile.TemporaryFile():
         after = sample(os.getpid(), 7)
     stop.set()
     thread.join()
-    assert held.sum() == 8 * 2**20
+    held.close()
     assert after.step == 7
     assert (after.files - before.files, after.threads - before.threads) == (2, 1)
     assert 60 < after.own_mib - before.own_mib < 80 and after.rss_mib >= after.own_mib
