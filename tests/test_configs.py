@@ -81,13 +81,14 @@ def test_registries_and_choices_agree():
     assert set(HEADS) <= names["head"]
 
 
-def test_weights_in_16_bits_are_refused_where_gradients_go_through_them(config):
+@pytest.mark.parametrize("option", ["backbone.dtype=bfloat16", "backbone.compile=true"])
+def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_it(config, option):
     for method in METHODS:
-        options = config("backbone.dtype=bfloat16", f"adapter={method}")
+        options = config(option, f"adapter={method}")
         if method in ("frozen", "e3va"):
             require_suited(options)
             outline_model(options, num_classes=3)
             continue
         for check in (require_suited, partial(outline_model, num_classes=3)):
-            with pytest.raises(UserError, match=f"adapter={method} sends gradients .* adapter=e3va or frozen"):
+            with pytest.raises(UserError, match=f"{option}: adapter={method} sends .* adapter=e3va or frozen"):
                 check(options)

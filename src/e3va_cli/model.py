@@ -58,22 +58,27 @@ def require_suited(config: dict[str, Any]) -> None:
     """Check, before anything is read, that method, backbone, head and data set go together.
 
     Raises:
-        UserError: the backbone is in 16 bits under a method that trains in it, or the data set cannot have what the
-            head is trained on; names what goes together.
+        UserError: the backbone is in 16 bits or compiled under a method that sends gradients through it, or the data
+            set cannot have what the head is trained on; names what goes together.
     """
-    require_frozen_if_in_16_bits(config)
+    require_frozen_if_asked(config)
     require_offered(config, SOURCES[config["dataset"]["name"]].offers)
 
 
-def require_frozen_if_in_16_bits(config: dict[str, Any]) -> None:
-    """Check that no gradient goes through a backbone whose weights are kept in 16 bits; as `require_suited`."""
-    dtype, method = config["backbone"].get("dtype", "float32"), config["adapter"]["name"]
-    if dtype != "float32" and not issubclass(METHODS[method], FrozenBackbone):
-        methods = [name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone)]
-        raise UserError(
-            f"backbone.dtype={dtype}: adapter={method} sends gradients through the backbone, which takes "
-            f"backbone.dtype=float32; in 16 bits: adapter={' or '.join(methods)}"
-        )
+def require_frozen_if_asked(config: dict[str, Any]) -> None:
+    """Check that no gradient goes through a backbone kept in 16 bits or compiled; as `require_suited`."""
+    method = config["adapter"]["name"]
+    if issubclass(METHODS[method], FrozenBackbone):
+        return
+    methods = " or ".join(name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone))
+    for option, usual in (("dtype", "float32"), ("compile", False)):
+        value = config["backbone"].get(option, usual)
+        if value != usual:
+            given, needed = (f"backbone.{option}={str(one).lower()}" for one in (value, usual))
+            raise UserError(
+                f"{given}: adapter={method} sends gradients through the backbone, which takes {needed}; "
+                f"with {given}: adapter={methods}"
+            )
 
 
 def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
@@ -106,7 +111,7 @@ def assemble(
     config: dict[str, Any], backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int
 ) -> DenseModel:
     """The model of a plain, resolved configuration on a backbone that is there already."""
-    require_frozen_if_in_16_bits(config)
+    require_frozen_if_asked(config)
     extractor = tune(backbone, **config["adapter"])
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)

@@ -56,3 +56,30 @@ def test_with_gradients_the_blocks_are_timms_own(nano):
     block.attn.register_forward_hook(lambda *_: ran.append(1))
     nano.stages[0].branches[2](x).sum().backward()
     assert ran == [1] and x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_the_features_are_the_same(nano, monkeypatch, backend):
+    functions = []
+
+    def as_compiled(function):
+        functions.append(function)
+        return compiled.setdefault(function, torch.compile(function, backend=backend, dynamic=True, fullgraph=True))
+
+    compiled = {}
+    monkeypatch.setattr(window_attention, "as_compiled", as_compiled)
+    nano.eval()
+    for size in ((64, 96), (50, 70)):
+        images = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            nano.compiled = False
+            expected = nano(images)
+            assert not functions
+            nano.compiled = True
+            found = nano(images)
+        assert len(functions) == 16, "two branches of each block"
+        functions.clear()
+        for ours, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+    nano(images)
+    assert not functions, "with gradients, timm's own"

@@ -43,10 +43,12 @@ def build_backbone(
     weights: str | None,
     seed: int,
     dtype: str = "float32",
+    compile: bool = False,  # noqa: A002 (PyTorch's own word)
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from `seed`.
 
-    Its weight matrices are kept in `dtype`; its identity is that of the weights before.
+    Its weight matrices are kept in `dtype`, its branches compiled if `compile`; its identity is that of the weights
+    before.
 
     Raises:
         UserError: both kinds of weights asked for, the hub not reached, a file that does not fit, or options that are
@@ -73,13 +75,14 @@ def build_backbone(
     identity = BackboneIdentity(name, timm_name, source, fingerprint(backbone.model))
     if dtype != "float32":
         backbone.keep_in(DTYPES[dtype])
+    backbone.compiled = compile
     return backbone, identity
 
 
 def outline_backbone(
-    *, name: str, timm_name: str, model_args: dict[str, Any], dtype: str = "float32", **weights: Any
+    *, name: str, timm_name: str, model_args: dict[str, Any], dtype: str = "float32", **others: Any
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
-    """The same backbone as shapes only, on the meta device: in no time, and with no weights looked at."""
+    """The same backbone as shapes only, on the meta device: in no time, nothing compiled, no weights looked at."""
     _require_architecture(timm_name, model_args)
     with torch.device("meta"):
         backbone = build_swin(timm_name, **model_args)

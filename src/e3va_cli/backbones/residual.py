@@ -58,10 +58,12 @@ class ResidualBackbone(nn.Module):
 
     Attributes:
         mean, std: per-channel normalisation of RGB images in 0..1 that the weights were trained with.
+        compiled: compute the branches by `torch.compile`, where nothing is kept for a backward pass.
     """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    compiled = False
 
     def stem(self, images: Tensor) -> Tensor:
         """Embed normalised images (B, 3, H, W) as the residual stream (B, H/stride, W/stride, C)."""

@@ -16,16 +16,16 @@ from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
 from e3va_cli.backbones.window_attention import attend_in_parts, transform_in_parts
 
 
-def attend(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+def attend(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with precision_of(block.attn.qkv, x):
-        return attend_in_parts(block, x) if in_parts(block) else block._attn(block.norm1(x))
+        return attend_in_parts(block, x, compiled) if in_parts(block) else block._attn(block.norm1(x))
 
 
-def transform(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+def transform(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
     """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with precision_of(block.mlp.fc1, x):
-        return transform_in_parts(block, x) if in_parts(block) else block.mlp(block.norm2(x))
+        return transform_in_parts(block, x, compiled) if in_parts(block) else block.mlp(block.norm2(x))
 
 
 def in_parts(block: SwinTransformerBlock) -> bool:
@@ -41,11 +41,11 @@ def precision_of(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, dtype=dtype)
 
 
-def branches_of(block: SwinTransformerBlock) -> tuple[Branch, Branch]:
+def branches_of(block: SwinTransformerBlock, compiled: bool) -> tuple[Branch, Branch]:
     """The two residual branches of a block; their ends are timm's `drop_path1` and `drop_path2`."""
     return (
-        Branch("attention", block, partial(attend, block), block.drop_path1, block.attn.qkv),
-        Branch("mlp", block, partial(transform, block), block.drop_path2),
+        Branch("attention", block, partial(attend, block, compiled), block.drop_path1, block.attn.qkv),
+        Branch("mlp", block, partial(transform, block, compiled), block.drop_path2),
     )
 
 
@@ -88,7 +88,7 @@ class SwinBackbone(ResidualBackbone):
         """One stage per Swin layer; two branches, attention and MLP, per block."""
         stages = []
         for layer, info in zip(self.model.layers, self.model.feature_info, strict=True):
-            branches = tuple(branch for block in layer.blocks for branch in branches_of(block))
+            branches = tuple(branch for block in layer.blocks for branch in branches_of(block, self.compiled))
             stages.append(Stage(info["num_chs"], info["reduction"], layer.downsample, branches))
         return stages
 

@@ -2,11 +2,14 @@
 
 What a window or a token becomes depends on nothing outside it, so that only a part's projections, scores and hidden
 layers need to be held together. The results are those of timm's `SwinTransformerBlock` up to rounding.
+
+Compiled is what a part goes through: once for each width of the network, not for each block or size of image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
@@ -22,18 +25,26 @@ FUSED_ON = ("cuda",)  # devices; on a CPU, PyTorch's fused attention is the slow
 Span = tuple[int, int]
 
 
-def transform_in_parts(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+@cache
+def as_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` by `torch.compile`, for any number of windows or tokens."""
+    return torch.compile(function, dynamic=True)
+
+
+def transform_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
     """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
+    transform = as_compiled(transformed) if compiled else transformed
     rows = x.flatten(0, -2)
     result = torch.empty_like(rows, dtype=autocast_dtype(x) or x.dtype)
     at_once = max(1, NUMBERS_AT_ONCE // x.shape[-1])
     for some, of_some in zip(rows.split(at_once), result.split(at_once), strict=True):
-        of_some.copy_(block.mlp(block.norm2(some)))
+        of_some.copy_(transform(block, some))
     return result.view(x.shape)
 
 
-def attend_in_parts(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+def attend_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
+    attend = as_compiled(attended) if compiled else attended
     height, width = x.shape[1:3]
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
     windowed = block.norm1(x)
@@ -47,7 +58,7 @@ def attend_in_parts(block: SwinTransformerBlock, x: Tensor) -> Tensor:
             # Only the last windows of a shifted map hold tokens from its two ends, which must not see each other.
             together = bias + separation(block, last_row, last_column, bias.device)
             for part in parts(windowed, rows, columns, window_h):
-                windows = attended(block.attn, partition(windowed[part], window_h, window_w), together)
+                windows = attend(block.attn, partition(windowed[part], window_h, window_w), together)
                 result[part].copy_(merged(windows, result[part].shape, window_h, window_w))
     del windowed
     result = result[:, :height, :width]
@@ -100,6 +111,11 @@ def merged(windows: Tensor, shape: torch.Size, window_h: int, window_w: int) -> 
     images, height, width, channels = shape
     x = windows.view(images, height // window_h, width // window_w, window_h, window_w, channels)
     return x.transpose(2, 3).reshape(shape)
+
+
+def transformed(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
+    """MLP of tokens (N, C)."""
+    return block.mlp(block.norm2(tokens))
 
 
 def attended(attn: WindowAttention, windows: Tensor, bias: Tensor) -> Tensor:

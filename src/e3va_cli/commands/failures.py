@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_fit
 from e3va_cli.errors import UserError, first_line
@@ -41,6 +42,11 @@ def in_one_line(config: dict[str, Any], folder: Path, trainer: L.Trainer, task: 
     except Exception as error:
         if is_out_of_memory(error):
             raise UserError(explain_memory(config, trainer, task, first_line(error))) from error
+        if isinstance(error, TorchDynamoException):
+            raise UserError(
+                f"backbone.compile=true: PyTorch could not compile on this machine ({first_line(error)}); use "
+                "backbone.compile=false"
+            ) from error
         if LOADER_KILLED in str(error):
             raise UserError(
                 f"{first_line(error)} Memory may not suffice for data.num_workers={config['data']['num_workers']} "

@@ -26,6 +26,7 @@ class BackboneConfig:
     weights: str | None = None
     seed: int = 0
     dtype: str = "float32"  # of the weight matrices, and of the products with them
+    compile: bool = False  # by torch.compile, what is computed without gradients
 
 
 def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:

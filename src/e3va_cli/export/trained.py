@@ -77,7 +77,7 @@ def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, Bac
     Raises:
         UserError: its weights cannot be had, or are others than the run's.
     """
-    own = dict(trained.about["config"]["backbone"])
+    own = {**trained.about["config"]["backbone"], "compile": False}  # which pays over many steps
     if options.get("weights") and "pretrained" not in options:
         own["pretrained"] = False
     if options.get("pretrained") and "weights" not in options:

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, pad
+from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import Conv2dNormActivation
 
 from e3va_cli.errors import UserError
 from e3va_cli.heads.head import Extract, Head, Target, register
 from e3va_cli.heads.norms import group_norm
+from e3va_cli.heads.pixel_loss import pixel_loss
 from e3va_cli.heads.segmentation import Segmentation
 from e3va_cli.heads.sliding_window import sliding_scores
 
@@ -166,16 +167,3 @@ class UPerNet(Head):
             )
         height, width = images.tensors.shape[-2:]
         return [Segmentation(one, (height, width), size) for one, size in zip(scores, images.image_sizes, strict=True)]
-
-
-def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy over the labelled pixels of a batch; 0 where there are none.
-
-    Args:
-        scores: float32 (B, K, h, w) of any resolution, brought to that of the labels.
-        labels: (B, H, W), 1..K; 0 is not labelled.
-    """
-    indices = labels.long() - 1
-    # Summed outside: the reductions of cross_entropy over a map are not deterministic on a GPU.
-    each = cross_entropy(resized(scores, labels.shape[-2:]), indices, ignore_index=-1, reduction="none")  # B, H, W
-    return each.sum() / (indices >= 0).sum().clamp(min=1)
