@@ -43,7 +43,7 @@ def build_backbone(
     weights: str | None,
     seed: int,
     dtype: str = "float32",
-    compile: bool = False,  # noqa: A002 (PyTorch's own word)
+    compile: bool = False,
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from `seed`.
 

@@ -1,7 +1,7 @@
 """The loss of a segmentation: cross entropy of every labelled pixel, some rows of the images at a time.
 
 At the images' size, scores are the largest tensors of a step (150 classes at 512x512: 150 MiB an image, and autograd
-keeps two of them). A strip's are gone before the next strip's, and what is kept is the gradient at the scores' own size.
+keeps two of them). A strip's are gone before the next strip's; kept is the gradient at the scores' own size.
 """
 
 from __future__ import annotations
