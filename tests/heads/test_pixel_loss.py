@@ -60,6 +60,18 @@ def kept_by(node):
         stack += [parent for parent, _ in one.next_functions]
 
 
+def test_it_is_in_float32_and_in_strips_under_float16_too():
+    scores, labels = case(8, 6, 4)
+    scores = scores.detach().float().requires_grad_()
+    scale = 2.0**16
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = pixel_loss(scores, labels)
+    (gradient,) = torch.autograd.grad(loss * scale, scores, retain_graph=True)
+    (reference,) = torch.autograd.grad(plain(scores, labels) * scale, scores)
+    torch.testing.assert_close(gradient, reference)
+    assert [t.shape for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()] == [scores.shape]
+
+
 def test_without_gradients_and_without_labels():
     scores, labels = case(4, 4, 4)
     with torch.no_grad():

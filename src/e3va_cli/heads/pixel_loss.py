@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
+from e3va_cli.autocast import without_autocast
 from e3va_cli.heads.backward_at_once import losses_in_parts
 
 NUMBERS_AT_ONCE = 2**23  # scores of pixels, in a strip
@@ -41,7 +42,8 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
             each = cross_entropy(pixels, indices, ignore_index=-1, reduction="none")
             yield {f"rows from {first}": each.sum() / labelled}
 
-    return torch.stack(list(losses_in_parts(strips, {"scores": scores}, ()).values())).sum()
+    with without_autocast(scores):
+        return torch.stack(list(losses_in_parts(strips, {"scores": scores}, ()).values())).sum()
 
 
 def upsampled(x: Tensor, first: int, last: int, scale: int) -> Tensor:
