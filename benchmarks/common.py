@@ -33,14 +33,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def listed(text: str) -> list[int]:
+def listed(text: str, least: int = 0) -> list[int]:
     """Numbers such as `1,2,4`, once each and in order.
 
     Raises:
-        ValueError: no whole numbers, or negative ones.
+        ValueError: no whole numbers, or one below `least`.
     """
     numbers = sorted({int(word) for word in text.split(",")})
-    if numbers[0] < 0:
+    if numbers[0] < least:
         raise ValueError(text)
     return numbers
 
@@ -56,8 +56,8 @@ def positive(text: str) -> int:
     return number
 
 
-def composed(command: str, words: Sequence[str]) -> dict[str, Any]:
-    """The plain configuration of an `e3va` command under `words`.
+def composed(command: str, words: Sequence[str], *, complete: bool = True) -> dict[str, Any]:
+    """The plain configuration of an `e3va` command under `words`; not `complete` where places of data may be missing.
 
     Raises:
         UserError: words that it does not take, all of them at once.
@@ -65,7 +65,7 @@ def composed(command: str, words: Sequence[str]) -> dict[str, Any]:
     register_schemas()
     checked(command, list(words))
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return plain(compose(command, overrides=list(words)))
+        return plain(compose(command, overrides=list(words)), complete=complete)
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> None:

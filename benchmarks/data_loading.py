@@ -27,7 +27,7 @@ from torch.utils.data import Subset
 from e3va_cli.data import Batch, DenseData, DenseDataset, open_splits
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
-from e3va_cli.model import build_model, require_offered, require_suited
+from e3va_cli.model import build_random_model, require_offered, require_suited
 from e3va_cli.training.optimizer import build_optimizer
 
 
@@ -61,8 +61,7 @@ def batches(config: dict[str, Any], train: DenseDataset, val: DenseDataset, coun
 def step_s(config: dict[str, Any], given: Sequence[Batch], *, classes: int, steps: int, device: str) -> float:
     """Median seconds of a training step on the `given` batches in turn, which are on the device when it begins."""
     torch.manual_seed(config["seed"])
-    random = {**config["backbone"], "pretrained": False, "weights": None}
-    model = build_model({**config, "backbone": random}, num_classes=classes).to(device).train()
+    model = build_random_model(config, num_classes=classes).to(device).train()
     optimizer = build_optimizer(model, **config["optimizer"])
     options = config["trainer"]
     size = StepSize(len(given[0]), (0, 0), 0, options["precision"], options["gradient_clip_norm"])

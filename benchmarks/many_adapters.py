@@ -1,6 +1,7 @@
 """Print what 1, 2, 4 and 8 adapters cost together, on one pass of their backbone, against each by itself.
 
     python benchmarks/many_adapters.py [--backbone swin_t] [--size 512] [--heads mask_rcnn_nano,upernet_nano]
+                                       [--output FILE.json] [KEY=VALUE ...]
 
 Weights are random, which costs the same. Together and separately take turns, and times are medians. Memory is that of
 all tensors, weights included, followed storage by storage: it is the same in every run.
@@ -10,45 +11,44 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import common
 import torch
-from hydra import compose, initialize_config_module
 from torch import Tensor
 
 from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones import build_backbone
-from e3va_cli.composition import CONFIG_MODULE, plain
-from e3va_cli.config import register_schemas
 from e3va_cli.export.together import predict_together
 from e3va_cli.memory.tracker import StorageTracker
 from e3va_cli.model import DenseModel, assemble
-from e3va_cli.training.resources import MIB, device_name
+from e3va_cli.training.resources import MIB
 
 NUM_CLASSES = 5
-WAYS = ("together", "one after another", "all loaded")
+COLUMNS = [
+    *("adapters", "together, s", "time, of separately", "without heads"),
+    *("MiB, together", "MiB, one after another", "MiB, all loaded"),
+]
 
 
-def options() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The words of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.parser(__doc__)
     parser.add_argument("--backbone", default="swin_t", help="as in conf/backbone/")
     parser.add_argument("--heads", default="mask_rcnn_nano,upernet_nano", help="that the adapters have in turn")
-    parser.add_argument("--size", type=int, default=512, help="height and width of the image in pixels")
-    parser.add_argument("--counts", default="1,2,4,8", help="of adapters")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each, after one that is not")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    return parser.parse_args()
+    parser.add_argument("--size", type=common.positive, default=512, help="height and width of the image in pixels")
+    parser.add_argument("--counts", type=partial(common.listed, least=1), default=[1, 2, 4, 8], help="of adapters")
+    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each, after one that is not")
+    parser.add_argument("--threads", type=common.positive, default=torch.get_num_threads())
+    return parser
 
 
-def build(backbone: str, heads: Sequence[str], count: int) -> tuple[list[DenseModel], list[DenseModel]]:
-    """The same adapters twice: on one backbone, and each on a backbone of its own."""
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        configs = [plain(compose("train", overrides=[f"backbone={backbone}", f"head={head}"])) for head in heads]
+def build(configs: Sequence[dict[str, Any]], count: int) -> tuple[list[DenseModel], list[DenseModel]]:
+    """The same adapters, of the configurations in turn, twice: on one backbone, and each on a backbone of its own."""
     shared = build_backbone(**configs[0]["backbone"])
     together: list[DenseModel] = []
     separately: list[DenseModel] = []
@@ -128,27 +128,28 @@ def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor,
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table."""
-    given = options()
+    given = parser().parse_intermixed_args(arguments)
     torch.set_num_threads(given.threads)
-    counts = [int(count) for count in given.counts.split(",")]
-    together, separately = build(given.backbone, given.heads.split(","), max(counts))
+    heads = given.heads.split(",")
+    configs = [common.composed("train", [f"backbone={given.backbone}", f"head={head}", *given.words]) for head in heads]
+    together, separately = build(configs, max(given.counts))
     image = torch.randint(0, 256, (1, 3, given.size, given.size), dtype=torch.uint8)
-    print(
+    common.console.print(
         f"{given.backbone}, E3VA with the heads {given.heads} in turn, one image of {given.size}x{given.size}, "
-        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {given.repeats}\n"
+        f"float32, torch {torch.__version__}, {common.about('cpu')['device']}; medians of {given.repeats}\n"
     )
-    columns = ["adapters", "together, s", "time, of separately", "without heads", *(f"MiB, {way}" for way in WAYS)]
-    print(f"| {' | '.join(columns)} |")
-    print(f"|{'--:|' * len(columns)}")
-    for count in counts:
-        s, ratio, bare, *mib = row(together[:count], separately[:count], image, given.repeats)
-        print(
-            f"| {count} | {s:.2f} | {ratio:.2f} | {bare:.2f} | " + " | ".join(f"{m:,.0f}" for m in mib) + " |",
-            flush=True,
-        )
+    figures = [row(together[:count], separately[:count], image, given.repeats) for count in given.counts]
+    rows = [
+        [str(count), *(f"{ratio:.2f}" for ratio in found[:3]), *(f"{mib:,.0f}" for mib in found[3:])]
+        for count, found in zip(given.counts, figures, strict=True)
+    ]
+    common.show(COLUMNS, rows, names=0)
+    named = [dict(zip(COLUMNS, [c, *found], strict=True)) for c, found in zip(given.counts, figures, strict=True)]
+    common.write(given.output, "cpu", {"source": "measured", "rows": named})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(common.exit_code(main))

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
+from e3va_cli.adapters import METHODS
 from e3va_cli.files import write_json
+from e3va_cli.memory.published import SETTINGS
 from e3va_cli.training.resources import versions
 
 ROOT = Path(__file__).parents[1]
-METHODS = "full,frozen,partial_1,bitfit,ln_tune,adapter,adaptformer,lora,lorand,mona,e3va"
-SETTINGS = ("coco_cascade_swin_b", "voc_retinanet_swin_l")
+EXPERIMENTS = tuple(setting.experiment for setting in SETTINGS)
 SMALL_CARD = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "budget=11GiB"]
 
 
@@ -34,15 +35,15 @@ def benchmarks() -> dict[str, list[str]]:
             f"experiment={setting}",
             f"data.batch_size={batch}",
             f"trainer.precision={precision}",
-            f"methods=[{METHODS}]",
+            f"methods=[{','.join(METHODS)}]",
         ]
-        for setting in SETTINGS
+        for setting in EXPERIMENTS
         for batch in (1, 2)
         for precision in ("32", "bf16-mixed")
     }
     lean = {
         f"{setting}_{activations}": [f"experiment={setting}", f"adapter.activations={activations}", "methods=[e3va]"]
-        for setting in SETTINGS
+        for setting in EXPERIMENTS
         for activations in ("compress", "recompute")
     }
     in_16_bits = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "methods=[frozen,e3va]"]

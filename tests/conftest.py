@@ -99,14 +99,25 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-TINY = Path(__file__).parents[1].parent / "shared" / "data" / "coco_tiny"
+# The folder with coco_tiny, bccd, camvid_small and ade_sample: small pieces of public data sets.
+DATA = Path(os.environ.get("E3VA_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 @pytest.fixture
-def coco_tiny() -> Path:
-    if not TINY.is_dir():
-        pytest.skip(f"no {TINY}")
-    return TINY
+def real_data() -> Callable[[str], Path]:
+    """A file or folder of real data by its name; the test is skipped where it is not there."""
+
+    def find(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"no {DATA / name} (E3VA_TEST_DATA)")
+        return DATA / name
+
+    return find
+
+
+@pytest.fixture
+def coco_tiny(real_data: Callable[[str], Path]) -> Path:
+    return real_data("coco_tiny")
 
 
 @pytest.fixture

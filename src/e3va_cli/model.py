@@ -101,6 +101,12 @@ def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
     return assemble(config, *build_backbone(**config["backbone"]), num_classes)
 
 
+def build_random_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
+    """The same model on random weights, whatever the configuration says: for measurements."""
+    backbone = {**config["backbone"], "pretrained": False, "weights": None}
+    return build_model({**config, "backbone": backbone}, num_classes=num_classes)
+
+
 def outline_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
     """The same model as shapes only, on the meta device."""
     with torch.device("meta"):

@@ -14,7 +14,6 @@ from e3va_cli.data.report import Finding
 from e3va_cli.data.source import build_source, build_transforms
 from e3va_cli.errors import UserError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 FOLDERS = {
     "train_images": "images/training",
     "train_labels": "annotations/training",
@@ -328,10 +327,8 @@ def test_the_registry_builds_both_from_the_same_keys(add: Add, tmp_path: Path) -
     assert image.shape == (3, 8, 8) and target["semantic"].shape == (8, 8)
 
 
-def test_camvid() -> None:
-    root = SHARED / "camvid_small"
-    if not root.is_dir():
-        pytest.skip(f"no {root}")
+def test_camvid(real_data: Callable[[str], Path]) -> None:
+    root = real_data("camvid_small")
     dataset = source(root, num_classes=11).open("val", None)
     assert len(dataset) == 15 and dataset.classes[0] == "sky" and dataset.classes[10] == "bicyclist"
     report = source(root, num_classes=11).check("val")
@@ -343,10 +340,8 @@ def test_camvid() -> None:
     assert image[2][target["semantic"] == 1].float().mean() > image[2][target["semantic"] == 4].float().mean()
 
 
-def test_ade20k() -> None:
-    root = SHARED / "ade_sample"
-    if not root.is_dir():
-        pytest.skip(f"no {root}")
+def test_ade20k(real_data: Callable[[str], Path]) -> None:
+    root = real_data("ade_sample")
     dataset = source(root, num_classes=150).open("val", None)
     assert len(dataset) == 3 and dataset.classes[:3] == ["wall", "building", "sky"]
     image, target = dataset[2]

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,6 @@ import pytest
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.errors import UserError
 
-OBJECT_INFO = (
-    Path(__file__).parents[2].parent / "shared" / "data" / "ade_sample" / "ADEChallengeData2016" / "objectInfo150.txt"
-)
 TABLE = "Idx\tRatio\tTrain\tVal\tStuff\tName\n1\t0.2\t11\t1\t1\twall\n2\t0.1\t6\t6\t1\tbuilding, edifice\n"
 
 
@@ -34,10 +32,8 @@ def test_ade20k_s_table(tmp_path: Path, text: str) -> None:
     assert read_class_names(str(file))[0] == "wall"
 
 
-def test_ade20k_s_own_file() -> None:
-    if not OBJECT_INFO.is_file():
-        pytest.skip(f"no {OBJECT_INFO}")
-    names = read_class_names(str(OBJECT_INFO))
+def test_ade20k_s_own_file(real_data: Callable[[str], Path]) -> None:
+    names = read_class_names(str(real_data("ade_sample/ADEChallengeData2016/objectInfo150.txt")))
     assert len(names) == len(set(names)) == 150
     assert names[:4] == ["wall", "building", "sky", "floor"]
     assert names[-1] == "flag"

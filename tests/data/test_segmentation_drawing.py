@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ from e3va_cli.data.drawing import class_color, grid, save_png
 from e3va_cli.data.segmentation_drawing import draw_segments
 
 CLASSES = ["sky", "road", "car"]
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def gray(height: int, width: int) -> Tensor:
@@ -122,12 +122,9 @@ def test_a_small_image_is_enlarged_until_names_can_be_read() -> None:
 
 
 @pytest.mark.parametrize(("folder", "num_classes"), [("camvid_small", 11), ("ade_sample", 150)])
-def test_real_data(tmp_path: Path, folder: str, num_classes: int) -> None:
-    root = SHARED / folder
-    if not root.is_dir():
-        pytest.skip(f"no {root}")
+def test_real_data(tmp_path: Path, real_data: Callable[[str], Path], folder: str, num_classes: int) -> None:
     source = Ade20kSource(
-        root=str(root),
+        root=str(real_data(folder)),
         train_images="images/training",
         train_labels="annotations/training",
         val_images="images/validation",

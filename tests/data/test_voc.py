@@ -15,7 +15,6 @@ from e3va_cli.data.source import build_source
 from e3va_cli.data.voc import VocSource
 from e3va_cli.errors import UserError
 
-BCCD = Path(__file__).parents[2].parent / "shared" / "data" / "bccd"
 TWENTY = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
@@ -447,11 +446,17 @@ def test_made_of_its_configuration(tmp_path: Path) -> None:
     assert build_source({**config, "classes": None, "metric": "voc"}).open("val", None).classes == TWENTY
 
 
-def test_real_data() -> None:
-    if not BCCD.is_dir():
-        pytest.skip(f"no {BCCD}")
-    found = source(BCCD)
-    folder = BCCD / "VOCdevkit" / "VOC2007"
+def test_a_year_may_be_a_link(tmp_path: Path) -> None:
+    plain(tmp_path / "clone", PERSON)
+    (tmp_path / "VOCdevkit").mkdir()
+    (tmp_path / "VOCdevkit" / "VOC2007").symlink_to("../clone/VOC2007")
+    assert source(tmp_path / "VOCdevkit").open("train")[0][1]["labels"].tolist() == [15]
+
+
+def test_real_data(real_data: Callable[[str], Path]) -> None:
+    bccd = real_data("bccd")
+    found = source(bccd)
+    folder = bccd / "VOCdevkit" / "VOC2007"
     total = 0
     for split, images, faulty in (("train", 292, 2), ("val", 72, 0)):
         data = found.open(split)

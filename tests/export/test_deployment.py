@@ -158,7 +158,7 @@ def test_a_missing_package_is_one_line(monkeypatch, package):
     with pytest.raises(UserError) as refused:
         require_exportable(Path("model.onnx"), [HEIGHT, WIDTH])
     (line,) = str(refused.value).splitlines()
-    assert package in line and "pip install 'e3va-cli[onnx]'" in line
+    assert package in line and "pip install '.[onnx]'" in line
     require_exportable(Path("model.pt2"), [HEIGHT, WIDTH])
 
 

@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import archives
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
@@ -464,7 +465,7 @@ def test_malicious_archive_is_refused(case, server, run, tmp_path):
 def test_bomb_is_refused(server, run, monkeypatch):
     data = zipped(*INSIDE["train2017.zip"], data=lambda _: bytes(10**6))
     data_set = one_part(server.archive("train2017.zip", data))
-    monkeypatch.setattr(download, "SMALL", 10**6)
+    monkeypatch.setattr(archives, "SMALL", 10**6)
     assert re.search(r"train2017.zip: refused, as its 0.00 GiB would become 0.00 GiB", run(data_set, expect=2))
     assert run.files() == {"train2017.zip"}
 

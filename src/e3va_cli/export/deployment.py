@@ -173,7 +173,7 @@ def require_exportable(path: Path, image_size: Sequence[int] | None) -> None:
         except ImportError as error:
             raise UserError(
                 f"output={path}: needs {', '.join(FORMATS[path.suffix].packages)} ({first_line(error)}); install them "
-                "with `pip install 'e3va-cli[onnx]'`, or write a .pt2, which needs PyTorch alone"
+                "with `pip install '.[onnx]'` in a clone of e3va, or write a .pt2, which needs PyTorch alone"
             ) from None
 
 

@@ -24,7 +24,7 @@ from e3va_cli.files import write_json
 from e3va_cli.memory.follow import follow_step
 from e3va_cli.memory.regions import counted_regions, matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
-from e3va_cli.model import build_model
+from e3va_cli.model import build_random_model
 from e3va_cli.training.optimizer import build_optimizer
 from e3va_cli.training.resources import MIB, device_name, parameter_counts
 
@@ -108,8 +108,7 @@ def measure_here(request: Request) -> Measurement:
     """Measure in this process."""
     device = torch.device(request.device)
     torch.manual_seed(0)
-    random = {**request.config["backbone"], "pretrained": False, "weights": None}
-    model = build_model({**request.config, "backbone": random}, num_classes=request.num_classes).to(device).train()
+    model = build_random_model(request.config, num_classes=request.num_classes).to(device).train()
     optimizer = build_optimizer(model, **request.config["optimizer"])
     batch = make_batch(request.size, num_classes=request.num_classes, needs=model.head.needs, device=request.device)
     about: dict[str, Any] = {
