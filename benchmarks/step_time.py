@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--experiment", default="coco_cascade_swin_b", help="as in conf/experiment/")
     parser.add_argument("--size", type=height_and_width, default=(512, 512), help="such as 512x512: height, width")
     parser.add_argument("--batch-size", type=common.positive, default=1)
-    parser.add_argument("--ways", default=WAYS, help="methods, each with options of its own after colons")
+    parser.add_argument("--ways", default=WAYS, help="methods, each with options after colons, of `adapter.` or whole")
     parser.add_argument("--repeats", type=common.positive, default=5, help="timed steps of each, after one that is not")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=common.positive, default=torch.get_num_threads(), help="on a CPU")
@@ -75,7 +75,8 @@ def prepare(way: str, given: argparse.Namespace) -> tuple[Way, StepSize]:
         UserError: words that `e3va benchmark-memory` does not take.
     """
     method, *own = way.split(":")
-    words = [f"experiment={given.experiment}", *given.words, f"adapter={method}", *(f"adapter.{word}" for word in own)]
+    words = [f"experiment={given.experiment}", *given.words, f"adapter={method}"]
+    words += [word if "." in word.partition("=")[0] else f"adapter.{word}" for word in own]
     config = common.composed("benchmark_memory", words, complete=False)
     size = StepSize(
         given.batch_size, given.size, config["instances_per_image"], config["trainer"]["precision"], clip_norm=1.0

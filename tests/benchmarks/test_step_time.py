@@ -16,7 +16,7 @@ NANO = ["--experiment", "voc_retinanet_swin_l", "--size", "32x64", "--threads", 
 
 def test_a_single_step_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.json"
-    words = ["--repeats", "1", "--ways", "frozen,e3va:rank=4", "--output", str(output)]
+    words = ["--repeats", "1", "--ways", "frozen:head.recompute_neck=true,e3va:rank=4", "--output", str(output)]
     assert step_time.main([*NANO, *words]) == 0
     printed = capsys.readouterr().out
     assert "batch 1 of 32x64, precision 32" in printed and printed.count("(1 threads)") == 1
@@ -24,7 +24,8 @@ def test_a_single_step_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str
     step, between = (cell.strip() for cell in row.split("|")[2:4])
     assert between == f"{step} to {step}"
     ways = json.loads(output.read_text())["ways"]
-    assert list(ways) == ["frozen", "e3va:rank=4"] and ways["frozen"]["operations"] < ways["e3va:rank=4"]["operations"]
+    assert list(ways) == ["frozen:head.recompute_neck=true", "e3va:rank=4"]
+    assert [(way["planned_mib"] > 0, way["operations"] > 0) for way in ways.values()] == [(True, True)] * 2
     assert [len(way["step_times_s"]) for way in ways.values()] == [1, 1]
     assert torch.get_num_threads() == 1
 
