@@ -24,9 +24,9 @@ from e3va_cli.backbones import build_backbone
 from e3va_cli.composition import CONFIG_MODULE, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.export.together import predict_together
+from e3va_cli.machine import MIB, device_name
 from e3va_cli.memory.tracker import StorageTracker
 from e3va_cli.model import DenseModel, assemble
-from e3va_cli.training.resources import MIB, device_name
 
 NUM_CLASSES = 5
 WAYS = ("together", "one after another", "all loaded")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from e3va_cli.files import write_json
-from e3va_cli.training.resources import versions
+from e3va_cli.machine import versions
 
 ROOT = Path(__file__).parents[1]
 METHODS = "full,frozen,partial_1,bitfit,ln_tune,adapter,adaptformer,lora,lorand,mona,e3va"
