@@ -20,7 +20,7 @@ from e3va_cli.composition import CONFIG_MODULE, checked, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
-from e3va_cli.training.resources import device_name, versions
+from e3va_cli.machine import device_name, versions
 
 console = Console(highlight=False, soft_wrap=True, width=200)  # tables as wide as they are, in a file too
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones import build_backbone
 from e3va_cli.export.together import predict_together
+from e3va_cli.machine import MIB
 from e3va_cli.memory.tracker import StorageTracker
 from e3va_cli.model import DenseModel, assemble
-from e3va_cli.training.resources import MIB
 
 NUM_CLASSES = 5
 COLUMNS = [

@@ -25,9 +25,9 @@ from e3va_cli.commands.benchmark_memory import COMMAND, of_method
 from e3va_cli.composition import CONFIG_MODULE, checked
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
+from e3va_cli.machine import MIB
 from e3va_cli.memory.benchmark import setting_of
 from e3va_cli.memory.planner import plan
-from e3va_cli.training.resources import MIB
 
 ACTIVATIONS = ("keep", "compress", "recompute")
 WAYS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))

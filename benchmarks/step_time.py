@@ -23,12 +23,12 @@ import torch
 from torch.optim import Optimizer
 
 from e3va_cli.data.batch import Batch
+from e3va_cli.machine import MIB
 from e3va_cli.memory.planner import plan
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, train_step
 from e3va_cli.model import DenseModel, build_random_model
 from e3va_cli.training.optimizer import build_optimizer
-from e3va_cli.training.resources import MIB
 
 WAYS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
 

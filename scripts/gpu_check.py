@@ -20,8 +20,8 @@ import torch
 
 from e3va_cli.adapters import METHODS
 from e3va_cli.files import write_json
+from e3va_cli.machine import versions
 from e3va_cli.memory.published import SETTINGS
-from e3va_cli.training.resources import versions
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = tuple(setting.experiment for setting in SETTINGS)

@@ -35,7 +35,7 @@ from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
-from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, RESOURCES, overrides_of
+from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
 
 FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
 REMEDY = "the run is left out; remove this file to do without its figures, or the run's folder to repeat it"
@@ -204,9 +204,8 @@ def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -
         console.print(f"  {shlex.join(run.command)}")
         if dry:
             continue
-        if run.state == "new":  # one that stopped before its first checkpoint may have left the start of a history
-            for name in (METRICS_HISTORY, RESOURCES):
-                (run.folder / name).unlink(missing_ok=True)
+        if run.state == "new":  # what would tell that it has trained must be its own
+            (run.folder / RESOURCES).unlink(missing_ok=True)
         command = run.command
         code = starter(command)
         # Resources are left by a run that has trained to the end of an epoch, at least.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import statistics
 import subprocess
 import sys
@@ -156,7 +155,7 @@ def main() -> None:
         run, log = Path(scratch) / "run", Path(scratch) / "output.txt"
         with log.open("w") as output:
             words = command(options.steps, options.every, options.words, run)
-            process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, text=True, env={**os.environ})
+            process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, text=True)
             samples = watch(process, run / "metrics.csv", options.interval)
         if process.returncode not in (0, 130):
             sys.exit(f"the run ended with exit code {process.returncode}:\n{log.read_text()[-2000:]}")

@@ -26,6 +26,7 @@ LEVELS = {
     "autocast": 0,
     "config": 0,
     "files": 0,
+    "machine": 0,
     "text": -1,
     "errors": -1,
 }

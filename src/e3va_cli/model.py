@@ -122,3 +122,23 @@ def assemble(
     head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)
     return DenseModel(extractor, head, identity)
+
+
+def parameter_counts(model: DenseModel) -> dict[str, int | float]:
+    """Trainable parameters of the tuned backbone and of everything.
+
+    The backbone's are counted as the published tables do: adapters, output norms and what of the network itself is
+    trained, without neck and head; the percentage is of the backbone's own parameters.
+    """
+
+    def count(module: nn.Module, *, trainable: bool) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+    tuned, backbone = count(model.extractor, trainable=True), count(model.extractor.backbone, trainable=False)
+    return {
+        "trainable_backbone_params": tuned,
+        "backbone_params": backbone,
+        "trainable_backbone_pct": 100 * tuned / backbone,
+        "trainable_params": tuned + count(model.head, trainable=True),
+        "total_params": count(model.extractor, trainable=False) + count(model.head, trainable=False),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Sequence, Sized
 
 LONGEST = 300  # characters of a shown text
 NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and halves of characters
@@ -28,3 +29,14 @@ def printable(value: object) -> str:
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]}...{text[-LONGEST // 2 :]}"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def first_few(items: Sequence[object], most: int) -> str:
+    """Up to `most` items in a row, and how many there are beside them."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def and_more(found: Sized) -> str:
+    """Behind the first item: how many there are beside it."""
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from e3va_cli.adapters import tune
+from e3va_cli.adapters.activations import AsIntegers
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones.swin import build_swin
@@ -140,6 +141,18 @@ def test_compressing_rounds_the_gradients_of_the_first_factors_alone(nano, bits,
             assert 0 < difference < error, name
         else:
             assert difference < 1e-5, name
+
+
+def test_without_gradients_nothing_is_compressed(nano, monkeypatch):
+    extractor = tune(nano, "e3va", **OPTIONS, activations="compress")
+    for parameter in extractor.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(1, 3, 64, 64)
+    expected = extractor(images)
+    monkeypatch.setattr(AsIntegers, "pack", lambda *_: pytest.fail("no backward pass will come"))
+    with torch.no_grad():
+        found = extractor(images)
+    assert all(torch.equal(ours, reference) for ours, reference in zip(found, expected, strict=True))
 
 
 def test_what_is_kept_is_smaller(nano):

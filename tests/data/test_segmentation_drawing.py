@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from e3va_cli.data.ade20k import Ade20kSource
-from e3va_cli.data.drawing import class_color, grid, save_png
+from e3va_cli.data.drawing import as_picture, class_color, grid, save_png
 from e3va_cli.data.segmentation_drawing import draw_segments
 
 CLASSES = ["sky", "road", "car"]
@@ -118,7 +118,6 @@ def test_a_small_image_is_enlarged_until_names_can_be_read() -> None:
     assert type(picture) is Tensor and picture.shape[2] == 320
     assert torch.equal(picture[:, :50:5, :320:5], image[:, :10])
     assert has_color(picture, 2)[50, 50:100].all() and not has_color(picture, 2)[51:99, 51:99].any()
-    assert draw_segments(image, labels, CLASSES, min_side=40).shape[2] == 64
 
 
 @pytest.mark.parametrize(("folder", "num_classes"), [("camvid_small", 11), ("ade_sample", 150)])
@@ -141,5 +140,5 @@ def test_real_data(tmp_path: Path, real_data: Callable[[str], Path], folder: str
         largest = int(torch.bincount(target["semantic"].flatten().int())[1:].argmax()) + 1
         assert has_color(picture[:, image.shape[1] :], largest).any()
         pictures.append(picture)
-    save_png(grid(pictures, 2), tmp_path / "grid.png")
+    save_png(as_picture(grid(pictures, 2)), tmp_path / "grid.png")
     assert np.array(Image.open(tmp_path / "grid.png")).ndim == 3

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from e3va_cli.data.targets import read_image, require_same_classes
+from e3va_cli.data.targets import FORMATS, IMAGE_SUFFIXES, read_image, require_same_classes
 from e3va_cli.errors import UserError
 
 RAMP = np.linspace(0, 255, 12).astype(np.uint8).reshape(3, 4)
@@ -98,3 +98,9 @@ def test_classes_of_the_splits() -> None:
     assert "cat" not in line
     with pytest.raises(UserError, match=r"only in val: dog \(id 5\)"):
         require_same_classes(split((1, "cat")), split((1, "cat"), (5, "dog")))
+
+
+def test_what_is_read_is_found_by_its_suffix() -> None:
+    Image.init()
+    known = Image.registered_extensions()
+    assert {known[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)

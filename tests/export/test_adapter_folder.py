@@ -394,5 +394,5 @@ def test_results_are_those_of_the_state(tmp_path):
     assert measured(tmp_path, 8) == last
     assert measured(tmp_path, 4) == {"box": {"AP": 0.25, "AP50": 0.5}}
     assert measured(tmp_path, 6) is None
-    (tmp_path / "metrics.csv").write_text("epoch,step,val/mIoU\n0,3,0.25\n0,7,0.5\n")
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/mIoU\n0,3,0.25\n1,4,0.5\n")  # an epoch of one step
     assert measured(tmp_path, 4) == {"mIoU": 0.25}

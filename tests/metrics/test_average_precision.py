@@ -8,7 +8,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from e3va_cli.data.shapes import Shapes
+from e3va_cli.data.shapes import OUTLINES, Shapes
 from e3va_cli.heads import Detections
 from e3va_cli.metrics import AveragePrecision
 
@@ -101,6 +101,32 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none():
     for image, found in findings.items():
         metric.update(found, of(image))
     assert metric.compute()["box"]["AP"] is None
+
+
+@pytest.mark.parametrize("kind", ["box", "mask"])
+def test_nothing_found_is_measured_as_pycocotools_does(kind):
+    """Only the second of two images is given: its objects are small, of some classes, and one is a crowd."""
+    truth, _ = truth_and_findings(images=2)
+    given = [a for a in truth["annotations"] if a["image_id"] == 2]
+    given[0] |= {"iscrowd": 1, "category_id": IDS[0]}
+    for annotation in given[1:]:
+        annotation |= {"area": 100.0, "category_id": IDS[1]}
+    metric = AveragePrecision(truth, IDS, (kind,))
+    metric.update(
+        Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0), torch.zeros(0, 1, 28, 28), (128, 128)), of(2)
+    )
+    found = metric.compute()[kind]
+    assert found.pop("per_class") == {name: 0.0 if name == "square" else None for name in OUTLINES}
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference, nothing = COCO(), COCO()
+        reference.dataset, nothing.dataset = truth, {**truth, "annotations": []}
+        reference.createIndex(), nothing.createIndex()
+        evaluation = COCOeval(reference, nothing, {"box": "bbox", "mask": "segm"}[kind])
+        evaluation.params.imgIds = [2]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    assert [-1 if value is None else value for value in found.values()] == [*evaluation.stats[:6], evaluation.stats[8]]
 
 
 def test_masks_are_kept_as_rle():

@@ -83,7 +83,7 @@ def test_detections_of_voc(truth, tmp_path):
 
 def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("e3va_cli.metrics.voc_average_precision.draw_curves", lambda kinds, path: drawn.update(kinds))
+    monkeypatch.setattr("e3va_cli.metrics.findings.draw_curves", lambda kinds, path: drawn.update(kinds))
     voc, coco = VocAveragePrecision(truth, IDS, rule=area_under_curve), AveragePrecision(truth, IDS, ("box",))
     # Boxes as annotated, on the objects of others too: both definitions match them the same way.
     for found, target in findings():
@@ -129,6 +129,11 @@ def test_a_line_for_each_class_and_one_for_the_mean(count, tmp_path, monkeypatch
     assert len(lines) == count + 1, "no line for the class that is absent"
     np.testing.assert_allclose(lines[-1][0], precision.mean(0))
     assert f"{100 * np.mean(averages):.1f}" in lines[-1][1]["label"]
+
+
+def test_names_are_no_mathematics(tmp_path):
+    draw_curves({"box": Curves([r"$\nothing$"], np.ones((1, 101)), [1.0])}, tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").format == "PNG"
 
 
 def drawn_matrix(monkeypatch):

@@ -175,15 +175,15 @@ def test_accumulated_gradients_are_never_cut(start, reference, tmp_path):
     assert_same_run(tmp_path, reference(*words))
 
 
-def test_resources_cover_all_sessions(start, tmp_path):
+def test_resources_cover_all_starts(start, tmp_path):
     words = ["dataset.train_images=32", "trainer.max_epochs=1", "trainer.checkpoint_every_steps=8"]
     with pytest.raises(KilledError):
         start(tmp_path, *words, callbacks=[At(kill, train=11)])
     before = torch.load(last(tmp_path), weights_only=True)["callbacks"]["Resources"]
     start(tmp_path, *words, resume=True)
     resources = json.loads((tmp_path / "resources.json").read_text())
-    assert resources["sessions"] == 2
-    assert resources["steps_measured"] == 3 + 3, "of 8 steps in each session the first 5 are not counted"
+    assert resources["starts"] == 2
+    assert resources["steps_measured"] == 3 + 3, "of 8 steps of each start the first 5 are not counted"
     assert resources["measured_time_s"] > sum(before["step_times"].tolist()) > 0
     assert resources["process_peak_rss_mib"] >= before["peaks"][2] > 100
 

@@ -43,6 +43,9 @@ class DualLowRankAdapter(nn.Module):
 
     def forward(self, highway: Tensor, z: Tensor) -> Tensor:
         """Add E(z) to the highway, in place; both (B, H, W, C), and z, which nothing else may need a gradient of."""
+        if not torch.is_grad_enabled():
+            add_adapted(highway, in_product_dtype(z, self.weights), self.weights)
+            return highway
         return _AddAdapted.apply(highway, z, self.keeping, *self.weights)
 
 
@@ -58,7 +61,7 @@ class _AddAdapted(torch.autograd.Function):
             tokens = z.flatten(0, -2)
         ctx.mark_dirty(highway)
         ctx.keeping = keeping
-        ctx.save_for_backward(*thin, *weights, *(keeping.pack(tokens) if any(ctx.needs_input_grad) else ()))
+        ctx.save_for_backward(*thin, *weights, *keeping.pack(tokens))
         return highway
 
     @staticmethod

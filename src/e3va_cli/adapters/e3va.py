@@ -60,10 +60,12 @@ class E3VA(FrozenBackbone):
         kept = keeping(activations, compress_bits)
         self.adapters = nn.ModuleList(
             nn.ModuleList(
-                DualLowRankAdapter(width, hidden=max(1, round(width * hidden_ratio)), rank=rank, keeping=kept)
+                DualLowRankAdapter(
+                    stage.width, hidden=max(1, round(stage.width * hidden_ratio)), rank=rank, keeping=kept
+                )
                 for _ in stage.branches
             )
-            for stage, width in zip(backbone.stages, backbone.widths, strict=True)
+            for stage in backbone.stages
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:

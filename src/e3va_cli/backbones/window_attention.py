@@ -107,7 +107,7 @@ def partition(x: Tensor, window_h: int, window_w: int) -> Tensor:
 
 
 def merged(windows: Tensor, shape: torch.Size, window_h: int, window_w: int) -> Tensor:
-    """(windows, tokens, C) -> (B, H, W, C), a view."""
+    """(windows, tokens, C) -> (B, H, W, C)."""
     images, height, width, channels = shape
     x = windows.view(images, height // window_h, width // window_w, window_h, window_w, channels)
     return x.transpose(2, 3).reshape(shape)

@@ -26,15 +26,14 @@ from e3va_cli.commands.memory_tables import (
 from e3va_cli.composition import parse, plain
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
+from e3va_cli.machine import device_name, versions
 from e3va_cli.memory.benchmark import Setting, largest_batch_of, results_of, setting_of
 from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.claims import Claim, Run, judge
 from e3va_cli.memory.plot import draw
-from e3va_cli.memory.published import COCO, SETTINGS, VOC
-from e3va_cli.memory.published import setting_of as published
+from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
-from e3va_cli.training.resources import device_name, versions
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -108,7 +107,7 @@ def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], settin
 
 def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
-    chosen = published(config["backbone"]["name"])
+    chosen = published_setting(config["backbone"]["name"])
     if chosen is None or setting.size.image_size != chosen.image_size:
         return []
     shared = [f"data.batch_size={setting.size.batch_size}", f"trainer.precision={setting.size.precision}"]

@@ -10,10 +10,10 @@ from hydra import compose
 from e3va_cli.commands.console import console
 from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
+from e3va_cli.machine import MIB
 from e3va_cli.memory.benchmark import Setting, largest_batch_of, setting_of
 from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.planner import plan
-from e3va_cli.training.resources import MIB
 
 
 def require_fit(config: dict[str, Any], budget: str) -> None:

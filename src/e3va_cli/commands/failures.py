@@ -17,9 +17,8 @@ from torch._dynamo.exc import TorchDynamoException
 
 from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_fit
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.machine import MIB, is_out_of_memory, process_peak_rss_mib
 from e3va_cli.memory.benchmark import free_mib
-from e3va_cli.training.guard import is_out_of_memory
-from e3va_cli.training.resources import MIB, process_peak_rss_mib
 from e3va_cli.training.task import DenseTask
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it

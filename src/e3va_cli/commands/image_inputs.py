@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from e3va_cli.data.checks import IMAGE_SUFFIXES
+from e3va_cli.data.targets import IMAGE_SUFFIXES
 from e3va_cli.errors import UserError
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from e3va_cli.memory.benchmark import Setting
 from e3va_cli.memory.budget import LARGEST_BATCH
 from e3va_cli.memory.claims import Claim
-from e3va_cli.memory.published import setting_of
+from e3va_cli.memory.published import published_setting
 from e3va_cli.memory.result import Result, against_full
 from e3va_cli.memory.tracker import KINDS
 
@@ -20,7 +20,7 @@ COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 
 def results_table(results: list[Result], backbone: str) -> Table:
     """Parameters, memory and time of each method, the published figures beside ours."""
-    published = setting_of(backbone)
+    published = published_setting(backbone)
     timed = any(r.step_time_s is not None for r in results)
     columns = ["method", "trainable", "%", "peak MiB", "saved"]
     columns += ["step s", "saved"] if timed else []

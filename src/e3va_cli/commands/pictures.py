@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from e3va_cli.data import DenseDataset, collate
-from e3va_cli.data.drawing import draw_sample, grid, save_png
+from e3va_cli.data.drawing import as_picture, draw_sample, grid, save_png
 from e3va_cli.data.segmentation_drawing import draw_segments
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import as_image
@@ -60,5 +60,5 @@ def _spread(length: int, count: int) -> Iterator[int]:
 
 def _save(drawn: list[Tensor], path: Path) -> bool:
     if drawn:
-        save_png(grid(drawn, COLUMNS), path)
+        save_png(as_picture(grid(drawn, COLUMNS)), path)
     return bool(drawn)

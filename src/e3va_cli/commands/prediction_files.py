@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from e3va_cli.data.drawing import save_png
 from e3va_cli.errors import UserError
 from e3va_cli.export.passes import Adapter, distinct
 from e3va_cli.export.prediction import Detection, ImagePrediction
-from e3va_cli.files import replacing, write_json
+from e3va_cli.files import write_json
 
 PREDICTIONS = "predictions.json"
 LABELS = "labels"  # folder of label maps, apart from the pictures so that no name can meet another
@@ -74,12 +75,12 @@ class PredictionFiles:
         for name, prediction in found.items():
             place, file = self._place(name), f"{self.stems[index]}.png"
             if self.pictures:
-                save_image(prediction.draw(), place / file)
+                save_png(prediction.draw(), place / file)
             if prediction.labels is None:
                 entries[name] = {"detections": [as_json(one) for one in prediction.detections]}
                 continue
             kind = np.uint8 if len(prediction.classes) <= np.iinfo(np.uint8).max else np.uint16
-            save_image(Image.fromarray(prediction.labels.astype(kind)), place / LABELS / file)
+            save_png(Image.fromarray(prediction.labels.astype(kind)), place / LABELS / file)
             shares = [
                 {"label": label, "class": prediction.classes[label - 1], "share": share}
                 for label, share in prediction.shares.items()
@@ -121,9 +122,3 @@ def as_json(found: Detection) -> dict[str, Any]:
         "box": list(found.box),
     }
     return entry if found.rle is None else {**entry, "mask": found.rle}
-
-
-def save_image(picture: Image.Image, path: Path) -> None:
-    """Write a PNG; the file appears only when it is complete."""
-    with replacing(path) as unfinished:
-        picture.save(unfinished, format="PNG")

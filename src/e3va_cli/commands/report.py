@@ -11,12 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from e3va_cli.commands.console import console
+from e3va_cli.model import parameter_counts
 from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
+from e3va_cli.text import first_few
 from e3va_cli.training.course import Course
-from e3va_cli.training.resources import parameter_counts
 from e3va_cli.training.run import Run
 
 CLASSES_SHOWN = 20
+NUMBER = len("50.0")
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
@@ -37,7 +39,7 @@ def hide_lightning_hints() -> None:
 
 def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None, step: int = 0) -> None:
     """What is about to be trained, on what, and where it will lie; a resumed run goes on after `step`."""
-    counts = parameter_counts(run.model.extractor, run.model.head)
+    counts = parameter_counts(run.model)
     assert run.train is not None
     table = Table.grid(padding=(0, 2))
     table.add_row("Backbone", f"{config['backbone']['name']}, {counts['backbone_params']:,} parameters")
@@ -75,8 +77,7 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
 
 def named(classes: list[str]) -> str:
     """Their number and names, as far as a few lines hold them."""
-    shown = ", ".join(classes[:CLASSES_SHOWN])
-    return f"{len(classes)}: {shown}{', ...' if len(classes) > CLASSES_SHOWN else ''}"
+    return f"{len(classes)}: {first_few(classes, CLASSES_SHOWN)}"
 
 
 def described(course: Course, schedule: str) -> str:
@@ -95,17 +96,17 @@ def print_results(results: dict[str, Any]) -> None:
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
     table = Table(title="Evaluation, in percent")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in names:
-        table.add_column(TITLES.get(name, name), justify="right")
+        table.add_column(TITLES.get(name, name), justify="right", overflow="fold")
     for kind, values in kinds.items():
         table.add_row(kind, *(_percent(values[name]) for name in names))
     console.print(table)
     title = "IoU" if "mIoU" in names else names[0]
     classes = Table(title=f"{title} of each class, in percent")
-    classes.add_column("class")
+    classes.add_column("class", overflow="fold")
     for kind in kinds:
-        classes.add_column(kind, justify="right")
+        classes.add_column(kind, justify="right", overflow="fold", min_width=NUMBER)
     for name in next(iter(kinds.values()))["per_class"]:
         classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
     console.print(classes)

@@ -15,18 +15,17 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from e3va_cli.data.checks import IMAGE_SUFFIXES
 from e3va_cli.data.class_names import read_class_names
-from e3va_cli.data.coco_format import ADVICE, and_more, path_inside, what_is_there
 from e3va_cli.data.label_checks import check_label_maps
 from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.packed import PackedList
-from e3va_cli.data.report import Finding, Place, Report
+from e3va_cli.data.paths import path_inside, what_is_there
+from e3va_cli.data.report import ADVICE, Finding, Place, Report
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.source import Split, register
-from e3va_cli.data.targets import Target, decode_image, read_image
+from e3va_cli.data.targets import IMAGE_SUFFIXES, Target, decode_image, read_image
 from e3va_cli.errors import UserError
-from e3va_cli.text import printable
+from e3va_cli.text import and_more, printable
 
 NESTED = "ADEChallengeData2016"  # the folder in the archive that people download
 CLASS_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")

@@ -2,11 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from e3va_cli.data.coco_format import (
     CocoFile,
@@ -16,23 +16,25 @@ from e3va_cli.data.coco_format import (
     image_fault,
     is_area,
     is_whole,
-    path_inside,
     read_box,
     read_coco,
     refers,
     segmentation_faults,
 )
+from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import image_notes, read_image
+from e3va_cli.data.targets import IMAGE_SUFFIXES, image_notes, read_image
 from e3va_cli.errors import UserError
 from e3va_cli.text import brief
 
 Progress = Callable[[int, int], None]
 Found = list[tuple[str, str | None]]  # kinds, and details
+Item = TypeVar("Item")
+Seen = TypeVar("Seen")
 
 THREADS = min(8, (os.cpu_count() or 1) + 1)
-IMAGES_AT_ONCE = 512
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+ITEMS_AT_ONCE = 512  # whose findings wait to be taken
+TOLD_EVERY = 32
 ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
 
 
@@ -176,18 +178,26 @@ def _reaches_out(box: tuple[float, float, float, float], height: int, width: int
 
 
 def _check_files(coco: CocoFile, folder: Path, problems: Findings, notes: Findings, progress: Progress | None) -> None:
-    """Decodes each listed image in a few threads (Pillow's decoders let go of the interpreter)."""
+    """Decodes each listed image."""
     listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
+    looked = looked_at(lambda image: _look_at(image, folder), listed, progress)
+    for image, findings in zip(listed, looked, strict=True):
+        for told, findings_of in zip((problems, notes), findings, strict=True):
+            for kind, detail in findings_of:
+                told.add(kind, replace(_place(image), detail=detail))
+
+
+def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> Iterator[Seen]:
+    """What `look` tells of each item, in their order, from a few threads (Pillow's decoders let go of the interpreter).
+
+    Calls `progress` now and then, as `check_coco` does.
+    """
     with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(listed), IMAGES_AT_ONCE):
-            batch = listed[start : start + IMAGES_AT_ONCE]
-            found = threads.map(lambda image: _look_at(image, folder), batch)
-            for done, (image, findings) in enumerate(zip(batch, found, strict=True), start=start + 1):
-                for told, findings_of in zip((problems, notes), findings, strict=True):
-                    for kind, detail in findings_of:
-                        told.add(kind, replace(_place(image), detail=detail))
-                if progress and (done % 32 == 0 or done == len(listed)):
-                    progress(done, len(listed))
+        for start in range(0, len(items), ITEMS_AT_ONCE):
+            for done, seen in enumerate(threads.map(look, items[start : start + ITEMS_AT_ONCE]), start=start + 1):
+                if progress and (done % TOLD_EVERY == 0 or done == len(items)):
+                    progress(done, len(items))
+                yield seen
 
 
 def _look_at(entry: Entry, folder: Path) -> tuple[Found, Found]:

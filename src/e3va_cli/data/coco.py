@@ -14,7 +14,6 @@ from torchvision import tv_tensors
 
 from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco_format import (
-    ADVICE,
     CocoFile,
     Entry,
     box_fault,
@@ -22,7 +21,6 @@ from e3va_cli.data.coco_format import (
     coco_paths,
     is_area,
     is_whole,
-    path_inside,
     read_box,
     read_coco,
     refers,
@@ -30,7 +28,8 @@ from e3va_cli.data.coco_format import (
     usable_segmentation,
 )
 from e3va_cli.data.packed import PackedList
-from e3va_cli.data.report import Report
+from e3va_cli.data.paths import path_inside
+from e3va_cli.data.report import ADVICE, Report
 from e3va_cli.data.source import Split, register
 from e3va_cli.data.targets import Target, read_image
 from e3va_cli.data.transforms import DetectionTransforms
@@ -118,7 +117,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """See `targets.DetectionDataset`; as the annotation file says."""
+        """(H, W) in pixels, as the annotation file says."""
         height, width = self._sizes[index].tolist()
         return height, width
 

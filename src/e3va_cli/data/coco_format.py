@@ -1,23 +1,22 @@
 """A COCO annotation file: reading it, and what can be wrong with its entries."""
 
 import json
-import os
 from collections import Counter, defaultdict
-from collections.abc import Container, Sized
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from e3va_cli.data.paths import path_inside, what_is_there
+from e3va_cli.data.report import ADVICE
 from e3va_cli.data.rle import rle_fault
 from e3va_cli.errors import UserError
-from e3va_cli.text import brief, is_name, printable
+from e3va_cli.text import and_more, brief, is_name, printable
 
 Entry = dict[str, Any]
 Box = tuple[float, float, float, float]
-
-ADVICE = "run `e3va check-data` for all problems of the data set"
 
 # pycocotools keeps 80 bytes for each pixel along the edges of a polygon.
 FARTHEST_COORDINATE = 1e6
@@ -205,17 +204,6 @@ def usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
     return None if segmentation_faults(segmentation, height, width) else segmentation or None
 
 
-def path_inside(folder: Path, file_name: str) -> Path | None:
-    """Where a file lies, without any `..`, or None where its name leads out of the folder.
-
-    A name comes from whoever wrote the annotations. A link in the folder comes from its owner, who may well keep the
-    images on another disk: links are followed, but never upwards again.
-    """
-    base = Path(os.path.normpath(folder.absolute()))
-    path = Path(os.path.normpath(base / file_name))
-    return folder / path.relative_to(base) if base in path.parents else None
-
-
 def is_whole(value: object) -> bool:
     """Whether a JSON value can be an id or a number of pixels."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_ID
@@ -262,22 +250,6 @@ def _object(pairs: list[tuple[str, Any]]) -> Entry:
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise _AmbiguousError(f"an object has {brief(key)} twice")
     return found
-
-
-def what_is_there(path: Path) -> str:
-    """Lists up to ten names in the nearest folder above the path that exists."""
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    try:
-        names = sorted(entry.name + "/" * entry.is_dir() for entry in folder.iterdir())
-    except OSError as error:
-        return f"{folder} cannot be listed: {error.strerror}"
-    listed = ", ".join(map(printable, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return f"{folder} holds {listed or 'nothing'}"
-
-
-def and_more(found: Sized) -> str:
-    """Says how many there are beside the first."""
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 
 def _article(value: object) -> str:

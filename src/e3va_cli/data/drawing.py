@@ -20,6 +20,7 @@ Rectangle = tuple[float, float, float, float]
 GOLDEN_ANGLE = 0.618034
 SHADES = ((0.85, 1.0), (1.0, 0.8), (0.55, 1.0), (0.75, 0.65))  # saturation, value
 BACKGROUND = 255
+LEAST_SIDE = 320  # pixels of the longer side; smaller images are enlarged so that names can be read
 
 
 def class_color(label: int) -> Color:
@@ -37,7 +38,6 @@ def draw_sample(
     *,
     masks: Tensor | None = None,
     scores: Tensor | None = None,
-    min_side: int = 320,
 ) -> Tensor:
     """Draws the objects of an image: masks, boxes, and the names of the classes.
 
@@ -48,7 +48,6 @@ def draw_sample(
         classes: K names
         masks: [N, H, W], 0 or 1
         scores: [N], 0..1, written after the names
-        min_side: pixels of the longer side at least; smaller images are enlarged so that names can be read
 
     Returns:
         uint8 [3, s H, s W], with a whole number s that is 1 for all but small images
@@ -56,19 +55,18 @@ def draw_sample(
     image = image.as_subclass(Tensor).cpu()
     boxes = boxes.as_subclass(Tensor).detach().cpu().float()
     if not len(boxes):
-        return _enlarge(image, min_side)
+        return _enlarge(image)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = areas.argsort(descending=True)  # small objects on top
     numbers = labels.cpu()[order].tolist()
     colors = [class_color(label) for label in numbers]
-    factor = _factor(image, min_side)
-    picture = _enlarge(image, min_side)
+    picture = _enlarge(image)
     if masks is not None:
-        shapes = _repeat(masks.as_subclass(Tensor).cpu()[order] > 0, factor)
+        shapes = _repeat(masks.as_subclass(Tensor).cpu()[order] > 0, _factor(image))
         picture = draw_segmentation_masks(picture, shapes, alpha=0.4, colors=colors)
         picture = draw_segmentation_masks(picture, _outlines(shapes), alpha=1, colors=colors)
     thickness = max(1, round(max(picture.shape[1:]) / 400))
-    corners = _inside(boxes[order] * factor, picture)
+    corners = _inside(boxes[order] * _factor(image), picture)
     picture = draw_bounding_boxes(picture, corners, colors=colors, width=thickness)
     names = [classes[label - 1] for label in numbers]
     if scores is not None:
@@ -96,18 +94,23 @@ def grid(images: Sequence[Tensor], columns: int) -> Tensor:
     return sheet
 
 
-def save_png(picture: Tensor, path: Path) -> None:
-    """Writes a picture, uint8 [3, H, W]; the file appears only when it is complete."""
+def as_picture(pixels: Tensor) -> Image.Image:
+    """Pillow's image of uint8 [3, H, W], RGB."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes a picture; the file appears only when it is complete."""
     with replacing(path) as unfinished:
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(unfinished, format="PNG")
+        picture.save(unfinished, format="PNG")
 
 
-def _factor(image: Tensor, min_side: int) -> int:
-    return max(1, ceil(min_side / max(image.shape[1:])))
+def _factor(image: Tensor) -> int:
+    return max(1, ceil(LEAST_SIDE / max(image.shape[1:])))
 
 
-def _enlarge(image: Tensor, min_side: int) -> Tensor:
-    return _repeat(image, _factor(image, min_side))
+def _enlarge(image: Tensor) -> Tensor:
+    return _repeat(image, _factor(image))
 
 
 def _repeat(pixels: Tensor, factor: int) -> Tensor:
@@ -127,7 +130,7 @@ def _inside(boxes: Tensor, picture: Tensor) -> Tensor:
 
 def _write_names(picture: Tensor, boxes: list[list[float]], names: list[str], colors: list[Color]) -> Tensor:
     """Writes each name on its class's colour at its box, where there is room beside the names before it."""
-    canvas = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    canvas = as_picture(picture)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=min(max(11, max(canvas.size) / 48), 28))
     taken: list[Rectangle] = []

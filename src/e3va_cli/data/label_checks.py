@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from e3va_cli.data.checks import IMAGE_SUFFIXES, IMAGES_AT_ONCE, THREADS, notes_on
+from e3va_cli.data.checks import looked_at, notes_on
 from e3va_cli.data.label_maps import IN_COLOURS, LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import decode_image, read_image
+from e3va_cli.data.targets import IMAGE_SUFFIXES, decode_image, read_image
 from e3va_cli.errors import UserError
 
 
@@ -80,19 +79,13 @@ def _check_pairs(
     notes: Findings,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
-    """Decodes the pairs in a few threads; returns the number of pixels [K + 1] of each label, from 0."""
+    """Decodes the pairs; returns the number of pixels [K + 1] of each label, from 0."""
     pixels = np.zeros(num_classes + 1, dtype=np.int64)
-    with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(pairs), IMAGES_AT_ONCE):
-            batch = pairs[start : start + IMAGES_AT_ONCE]
-            found = threads.map(lambda pair: _look_at(images, labels, pair, num_classes), batch)
-            for done, pair in enumerate(found, start=start + 1):
-                for told, found_of in ((problems, pair.problems), (notes, pair.notes)):
-                    for kind, place in found_of:
-                        told.add(kind, place)
-                pixels += pair.pixels
-                if progress and (done % 32 == 0 or done == len(pairs)):
-                    progress(done, len(pairs))
+    for pair in looked_at(lambda pair: _look_at(images, labels, pair, num_classes), pairs, progress):
+        for told, found in ((problems, pair.problems), (notes, pair.notes)):
+            for kind, place in found:
+                told.add(kind, place)
+        pixels += pair.pixels
     return pixels
 
 

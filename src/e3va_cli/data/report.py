@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from e3va_cli.text import printable
 
 PLACES_KEPT = 5
+ADVICE = "run `e3va check-data` for all problems of the data set"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
@@ -68,6 +69,4 @@ class Reproducible(Dataset[Any]):
 
 def mix(*numbers: int) -> int:
     """One seed of several numbers, such that neighbours share nothing."""
-    import numpy as np
-
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1

@@ -17,7 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK: Color = (0, 0, 0)
 
 
-def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str], *, min_side: int = 320) -> Tensor:
+def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
     """Draws the segments of an image over it, and below it a legend of the classes that cover most.
 
     What is not labelled stays as it is.
@@ -26,7 +26,6 @@ def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str], *, min_
         image: uint8 [3, H, W], RGB
         labels: whole numbers [H, W], 1..K; 0 = not labelled
         classes: K names
-        min_side: pixels of the longer side at least; smaller images are enlarged so that names can be read
 
     Returns:
         uint8 [3, s H + h, s W], with a whole number s that is 1 for all but small images, and a legend of h pixels
@@ -34,7 +33,7 @@ def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str], *, min_
     image, labels = image.as_subclass(Tensor).cpu(), labels.as_subclass(Tensor).cpu().long()
     palette = torch.tensor([INK, *map(class_color, range(1, len(classes) + 1))])
     colors = palette[labels].permute(2, 0, 1)  # 3, H, W
-    factor = _factor(image, min_side)
+    factor = _factor(image)
     image, labels, colors = (_repeat(pixels, factor) for pixels in (image, labels, colors))
     strength = torch.where(_edges(labels), 1.0, ALPHA) * (labels > 0)
     picture = image.float().lerp(colors.float(), strength).round().to(torch.uint8)

@@ -160,17 +160,13 @@ class Shapes:
     ) -> None:
         self.split, self.images, self.size, self.seed = split, images, size, seed
         self.transforms = transforms
-        self.classes = list(OUTLINES)
+        self.classes = list(CLASSES)
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 
     def __len__(self) -> int:
         return self.images
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.size, self.size
 
     def _draw(self, index: int) -> tuple[np.ndarray, list[int], np.ndarray]:
         """Image, labels and masks (N, size, size) bool; drawn once, then kept: 4 bytes a pixel."""

@@ -20,6 +20,10 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with
 
 # Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = {
+    *(".bmp", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    *(".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
+}
 ORIENTATION = 0x0112  # in EXIF; 1 means as stored
 
 Target = dict[str, Any]
@@ -62,10 +66,6 @@ class DenseDataset(Protocol):
 
 class DetectionDataset(DenseDataset, Protocol):
     """Images with boxes, and perhaps masks."""
-
-    def image_size(self, index: int) -> tuple[int, int]:
-        """(H, W) in pixels, without opening the file."""
-        ...
 
     def ground_truth(self) -> dict[str, Any]:
         """`images`, `annotations` and `categories` in COCO's format: what evaluation compares with.

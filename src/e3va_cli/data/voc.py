@@ -12,13 +12,14 @@ from typing import Any, ClassVar
 from e3va_cli.data.checks import check_coco
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.coco import CocoDetection
-from e3va_cli.data.coco_format import ADVICE, CocoFile, Entry, and_more
-from e3va_cli.data.report import Findings, Place, Report
+from e3va_cli.data.coco_format import CocoFile, Entry
+from e3va_cli.data.report import ADVICE, Findings, Place, Report
 from e3va_cli.data.source import SPLITS, Split, register
 from e3va_cli.data.targets import Target
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.voc_format import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
 from e3va_cli.errors import UserError
+from e3va_cli.text import and_more, first_few
 
 NAMES_SHOWN = 10
 
@@ -94,8 +95,8 @@ class VocSource:
         coco, left_out = as_coco(images, classes)
         if left_out["unlisted class"] and not coco.annotations:
             raise UserError(
-                f"dataset.classes: no object in {name} is called {_listed(classes)}; "
-                f"they are called {_listed(_names_in(images))}"
+                f"dataset.classes: no object in {name} is called {first_few(classes, NAMES_SHOWN)}; "
+                f"they are called {first_few(_names_in(images), NAMES_SHOWN)}"
             )
         return CocoDetection(
             coco, self._devkit, name=name, ignored="difficult", left_out=left_out, transforms=transforms
@@ -151,7 +152,9 @@ class VocSource:
             years = YEARS
         found = [(year, wanted) for year in years if wanted in available[year]]
         if not found:
-            there = "; ".join(f"{year} has {_listed(names)}" for year, names in available.items() if names)
+            there = "; ".join(
+                f"{year} has {first_few(names, NAMES_SHOWN)}" for year, names in available.items() if names
+            )
             raise UserError(
                 f"no ImageSets/Main/{wanted}.txt in {self._devkit}; {there or 'there is no such list'}; "
                 f"set dataset.{split}_set"
@@ -191,8 +194,3 @@ class VocSource:
 
 def _names_in(images: Sequence[VocImage]) -> list[str]:
     return sorted({found.name for image in images for found in image.objects if found.name})
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from e3va_cli.data.checks import IMAGE_SUFFIXES
-from e3va_cli.data.coco_format import is_finite, path_inside, what_is_there
-from e3va_cli.data.targets import size_in_file
+from e3va_cli.data.coco_format import is_finite
+from e3va_cli.data.paths import path_inside, what_is_there
+from e3va_cli.data.targets import IMAGE_SUFFIXES, size_in_file
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import require_regular
 from e3va_cli.text import brief, printable

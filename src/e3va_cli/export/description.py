@@ -15,9 +15,9 @@ from e3va_cli.config.commands import Config
 from e3va_cli.data.source import build_transforms
 from e3va_cli.export.adapter_config import FORMAT, VERSION
 from e3va_cli.export.trained import EXTRACTOR, Trained
-from e3va_cli.model import DenseModel
+from e3va_cli.machine import versions
+from e3va_cli.model import DenseModel, parameter_counts
 from e3va_cli.run_folder import METRICS, METRICS_HISTORY, overrides_of
-from e3va_cli.training.resources import parameter_counts, versions
 
 NOT_OF_TRAINING = ("hydra", "resume", "checkpoint", "budget")
 SIZES = ("short_side", "val_short_side", "train_short_sides", "max_size", "crop_size")  # keys of data sets, in pixels
@@ -47,7 +47,7 @@ def describe(trained: Trained, model: DenseModel, run: Path) -> dict[str, Any]:
             "largest_in_training": list(build_transforms(config["dataset"]).largest_image),
         },
         "normalisation": {"mean": list(backbone.mean), "std": list(backbone.std)},
-        "parameters": {**counts(trained.state), **parameter_counts(model.extractor, model.head)},
+        "parameters": {**counts(trained.state), **parameter_counts(model)},
         "steps": trained.steps,
         "metrics": measured(run, trained.steps),
         "versions": versions(),
@@ -76,7 +76,7 @@ def measured(run: Path, steps: int) -> dict[str, Any] | None:
             rows = [row for row in csv.DictReader(file) if any(v and k.startswith("val/") for k, v in row.items() if k)]
     if not rows:
         return None
-    row = next((row for row in reversed(rows) if row["step"] in (str(steps - 1), str(steps))), None)
+    row = next((row for row in reversed(rows) if row["step"] == str(steps - 1)), None)
     if row is None:
         return None
     if row is rows[-1] and (run / METRICS).is_file():

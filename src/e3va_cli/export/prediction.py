@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from e3va_cli.data.drawing import draw_sample
+from e3va_cli.data.drawing import as_picture, draw_sample
 from e3va_cli.data.segmentation_drawing import draw_segments
 from e3va_cli.export.images import ImageLike, as_image
 from e3va_cli.heads import Detections, Segmentation
@@ -85,7 +85,7 @@ class ImagePrediction:
             drawn = draw_segments(pixels, _nearest(self.labels, size), self.classes)
         else:
             drawn = self._draw_objects(pixels, size)
-        return Image.fromarray(drawn.permute(1, 2, 0).contiguous().numpy())
+        return as_picture(drawn)
 
     def _draw_objects(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = size[0] / self.height, size[1] / self.width

@@ -14,6 +14,7 @@ from e3va_cli.export.adapter_config import about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.model import DenseModel, assemble, outline_model
 from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
+from e3va_cli.text import first_few
 from e3va_cli.training.checkpoints import ABOUT, read_checkpoint, trained_state, verify
 
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
@@ -125,8 +126,8 @@ def require_fit(trained: Trained, model: DenseModel) -> None:
         ("has other sizes or types of", other),
     ):
         if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{trained.path}: {what}: {min(names)}{more}; the file and its configuration do not agree")
+            listed = first_few(sorted(names), 1)
+            raise UserError(f"{trained.path}: {what}: {listed}; the file and its configuration do not agree")
 
 
 def outlined(trained: Trained) -> DenseModel:

@@ -54,21 +54,17 @@ class _LossesInParts(torch.autograd.Function):
                 gradients = torch.autograd.grad(torch.stack(list(part.values())).sum(), wanted, allow_unused=True)
                 for index, gradient in enumerate(gradients):
                     known = sums[index]
-                    sums[index] = gradient if known is None or gradient is None else known.add_(gradient)
-                    if gradient is None:
-                        sums[index] = known
+                    if gradient is not None:
+                        sums[index] = gradient if known is None else known.add_(gradient)
                 del part, gradients
-        ctx.save_for_backward(*(s for s in sums if s is not None))
-        places = iter(range(len(wanted)))
-        of_tensor = [next(places) if t.requires_grad else None for t in tensors]
-        found = [index for index, s in enumerate(sums) if s is not None]
-        ctx.places = [None if i is None or i not in found else found.index(i) for i in of_tensor]
+        ctx.save_for_backward(*sums)
+        ctx.wanted = [t.requires_grad for t in tensors]
         return torch.stack(values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times the losses' common factor."""
-        saved = ctx.saved_tensors
-        factor = grad[0]
-        return None, None, None, *(None if place is None else saved[place] * factor for place in ctx.places)
+        saved, factor = iter(ctx.saved_tensors), grad[0]
+        sums = [next(saved) if wanted else None for wanted in ctx.wanted]
+        return None, None, None, *(None if s is None else s * factor for s in sums)

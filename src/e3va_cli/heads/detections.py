@@ -9,6 +9,8 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import clip_boxes_to_image
 
+MASK_THRESHOLD = 0.5  # probability above which a pixel belongs to the object
+
 
 @dataclass
 class Detections:
@@ -48,8 +50,8 @@ class Detections:
         masks = None if self.masks is None else self.masks.cpu()
         return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), masks, self.image_size)
 
-    def full_masks(self, threshold: float = 0.5) -> Iterator[Tensor]:
+    def full_masks(self) -> Iterator[Tensor]:
         """Each object's mask over the whole image, (H, W) bool: one at a time, so only one is ever in memory."""
         assert self.masks is not None
         for mask, box in zip(self.masks, self.boxes, strict=True):
-            yield paste_masks_in_image(mask[None], box[None], self.image_size)[0, 0] > threshold
+            yield paste_masks_in_image(mask[None], box[None], self.image_size)[0, 0] > MASK_THRESHOLD

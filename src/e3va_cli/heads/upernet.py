@@ -106,7 +106,6 @@ class UPerNet(Head):
     """
 
     needs = frozenset({"semantic"})
-    stages = (0, 1, 2, 3)
 
     def __init__(
         self,

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from e3va_cli.data import build_transforms
+from e3va_cli.machine import MIB
 from e3va_cli.memory.budget import largest_batch, parse_budget
 from e3va_cli.memory.measure import Measurement, Request, measure
 from e3va_cli.memory.planner import Semantics, plan
 from e3va_cli.memory.result import Result, measured, planned
 from e3va_cli.memory.step import StepSize
 from e3va_cli.model import require_suited
-from e3va_cli.training.resources import MIB
 
 ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
 

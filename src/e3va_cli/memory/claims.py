@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,6 +108,6 @@ def instead(runs: list[Run], head: str) -> str:
     return f" (here {', '.join(others)})" if others else ""
 
 
-def first(values: object) -> float | None:
+def first(values: Iterable[float | None]) -> float | None:
     """The first value that is not None."""
-    return next((v for v in values if v is not None), None)  # type: ignore[attr-defined]
+    return next((v for v in values if v is not None), None)

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 
 from e3va_cli.files import write_json
+from e3va_cli.machine import MIB, device_name, is_out_of_memory
 from e3va_cli.memory.follow import follow_step
 from e3va_cli.memory.regions import counted_regions, matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
-from e3va_cli.model import build_random_model
+from e3va_cli.model import build_random_model, parameter_counts
 from e3va_cli.training.optimizer import build_optimizer
-from e3va_cli.training.resources import MIB, device_name, parameter_counts
 
 OUT_OF_MEMORY = "out of memory"
 BUSY_MIB = 1200  # in use on a GPU before we start: more than this process's own CUDA context
@@ -113,7 +113,7 @@ def measure_here(request: Request) -> Measurement:
     batch = make_batch(request.size, num_classes=request.num_classes, needs=model.head.needs, device=request.device)
     about: dict[str, Any] = {
         "device_name": device_name(device),
-        "parameters": parameter_counts(model.extractor, model.head),
+        "parameters": parameter_counts(model),
     }
     fp16 = device.type == "cuda" and request.size.precision == "16-mixed"
     scaler = torch.amp.GradScaler(device.type) if fp16 else None
@@ -182,7 +182,9 @@ def main() -> None:
     warnings = prepare_gpu(request) if request.device == "cuda" else []
     try:
         measurement = measure_here(request)
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         measurement = Measurement(device_name(torch.device(request.device)), parameters={}, error=OUT_OF_MEMORY)
     answer = dataclasses.asdict(measurement)
     write_json(Path(sys.argv[2]), answer | {"warnings": answer["warnings"] + warnings})

@@ -20,9 +20,8 @@ from e3va_cli.memory.follow import Followed, follow_step
 from e3va_cli.memory.operations import Operations
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch
 from e3va_cli.memory.worst_case import worst_case
-from e3va_cli.model import outline_model
+from e3va_cli.model import outline_model, parameter_counts
 from e3va_cli.training.optimizer import build_optimizer
-from e3va_cli.training.resources import parameter_counts
 
 Semantics = Literal["cuda", "cpu"]
 
@@ -67,6 +66,6 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         rules = CudaAutocast() if mixed and semantics == "cuda" else None
         with Operations() as operations:
             followed = follow_step(model, optimizer, batch, size, rules)
-        parameters = parameter_counts(model.extractor, model.head)
+        parameters = parameter_counts(model)
     seconds = time.perf_counter() - started
     return Plan(**vars(followed), parameters=parameters, operations=operations.total, seconds=seconds)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from e3va_cli.files import replacing
 from e3va_cli.memory.result import Result
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 
 NAMES = {
     "full": "Full",
@@ -43,8 +41,9 @@ def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> Non
     """Write the plot of all methods with a known peak to a PNG file, 16:9."""
     known = sorted((r for r in results if r.peak_mib is not None), key=lambda r: r.peak_mib or 0.0)
     style: Any = {"font.family": "DejaVu Sans", "font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(style):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(16, 9), width_ratios=(1, 1.25))
+    with rc_context(style):
+        figure = Figure(figsize=(16, 9))
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
         figure.suptitle(title, x=0.03, y=0.97, ha="left", fontsize=22, fontweight="bold")
         figure.text(0.03, 0.895, subtitle, ha="left", fontsize=13, color=GREY)
         draw_scatter(left, known)
@@ -52,7 +51,6 @@ def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> Non
         figure.subplots_adjust(left=0.07, right=0.975, top=0.80, bottom=0.10, wspace=0.28)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
-        plt.close(figure)
 
 
 def draw_scatter(axes: Axes, results: list[Result]) -> None:

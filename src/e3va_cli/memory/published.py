@@ -137,6 +137,6 @@ ACCURACY: dict[str, dict[str, dict[str, float]]] = {  # percent, by experiment, 
 }
 
 
-def setting_of(backbone: str) -> PublishedSetting | None:
+def published_setting(backbone: str) -> PublishedSetting | None:
     """The published setting with this backbone."""
     return next((s for s in SETTINGS if s.backbone == backbone), None)

@@ -46,8 +46,11 @@ def _mix_in_annotated(_: nn.Module, inputs: tuple[Any, ...], output: tuple[list[
     proposals, losses = output
     mixed = []
     for boxes, target in zip(proposals, inputs[2], strict=True):
-        count = len(boxes) // 2
         annotated = target["boxes"].to(boxes)
+        if not len(annotated):
+            mixed.append(boxes)
+            continue
+        count = len(boxes) // 2
         near = annotated[torch.arange(count, device=boxes.device) % len(annotated)]
         sides = (near[:, 2:] - near[:, :2]).repeat(1, 2)
         near = near + JITTER * sides * (torch.rand_like(near) - 0.5)

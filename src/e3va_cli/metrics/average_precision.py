@@ -10,6 +10,7 @@ import contextlib
 import io
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.heads import Detections
-from e3va_cli.metrics.coco_results import write_detections
-from e3va_cli.metrics.curves import Curves, draw_curves
+from e3va_cli.metrics.curves import Curves
 from e3va_cli.metrics.evaluator import Results, register
-from e3va_cli.run_folder import CURVES, DETECTIONS
+from e3va_cli.metrics.findings import FoundByImage, leave_findings
 
 KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -29,11 +29,10 @@ SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_lar
 LOGGED = ("AP", "AP50")
 
 
-class AveragePrecision:
+class AveragePrecision(FoundByImage[list[Results]]):
     """Collects findings image by image and measures them against a COCO-format ground truth.
 
-    Only images that were given count, so that a part of a data set can be measured. Masks are encoded as they come:
-    memory grows with the number of objects, not with image sizes.
+    Masks are encoded as they come: memory grows with the number of objects, not with image sizes.
 
     Args:
         ground_truth: `images`, `annotations` and `categories` in COCO's format.
@@ -42,21 +41,12 @@ class AveragePrecision:
     """
 
     def __init__(self, ground_truth: Results, category_ids: Sequence[int], kinds: Sequence[str]) -> None:
+        super().__init__()
         self.ground_truth = ground_truth
         self.category_ids = list(category_ids)
         self.kinds = list(kinds)
         self.monitor = f"{self.kinds[-1]}_AP"
-        self.found: dict[int, list[Results]] = {}
         self.curves: dict[str, Curves] = {}  # of the last measurement, at IoU 0.5
-
-    @property
-    def images(self) -> int:
-        """Images that findings were given for."""
-        return len(self.found)
-
-    def reset(self) -> None:
-        """Forget all findings."""
-        self.found, self.curves = {}, {}
 
     def update(self, found: Detections, target: Target) -> None:
         """Add what was found in one image."""
@@ -77,14 +67,6 @@ class AveragePrecision:
                 result["segmentation"] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         self.found[image_id] = results
 
-    def share(self) -> dict[int, list[Results]]:
-        """The findings, by image."""
-        return self.found
-
-    def gather(self, shares: Sequence[dict[int, list[Results]]]) -> None:
-        """Take the findings of all processes."""
-        self.found = {image: found for share in shares for image, found in share.items()}
-
     def scores(self, results: Results) -> dict[str, float]:
         """AP and AP50 of boxes and masks."""
         return {
@@ -100,12 +82,10 @@ class AveragePrecision:
 
     def leave(self, folder: Path) -> dict[str, str]:
         """All findings in COCO's results format, and precision-recall curves."""
-        write_detections((result for results in self.found.values() for result in results), folder / DETECTIONS)
-        draw_curves(self.curves, folder / CURVES)
-        return {DETECTIONS: "all findings, in COCO's results format", CURVES: "precision and recall at IoU 0.5"}
+        return leave_findings(chain.from_iterable(self.found.values()), self.curves, folder)
 
     def _measure(self, kind: str) -> Results:
-        annotations = self.ground_truth["annotations"]
+        annotations = [a for a in self.ground_truth["annotations"] if a["image_id"] in self.found]
         if kind == "mask":
             annotations = [a for a in annotations if a.get("segmentation")]
         truth = {**self.ground_truth, "annotations": annotations}
@@ -114,14 +94,8 @@ class AveragePrecision:
         left_out = {"box": "segmentation", "mask": "bbox"}[kind]
         findings = [
             {key: value for key, value in result.items() if key != left_out}
-            for results in self.found.values()
-            for result in results
+            for result in chain.from_iterable(self.found.values())
         ]
-        names = distinct_names(truth["categories"])
-        if not findings:
-            self.curves.pop(kind, None)
-            zeros = dict.fromkeys(SUMMARY, 0.0 if annotations else None)
-            return {**zeros, "per_class": {names[i]: zeros["AP"] for i in self.category_ids}}
         with contextlib.redirect_stdout(io.StringIO()):
             reference = COCO(truth)
             evaluation = COCOeval_faster(
@@ -134,17 +108,12 @@ class AveragePrecision:
             evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all sizes, 100 findings
         at_half = precision[0].T  # class, recall
-        self.curves[kind] = Curves(
-            [names[i] for i in self.category_ids], at_half, [_or_none(of_class.mean()) for of_class in at_half]
-        )
+        of_id = distinct_names(truth["categories"])
+        names = [of_id[i] for i in self.category_ids]
+        self.curves[kind] = Curves(names, at_half, [_or_none(of_class.mean()) for of_class in at_half])
         return {
             **{name: _or_none(evaluation.stats[index]) for name, index in SUMMARY.items()},
-            "per_class": {
-                names[i]: _or_none(precision[:, :, k][precision[:, :, k] > -1].mean())
-                if (precision[:, :, k] > -1).any()
-                else None
-                for k, i in enumerate(self.category_ids)
-            },
+            "per_class": {name: _or_none(precision[:, :, k].mean()) for k, name in enumerate(names)},
         }
 
 

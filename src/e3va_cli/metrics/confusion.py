@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from e3va_cli.files import replacing
+from e3va_cli.metrics.labels import as_label
 
 WRITTEN = 30  # classes at most for which each cell has its number
-LONGEST = 24  # letters of a name
 NOTHING = "#e6e6e6"  # rows of classes that are not in the annotations
 GREY = "#5f6368"
 
@@ -36,7 +36,7 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
         axes.set_facecolor(NOTHING)
         # The root of the share is what is coloured: few percent of confusion are to be seen.
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-        names = [_short(name) for name in classes]
+        names = [as_label(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=90)
         axes.set_yticks(range(count), names)
         axes.tick_params(length=0)
@@ -55,9 +55,3 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
         scale.ax.tick_params(labelsize=large)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
-
-
-def _short(name: str) -> str:
-    """A name as far as there is room, with nothing that matplotlib takes for mathematics."""
-    text = name.replace("$", r"\$")
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"

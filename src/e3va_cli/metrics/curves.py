@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from e3va_cli.files import replacing
+from e3va_cli.metrics.labels import as_label
 
 RECALL = np.linspace(0.0, 1.0, 101)  # where COCO samples precision
 NAMED = 12  # classes with a colour and a name of their own; more are thin lines
@@ -51,12 +52,9 @@ class Curves:
 def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
     """Write one panel for each of box and mask to a PNG file; a line for each class, and their mean."""
     with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):
-        count = max(1, len(kinds))
-        figure = Figure(figsize=(7.5 * count, 6), layout="constrained")
-        panels = figure.subplots(1, count, squeeze=False)[0]
-        if not kinds:
-            _frame(panels[0], "Nothing was found")
-        for axes, (kind, curves) in zip(panels, kinds.items(), strict=False):
+        figure = Figure(figsize=(9.5 * len(kinds), 6), layout="constrained")
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for axes, (kind, curves) in zip(panels, kinds.items(), strict=True):
             _draw_panel(axes, kind, curves)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
@@ -69,15 +67,15 @@ def _draw_panel(axes: Axes, kind: str, curves: Curves) -> None:
         return
     few = len(there) <= NAMED
     for k, colour in zip(there, COLOURS if few else [OTHERS] * len(there), strict=False):
-        label = f"{curves.names[k]}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
+        label = f"{as_label(curves.names[k])}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
         if not few and k == there[0]:
             label = "each class"
         axes.plot(RECALL, curves.precision[k], color=colour, linewidth=1.6 if few else 0.7, label=label)
     mean = float(np.mean([curves.average[k] or 0.0 for k in there]))
     label = f"mean of {len(there)} classes  {100 * mean:.1f}"
     axes.plot(RECALL, curves.precision[there].mean(0), color=MEAN, linewidth=3, label=label)
-    legend = axes.legend(title="AP50, percent", loc="lower left", fontsize=9, framealpha=0.9)
-    legend.get_frame().set_linewidth(0)
+    # Beside the curves, which may run anywhere.
+    axes.legend(title="AP50, percent", loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, frameon=False)
 
 
 def _frame(axes: Axes, title: str) -> None:

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.heads import Detections
 from e3va_cli.metrics.average_precision import distinct_names
-from e3va_cli.metrics.coco_results import write_detections
-from e3va_cli.metrics.curves import RECALL, Curves, draw_curves
+from e3va_cli.metrics.curves import RECALL, Curves
 from e3va_cli.metrics.evaluator import Results, register
-from e3va_cli.run_folder import CURVES, DETECTIONS
+from e3va_cli.metrics.findings import FoundByImage, leave_findings
 
 IOU = 0.5
 RECALL_STEPS = 10
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Rule = Callable[[Ints, Floats, int], float]
@@ -44,11 +44,11 @@ def eleven_points(hits: Ints, precision: Floats, objects: int) -> float:
     return float(np.mean([values.max(initial=0.0) for values in reached]))
 
 
-class VocAveragePrecision:
+class VocAveragePrecision(FoundByImage[Floats32]):
     """Collects findings image by image and measures their boxes against a ground truth.
 
-    Only images that were given count, so that a part of a data set can be measured. A finding goes to the object of its
-    class that it overlaps most. From an IoU of 0.5 on it is a hit if it is the object's first, best score first, and a
+    Of each image are kept label, score and corners of the findings (N, 6). A finding goes to the object of its class
+    that it overlaps most. From an IoU of 0.5 on it is a hit if it is the object's first, best score first, and a
     miss otherwise; what goes to a difficult object is neither, and difficult objects do not have to be found.
 
     Args:
@@ -60,35 +60,18 @@ class VocAveragePrecision:
     monitor = "box_AP50"
 
     def __init__(self, ground_truth: Results, category_ids: Sequence[int], *, rule: Rule) -> None:
+        super().__init__()
         names = distinct_names(ground_truth["categories"])
         self.classes = [names[number] for number in category_ids]
         self.category_ids = list(category_ids)
         self.rule = rule
         self.objects = _objects_by_image(ground_truth, category_ids)
-        self.found: dict[int, NDArray[np.float32]] = {}
-
-    @property
-    def images(self) -> int:
-        """Images that findings were given for."""
-        return len(self.found)
-
-    def reset(self) -> None:
-        """Forget all findings."""
-        self.found = {}
 
     def update(self, found: Detections, target: Target) -> None:
         """Add what was found in one image."""
         detections = found.cpu().rescaled(target["original_size"])
         columns = (detections.labels[:, None], detections.scores[:, None], detections.boxes)
         self.found[target["image_id"]] = np.hstack([column.float().numpy() for column in columns])
-
-    def share(self) -> dict[int, NDArray[np.float32]]:
-        """Label, score and corners of each finding (N, 6), by image."""
-        return self.found
-
-    def gather(self, shares: Sequence[dict[int, NDArray[np.float32]]]) -> None:
-        """Take the findings of all processes."""
-        self.found = {image: found for share in shares for image, found in share.items()}
 
     def scores(self, results: Results) -> dict[str, float]:
         """AP50 of boxes."""
@@ -103,13 +86,11 @@ class VocAveragePrecision:
 
     def leave(self, folder: Path) -> dict[str, str]:
         """All findings in COCO's results format, and precision-recall curves."""
-        write_detections(self._as_results(), folder / DETECTIONS)
         ranked = list(self._ranked())
         curves = Curves(
             self.classes, np.stack([_sampled(of_class) for of_class in ranked]), list(map(self._of_class, ranked))
         )
-        draw_curves({"box": curves}, folder / CURVES)
-        return {DETECTIONS: "all findings, in COCO's results format", CURVES: "precision and recall at IoU 0.5"}
+        return leave_findings(self._as_results(), {"box": curves}, folder)
 
     def _as_results(self) -> Iterator[Results]:
         for image, rows in self.found.items():

@@ -17,6 +17,7 @@ from e3va_cli.backbones import BackboneIdentity
 from e3va_cli.backbones.weights import is_state_dict, load_plain
 from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
+from e3va_cli.text import first_few
 
 # Of how memory is used and what is found, not of what was trained.
 FREE_OPTIONS = frozenset(
@@ -34,6 +35,7 @@ FREE_OPTIONS = frozenset(
         "stride",
     }
 )
+CLASSES_SHOWN = 4
 ABOUT = "e3va"  # the checkpoint's key for what it belongs to
 
 
@@ -129,7 +131,7 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
         if saved[part] != about[part]:
             mistakes.append(
                 f"{path}: trained on other {part.replace('_', ' ')} than this data set has "
-                f"({_short(saved[part])} there, {_short(about[part])} here)"
+                f"({first_few(saved[part], CLASSES_SHOWN)} there, {first_few(about[part], CLASSES_SHOWN)} here)"
             )
             break
     if mistakes:
@@ -162,7 +164,3 @@ def about_model(
         "category_ids": list(category_ids),
         "config": config,
     }
-
-
-def _short(items: list[Any]) -> str:
-    return ", ".join(str(item) for item in items[:4]) + (f", ... {len(items)} in all" if len(items) > 4 else "")

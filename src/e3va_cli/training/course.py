@@ -12,8 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L  # noqa: N812 (Lightning's own alias)
-
 COURSE_OPTIONS = ("iterations", "warmup_steps", "total_batch", "lr_scaling")  # of a schedule, that are settled here
 LR_FACTORS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
 
@@ -79,18 +77,3 @@ def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int)
         total_steps=total_steps,
         recipe_batch=recipe_batch,
     )
-
-
-class StepLimit(L.Callback):
-    """Ends a run after a count of steps.
-
-    Lightning is told only once a checkpoint has been read: with a limit from the start, it takes the end of an epoch
-    that it resumes for its middle, and counts that epoch twice.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Set the limit."""
-        trainer.fit_loop.epoch_loop.max_steps = self.steps

@@ -15,17 +15,13 @@ from torch import Tensor
 
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
+from e3va_cli.machine import is_out_of_memory
+from e3va_cli.text import first_few
 from e3va_cli.training.ranks import raise_on_all
 from e3va_cli.training.steps import Seen
 
 RECORDED = 1000  # bad batches that the file holds at most
-CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")  # what PyTorch's says, in an error of no type of its own
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of a GPU or of this machine did not suffice."""
-    of_cpu = isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_ALLOCATOR)
-    return of_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+IMAGES_SHOWN = 8
 
 
 class StepGuard:
@@ -100,9 +96,8 @@ class StepGuard:
         """One line, and the end of the run at the limit."""
         memory = any(entry["out_of_memory"] for entry in entries)
         what = "memory did not suffice" if memory else "the loss or its gradient is not finite"
-        ids = [str(number) for entry in entries for number in entry["image_ids"]]
-        images = ", ".join(ids[:8]) + (", ..." if len(ids) > 8 else "")
-        where = f"step {trainer.global_step:,}: {what} (images {images})"
+        ids = [number for entry in entries for number in entry["image_ids"]]
+        where = f"step {trainer.global_step:,}: {what} (images {first_few(ids, IMAGES_SHOWN)})"
         if self.limit is None or self.in_a_row < self.limit:
             if trainer.is_global_zero:
                 print(f"e3va: warning: {where}; left out, {self.in_a_row} in a row", file=sys.stderr, flush=True)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import platform
-import resource
 import statistics
-import sys
 import time
-from importlib.metadata import version
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -15,93 +12,66 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 import torch.distributed as dist
 
-from e3va_cli.adapters import FeatureExtractor
 from e3va_cli.files import write_json
+from e3va_cli.machine import MIB, device_name, process_peak_rss_mib, versions
+from e3va_cli.model import parameter_counts
 from e3va_cli.training.steps import ends_step
 
-MIB = 2**20
-PACKAGES = ("e3va-cli", "torch", "torchvision", "timm", "lightning", "hydra-core")
-
-
-def process_peak_rss_mib() -> float:
-    """Most physical memory that this process ever held, in MiB (2^20 bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return peak / (MIB if sys.platform == "darwin" else 1024)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the number of threads in use."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} ({torch.get_num_threads()} threads)"
-
-
-def parameter_counts(extractor: FeatureExtractor, head: torch.nn.Module) -> dict[str, int | float]:
-    """Trainable parameters of the tuned backbone and of everything.
-
-    The backbone's are counted as the published tables do: adapters, output norms and what of the network itself is
-    trained, without neck and head; the percentage is of the backbone's own parameters.
-    """
-
-    def count(module: torch.nn.Module, *, trainable: bool) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
-
-    tuned, backbone = count(extractor, trainable=True), count(extractor.backbone, trainable=False)
-    return {
-        "trainable_backbone_params": tuned,
-        "backbone_params": backbone,
-        "trainable_backbone_pct": 100 * tuned / backbone,
-        "trainable_params": tuned + count(head, trainable=True),
-        "total_params": count(extractor, trainable=False) + count(head, trainable=False),
-    }
+WARMUP = 5  # steps that are not counted
+RECENT = 10_000  # steps whose times are kept: bounds what they take of memory and of each checkpoint
 
 
 class Resources(L.Callback):
     """Measures each training step.
 
-    A step is forward, backward and optimizer, synchronised with the device; loading is timed apart. The first
-    `warmup` steps are not counted. On CUDA peaks are reset with each logging window, and the run's peak is the largest
-    window's, over all ranks. On a CPU only what is true there is reported: the process's peak resident memory.
-    What is measured goes into checkpoints, so that a resumed run's file covers the whole run: the largest peaks, and
-    the times of all steps that led to its state.
+    A step is forward and backward of each of its batches and the optimizer, synchronised with the device; loading is
+    timed apart. The first steps of each start are not counted. On CUDA peaks are reset with each logging window, and
+    the run's peak is the largest window's, over all ranks. On a CPU only what is true there is reported: the process's
+    peak resident memory. What is measured goes into checkpoints, so that a resumed run's file covers the whole run: the
+    largest peaks, and the number and time of all steps that led to its state; medians are those of the last 10,000.
 
     Args:
         path: of `resources.json`.
         settings: what was run, for the file.
         window: steps between two lines of the log.
-        warmup: steps left out of the times.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], *, window: int, warmup: int = 5) -> None:
-        self.path, self.settings, self.window, self.warmup = path, settings, window, warmup
-        self.step_times: list[float] = []
-        self.load_times: list[float] = []
-        self.images = 0
+    def __init__(self, path: Path, settings: dict[str, Any], *, window: int) -> None:
+        self.path, self.settings, self.window = path, settings, window
+        self.step_times: deque[float] = deque(maxlen=RECENT)
+        self.load_times: deque[float] = deque(maxlen=RECENT)
+        self.steps = self.images = 0
+        self.measured_time = 0.0
         self.peak_allocated = self.peak_reserved = self.peak_rss = 0.0
-        self.sessions = 1
-        self.seen = 0
+        self.starts = 1
+        self.seen = 0  # steps of this start
         self.started = self.ended = 0.0
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        """Nothing has gone into the current step."""
+        self.step_time = self.load_time = 0.0
+        self.step_images = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What has been measured."""
         return {
             "step_times": torch.tensor(self.step_times),
             "load_times": torch.tensor(self.load_times),
+            "steps": self.steps,
+            "measured_time": self.measured_time,
             "images": self.images,
             "peaks": [self.peak_allocated, self.peak_reserved, max(self.peak_rss, process_peak_rss_mib())],
-            "sessions": self.sessions,
+            "starts": self.starts,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what the sessions before have measured."""
-        self.step_times, self.load_times = state_dict["step_times"].tolist(), state_dict["load_times"].tolist()
+        """Go on from what was measured since the run was first started."""
+        self.step_times.extend(state_dict["step_times"].tolist())
+        self.load_times.extend(state_dict["load_times"].tolist())
+        self.steps, self.measured_time = state_dict["steps"], state_dict["measured_time"]
         self.peak_allocated, self.peak_reserved, self.peak_rss = state_dict["peaks"]
-        self.images, self.sessions = state_dict["images"], state_dict["sessions"] + 1
+        self.images, self.starts = state_dict["images"], state_dict["starts"] + 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start with a clean peak."""
@@ -114,27 +84,39 @@ class Resources(L.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The step is done."""
+        """The batch is done, and at times the step with it."""
         self._synchronise(pl_module.device)
         now = time.perf_counter()
-        self.seen += 1
-        if self.seen > self.warmup:
-            self.step_times.append(now - self.started)
-            self.load_times.append(self.started - self.ended)
-            self.images += len(batch) * trainer.world_size
-        rate = len(batch) * trainer.world_size / max(1e-9, now - self.ended)
+        self.step_time += now - self.started
+        self.load_time += self.started - self.ended
+        self.step_images += len(batch) * trainer.world_size
         self.ended = now
+        rate = self.step_images / max(1e-9, self.step_time + self.load_time)
         memory = self._memory(pl_module.device)
         pl_module.log("img/s", rate, prog_bar=True, logger=False, batch_size=len(batch))
         pl_module.log("MiB", memory["shown"], prog_bar=True, logger=False, batch_size=len(batch))
-        if trainer.global_step % self.window == 0 and ends_step(trainer):
-            recent = self.step_times[-self.window :] or [now - self.started]
+        if not ends_step(trainer):
+            return
+        self._count_step()
+        if trainer.global_step % self.window == 0:
+            recent = list(self.step_times)[-self.window :] or [self.step_time]
             logged = {f"resources/{name}": value for name, value in memory.items() if name != "shown"}
             logged["resources/step_time_s"] = statistics.median(recent)
             logged["resources/images_per_second"] = rate
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.global_step - 1)
             self._restart_window(pl_module.device)
+        self._begin_step()
+
+    def _count_step(self) -> None:
+        """Note the step that has ended, unless it is one of the first."""
+        self.seen += 1
+        if self.seen > WARMUP:
+            self.steps += 1
+            self.step_times.append(self.step_time)
+            self.load_times.append(self.load_time)
+            self.measured_time += self.step_time + self.load_time
+            self.images += self.step_images
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the training peak apart from the evaluation's."""
@@ -164,23 +146,22 @@ class Resources(L.Callback):
             peaks = gathered.tolist()
         if not trainer.is_global_zero:
             return
-        total = sum(self.step_times) + sum(self.load_times)
         write_json(
             self.path,
             {
                 "device": device.type,
                 "device_name": device_name(device),
                 "devices": trainer.world_size,
-                "sessions": self.sessions,
+                "starts": self.starts,
                 "peak_memory_allocated_mib": peaks[0] if cuda else None,
                 "peak_memory_reserved_mib": peaks[1] if cuda else None,
                 "process_peak_rss_mib": peaks[2],
-                "steps_measured": len(self.step_times),
-                "measured_time_s": total,
+                "steps_measured": self.steps,
+                "measured_time_s": self.measured_time,
                 "step_time_s": statistics.median(self.step_times) if self.step_times else None,
                 "load_time_s": statistics.median(self.load_times) if self.load_times else None,
-                "images_per_second": self.images / total if total else None,
-                **parameter_counts(pl_module.model.extractor, pl_module.model.head),
+                "images_per_second": self.images / self.measured_time if self.steps else None,
+                **parameter_counts(pl_module.model),
                 "versions": versions(),
                 "settings": self.settings,
             },

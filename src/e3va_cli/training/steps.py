@@ -1,4 +1,4 @@
-"""Where an optimizer step ends, and what went into it."""
+"""Where an optimizer step ends, what went into it, and how many there may be."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ class Seen:
     def of(cls, batch: Batch) -> Seen:
         """What is to be remembered of a batch."""
         return cls([target["image_id"] for target in batch.targets], batch.image_sizes)
+
+
+class StepLimit(L.Callback):
+    """Ends a run after a count of steps.
+
+    Lightning is told only once a checkpoint has been read: with a limit from the start, it takes the end of an epoch
+    that it resumes for its middle, and counts that epoch twice.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the limit."""
+        trainer.fit_loop.epoch_loop.max_steps = self.steps

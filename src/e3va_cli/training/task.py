@@ -69,10 +69,6 @@ class DenseTask(L.LightningModule):
         scheduler = LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Losses of a batch, by name."""
-        return self.model.losses(batch.images, batch.image_sizes, batch.targets)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw what is random in a step from (seed, epoch, batch, rank) alone, so that a resumed run repeats it."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:

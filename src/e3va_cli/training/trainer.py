@@ -12,13 +12,13 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
-from e3va_cli.training.course import StepLimit
 from e3va_cli.training.history import MetricsHistory, StepLog
 from e3va_cli.training.progress import Progress
 from e3va_cli.training.ranks import Ranks
 from e3va_cli.training.resources import Resources
 from e3va_cli.training.results import Results
 from e3va_cli.training.saving import Checkpoints
+from e3va_cli.training.steps import StepLimit
 from e3va_cli.training.stopping import StopSignals
 
 

@@ -1,0 +1,49 @@
+"""The machine and the packages that a result comes from, and what memory it has."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+MIB = 2**20
+PACKAGES = ("e3va-cli", "torch", "torchvision", "timm", "lightning", "hydra-core")
+CPU_ALLOCATOR = ("can't allocate memory", "not enough memory")  # what PyTorch's says, in an error of no type of its own
+
+
+def process_peak_rss_mib() -> float:
+    """Most physical memory that this process ever held, in MiB (2^20 bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return peak / (MIB if sys.platform == "darwin" else 1024)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of this machine did not suffice."""
+    of_cpu = isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_ALLOCATOR)
+    return of_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor_name()} ({torch.get_num_threads()} threads)"
+
+
+def processor_name() -> str:
+    """The model where Linux tells it, else what Python knows: at least the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(filter(None, models), platform.processor() or platform.machine())
