@@ -7,6 +7,7 @@ import e3va_cli.conf
 import pytest
 
 from e3va_cli.adapters import METHODS
+from e3va_cli.backbones import build_backbone, outline_backbone
 from e3va_cli.composition import checked
 from e3va_cli.config import register_schemas
 from e3va_cli.data import SOURCES
@@ -14,6 +15,7 @@ from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import EVALUATORS
 from e3va_cli.model import outline_model, require_suited
+from e3va_cli.training.trainer import build_trainer
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
 GROUPED = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml"))
@@ -92,3 +94,76 @@ def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_
         for check in (require_suited, partial(outline_model, num_classes=3)):
             with pytest.raises(UserError, match=f"{option}: adapter={method} sends .* adapter=e3va or frozen"):
                 check(options)
+
+
+NO_SENSE = {
+    "seed=-1": "from 0 to 4294967295",
+    "dataset.seed=-1": "from 0 to 4294967295",
+    "backbone.seed=4294967296": "from 0 to 4294967295",
+    "optimizer.betas=[0.9]": "two numbers from 0 to below 1",
+    "trainer.limit_train_batches=0": "must be above 0",
+    "head.rpn.anchor_sizes=[32,64]": "5 sizes in pixels",
+    "head.box.regression_weights=[1,2]": "no list of four numbers above 0",
+    "dataset.flip=1.5": "from 0 to 1",
+}
+
+
+def test_values_that_make_no_sense_are_refused_all_at_once():
+    register_schemas()
+    with pytest.raises(UserError) as refused:
+        checked("train", list(NO_SENSE))
+    for word, says in NO_SENSE.items():
+        key = word.partition("=")[0]
+        assert any(line.startswith(key) and says in line for line in refused.value.messages), word
+    assert len(refused.value.messages) == len(NO_SENSE)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "says"),
+    [
+        ("train", ["optimizer.betas=[0.9,2]"], "optimizer.betas=[0.9, 2.0]: two numbers"),
+        ("train", ["head=retinanet", "head.anchor_sizes=[32,64,128]"], "head.anchor_sizes=[32, 64, 128]: 5 sizes"),
+        ("train", ["head=cascade_mask_rcnn", "head.box.loss=l2"], "head.box.loss=l2: one of giou, smooth_l1"),
+        (
+            "train",
+            ["trainer.early_stopping_patience=3", "trainer.limit_val_batches=0"],
+            "trainer.early_stopping_patience=3: waits for evaluations",
+        ),
+        ("predict", ["checkpoint=x", "input=x", "score=1.5"], "score=1.5: from 0 to 1"),
+        ("predict", ["checkpoint=x", "input=x", "accelerator=tpu"], "accelerator=tpu: one of auto, cpu, gpu"),
+        ("export_adapter", ["checkpoint=x", "precision=int8"], "precision=int8: one of fp32, fp16"),
+        ("benchmark_memory", ["measure=perhaps"], "measure=perhaps: one of auto, true, false"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line(command, words, says):
+    register_schemas()
+    with pytest.raises(UserError) as refused:
+        checked(command, words)
+    (line,) = refused.value.messages
+    assert line.startswith(says)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["backbone.timm_name=resnet50"],
+        ["backbone.timm_name=swinv2_tiny_window8_256"],
+        ["backbone.timm_name=nothing"],
+        ["+backbone.model_args.depth=3"],
+        ["backbone.model_args.depths=[2,2]"],
+        ["backbone.model_args.embed_dim=0"],
+    ],
+)
+def test_options_of_no_swin_are_one_line(config, words):
+    options = config("backbone=swin_nano", *words)["backbone"]
+    for build in (build_backbone, outline_backbone):
+        with pytest.raises(UserError, match="no Swin of timm can be built of timm_name=") as refused:
+            build(**options)
+        assert len(refused.value.messages) == 1
+
+
+@pytest.mark.parametrize("word", ["trainer.strategy=foo", "trainer.accelerator=tpu", "trainer.accelerator=nothing"])
+def test_a_trainer_that_this_machine_has_not_is_one_line(config, tmp_path, word):
+    with pytest.raises(UserError, match=r"^trainer: ") as refused:
+        build_trainer(config(word), tmp_path, monitor="val/box_AP")
+    assert len(refused.value.messages) == 1

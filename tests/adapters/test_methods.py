@@ -352,7 +352,7 @@ def test_position_bias_tables_are_the_matrices_not_to_be_decayed(nano):
     ("words", "message"),
     [
         (["adapter=adapter", "adapter.hidden=0"], "adapter.hidden=0: must be above 0"),
-        (["adapter=mona", "adapter.dropout=1.5"], "adapter.dropout=1.5: a probability from 0 to 1"),
+        (["adapter=mona", "adapter.dropout=1.5"], "adapter.dropout=1.5: from 0 to 1"),
         (["adapter=adaptformer", "adapter.scale=-1"], "adapter.scale=-1.0: must be above 0"),
         (["adapter=lora", "adapter.alpha=0"], "adapter.alpha=0.0: must be above 0"),
         (["adapter=lorand", "adapter.branches=0"], "adapter.branches=0: must be above 0"),

@@ -55,7 +55,6 @@ def test_export_move_evaluate(short_run, e3va, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"precision": "int8"}, "precision=int8: one of fp32, fp16"),
         ({"output": "taken"}, "taken: there is something already"),
         ({"output": None}, "output: the name of a folder is needed"),
         ({"checkpoint": "empty"}, "checkpoint=empty: an empty folder, not a run"),
