@@ -1,17 +1,21 @@
-"""What ends a run from outside it, as one line."""
+"""What ends a command from outside it, as one line."""
 
 import errno
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import initialize_config_module
+from omegaconf import OmegaConf
 
-from e3va_cli.commands import budget_gate, failures
+from e3va_cli.commands import budget_gate, evaluate, failures, predict
 from e3va_cli.composition import CONFIG_MODULE
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
+from e3va_cli.training.run import build_run
 from e3va_cli.training.steps import Seen
+from tests.training.small import SMALL
 
 MIB = 2**20
 NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nDetails")
@@ -34,14 +38,14 @@ def planned(monkeypatch):
 def ends(config, tmp_path):
     """The line that a run ends with that an error ended."""
 
-    def ends(error, *words, validating=False):
-        trainer = SimpleNamespace(global_step=1234, validating=validating)
-        task = SimpleNamespace(seen=[Seen([7, 9], [(800, 1333), (640, 427)])], device=torch.device("cpu"))
-        options = config(*words)
+    def ends(error, *words):
+        trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+        task = SimpleNamespace(seen=[Seen([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
+        of_memory = partial(failures.of_training, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
             pytest.raises(UserError) as refused,
-            failures.in_one_line(options, tmp_path, trainer, task),
+            failures.in_one_line(tmp_path, of_memory),
         ):
             raise error
         (message,) = refused.value.messages
@@ -88,9 +92,54 @@ def test_equal_images_are_counted():
     assert failures.described([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
 
 
-def test_memory_in_an_evaluation(ends):
-    message = ends(NO_MEMORY, validating=True)
-    assert "in the evaluation after step 1,234" in message and "data.val_batch_size=1" in message
+@pytest.mark.parametrize(
+    ("method", "call", "says"),
+    [
+        ("losses", 1, "in step 0, with images of 64x64 (2 of them)"),
+        ("predict", 1, "in the evaluation after step 4, with images of 64x64 (2 of them)"),
+        ("losses", 5, "in step 4, with images of 64x64 (2 of them)"),
+    ],
+)
+def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_path, monkeypatch, method, call, says):
+    """The trainer has torn everything down by then: the model has left its device, and no stage is running."""
+    options = config(*SMALL, "trainer.max_epochs=2")
+    run = build_run(options, tmp_path)
+    device, asked = torch.device("meta"), []
+    monkeypatch.setattr(failures, "available_mib", lambda place: asked.append(place) or 230.0)
+    whole, calls = getattr(run.model, method), []
+
+    def narrow(*args):
+        calls.append(args)
+        if len(calls) == call:
+            monkeypatch.setattr(type(run.trainer.strategy), "root_device", device)
+            raise NO_MEMORY
+        return whole(*args)
+
+    monkeypatch.setattr(run.model, method, narrow)
+    with (
+        initialize_config_module(CONFIG_MODULE, version_base="1.3"),
+        pytest.raises(UserError) as refused,
+        failures.in_one_line(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
+    ):
+        run.trainer.fit(run.task, run.data)
+    assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
+    assert asked == ([] if method == "predict" else [device])
+
+
+def test_memory_in_the_commands_that_only_look(config, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise NO_MEMORY
+
+    output = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))
+    monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: output)
+    monkeypatch.setattr(evaluate, "read_candidates", fail)
+    with pytest.raises(UserError, match=r"in the evaluation .*2\.00 GiB.*data\.val_batch_size=1"):
+        evaluate.run(OmegaConf.create(config("checkpoint=x", command="evaluate")))
+    monkeypatch.setattr(predict, "load_adapters", fail)
+    (tmp_path / "a.png").touch()
+    words = ["checkpoint=x", f"input={tmp_path}/a.png"]
+    with pytest.raises(UserError, match=r"memory did not suffice .*2\.00 GiB.*batch_size=1"):
+        predict.run(OmegaConf.create(config(*words, command="predict")))
 
 
 def test_a_full_disk(ends, tmp_path):
@@ -99,10 +148,9 @@ def test_a_full_disk(ends, tmp_path):
 
 
 def test_a_loader_process_that_the_system_ended(ends):
-    message = ends(RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "), "data.num_workers=4")
-    assert "data.num_workers=4" in message
+    assert "data.num_workers" in ends(RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "))
 
 
-def test_other_errors_stay_what_they_are(config, tmp_path):
-    with pytest.raises(FileNotFoundError), failures.in_one_line(config(), tmp_path, None, None):
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError), failures.in_one_line(tmp_path, failures.of_evaluation):
         raise FileNotFoundError(errno.ENOENT, "gone")

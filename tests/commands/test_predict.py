@@ -164,8 +164,6 @@ def test_nothing_to_do_is_exit_code_2(e3va, runs, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["score=1.5"], "score=1.5: from 0 to 1"),
-        (["accelerator=tpu"], "one of auto, cpu, gpu"),
         (["checkpoint=[]"], "at least one"),
         (["checkpoint=nowhere"], "checkpoint=nowhere: no such"),
         (["input=[]"], "nothing to do"),
@@ -227,6 +225,15 @@ def test_inputs(photos, tmp_path, monkeypatch):
     assert names("**/*.jpg") == ["two.jpg", "y/one.jpg"]
     assert names("a[1].png") == ["a[1].png"], "a file of that name is no pattern"
     assert names("notes.txt") == ["notes.txt"], "what is given by name is tried"
+
+
+def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(UserError, match=r": the folder cannot be read \(Permission denied\)"):
+        find_images([str(tmp_path)])
 
 
 def test_label_maps_of_many_classes_have_16_bits(tmp_path):
