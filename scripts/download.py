@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.export.overrides import as_value
 
 
 @dataclass(frozen=True)
@@ -399,8 +400,7 @@ def install(data_set: DataSet, base: Path, keep_archives: bool) -> None:
 
 def next_commands(name: str, root: Path) -> str:
     """What to type next; a path with unusual characters is quoted for Hydra and for the shell."""
-    plain = re.fullmatch(r"[\w/.-]+", str(root), re.ASCII)
-    word = f"dataset.root={root}" if plain else shlex.quote(f"dataset.root='{root}'")
+    word = shlex.quote(f"dataset.root={as_value(str(root))}")
     return (
         f"  e3va check-data dataset={name} {word}\n"
         f"  e3va train dataset={name} {word} backbone=swin_t backbone.pretrained=true"

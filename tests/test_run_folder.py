@@ -1,3 +1,6 @@
+import pytest
+
+from e3va_cli.errors import UserError
 from e3va_cli.run_folder import locate
 
 
@@ -24,3 +27,8 @@ def test_a_checkpoint_from_wherever_one_stands(tmp_path, monkeypatch):
         found, checkpoint = locate(given, "checkpoint")
         assert found.samefile(run), (folder, given)
         assert checkpoint.absolute().parent.samefile(run / "checkpoints"), (folder, given)
+
+
+def test_a_device_is_no_run():
+    with pytest.raises(UserError, match="resume=/dev/null: not a run"):
+        locate("/dev/null", "resume")
