@@ -1,9 +1,13 @@
 """`train` and `check-data` on COCO folders: sound ones, and ones that a user has to mend."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
+
+from e3va_cli.commands import check_data
 
 SMALL = [
     "dataset=coco",
@@ -103,3 +107,32 @@ def test_a_head_with_masks_needs_masks(e3va, root, annotate):
 def test_missing_folders_say_what_is_there(e3va, root):
     done = e3va("train", *SMALL, f"dataset.root={root}", "dataset.train_images=picture", expect=2)
     refused(done, "picture", "images")
+
+
+@pytest.fixture
+def check(config, root, monkeypatch, capsys):
+    """What the command prints here of data that have problems."""
+    output = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(root)))
+    monkeypatch.setattr(check_data.HydraConfig, "get", lambda: output)
+
+    def check(*words):
+        with pytest.raises(SystemExit) as end:
+            check_data.run(OmegaConf.create(config(*SMALL, f"dataset.root={root}", *words, command="check_data")))
+        assert end.value.code == 1
+        return capsys.readouterr().out
+
+    return check
+
+
+def test_what_training_would_refuse_is_a_problem(check, root):
+    (root / "empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    out = check("dataset.train_annotations=empty.json", "dataset.val_annotations=empty.json")
+    assert out.count("Cannot be trained on: ") == 2 and "There are problems." in out and "No problems." not in out
+
+
+def test_the_classes_of_both_splits_are_compared(check, root):
+    content = json.loads((root / "instances.json").read_text())
+    categories = [{**one, "name": one["name"].replace("dog", "wolf")} for one in content["categories"]]
+    (root / "val.json").write_text(json.dumps({**content, "categories": categories}))
+    out = check("dataset.val_annotations=val.json")
+    assert "Cannot be trained on: the classes of train and val differ; only in train: dog (id 3)" in out
