@@ -1,7 +1,19 @@
 """What `e3va train` does before it trains; whole runs are in tests/training."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from e3va_cli.commands import evaluate, report, train
 from e3va_cli.commands.train import prepare
-from e3va_cli.run_folder import claim_folder, locate, new_folder
+from e3va_cli.composition import parse
+from e3va_cli.errors import UserError
+from e3va_cli.hydra_app import on_top_of_run, require_place
+from e3va_cli.run_folder import claim_folder, locate, new_folder, remove_unused
+from e3va_cli.training.run import build_run
+from tests.training.small import SMALL
 
 
 def test_what_a_killed_run_half_wrote_is_cleared(tmp_path):
@@ -33,3 +45,81 @@ def test_two_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeyp
     assert new_folder(str(name)) == new_folder(str(name)) == f"{name}-4", "Hydra asks again, and means the same"
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert new_folder(f"{name}x") == f"{name}x" and not (tmp_path / "runs" / f"{name.name}x").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "runs").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"a: the folder cannot be made \(.*runs: File exists\)"):
+        claim_folder(tmp_path / "runs" / "a")
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """A run started with these words, which has a checkpoint."""
+
+    def make(name, *words):
+        run = tmp_path / name
+        for folder in (".hydra", "checkpoints"):
+            (run / folder).mkdir(parents=True)
+        (run / ".hydra" / "overrides.yaml").write_text("\n".join(f"- {word}" for word in words) or "[]")
+        (run / "checkpoints" / "last.ckpt").touch()
+        return run
+
+    return make
+
+
+def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
+    one, other = run_of("one"), run_of("other")
+    for words in ([], [f"resume={other}"]):
+        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by resume={one}"):
+            require_place([f"hydra.run.dir={one}", *words])
+    require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"])
+    require_place([f"hydra.run.dir={tmp_path}/new"])
+    require_place([])
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process may have put its checkpoint there already
+    require_place([f"hydra.run.dir={one}", f"resume={other}"])
+
+
+def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
+    (tmp_path / "refused" / ".hydra").mkdir(parents=True)
+    run = run_of("run")
+    for folder in (run, tmp_path / "refused"):
+        remove_unused(folder)
+    assert run.is_dir() and not (tmp_path / "refused").exists()
+
+
+def test_what_a_run_was_started_with(run_of):
+    run = run_of("it's [one]", "budget=11GiB", "seed=3")
+    words = on_top_of_run("train", ["trainer.max_epochs=5"], str(run))
+    assert {o.key_or_group: o.value() for o in parse(words)}["hydra.run.dir"] == str(run)
+    assert "budget=11GiB" in words
+    assert on_top_of_run("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
+
+
+def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkeypatch):
+    """Lightning leaves the model on the CPU."""
+    drawn, device = [], torch.device("meta")
+
+    def draw(model, *_):
+        drawn.append(next(model.parameters()).device)
+
+    monkeypatch.setattr(train, "draw_predictions", draw)
+    monkeypatch.setattr(train, "print_results", lambda _: None)
+    run = build_run(config(*SMALL), tmp_path)
+    run.task.results, run.task.evaluated_step = {}, 0
+    monkeypatch.setattr(type(run.trainer.strategy), "root_device", device)
+    train.finish(config(*SMALL), run, tmp_path)
+    monkeypatch.setattr(evaluate, "draw_predictions", draw)
+    evaluator = SimpleNamespace(images=1, leave=lambda _: {})
+    evaluation = SimpleNamespace(run=run, evaluators={"a": evaluator}, results={"a": {}})
+    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config={"pictures": 1})
+    evaluate.leave(evaluation, adapter, tmp_path)
+    assert drawn == [device, device]
+
+
+def test_names_in_brackets_are_printed_as_they_are(tmp_path, capsys):
+    folder = tmp_path / "[red]a" / "[" / "b]"
+    report.print_next(folder)
+    report.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
+    out = capsys.readouterr().out
+    assert f"resume={folder} " in out and "[/bold]" in out and "[x]" in out

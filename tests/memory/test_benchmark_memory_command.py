@@ -5,9 +5,12 @@ import json
 import pytest
 from PIL import Image
 
+from e3va_cli.commands import benchmark_memory
 from e3va_cli.composition import checked
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
+from e3va_cli.memory.claims import judge
+from e3va_cli.memory.result import Result
 
 SMALL = ["backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[96,128]", "data.batch_size=1", "hydra.run.dir=out"]
 METHOD_KEYS = {
@@ -36,7 +39,7 @@ def test_planned(e3va, tmp_path):
         assert abs(total - method["peak_memory_mib"]) < 0.01
     full, ours = content["methods"]
     assert full["memory_saved_pct"] == 0 < ours["memory_saved_pct"]
-    assert all(set(c) == {"claim", "published", "found", "verdict"} for c in content["claims"])
+    assert all(set(c) == {"claim", "published", "found", "verdict", "source"} for c in content["claims"])
     assert {c["verdict"] for c in content["claims"]} == {"not measured"}  # the paper claims nothing of this backbone
     details = json.loads((tmp_path / "out" / "details.json").read_text())["methods"]
     assert details["e3va"]["largest_batch_size"] > details["full"]["largest_batch_size"] > 0
@@ -54,6 +57,13 @@ def test_measured_on_the_cpu(e3va, tmp_path):
     assert abs(ours["peak_memory_mib"] / details["planned_peak_memory_mib"] - 1) < 0.05
     assert len(details["step_times_s"]) == 2
     assert details["regions"] == details["planned_regions"]
+
+
+def test_what_is_printed_of_a_method_that_did_not_fit(tmp_path, capsys):
+    failed = Result("full", "measured", 1, 1.0, None, None, {}, {"error": "[/x] gave out", "operations_tflop": 1.0})
+    benchmark_memory.show({"backbone": {"name": "swin_nano"}}, None, [failed], judge([], reserve_mib=0), None, tmp_path)
+    out = capsys.readouterr().out
+    assert "full: [/x] gave out" in out and "memory.png" not in out, "nothing was drawn"
 
 
 def test_mistakes_are_one_line_each(e3va):

@@ -1,15 +1,19 @@
 """The paper's claims, judged from made-up results."""
 
-import pytest
+from io import StringIO
 
+import pytest
+from rich.console import Console
+
+from e3va_cli.commands.memory_tables import claims_table
 from e3va_cli.memory.claims import Run, judge
 from e3va_cli.memory.published import COCO, VOC
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
 
 
-def result(method, peak, time=None, pct=1.0):
-    return Result(method, "planned", 1000, pct, peak, time, {"weights": 1.0})
+def result(method, peak, time=None, pct=1.0, source="planned"):
+    return Result(method, source, 1000, pct, peak, time, {"weights": 1.0})
 
 
 def verdicts(*runs):
@@ -72,4 +76,12 @@ def test_the_file_has_null_where_nothing_was_measured():
     assert [m["peak_memory_mib"] for m in content["methods"]] == [None, 10.0]
     assert [m["memory_saved_pct"] for m in content["methods"]] == [None, None]
     assert {c["verdict"] for c in content["claims"]} == {"not measured"}
-    assert {c["found"] for c in content["claims"]} == {None}
+    assert {c["found"] for c in content["claims"]} == {c["source"] for c in content["claims"]} == {None}
+
+
+def test_a_claim_says_how_its_figure_came_about():
+    claims = judge([coco(60, source="measured"), voc(70)], reserve_mib=0)
+    assert [claim.source for claim in claims] == ["measured", "planned", "measured and planned", None, "planned", None]
+    table = Console(width=100, file=StringIO())
+    table.print(claims_table(claims))
+    assert " both " in table.file.getvalue() and " measured " in table.file.getvalue()
