@@ -27,6 +27,7 @@ from urllib.request import Request, urlopen
 from archives import BROKEN_ARCHIVE, GIB, extract, progress_bar, require_space, size_of
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.export.overrides import as_value
 
 
 @dataclass(frozen=True)
@@ -295,8 +296,7 @@ def install(data_set: DataSet, base: Path, keep_archives: bool) -> None:
 
 def next_commands(name: str, root: Path) -> str:
     """What to type next; a path with unusual characters is quoted for Hydra and for the shell."""
-    plain = re.fullmatch(r"[\w/.-]+", str(root), re.ASCII)
-    word = f"dataset.root={root}" if plain else shlex.quote(f"dataset.root='{root}'")
+    word = shlex.quote(f"dataset.root={as_value(str(root))}")
     return (
         f"  e3va check-data dataset={name} {word}\n"
         f"  e3va train dataset={name} {word} backbone=swin_t backbone.pretrained=true"

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from e3va_cli.adapters import METHODS
+from e3va_cli.export.overrides import as_value
 from e3va_cli.files import write_json
 from e3va_cli.machine import versions
 from e3va_cli.memory.published import SETTINGS
@@ -64,7 +65,7 @@ def main() -> None:
     summary: dict[str, object] = {"device": device, "date": date, "versions": versions(), "tests_exit_code": tests}
     for name, words in benchmarks().items():
         folder = out / name
-        command = ["benchmark-memory", "measure=true", *words, f"hydra.run.dir='{folder}'"]
+        command = ["benchmark-memory", "measure=true", *words, f"hydra.run.dir={as_value(str(folder))}"]
         started = time.perf_counter()
         code = subprocess.run([sys.executable, "-m", "e3va_cli", *command], cwd=ROOT).returncode
         result = folder / "benchmark.json"

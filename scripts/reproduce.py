@@ -33,6 +33,7 @@ from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 from e3va_cli.composition import CONFIG_MODULE, checked, parse, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.export.overrides import as_value
 from e3va_cli.files import write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
@@ -75,7 +76,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """What starts it or goes on with it."""
-        resume = [f"resume={quoted(self.folder)}"] if self.state == "interrupted" else []
+        resume = [f"resume={as_value(str(self.folder))}"] if self.state == "interrupted" else []
         return [sys.executable, "-m", "e3va_cli", "train", *resume, *self.words]
 
 
@@ -96,8 +97,8 @@ class Plan:
         default = [] if chosen & {"backbone.pretrained", "backbone.weights"} else ["backbone.pretrained=true"]
         folder = self.output / method / f"seed_{seed}"
         words = [f"experiment={self.experiment}", f"adapter={method}", f"seed={seed}"]
-        words += [f"dataset.root={quoted(self.root)}", *default, *self.overrides]
-        return Run(method, seed, folder, [*words, f"hydra.run.dir={quoted(folder)}"])
+        words += [f"dataset.root={as_value(str(self.root))}", *default, *self.overrides]
+        return Run(method, seed, folder, [*words, f"hydra.run.dir={as_value(str(folder))}"])
 
     @property
     def runs(self) -> list[Run]:
@@ -110,12 +111,6 @@ class Plan:
         folders = [path.parent for path in self.output.glob(f"*/seed_*/{FINISHED}")]
         named = [(f.parent.name, int(f.name[5:])) for f in folders if re.fullmatch(r"seed_[0-9]+", f.name)]
         return [self.run(method, seed) for method, seed in sorted(named)]
-
-
-def quoted(path: Path) -> str:
-    """A path as Hydra reads it, in quotes where it has unusual characters."""
-    text = str(path)
-    return text if re.fullmatch(r"[\w/.-]+", text, re.ASCII) else "'" + text.replace("'", r"\'") + "'"
 
 
 # Before the runs

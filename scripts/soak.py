@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from e3va_cli.export.overrides import as_value
+
 WARMUP_PARTS = 2
 BOUND_MIB = 4.0  # per 1,000 steps
 BATCH = 1
@@ -138,7 +140,8 @@ def table(samples: Sequence[Sample], every: int) -> str:
 def command(steps: int, every: int, words: Sequence[str], folder: Path) -> list[str]:
     """`e3va train` with an evaluation after every `every` steps."""
     length = [f"dataset.train_images={BATCH * every}", f"trainer.max_epochs={steps // every}"]
-    return [sys.executable, "-m", "e3va_cli", "train", *SMALLEST, *length, *words, f"hydra.run.dir='{folder}'"]
+    place = f"hydra.run.dir={as_value(str(folder))}"
+    return [sys.executable, "-m", "e3va_cli", "train", *SMALLEST, *length, *words, place]
 
 
 def main() -> None:

@@ -5,19 +5,30 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra import compose
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.export.overrides import MODEL, evaluation_words, model_words
-from e3va_cli.run_folder import adapter_folder, config_of, locate, new_folder, overrides_of
+from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, model_words
+from e3va_cli.run_folder import (
+    adapter_folder,
+    config_of,
+    is_first_process,
+    locate,
+    new_folder,
+    overrides_of,
+    remove_unused,
+    require_unused,
+)
 
 CONTINUES = {
     "train": "resume",
@@ -72,16 +83,17 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
         if config is not None:  # the head and more that the run's data set had chosen
             base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
     taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
+    left_out = ("resume", "checkpoint") if command == "train" else ("resume", "checkpoint", "budget")
     kept = []
     for override in parse(base):
         key, word = override.key_or_group, override.input_line or ""
-        if key in taken_back or key.split(".")[0] in given or key in ("resume", "checkpoint") or is_of_hydra(key):
+        if key in taken_back or key.split(".")[0] in given or key in left_out or is_of_hydra(key):
             continue
         if "${" in word:
             raise UserError(f"{place}: its {word} looks a value up on this machine; give {key}=VALUE")
         kept.append(word)
     if command == "train" and "hydra.run.dir" not in given:
-        kept.append(f"hydra.run.dir='{run}'")
+        kept.append(f"hydra.run.dir={as_value(str(run))}")
     return [*kept, *words]
 
 
@@ -107,22 +119,36 @@ def each_checked(command: str, words: list[str]) -> list[list[str]]:
     return found
 
 
+def require_place(words: list[str]) -> None:
+    """Raises UserError if the words of a training run would put it over another run.
+
+    A further process of a run finds there what the first one has put there for it.
+    """
+    given = {override.key_or_group: override for override in parse(words)}.get("hydra.run.dir")
+    if given is not None and is_first_process():
+        resumed = [locate(place, "resume")[0] for place in named_runs("train", words)]
+        require_unused(Path(str(given.value())), resumed[0] if resumed else None)
+
+
 def _group(word: str) -> str:
     return str(parse([word])[0].key_or_group).split(".")[0]
-
-
-def _folder_of_run(path: str) -> str:
-    try:
-        return new_folder(path)
-    except UserError as error:
-        refuse(error)  # what a resolver raises, OmegaConf would wrap
 
 
 def run(command: str) -> None:
     """Run `e3va command` with the words of `sys.argv` that follow it."""
     register_schemas()
     OmegaConf.register_new_resolver("choices", groups_as_text, replace=True)  # for the help templates of conf/
-    OmegaConf.register_new_resolver("new_folder", _folder_of_run, replace=True)  # for hydra.run.dir
+    made: set[Path] = set()
+
+    def folder_of_run(path: str) -> str:
+        try:
+            folder = new_folder(path)
+        except UserError as error:
+            refuse(error)  # what a resolver raises, OmegaConf would wrap
+        made.add(Path(folder).absolute())
+        return folder
+
+    OmegaConf.register_new_resolver("new_folder", folder_of_run, replace=True)  # for hydra.run.dir
     given = list(sys.argv)
     config_name = command.replace("-", "_")
     flags = get_args_parser().parse_args(given[2:])
@@ -131,6 +157,8 @@ def run(command: str) -> None:
     try:
         if not asks_only:
             words, *others = each_checked(command, words)
+            if command == "train" and not flags.multirun:
+                require_place(words)
     except UserError as error:
         refuse(error)
 
@@ -140,6 +168,9 @@ def run(command: str) -> None:
             further = [compose(config_name, overrides=one) for one in others]
             import_module(f"e3va_cli.commands.{config_name}").run(cfg, *further)
         except UserError as error:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if folder in made and is_first_process():
+                remove_unused(folder)
             refuse(error)
 
     options = [word for word in given[2:] if word not in flags.overrides]

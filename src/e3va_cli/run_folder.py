@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -43,10 +44,9 @@ def claim_folder(path: Path) -> Path:
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            continue
         except OSError as error:
-            raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from None
+            if not os.path.lexists(folder):
+                raise UserError(f"{folder}: the folder cannot be made ({error.filename}: {error.strerror})") from None
     raise AssertionError("unreachable")
 
 
@@ -56,9 +56,26 @@ def new_folder(path: str) -> str:
 
     Of the processes that a cluster starts for one run, the first claims it.
     """
-    if any(os.environ.get(rank, "0") != "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK")):
-        return path
-    return str(claim_folder(Path(path)))
+    return str(claim_folder(Path(path))) if is_first_process() else path
+
+
+def is_first_process() -> bool:
+    """Whether this is not one of the further processes of a run, whoever started them."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+
+
+def require_unused(folder: Path, resumed: Path | None) -> None:
+    """Raises UserError if a run is to lie in a folder that holds another one than the one that it goes on with."""
+    if any((folder / CHECKPOINTS).glob("*.ckpt")) and not (resumed and folder.samefile(resumed)):
+        raise UserError(
+            f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}, or give another folder"
+        )
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it left anything but Hydra's notes."""
+    if [path.name for path in folder.iterdir()] == [".hydra"]:
+        shutil.rmtree(folder)
 
 
 def adapter_folder(path: str) -> Path | None:
@@ -86,7 +103,7 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
     if adapter_folder(path):
         raise UserError(f"{option}={path}: an exported adapter; give the run that it was made of")
     if not (run / ".hydra" / "overrides.yaml").is_file():
-        empty = "an empty folder, " if not any(run.iterdir()) else ""
+        empty = "an empty folder, " if run.is_dir() and not any(run.iterdir()) else ""
         raise UserError(
             f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
         )

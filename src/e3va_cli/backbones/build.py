@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 
 from e3va_cli.backbones.residual import ResidualBackbone
-from e3va_cli.backbones.swin import build_swin
+from e3va_cli.backbones.swin import SwinBackbone, build_swin
 from e3va_cli.backbones.weights import fingerprint, load_weights
 from e3va_cli.config.backbones import architecture_faults
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, first_line
 
+# What timm and torch raise of a name that they do not know, or of options that make no sense.
+NOT_BUILT = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -51,24 +53,15 @@ def build_backbone(
     before.
 
     Raises:
-        UserError: both kinds of weights asked for, the hub not reached, a file that does not fit, or options that are
-            of more than an architecture.
+        UserError: both kinds of weights asked for, the hub not reached, a file that does not fit, options that are of
+            more than an architecture, or of none.
     """
     _require_architecture(timm_name, model_args)
     if pretrained and weights:
         raise UserError("backbone.pretrained=true and backbone.weights= exclude each other: give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        try:
-            backbone = build_swin(timm_name, pretrained=pretrained, **model_args)
-        except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise
-            raise UserError(
-                f"backbone.pretrained=true: the weights of {timm_name} could not be fetched "
-                f"({type(error).__name__}); download them on a machine with a network, for example with "
-                f"`hf download timm/{timm_name} model.safetensors`, and give backbone.weights=FILE"
-            ) from error
+        backbone = _swin(timm_name, model_args, pretrained=pretrained)
     if weights:
         load_weights(backbone.model, Path(weights))
     source: Literal["pretrained", "file", "random"] = "pretrained" if pretrained else "file" if weights else "random"
@@ -85,10 +78,26 @@ def outline_backbone(
     """The same backbone as shapes only, on the meta device: in no time, nothing compiled, no weights looked at."""
     _require_architecture(timm_name, model_args)
     with torch.device("meta"):
-        backbone = build_swin(timm_name, **model_args)
+        backbone = _swin(timm_name, model_args)
     if dtype != "float32":
         backbone.keep_in(DTYPES[dtype])
     return backbone, BackboneIdentity(name, timm_name, "random", fingerprint="")
+
+
+def _swin(timm_name: str, model_args: dict[str, Any], *, pretrained: bool = False) -> SwinBackbone:
+    try:
+        return build_swin(timm_name, pretrained=pretrained, **model_args)
+    except NOT_BUILT as error:
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise UserError(
+                f"backbone.pretrained=true: the weights of {timm_name} could not be fetched "
+                f"({type(error).__name__}); download them on a machine with a network, for example with "
+                f"`hf download timm/{timm_name} model.safetensors`, and give backbone.weights=FILE"
+            ) from error
+        raise UserError(
+            f"backbone: no Swin of timm can be built of timm_name={timm_name} and model_args={model_args} "
+            f"({first_line(error)})"
+        ) from error
 
 
 def _require_architecture(timm_name: str, model_args: dict[str, Any]) -> None:

@@ -15,6 +15,8 @@ from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
 from e3va_cli.backbones.window_attention import attend_in_parts, transform_in_parts
 
+STAGES = 4  # of strides 4 to 32
+
 
 def attend(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
@@ -98,6 +100,9 @@ def build_swin(timm_name: str, *, pretrained: bool = False, **model_args: Any) -
 
     `always_partition` keeps the windows shifting where a stage is smaller than a window; without it timm decides
     that once for 224x224 images and the last stage would never shift.
+
+    Raises:
+        TypeError: it is another network, or a Swin of a number of stages that no head takes.
     """
     model = timm.create_model(
         timm_name,
@@ -107,4 +112,6 @@ def build_swin(timm_name: str, *, pretrained: bool = False, **model_args: Any) -
         always_partition=True,
         **model_args,
     )
-    return SwinBackbone(cast(SwinTransformer, model))
+    if not isinstance(model, SwinTransformer) or len(model.layers) != STAGES:
+        raise TypeError(f"{timm_name} is no Swin Transformer of {STAGES} stages")
+    return SwinBackbone(model)

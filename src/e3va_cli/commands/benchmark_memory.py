@@ -202,7 +202,7 @@ def show(
     for result in results:
         for warning in [*result.details.get("warnings", []), result.details.get("error")]:
             if warning:
-                console.print(f"[yellow]{result.method}: {warning}[/]")
+                console.print(f"{result.method}: {warning}", style="yellow", markup=False)
     console.print(kinds_table(results))
     for line in [*measured_lines(results), operations_line(results), *peak_lines(results)]:
         console.print(line)
@@ -215,4 +215,5 @@ def show(
                 f"image_size=[{width},{width}]."
             )
     console.print(claims_table(claims))
-    console.print(f"Results: {folder / BENCHMARK}, {folder / DETAILS}, {folder / PLOT}")
+    files = [folder / name for name in (BENCHMARK, DETAILS, PLOT)]
+    console.print(f"Results: {', '.join(str(file) for file in files if file.is_file())}", markup=False)

@@ -17,11 +17,12 @@ from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.composition import plain
 from e3va_cli.data import SPLITS, Source, Split, build_source
 from e3va_cli.data.report import Report
+from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
 
 
 def run(cfg: DictConfig) -> None:
-    """Report all problems of both splits and draw samples; exit code 1 if there are problems.
+    """Report all problems of both splits, draw samples, compare classes; exit code 1 if there are problems.
 
     Raises:
         UserError: a split is not there or cannot be looked at; the other one is reported on before.
@@ -30,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     source = build_source(config["dataset"])
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
-    sound, refusals = True, []
+    sound, refusals, opened = True, [], []
     for split in SPLITS:
         try:
             report = check_with_progress(source, split)
@@ -42,16 +43,23 @@ def run(cfg: DictConfig) -> None:
         try:
             dataset = source.open(split, None)
         except UserError as error:
-            console.print(f"[red]Cannot be trained on:[/] {escape(str(error))}\n")
+            sound = print_refusal(error)
             continue
+        opened.append(dataset)
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config["pictures"], picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
+    if len(opened) == len(SPLITS):
+        try:
+            require_same_classes(*opened)
+        except UserError as error:
+            sound = print_refusal(error)
     if refusals:
         raise UserError(*dict.fromkeys(refusals))
     if not sound:
         console.print(
-            "[yellow]There are problems.[/] `e3va train` leaves unusable boxes out and stops at a file that is broken."
+            "[yellow]There are problems.[/] `e3va train` leaves unusable boxes out and stops at all else, such as a "
+            "file that is broken."
         )
         sys.exit(1)
     console.print("[green]No problems.[/]")
@@ -62,6 +70,12 @@ def check_with_progress(source: Source, split: Split) -> Report:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def print_refusal(error: UserError) -> bool:
+    """Why `e3va train` would refuse the data; returns that they are not sound."""
+    console.print(f"[red]Cannot be trained on:[/] {escape(str(error))}\n")
+    return False
 
 
 def print_report(report: Report) -> None:

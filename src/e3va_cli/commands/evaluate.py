@@ -8,13 +8,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from e3va_cli.commands.console import console
+from e3va_cli.commands.failures import in_one_line, of_evaluation
 from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import hide_lightning_hints, print_results
 from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
-from e3va_cli.export.evaluation import Evaluation, build_evaluation, by_image_size, read_candidates
+from e3va_cli.export.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
 from e3va_cli.export.passes import Adapter, passes_of
 from e3va_cli.files import write_json
 from e3va_cli.metrics import Results
@@ -28,8 +29,13 @@ def run(cfg: DictConfig, *others: DictConfig) -> None:
     if configs[0]["trainer"]["limit_val_batches"] == 0:
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
     (paths, *_) = [listed(config.pop("checkpoint")) for config in configs]
-    candidates = read_candidates(paths, configs)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    with in_one_line(folder, of_evaluation):
+        measure(read_candidates(paths, configs), folder)
+
+
+def measure(candidates: list[Candidate], folder: Path) -> None:
+    """Evaluate candidates, those of one image size together, and report."""
     files: dict[str, dict[str, str]] = {}
     results: Results = {one.name: None for one in candidates}  # in this order
     for group in by_image_size(candidates):
@@ -39,10 +45,9 @@ def run(cfg: DictConfig, *others: DictConfig) -> None:
             print_passes(passes_of(evaluation.adapters))
         trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)
         if trainer.is_global_zero:
-            for adapter in evaluation.adapters:
-                results[adapter.name] = evaluation.results[adapter.name]
-                place = folder if len(candidates) == 1 else folder / adapter.name
-                files[adapter.name] = leave(evaluation, adapter, place)
+            results |= evaluation.results
+            places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
+            files |= {one.name: leave(evaluation, one, places[one.name]) for one in evaluation.adapters}
     if trainer.is_global_zero:
         report(results, files, folder)
 
@@ -52,7 +57,8 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
     files = {METRICS: "all of these results", **evaluator.leave(folder)}
-    if draw_predictions(adapter.model, val, evaluator.images, adapter.config["pictures"], folder / PICTURES):
+    model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
+    if draw_predictions(model, val, evaluator.images, adapter.config["pictures"], folder / PICTURES):
         files[PICTURES] = "validation images with what was found"
     return files
 

@@ -9,13 +9,12 @@ from omegaconf import DictConfig
 from e3va_cli.commands.console import console
 from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_config import PRECISIONS
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.export.trained import outlined, read_trained, require_fit
+from e3va_cli.export.trained import outlined, read_trained
+from e3va_cli.machine import MIB
 from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
 
-MIB = 2**20
 WHAT = {
     ADAPTER_WEIGHTS: "all that was trained, and nothing else",
     ADAPTER_CONFIG: "what it belongs to: backbone, method, head, classes, results",
@@ -26,25 +25,20 @@ WHAT = {
 def run(cfg: DictConfig) -> None:
     """Make an adapter's folder of a run, and say what is in it."""
     config = plain(cfg)
-    precision = config["precision"]
     if not config["output"]:
         raise UserError("output: the name of a folder is needed")
     folder = Path(config["output"])
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision}: one of {', '.join(PRECISIONS)}")
     run_folder, _ = locate(config["checkpoint"], "checkpoint")
     require_new(folder)
     trained = read_trained(config["checkpoint"], "checkpoint")
-    model = outlined(trained)
-    require_fit(trained, model)
-    description = describe(trained, model, run_folder)
-    write_adapter(folder, trained.state, description, precision)
+    description = describe(trained, outlined(trained), run_folder)
+    write_adapter(folder, trained.state, description, config["precision"])
     print_made(folder, description["parameters"])
 
 
 def print_made(folder: Path, counts: dict[str, int]) -> None:
     """The files with their sizes, the number of weights, and the commands that use them."""
-    console.print(f"Adapter: {folder}")
+    console.print(f"Adapter: {folder}", markup=False)
     for name, what in WHAT.items():
         size = (folder / name).stat().st_size
         text = f"{size / MIB:,.2f} MiB" if size >= MIB / 100 else f"{size:,} bytes"
@@ -54,5 +48,5 @@ def print_made(folder: Path, counts: dict[str, int]) -> None:
         f"{counts['stored_neck_and_head']:,} in neck and head"
     )
     console.print("\nNext:")
-    console.print(f"  e3va evaluate checkpoint={folder}")
-    console.print(f"  e3va predict checkpoint={folder} input=IMAGES")
+    console.print(f"  e3va evaluate checkpoint={folder}", markup=False)
+    console.print(f"  e3va predict checkpoint={folder} input=IMAGES", markup=False)

@@ -24,8 +24,7 @@ def run(cfg: DictConfig) -> None:
     path, image_size = Path(config["output"]), config["image_size"]
     require_exportable(path, image_size)
     trained = read_trained(config["checkpoint"], "checkpoint")
-    moved = {key: value for key, value in config["backbone"].items() if value is not None}
-    model = build_trained(trained, *backbone_of(trained, **moved))
+    model = build_trained(trained, *backbone_of(trained, **config["backbone"]))
     about = {
         "classes": trained.about["classes"],
         "category_ids": trained.about["category_ids"],

@@ -1,4 +1,4 @@
-"""What ends a run from outside it, as one line that says what to do: memory that did not suffice, a full disk."""
+"""What ends a command from outside it, as one line that says what to do: memory that did not suffice, a full disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import resource
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,19 @@ LOADER_KILLED = "is killed by signal"
 
 
 @contextmanager
-def in_one_line(config: dict[str, Any], folder: Path, trainer: L.Trainer, task: DenseTask) -> Iterator[None]:
-    """Turn what ends a run into a `UserError`.
+def in_one_line(folder: Path, of_memory: Callable[[str], str]) -> Iterator[None]:
+    """Turn what ends a command into a `UserError`.
 
     Args:
-        config: of the run, plain.
-        folder: of the run.
-        trainer, task: to say where it ended.
+        folder: that the command writes to.
+        of_memory: the line on memory that did not suffice, of the first line that PyTorch says.
     """
     threading.excepthook = _without_full_disks
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            raise UserError(explain_memory(config, trainer, task, first_line(error))) from error
+            raise UserError(of_memory(first_line(error))) from error
         if isinstance(error, TorchDynamoException):
             raise UserError(
                 f"backbone.compile=true: PyTorch could not compile on this machine ({first_line(error)}); use "
@@ -48,12 +47,11 @@ def in_one_line(config: dict[str, Any], folder: Path, trainer: L.Trainer, task: 
             ) from error
         if LOADER_KILLED in str(error):
             raise UserError(
-                f"{first_line(error)} Memory may not suffice for data.num_workers={config['data']['num_workers']} "
-                "loader processes; use fewer"
+                f"{first_line(error)} Memory may not suffice for the loader processes; use a smaller data.num_workers"
             ) from error
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             place = error.filename or folder
-            raise UserError(f"{place}: cannot be written: {error.strerror}; the last checkpoint is whole") from error
+            raise UserError(f"{place}: cannot be written: {error.strerror}; what was there before is whole") from error
         raise
     finally:
         threading.excepthook = threading.__excepthook__
@@ -65,16 +63,16 @@ def _without_full_disks(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
-def explain_memory(config: dict[str, Any], trainer: L.Trainer, task: DenseTask, what: str) -> str:
-    """Where memory did not suffice, with which images, what was planned, and what would fit."""
+def of_training(config: dict[str, Any], trainer: L.Trainer, task: DenseTask, what: str) -> str:
+    """Where memory did not suffice, with which images, what was planned, and what would fit.
+
+    Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.
+    """
     sizes = described(task.seen[-1].image_sizes if task.seen else [])
-    if trainer.validating:
-        return (
-            f"memory did not suffice in the evaluation after step {trainer.global_step:,}, with images of {sizes} "
-            f"({what}); use data.val_batch_size=1 or a smaller dataset.max_size"
-        )
+    if task.evaluating:
+        return of_evaluation(what, f" after step {trainer.global_step:,}, with images of {sizes}")
     setting = setting_of_run(config)
-    planned, available = peak_mib(config, setting), available_mib(task.device)
+    planned, available = peak_mib(config, setting), available_mib(trainer.strategy.root_device)
     height, width = setting.size.image_size
     remedies = what_would_fit(config, setting, min(available, CLEARLY_LESS * planned))
     hint = ", or ".join(remedies) if remedies else "a smaller dataset.max_size"
@@ -83,6 +81,19 @@ def explain_memory(config: dict[str, Any], trainer: L.Trainer, task: DenseTask, 
         f"{planned:.0f} MiB at the largest image, {height}x{width}, and {available:.0f} MiB were to be had; "
         f"this would fit: {hint}; for a rare batch of unusual size: trainer.skip_oom=true"
     )
+
+
+def of_evaluation(what: str, where: str = "") -> str:
+    """What uses less memory in an evaluation."""
+    return (
+        f"memory did not suffice in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller "
+        "dataset.max_size"
+    )
+
+
+def of_prediction(what: str) -> str:
+    """What uses less memory in a prediction."""
+    return f"memory did not suffice ({what}); use batch_size=1, accelerator=cpu or smaller images"
 
 
 def described(sizes: list[tuple[int, int]]) -> str:

@@ -21,7 +21,11 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
-            files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+            try:
+                files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+            except OSError as error:
+                mistakes.append(f"input={given}: the folder cannot be read ({error.strerror})")
+                continue
             reason = f"no images in this folder; a pattern such as '{given}/**/*.jpg' also looks into those below it"
         elif path.exists() or not any(character in given for character in "*?["):
             files, reason = [path], "no such file or folder"

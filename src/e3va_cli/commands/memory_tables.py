@@ -14,7 +14,7 @@ from e3va_cli.memory.published import published_setting
 from e3va_cli.memory.result import Result, against_full
 from e3va_cli.memory.tracker import KINDS
 
-SHORT = {"gradients": "grads", "optimizer": "optim.", "transient": "passing"}
+SHORT = {"gradients": "grads", "optimizer": "optim.", "transient": "passing", "measured and planned": "both"}
 COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 
 
@@ -119,12 +119,13 @@ def budget_table(config: dict[str, Any], setting: Setting, batches: dict[str, in
 def claims_table(claims: list[Claim]) -> Table:
     """The paper's claims."""
     table = Table("claim", title="The paper's claims (arXiv 2306.09729)")
-    for column in ("published", "found", "verdict"):
+    for column in ("published", "found", "source", "verdict"):
         table.add_column(column, justify="right")
     for claim in claims:
         bound = "" if claim.at_least else "≤ "
+        source = SHORT.get(claim.source or "-", claim.source or "-")
         verdict = f"[{COLOURS[claim.verdict]}]{claim.verdict}[/]"
-        table.add_row(claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), verdict)
+        table.add_row(claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), source, verdict)
     return table
 
 

@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from e3va_cli.commands.console import console
+from e3va_cli.commands.failures import in_one_line, of_prediction
 from e3va_cli.commands.image_inputs import find_images
 from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
@@ -24,6 +25,7 @@ from e3va_cli.export.images import as_image
 from e3va_cli.export.predictor import load_adapters
 from e3va_cli.run_folder import claim_folder
 
+RUNS = "runs"  # where a folder for results is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results
 DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda"}
 
@@ -33,9 +35,18 @@ def run(cfg: DictConfig) -> None:
     config = plain(cfg)
     require_usable(config)
     files = find_images(listed(config["input"]))
-    device, option = DEVICES[config["accelerator"]], "checkpoint"
-    together = load_adapters(listed(config["checkpoint"]), device=device, option=option, **config["backbone"])
-    folder = Path(config["output"]) if config["output"] else claim_folder(Path("runs") / f"{datetime.now():{NAME}}")
+    with in_one_line(Path(config["output"] or RUNS), of_prediction):
+        skipped = predict(config, files)
+    if skipped:
+        print(f"e3va: {skipped:,} of {len(files):,} files skipped, as they cannot be read", file=sys.stderr)
+        sys.exit(1)
+
+
+def predict(config: dict[str, Any], files: Sequence[Path]) -> int:
+    """Find and draw; returns how many files could not be read."""
+    device = DEVICES[config["accelerator"]]
+    together = load_adapters(listed(config["checkpoint"]), device=device, option="checkpoint", **config["backbone"])
+    folder = Path(config["output"]) if config["output"] else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
     output = PredictionFiles(folder, files, together.adapters, score=config["score"], pictures=config["pictures"])
     for adapter in together.adapters:
         line = f"{adapter.name}: {adapter.task}, {len(adapter.classes)} classes, of {adapter.path}"
@@ -52,24 +63,15 @@ def run(cfg: DictConfig) -> None:
     output.finish()
     images = f"{len(output.images):,} image{'' if len(output.images) == 1 else 's'}"
     console.print(f"{images}: {folder / PREDICTIONS}", markup=False)
-    if output.skipped:
-        print(f"e3va: {len(output.skipped):,} of {len(files):,} files skipped, as they cannot be read", file=sys.stderr)
-        sys.exit(1)
+    return len(output.skipped)
 
 
 def require_usable(config: dict[str, Any]) -> None:
-    """Raises UserError for values of options that cannot be used, before anything is loaded."""
-    mistakes = []
-    if config["score"] > 1:
-        mistakes.append(f"score={config['score']}: from 0 to 1")
-    if config["accelerator"] not in DEVICES:
-        mistakes.append(f"accelerator={config['accelerator']}: one of {', '.join(DEVICES)}")
-    elif config["accelerator"] == "gpu" and not torch.cuda.is_available():
-        mistakes.append("accelerator=gpu: PyTorch sees no CUDA GPU here; use accelerator=cpu")
+    """Raises UserError for what cannot be done here, before anything is loaded."""
+    if config["accelerator"] == "gpu" and not torch.cuda.is_available():
+        raise UserError("accelerator=gpu: PyTorch sees no CUDA GPU here; use accelerator=cpu")
     if not listed(config["checkpoint"]):
-        mistakes.append("checkpoint=[]: nothing to do; give at least one run or adapter")
-    if mistakes:
-        raise UserError(*mistakes)
+        raise UserError("checkpoint=[]: nothing to do; give at least one run or adapter")
 
 
 def batches(

@@ -59,9 +59,9 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     table.add_row("Classes", escape(named(run.val.classes)))
     assert run.course is not None
     table.add_row("Schedule", described(run.course, config["schedule"]["name"]))
-    table.add_row("Run folder", str(folder))
+    table.add_row("Run folder", escape(str(folder)))
     if checkpoint is not None:
-        table.add_row("Resumes", f"{checkpoint}, after step {step:,}")
+        table.add_row("Resumes", escape(f"{checkpoint}, after step {step:,}"))
     console.print(table)
     if step >= run.course.total_steps:
         console.print("Nothing is left to train; a larger trainer.max_epochs or trainer.max_steps goes on.")
@@ -100,13 +100,13 @@ def print_results(results: dict[str, Any]) -> None:
     for name in names:
         table.add_column(TITLES.get(name, name), justify="right", overflow="fold")
     for kind, values in kinds.items():
-        table.add_row(kind, *(_percent(values[name]) for name in names))
+        table.add_row(escape(kind), *(_percent(values[name]) for name in names))
     console.print(table)
     title = "IoU" if "mIoU" in names else names[0]
     classes = Table(title=f"{title} of each class, in percent")
     classes.add_column("class", overflow="fold")
     for kind in kinds:
-        classes.add_column(kind, justify="right", overflow="fold", min_width=NUMBER)
+        classes.add_column(escape(kind), justify="right", overflow="fold", min_width=NUMBER)
     for name in next(iter(kinds.values()))["per_class"]:
         classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
     console.print(classes)
@@ -114,7 +114,7 @@ def print_results(results: dict[str, Any]) -> None:
 
 def print_next(folder: Path) -> None:
     """Where everything lies, and the commands that use it."""
-    console.print(f"\nRun folder: {folder}")
+    console.print(f"\nRun folder: {folder}", markup=False)
     for name, what in (
         (METRICS, "results of the last evaluation"),
         (METRICS_HISTORY, "history of losses and results"),
@@ -126,8 +126,8 @@ def print_next(folder: Path) -> None:
         if (folder / name).exists():
             console.print(f"  {name:<22} {what}")
     console.print("\nNext:")
-    console.print(f"  e3va evaluate checkpoint={folder}")
-    console.print(f"  e3va train resume={folder} trainer.max_epochs=N")
+    console.print(f"  e3va evaluate checkpoint={folder}", markup=False)
+    console.print(f"  e3va train resume={folder} trainer.max_epochs=N", markup=False)
 
 
 def _percent(value: float | None) -> str:

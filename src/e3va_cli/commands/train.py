@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
-from e3va_cli.commands.failures import in_one_line
+from e3va_cli.commands.failures import in_one_line, of_training
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import (
     hide_lightning_hints,
@@ -36,15 +37,16 @@ def run(cfg: DictConfig) -> None:
         require_fit(config, budget)
     folder = Path(HydraConfig.get().runtime.output_dir)
     run = build_run(config, folder)
-    checkpoint, step = None, 0
-    if resume is not None and locate(resume, "resume")[1].is_file():  # else it was killed before its first checkpoint
-        checkpoint = locate(resume, "resume")[1]
+    last = None if resume is None else locate(resume, "resume")[1]
+    checkpoint = last if last is not None and last.is_file() else None  # the run may have been killed before its first
+    step = 0
+    if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         verify(content, checkpoint, run.task.about)
         step = content["global_step"]
     for history in histories(run.trainer):
         history.drop_from(step)
-    with in_one_line(config, folder, run.trainer, run.task):
+    with in_one_line(folder, partial(of_training, config, run.trainer, run.task)):
         if run.trainer.is_global_zero:
             write_config(cfg, folder)
             print_start(config, run, folder, checkpoint, step)
@@ -69,7 +71,8 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
         console.print(f"Not evaluated: {reason}.")
     else:
         print_results(run.task.results)
-        draw_predictions(run.model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
+        model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
+        draw_predictions(model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
     print_next(folder)
 
 

@@ -54,7 +54,7 @@ class PolyConfig(ScheduleConfig):
 
 @dataclass
 class TrainerConfig:
-    """How long, on what and in which precision; passed on to Lightning's Trainer."""
+    """How long, on what, in which precision, and what to do when something goes wrong."""
 
     max_epochs: int | None = MISSING
     max_steps: int | None = None

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from e3va_cli.config import NEEDED, SCHEMAS, problems
 from e3va_cli.config.adapters import AdapterConfig
 from e3va_cli.config.backbones import NAME, BackboneConfig, architecture_faults
+from e3va_cli.config.checks import EXPORT_PRECISIONS
 from e3va_cli.config.commands import Config
 from e3va_cli.config.datasets import DataConfig
 from e3va_cli.config.training import OptimizerConfig, TrainerConfig
@@ -25,7 +26,6 @@ from e3va_cli.text import brief, is_name
 
 FORMAT = "e3va-adapter"
 VERSION = 1
-PRECISIONS = ("fp32", "fp16")
 ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "backbone": {"name": str, "timm_name": str, "weights": str, "fingerprint": str},
     "adapter": dict,
@@ -102,8 +102,8 @@ def _mistakes(content: dict[str, Any]) -> Iterator[str]:
     yield from about_mistakes({key: content[key] for key in ABOUT_FORM})
     if not DIGEST.fullmatch(content["weights"]["sha256"]):
         yield "weights.sha256 is no SHA-256"
-    if content["weights"]["precision"] not in PRECISIONS:
-        yield f"weights.precision is none of {', '.join(PRECISIONS)}"
+    if content["weights"]["precision"] not in EXPORT_PRECISIONS:
+        yield f"weights.precision is none of {', '.join(EXPORT_PRECISIONS)}"
     for key in ("mean", "std"):
         if len(content["normalisation"][key]) != 3:
             yield f"normalisation.{key} has not one number for each of red, green and blue"

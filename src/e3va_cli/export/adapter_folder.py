@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from e3va_cli.config.checks import EXPORT_PRECISIONS
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.export.adapter_config import FORMAT, PRECISIONS, VERSION, config_digest, read_config
+from e3va_cli.export.adapter_config import FORMAT, VERSION, config_digest, read_config
 from e3va_cli.export.card import card
 from e3va_cli.files import replacing, write_json
 from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -34,7 +35,7 @@ def write_adapter(folder: Path, state: dict[str, Tensor], description: dict[str,
         precision: fp32 keeps every tensor as it is, fp16 halves those of floating point.
 
     Raises:
-        UserError: the folder is not empty, cannot be written, the precision is unknown or too narrow for a weight.
+        UserError: the folder is not empty, cannot be written, or the precision is too narrow for a weight.
     """
     tensors = {name: _narrowed(name, value, precision) for name, value in state.items()}
     require_new(folder)
@@ -97,8 +98,7 @@ def _require_readable(temporary: Path, folder: Path) -> None:
 
 
 def _narrowed(name: str, value: Tensor, precision: str) -> Tensor:
-    if precision not in PRECISIONS:
-        raise UserError(f"precision={precision}: one of {', '.join(PRECISIONS)}")
+    assert precision in EXPORT_PRECISIONS
     own = value.detach().cpu().contiguous().clone()  # a storage of its own, as safetensors wants it
     if precision == "fp32" or not own.is_floating_point():
         return own

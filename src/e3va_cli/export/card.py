@@ -6,9 +6,9 @@ import shlex
 from typing import Any
 
 from e3va_cli.heads import HEADS
+from e3va_cli.machine import MIB
 from e3va_cli.run_folder import ADAPTER_WEIGHTS
 
-MIB = 2**20
 TASKS = {"masks": "instance segmentation", "boxes": "object detection", "semantic": "semantic segmentation"}
 PLACES = {"dataset.root": "DATA", "backbone.weights": "FILE"}
 HUB = "https://huggingface.co/timm"

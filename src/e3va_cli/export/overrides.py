@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 MODEL = ("backbone", "adapter", "head")
 MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer
 FREE = "backbone.model_args"  # its keys are no part of the schema
+PLAIN_PATH = re.compile(r"[\w.-]*(/[\w.-]+)+", re.ASCII)  # nothing else is written like it
 
 
 def model_words(config: dict[str, Any]) -> list[str]:
@@ -36,17 +38,17 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
         for name, inner in value.items():
             yield from _leaves(f"{key}.{name}", inner)
     else:
-        yield f"{'++' if key.startswith(FREE) else ''}{key}={_text(value)}"
+        yield f"{'++' if key.startswith(FREE) else ''}{key}={as_value(value)}"
 
 
-def _text(value: str | float | bool | Sequence[Any] | None) -> str:
-    """A value in Hydra's grammar."""
+def as_value(value: str | float | bool | Sequence[Any] | None) -> str:
+    """A value in Hydra's grammar: text in quotes, unless it is a path of plain characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
+        return value if PLAIN_PATH.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, int | float):
         return repr(value)
-    return f"[{','.join(map(_text, value))}]"
+    return f"[{','.join(map(as_value, value))}]"

@@ -137,21 +137,20 @@ def load_adapters(
     trained = [read_trained(str(path), option) for path in paths]
     require_one_backbone(trained, option)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    given = {"weights": weights, "pretrained": pretrained}
-    options = {key: value for key, value in given.items() if value is not None}
-    return Together(list(_adapters(names_of(paths), trained, options)), place)
+    moved = {"weights": weights, "pretrained": pretrained}
+    return Together(list(_adapters(names_of(paths), trained, moved)), place)
 
 
-def _adapters(names: Sequence[str], trained: Sequence[Trained], options: dict[str, Any]) -> Iterator[Adapter]:
+def _adapters(names: Sequence[str], trained: Sequence[Trained], moved: dict[str, Any]) -> Iterator[Adapter]:
     shared = None
     for name, one in zip(names, trained, strict=True):
         about = one.about
         if leaves_backbone(about["adapter"]["name"]):
-            shared = shared or backbone_of(one, **options)
+            shared = shared or backbone_of(one, **moved)
             require_same_backbone(one, shared[1])
             model = build_trained(one, *shared)
         else:
-            model = build_trained(one, *backbone_of(one, **options))
+            model = build_trained(one, *backbone_of(one, **moved))
         yield Adapter(name, one.path, model, about["config"], about["classes"], about["category_ids"])
 
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.export.adapter_config import about_mistakes
+from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.model import DenseModel, assemble, outline_model
 from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
@@ -19,7 +20,6 @@ from e3va_cli.training.checkpoints import ABOUT, read_checkpoint, trained_state,
 
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
 EXTRACTOR = "extractor."  # what names begin with of what was trained on the backbone: adapters and output norms
-ABOUT_KEYS = ("backbone", "adapter", "head", "classes", "category_ids", "config")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_trained(given: str, option: str) -> Trained:
     folder = adapter_folder(given)
     if folder is not None:
         config, state = read_adapter(folder)
-        trained = Trained(folder, {key: config[key] for key in ABOUT_KEYS}, state, config["steps"])
+        trained = Trained(folder, {key: config[key] for key in ABOUT_FORM}, state, config["steps"])
         model = outlined(trained)
         require_fit(trained, model)
         backbone = model.extractor.backbone
@@ -73,17 +73,19 @@ def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, Bac
     """The backbone that the weights were trained on.
 
     Args:
-        options: in place of the run's own, such as `weights=FILE` where the file has moved.
+        options: in place of the run's own, such as `weights=FILE` where the file has moved; those that are None count
+            as not given.
 
     Raises:
         UserError: its weights cannot be had, or are others than the run's.
     """
     own = {**trained.about["config"]["backbone"], "compile": False}  # which pays over many steps
-    if options.get("weights") and "pretrained" not in options:
+    given = {key: value for key, value in options.items() if value is not None}
+    if given.get("weights") and "pretrained" not in given:
         own["pretrained"] = False
-    if options.get("pretrained") and "weights" not in options:
+    if given.get("pretrained") and "weights" not in given:
         own["weights"] = None
-    backbone, identity = build_backbone(**{**own, **options})
+    backbone, identity = build_backbone(**{**own, **given})
     require_same_backbone(trained, identity)
     return backbone, identity
 
@@ -118,8 +120,7 @@ def load_trained(model: DenseModel, trained: Trained) -> None:
 def require_fit(trained: Trained, model: DenseModel) -> None:
     """Raises UserError unless the weights are exactly those that are trained in `model`, which may be an outline."""
     expected, state = trained_state(model), trained.state
-    other = {n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape}
-    other |= {n for n in expected.keys() & state.keys() if _is_float(expected[n]) != _is_float(state[n])}
+    other = {name for name in expected.keys() & state.keys() if _kind(expected[name]) != _kind(state[name])}
     for what, names in (
         ("has unknown weights", state.keys() - expected.keys()),
         ("lacks weights", expected.keys() - state.keys()),
@@ -143,5 +144,5 @@ def outlined(trained: Trained) -> DenseModel:
         raise UserError(f"{trained.path}: its configuration is of no model that can be built ({reason})") from None
 
 
-def _is_float(value: Tensor) -> bool:
-    return value.is_floating_point()
+def _kind(value: Tensor) -> tuple[torch.Size, bool]:
+    return value.shape, value.is_floating_point()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from e3va_cli.memory.published import (
@@ -29,12 +30,14 @@ class Claim:
         published: the paper's number.
         found: ours, None if this run cannot tell.
         at_least: whether ours must be at least the paper's number, rather than at most.
+        source: how ours came about, `measured`, `planned` or `measured and planned`; None if this run cannot tell.
     """
 
     claim: str
     published: float
     found: float | None
     at_least: bool
+    source: str | None
 
     @property
     def verdict(self) -> Verdict:
@@ -60,9 +63,26 @@ class Run:
     image_size: tuple[int, int]
     results: list[Result]
 
-    def peak_mib(self, method: str) -> float | None:
-        """Of a method, if it is known."""
-        return next((r.peak_mib for r in self.results if r.method == method), None)
+    def of_ours(self, attribute: str) -> float | None:
+        """`peak_mib` or `trainable_pct` of E3VA, if it is known."""
+        return next((getattr(r, attribute) for r in self.results if r.method == "e3va"), None)
+
+
+Told = tuple[float, str]
+"""A number that a run tells, and whether it was measured or planned."""
+
+
+def tell(runs: Iterable[Run], number: Callable[[Run], float | None]) -> list[Told]:
+    """A number of each run that can tell it; the results of a run are all measured or all planned."""
+    found = [(number(run), run.results[0].source) for run in runs if run.results]
+    return [(value, source) for value, source in found if value is not None]
+
+
+def claim(title: str, published: float, told: Sequence[Told], *, at_least: bool) -> Claim:
+    """A claim against the mean of what is told."""
+    found = fmean(value for value, _ in told) if told else None
+    source = " and ".join(sorted({source for _, source in told})) or None
+    return Claim(title, published, found, at_least, source)
 
 
 def judge(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
@@ -77,28 +97,25 @@ def judge(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
     claims, saved = [], []
     for setting in SETTINGS:
         here = [r for r in runs if r.backbone == setting.backbone and r.image_size == setting.image_size]
-        found = first(against_full(run.results, "e3va", "peak_mib") for run in here)
-        saved.append(found)
+        told = tell(here, lambda run: against_full(run.results, "e3va", "peak_mib"))[:1]
+        saved.append(told)
         published = setting.saved_pct("e3va")
         assert published is not None
         title = f"memory saved, {setting.title}{instead(here, setting.head)} (%)"
-        claims.append(Claim(title, round(published, 1), found, at_least=True))
-    average = None if None in saved else sum(s for s in saved if s is not None) / len(saved)
-    claims.append(Claim("memory saved, average of both settings (%)", MEMORY_SAVED_PCT, average, at_least=True))
+        claims.append(claim(title, round(published, 1), told, at_least=True))
+    both = [one for told in saved for one in told] if all(saved) else []
+    claims.append(claim("memory saved, average of both settings (%)", MEMORY_SAVED_PCT, both, at_least=True))
     known = [run for run in runs if run.backbone in (COCO.backbone, VOC.backbone)]
-    times = [s for run in known if (s := against_full(run.results, "e3va", "step_time_s")) is not None]
-    time = sum(times) / len(times) if times else None
-    claims.append(Claim("training time saved (%)", TIME_SAVED_PCT, time, at_least=True))
-    shares = [r.trainable_pct for run in known for r in run.results if r.method == "e3va"]
-    share = max(shares, default=None)
-    claims.append(Claim("trainable backbone parameters (%)", TRAINABLE_PCT, share, at_least=False))
+    times = tell(known, lambda run: against_full(run.results, "e3va", "step_time_s"))
+    claims.append(claim("training time saved (%)", TIME_SAVED_PCT, times, at_least=True))
+    shares = sorted(tell(known, lambda run: run.of_ours("trainable_pct")))
+    claims.append(claim("trainable backbone parameters (%)", TRAINABLE_PCT, shares[-1:], at_least=False))
     on_card = [
         r for r in runs if r.backbone == VOC.backbone and "mask_rcnn" in r.head and r.image_size == COCO.image_size
     ]
-    needed = first(run.peak_mib("e3va") for run in on_card)
-    card = None if needed is None else needed + reserve_mib
+    needed = [(peak + reserve_mib, source) for peak, source in tell(on_card, lambda run: run.of_ours("peak_mib"))]
     title = f"Swin-L Cascade Mask R-CNN{instead(on_card, COCO.head)} on an 11 GB card (MiB)"
-    claims.append(Claim(title, float(CARD_MIB), card, at_least=False))
+    claims.append(claim(title, float(CARD_MIB), needed[:1], at_least=False))
     return claims
 
 
@@ -106,8 +123,3 @@ def instead(runs: list[Run], head: str) -> str:
     """A word on the head that stands in for the paper's, if one does."""
     others = sorted({run.head for run in runs} - {head})
     return f" (here {', '.join(others)})" if others else ""
-
-
-def first(values: Iterable[float | None]) -> float | None:
-    """The first value that is not None."""
-    return next((v for v in values if v is not None), None)

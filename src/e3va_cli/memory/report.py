@@ -37,6 +37,7 @@ def claim_entry(claim: Claim) -> dict[str, Any]:
         "published": claim.published,
         "found": rounded(claim.found),
         "verdict": claim.verdict,
+        "source": claim.source,
     }
 
 

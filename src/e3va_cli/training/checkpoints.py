@@ -5,7 +5,7 @@ The frozen backbone is never written. What trains is what is saved: one filter d
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,23 +105,17 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
     """
     saved = checkpoint[ABOUT]
     mistakes = []
-    names = [f.name for f in fields(BackboneIdentity) if f.name not in ("weights", "name")]
-    for name in names:
-        theirs, ours = saved["backbone"][name], about["backbone"][name]
-        if theirs == ours:
-            continue
-        if name == "fingerprint":
-            mistakes.append(
-                f"{path}: trained on other weights of {ours_name(about)} "
-                f"(fingerprint {theirs[:12]}, here {ours[:12]}); "
-                "give the same backbone.weights or backbone.pretrained as the run had"
-            )
-        else:
-            mistakes.append(
-                f"{path}: trained on the backbone {ours_name(saved)}, not on {ours_name(about)}; "
-                f"use backbone={ours_name(saved)}"
-            )
-            break
+    theirs, ours = saved["backbone"], about["backbone"]
+    if theirs["timm_name"] != ours["timm_name"]:
+        mistakes.append(
+            f"{path}: trained on the backbone {theirs['name']}, not on {ours['name']}; use backbone={theirs['name']}"
+        )
+    elif theirs["fingerprint"] != ours["fingerprint"]:
+        mistakes.append(
+            f"{path}: trained on other weights of {ours['name']} "
+            f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
+            "give the same backbone.weights or backbone.pretrained as the run had"
+        )
     for part in ("adapter", "head"):
         theirs, ours = binding(saved[part]), binding(about[part])
         if theirs != ours:
@@ -145,11 +139,6 @@ def binding(options: dict[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key not in FREE_OPTIONS
     }
-
-
-def ours_name(about: dict[str, Any]) -> str:
-    """`backbone=` of what a checkpoint belongs to."""
-    return str(about["backbone"]["name"])
 
 
 def about_model(

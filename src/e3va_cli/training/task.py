@@ -58,6 +58,7 @@ class DenseTask(L.LightningModule):
         self.about, self.seed = about, seed
         self.guard = guard
         self.seen: list[Seen] = []  # the batches of the current step
+        self.evaluating = False  # whether the last batch was one of an evaluation
         self.gradient_norm = torch.zeros(())  # of that step, before clipping
         self.results: dict[str, Any] | None = None  # of the last evaluation
         self.evaluated_step = -1
@@ -71,6 +72,7 @@ class DenseTask(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw what is random in a step from (seed, epoch, batch, rank) alone, so that a resumed run repeats it."""
+        self.evaluating = False
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.seen.clear()
         self.seen.append(Seen.of(batch))
@@ -133,6 +135,7 @@ class DenseTask(L.LightningModule):
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Remember what is at hand."""
+        self.evaluating = True
         self.seen = [Seen.of(batch)]
 
     def on_validation_epoch_start(self) -> None:

@@ -9,7 +9,9 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from e3va_cli.errors import UserError, first_line
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
 from e3va_cli.training.history import MetricsHistory, StepLog
@@ -30,6 +32,9 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         folder: the run folder.
         monitor: the metric that decides what is best; higher is better.
         evaluate_only: without what only training needs.
+
+    Raises:
+        UserError: there is no such accelerator, device or strategy on this machine.
     """
     options = config["trainer"]
     stop = StopSignals(None if evaluate_only else folder, options["preemption_signal"])
@@ -52,26 +57,29 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the midst of a step; see StopSignals
-    return L.Trainer(
-        default_root_dir=folder,
-        accelerator=options["accelerator"],
-        devices=options["devices"],
-        num_nodes=options["num_nodes"],
-        strategy=options["strategy"],
-        precision=options["precision"],
-        max_epochs=-1 if options["max_epochs"] is None else options["max_epochs"],
-        limit_train_batches=options["limit_train_batches"],
-        limit_val_batches=options["limit_val_batches"],
-        check_val_every_n_epoch=options["val_every_epochs"],
-        accumulate_grad_batches=options["accumulate_grad_batches"],
-        gradient_clip_val=options["gradient_clip_norm"],
-        deterministic=options["deterministic"],
-        log_every_n_steps=options["log_every_n_steps"],
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # the data module shares out the images itself
-        callbacks=callbacks,
-        logger=loggers or False,
-        plugins=plugins,
-        enable_model_summary=False,
-        enable_checkpointing=not evaluate_only,
-    )
+    try:
+        return L.Trainer(
+            default_root_dir=folder,
+            accelerator=options["accelerator"],
+            devices=options["devices"],
+            num_nodes=options["num_nodes"],
+            strategy=options["strategy"],
+            precision=options["precision"],
+            max_epochs=-1 if options["max_epochs"] is None else options["max_epochs"],
+            limit_train_batches=options["limit_train_batches"],
+            limit_val_batches=options["limit_val_batches"],
+            check_val_every_n_epoch=options["val_every_epochs"],
+            accumulate_grad_batches=options["accumulate_grad_batches"],
+            gradient_clip_val=options["gradient_clip_norm"],
+            deterministic=options["deterministic"],
+            log_every_n_steps=options["log_every_n_steps"],
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data module shares out the images itself
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=plugins,
+            enable_model_summary=False,
+            enable_checkpointing=not evaluate_only,
+        )
+    except (MisconfigurationException, ImportError, RuntimeError, ValueError) as error:
+        raise UserError(f"trainer: {first_line(error)}") from error
