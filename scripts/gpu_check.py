@@ -47,10 +47,14 @@ def benchmarks() -> dict[str, list[str]]:
         for setting in EXPERIMENTS
         for activations in ("compress", "recompute")
     }
+    compiled = {
+        f"{setting}_compiled": [f"experiment={setting}", "backbone.compile=true", "methods=[frozen,e3va]"]
+        for setting in EXPERIMENTS
+    }
     in_16_bits = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "methods=[frozen,e3va]"]
     in_16_bits += ["trainer.precision=bf16-mixed", "backbone.dtype=bfloat16"]
     small_card = {"swin_l_within_11gib": [*SMALL_CARD, "methods=[full,lora,e3va]"], "swin_l_in_16_bits": in_16_bits}
-    return small_card | lean | runs
+    return small_card | lean | compiled | runs
 
 
 def main() -> None:
