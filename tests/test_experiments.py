@@ -82,7 +82,7 @@ def ade20k(root: Path) -> None:
     ("experiment", "make", "words", "result"),
     [
         ("coco_cascade_swin_b", coco, CASCADE, "mask"),
-        ("coco_cascade_swin_l", coco, CASCADE, "mask"),
+        pytest.param("coco_cascade_swin_l", coco, CASCADE, "mask", marks=pytest.mark.slow),
         ("voc_retinanet_swin_l", voc, BOXES, "box"),
         ("ade20k_upernet_swin_l", ade20k, [*PIXELS, "schedule.iterations=1"], "mIoU"),
     ],

@@ -53,13 +53,14 @@ def test_train_and_check_a_sound_folder(e3va, root):
     assert set(metrics["mask"]["per_class"]) == {"cat", "dog"}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_missing_image(e3va, root, workers):
     (root / "images" / "a.png").unlink()
     done = e3va("train", *SMALL, f"dataset.root={root}", f"data.num_workers={workers}", expect=2)
     refused(done, "no such image", "a.png")
 
 
+@pytest.mark.slow
 def test_a_truncated_image(e3va, root):
     path = root / "images" / "sub" / "b.jpg"
     path.write_bytes(path.read_bytes()[:600])
@@ -69,11 +70,13 @@ def test_a_truncated_image(e3va, root):
     assert "b.jpg" in report
 
 
+@pytest.mark.slow
 def test_an_image_of_another_size(e3va, root):
     Image.new("RGB", (20, 20)).save(root / "images" / "a.png")
     refused(e3va("train", *SMALL, f"dataset.root={root}", "data.num_workers=0", expect=2), "a.png", "20x20", "40x30")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_coco(e3va, root):
     (root / "instances.json").write_text("[1, 2]")
     refused(e3va("train", *SMALL, f"dataset.root={root}", expect=2), "instances.json")
@@ -94,6 +97,7 @@ def test_unusable_boxes_are_dropped_with_a_count(e3va, root, annotate):
     assert "1 box without area" in done.stdout and "1 unknown category id" in done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_usable(e3va, root, annotate):
     change(root, annotations=[annotate(1, [5, 5, 0, 15])])
     refused(e3va("train", *SMALL, f"dataset.root={root}", expect=2), "no usable object", "box without area: 1")
@@ -104,6 +108,7 @@ def test_a_head_with_masks_needs_masks(e3va, root, annotate):
     refused(e3va("train", *SMALL, f"dataset.root={root}", expect=2), "is trained on masks", "head=retinanet")
 
 
+@pytest.mark.slow
 def test_missing_folders_say_what_is_there(e3va, root):
     done = e3va("train", *SMALL, f"dataset.root={root}", "dataset.train_images=picture", expect=2)
     refused(done, "picture", "images")

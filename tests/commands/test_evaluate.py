@@ -114,6 +114,7 @@ def test_nothing_of_a_strangers_words_is_composed(tmp_path):
         on_top(adapter, "checkpoint=x")
 
 
+@pytest.mark.slow
 def test_a_segmenter(e3va, tmp_path):
     root = tmp_path / "data"
     label_maps(root)

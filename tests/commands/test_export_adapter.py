@@ -22,6 +22,7 @@ def read(path: Path):
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_export_move_evaluate(short_run, e3va, tmp_path):
     out = e3va("export-adapter", f"checkpoint={short_run}", "output=my adapter").stdout
     assert "1,279,859 numbers: 96,000 on the backbone" in out and "MiB" in out

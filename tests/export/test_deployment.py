@@ -68,7 +68,7 @@ def differences(found, expected):
     return [float((torch.as_tensor(one) - other).abs().max()) for one, other in zip(found, expected, strict=True)]
 
 
-@pytest.mark.parametrize("name", ["detector", "segmenter"])
+@pytest.mark.parametrize("name", ["detector", pytest.param("segmenter", marks=pytest.mark.slow)])
 def test_onnx_computes_what_prediction_uses(runs, images, tmp_path, name):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

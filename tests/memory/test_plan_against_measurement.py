@@ -60,7 +60,7 @@ CASCADE = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["full", "e3va"])
 @pytest.mark.parametrize(
     "head", [CASCADE, ["head=retinanet", "head.fpn_channels=64"], ["head=upernet_nano"]], ids=lambda words: words[0]

@@ -158,7 +158,7 @@ class KilledError(Exception):
     """Stands for a run that is killed."""
 
 
-@pytest.mark.parametrize("schedule", ["multistep", "cosine"])
+@pytest.mark.parametrize("schedule", ["multistep", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_two_and_two_epochs_equal_four(config, tmp_path, schedule):
     options = [*QUICK, *FOUR, f"schedule={schedule}", "schedule.warmup_steps=3"]
 
