@@ -98,9 +98,9 @@ class AveragePrecision(FoundByImage[list[Results]]):
         ]
         with contextlib.redirect_stdout(io.StringIO()):
             reference = COCO(truth)
-            evaluation = COCOeval_faster(
-                reference, reference.loadRes(findings), IOU_TYPES[kind], print_function=lambda *_: None
-            )
+            # Not every release loads an empty list: 1.6.7 does not.
+            found = reference.loadRes(findings) if findings else COCO({**truth, "annotations": []})
+            evaluation = COCOeval_faster(reference, found, IOU_TYPES[kind], print_function=lambda *_: None)
             evaluation.params.catIds = self.category_ids
             evaluation.params.imgIds = sorted(self.found)
             evaluation.evaluate()
