@@ -18,7 +18,7 @@ from rich.table import Table
 
 from e3va_cli.composition import CONFIG_MODULE, checked, plain
 from e3va_cli.config import register_schemas
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.files import write_json
 from e3va_cli.machine import device_name, versions
 
@@ -100,6 +100,5 @@ def exit_code(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        for message in error.messages:
-            print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        print_mistakes(error, Path(sys.argv[0]).name)
         return 2

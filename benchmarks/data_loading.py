@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import Subset
 
 from e3va_cli.data import Batch, DenseData, DenseDataset, open_splits
+from e3va_cli.machine import synchronise
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.model import build_random_model, require_offered, require_suited
@@ -69,18 +70,12 @@ def step_s(config: dict[str, Any], given: Sequence[Batch], *, classes: int, step
     with matching_proposals(model):
         for step in range(steps + 1):
             batch = given[step % len(given)].to(device)
-            synchronise(device)
+            synchronise(torch.device(device))
             started = time.perf_counter()
             train_step(model, optimizer, batch, size, device=device)
-            synchronise(device)
+            synchronise(torch.device(device))
             times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
-
-
-def synchronise(device: str) -> None:
-    """Wait for what a GPU has been given to do."""
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def enough(ratios: dict[int, float]) -> int | None:

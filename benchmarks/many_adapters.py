@@ -24,7 +24,7 @@ from torch import Tensor
 from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones import build_backbone
 from e3va_cli.export.together import predict_together
-from e3va_cli.machine import MIB
+from e3va_cli.machine import MIB, device_name
 from e3va_cli.memory.tracker import StorageTracker
 from e3va_cli.model import DenseModel, assemble
 
@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     image = torch.randint(0, 256, (1, 3, given.size, given.size), dtype=torch.uint8)
     common.console.print(
         f"{given.backbone}, E3VA with the heads {given.heads} in turn, one image of {given.size}x{given.size}, "
-        f"float32, torch {torch.__version__}, {common.about('cpu')['device']}; medians of {given.repeats}\n"
+        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {given.repeats}\n"
     )
     figures = [row(together[:count], separately[:count], image, given.repeats) for count in given.counts]
     rows = [

@@ -23,7 +23,7 @@ import torch
 from torch.optim import Optimizer
 
 from e3va_cli.data.batch import Batch
-from e3va_cli.machine import MIB
+from e3va_cli.machine import MIB, device_name, synchronise
 from e3va_cli.memory.planner import plan
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, train_step
@@ -95,8 +95,7 @@ def step_s(way: Way, size: StepSize, device: str) -> float:
     with matching_proposals(way.model):
         started = time.perf_counter()
         train_step(way.model, way.optimizer, way.batch, size, device=device)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronise(torch.device(device))
         return time.perf_counter() - started
 
 
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     height, width = given.size
     common.console.print(
         f"{' '.join([given.experiment, *given.words])}, batch {given.batch_size} of {height}x{width}, precision "
-        f"{size.precision}, torch {torch.__version__}, {common.about(given.device)['device']}; "
+        f"{size.precision}, torch {torch.__version__}, {device_name(torch.device(given.device))}; "
         f"medians of {given.repeats}, in turns\n"
     )
     references = [way for way in ways if way.name in ("full", "frozen")]

@@ -112,5 +112,5 @@ def extract(file: Path, folder: str, temporary: Path) -> None:
         require_space(temporary.parent, size, f"unpacking {file.name}")
         with progress_bar(f"{file.name}: unpacking", size) as advance:
             for member in wanted:
-                archive.extract(member.info, temporary)  # type: ignore[arg-type]
+                archive.extract(member.info, temporary)  # type: ignore[arg-type]  # a member of this very archive
                 advance(member.size)

@@ -26,7 +26,7 @@ from urllib.request import Request, urlopen
 
 from archives import BROKEN_ARCHIVE, GIB, extract, progress_bar, require_space, size_of
 
-from e3va_cli.errors import UserError, first_line
+from e3va_cli.errors import UserError, first_line, print_mistakes
 from e3va_cli.export.overrides import as_value
 
 
@@ -332,10 +332,10 @@ def main(words: Sequence[str] | None = None, data_sets: Mapping[str, DataSet] = 
         print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        print(f"download.py: error: {first_line(error)}", file=sys.stderr)
+        print_mistakes(UserError(first_line(error)), "download.py")
         return 2
     except OSError as error:
-        print(f"download.py: error: {base}: {first_line(error)}; mend this, then run again", file=sys.stderr)
+        print_mistakes(UserError(f"{base}: {first_line(error)}; mend this, then run again"), "download.py")
         return 2
     print(f"{data_sets[name].title} is in {base}. Next:\n{next_commands(name, base / data_sets[name].root)}")
     return 0

@@ -132,7 +132,7 @@ def read(path: Path) -> State:
     """A checkpoint, which must be readable whenever it is there."""
     try:
         state: State = torch.load(path, weights_only=True)
-    except Exception as error:
+    except Exception as error:  # torch.load raises pickle, zip, EOF, OS and runtime errors
         raise BrokenPromiseError(f"{path.name} could not be read: {error}") from error
     return state
 

@@ -32,7 +32,7 @@ from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
 from e3va_cli.composition import CONFIG_MODULE, checked, parse, plain
 from e3va_cli.config import register_schemas
-from e3va_cli.errors import UserError, first_line
+from e3va_cli.errors import UserError, first_line, print_mistakes
 from e3va_cli.export.overrides import as_value
 from e3va_cli.files import write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
@@ -376,11 +376,10 @@ def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], 
         print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        for message in error.messages:
-            print(f"reproduce.py: error: {message}", file=sys.stderr)
+        print_mistakes(error, "reproduce.py")
         return 2
     except OSError as error:
-        print(f"reproduce.py: error: {first_line(error)}; mend this, then run again", file=sys.stderr)
+        print_mistakes(UserError(f"{first_line(error)}; mend this, then run again"), "reproduce.py")
         return 2
     for fault in (faults := [*failed, *results["unreadable"]]):
         print(f"reproduce.py: {fault}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """The one exception that the command line turns into a line of text and exit code 2."""
 
+import sys
+
 
 def first_line(error: BaseException) -> str:
     """What an exception says, cut to one line; its type where it says nothing."""
@@ -16,3 +18,9 @@ class UserError(ValueError):
             messages = (messages[0].rpartition("UserError: ")[2].strip(),)
         super().__init__("\n".join(messages))
         self.messages = list(messages)
+
+
+def print_mistakes(error: UserError, program: str = "e3va") -> None:
+    """Tell the user, a line for each message."""
+    for message in error.messages:
+        print(f"{program}: error: {message}", file=sys.stderr)

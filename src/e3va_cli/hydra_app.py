@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.config import register_schemas
-from e3va_cli.errors import UserError
+from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, model_words
 from e3va_cli.run_folder import (
@@ -39,8 +39,7 @@ EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "bac
 
 def refuse(error: UserError) -> NoReturn:
     """Print what the user can mend and leave with exit code 2."""
-    for message in error.messages:
-        print(f"e3va: error: {message}", file=sys.stderr)
+    print_mistakes(error)
     sys.exit(2)
 
 

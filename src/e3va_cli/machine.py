@@ -1,4 +1,4 @@
-"""The machine and the packages that a result comes from, and what memory it has."""
+"""The machine and the packages that a result comes from: their names, and what concerns its memory and its clock."""
 
 from __future__ import annotations
 
@@ -47,3 +47,9 @@ def processor_name() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(filter(None, models), platform.processor() or platform.machine())
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, so that a clock tells its time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -43,7 +43,8 @@ def run(cfg: DictConfig) -> None:
         try:
             dataset = source.open(split, None)
         except UserError as error:
-            sound = print_refusal(error)
+            print_refusal(error)
+            sound = False
             continue
         opened.append(dataset)
         picture = folder / f"{split}.png"
@@ -53,7 +54,8 @@ def run(cfg: DictConfig) -> None:
         try:
             require_same_classes(*opened)
         except UserError as error:
-            sound = print_refusal(error)
+            print_refusal(error)
+            sound = False
     if refusals:
         raise UserError(*dict.fromkeys(refusals))
     if not sound:
@@ -72,10 +74,9 @@ def check_with_progress(source: Source, split: Split) -> Report:
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total))
 
 
-def print_refusal(error: UserError) -> bool:
-    """Why `e3va train` would refuse the data; returns that they are not sound."""
+def print_refusal(error: UserError) -> None:
+    """Why `e3va train` would refuse the data."""
     console.print(f"[red]Cannot be trained on:[/] {escape(str(error))}\n")
-    return False
 
 
 def print_report(report: Report) -> None:

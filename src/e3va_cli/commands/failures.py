@@ -37,7 +37,7 @@ def in_one_line(folder: Path, of_memory: Callable[[str], str]) -> Iterator[None]
     threading.excepthook = _without_full_disks
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # what is none of these is raised again
         if is_out_of_memory(error):
             raise UserError(of_memory(first_line(error))) from error
         if isinstance(error, TorchDynamoException):

@@ -25,7 +25,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 PROBABILITIES = ("dataset.flip", "dataset.crop_one_class", "adapter.dropout", "head.dropout", "score")
 LENGTHS = ("trainer.max_epochs", "schedule.iterations")
-LEVELS = {"head.rpn.anchor_sizes": 5, "head.anchor_sizes": 5}  # of the feature pyramid, by what lists a size for each
+ANCHOR_SIZES = ("head.rpn.anchor_sizes", "head.anchor_sizes")
+LEVELS = 5  # of the feature pyramids of detectors
 SEEDS = ("seed", "dataset.seed", "backbone.seed")
 
 POSITIVE = (
@@ -188,10 +189,10 @@ def _backbone(value: Value) -> Iterator[str]:
 
 
 def _head(value: Value) -> Iterator[str]:
-    for key, levels in LEVELS.items():
+    for key in ANCHOR_SIZES:
         sizes = value(key)
-        if sizes is not None and (len(sizes) != levels or min(sizes) < 1):
-            yield f"{key}={sizes}: {levels} sizes in pixels, one for each level of the feature pyramid"
+        if sizes is not None and (len(sizes) != LEVELS or min(sizes) < 1):
+            yield f"{key}={sizes}: {LEVELS} sizes in pixels, one for each level of the feature pyramid"
     weights = value("head.box.regression_weights")
     if weights is None:
         return

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from e3va_cli.files import write_json
-from e3va_cli.machine import MIB, device_name, is_out_of_memory
+from e3va_cli.machine import MIB, device_name, is_out_of_memory, synchronise
 from e3va_cli.memory.follow import follow_step
 from e3va_cli.memory.regions import counted_regions, matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
@@ -151,12 +151,10 @@ def timed(step: Any, request: Request, device: torch.device) -> list[float]:
     """Seconds of each of `repeats` steps, after `warmup` others."""
     times = []
     for index in range(request.warmup + request.repeats):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         started = time.perf_counter()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronise(device)
         if index >= request.warmup:
             times.append(time.perf_counter() - started)
     return times

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from e3va_cli.files import write_json
-from e3va_cli.machine import MIB, device_name, process_peak_rss_mib, versions
+from e3va_cli.machine import MIB, device_name, process_peak_rss_mib, synchronise, versions
 from e3va_cli.model import parameter_counts
 from e3va_cli.training.steps import ends_step
 
@@ -80,12 +80,12 @@ class Resources(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The batch is loaded and on the device."""
-        self._synchronise(pl_module.device)
+        synchronise(pl_module.device)
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The batch is done, and at times the step with it."""
-        self._synchronise(pl_module.device)
+        synchronise(pl_module.device)
         now = time.perf_counter()
         self.step_time += now - self.started
         self.load_time += self.started - self.ended
@@ -181,11 +181,6 @@ class Resources(L.Callback):
             "peak_memory_allocated_mib": allocated,
             "peak_memory_reserved_mib": reserved,
         }
-
-    @staticmethod
-    def _synchronise(device: torch.device) -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
     @staticmethod
     def _restart_window(device: torch.device) -> None:
