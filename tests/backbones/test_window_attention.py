@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from e3va_cli.backbones import window_attention
+from e3va_cli.backbones.swin import build_swin
 from e3va_cli.backbones.window_attention import attend_in_parts, transform_in_parts
 
 SIZES = [(14, 21), (7, 7), (20, 30), (5, 9), (32, 40)]  # of the map; windows are 7x7
@@ -30,9 +31,20 @@ def test_results_are_timms(nano, at_once, monkeypatch, size, fused):
     with torch.no_grad():
         for block in blocks_of(nano):
             shifts.append(any(block.shift_size))
-            torch.testing.assert_close(attend_in_parts(block, x), block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
+            found = attend_in_parts(block, nano.apart, x)
+            torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(transform_in_parts(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
     assert shifts == [False, True]
+
+
+def test_windows_need_not_be_square():
+    sizes = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": (8, 4)}
+    backbone = build_swin("swin_tiny_patch4_window7_224", **sizes).eval().double()
+    x = torch.randn(2, 20, 18, 32, dtype=torch.float64)
+    with torch.no_grad():
+        for block in backbone.model.layers[0].blocks:
+            found = attend_in_parts(block, backbone.apart, x)
+            torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
 
 
 def test_only_parts_are_held_at_once(nano, monkeypatch):

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
-from e3va_cli.backbones.window_attention import attend_in_parts, transform_in_parts
+from e3va_cli.backbones.window_attention import attend_in_parts, separations, transform_in_parts
 
 STAGES = 4  # of strides 4 to 32
 
 
-def attend(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
+def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, x: Tensor) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with precision_of(block.attn.qkv, x):
-        return attend_in_parts(block, x, compiled) if in_parts(block) else block._attn(block.norm1(x))
+        return attend_in_parts(block, apart, x, compiled) if in_parts(block) else block._attn(block.norm1(x))
 
 
 def transform(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
@@ -43,18 +43,24 @@ def precision_of(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, dtype=dtype)
 
 
-def branches_of(block: SwinTransformerBlock, compiled: bool) -> tuple[Branch, Branch]:
+def branches_of(block: SwinTransformerBlock, apart: Tensor, compiled: bool) -> tuple[Branch, Branch]:
     """The two residual branches of a block; their ends are timm's `drop_path1` and `drop_path2`."""
     return (
-        Branch("attention", block, partial(attend, block, compiled), block.drop_path1, block.attn.qkv),
+        Branch("attention", block, partial(attend, block, apart, compiled), block.drop_path1, block.attn.qkv),
         Branch("mlp", block, partial(transform, block, compiled), block.drop_path2),
     )
 
 
 class SwinBackbone(ResidualBackbone):
-    """A timm Swin without its classifier. `model` holds the weights under timm's own names."""
+    """A timm Swin without its classifier.
+
+    Attributes:
+        model: the weights, under timm's own names.
+        apart: the `separations` of its windows, which are of one size.
+    """
 
     model: Any  # a SwinTransformer; timm declares its parts as no more than modules
+    apart: Tensor
 
     def __init__(self, model: SwinTransformer) -> None:
         super().__init__()
@@ -63,6 +69,7 @@ class SwinBackbone(ResidualBackbone):
         self.model.norm = nn.Identity()
         self.mean = tuple(self.model.pretrained_cfg["mean"])
         self.std = tuple(self.model.pretrained_cfg["std"])
+        self.register_buffer("apart", separations(*self.model.layers[0].blocks[0].window_size), persistent=False)
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch embedding: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
@@ -90,7 +97,9 @@ class SwinBackbone(ResidualBackbone):
         """One stage per Swin layer; two branches, attention and MLP, per block."""
         stages = []
         for layer, info in zip(self.model.layers, self.model.feature_info, strict=True):
-            branches = tuple(branch for block in layer.blocks for branch in branches_of(block, self.compiled))
+            branches = tuple(
+                branch for block in layer.blocks for branch in branches_of(block, self.apart, self.compiled)
+            )
             stages.append(Stage(info["num_chs"], info["reduction"], layer.downsample, branches))
         return stages
 

@@ -42,8 +42,8 @@ def transform_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = 
     return result.view(x.shape)
 
 
-def attend_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
-    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
+def attend_in_parts(block: SwinTransformerBlock, apart: Tensor, x: Tensor, compiled: bool = False) -> Tensor:
+    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C). `apart`: its `separations`."""
     attend = as_compiled(attended) if compiled else attended
     height, width = x.shape[1:3]
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
@@ -56,7 +56,7 @@ def attend_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = Fal
     for rows, last_row in spans(windowed.shape[1], window_h, shift_h):
         for columns, last_column in spans(windowed.shape[2], window_w, shift_w):
             # Only the last windows of a shifted map hold tokens from its two ends, which must not see each other.
-            together = bias + separation(block, last_row, last_column, bias.device)
+            together = bias + apart[int(last_row), int(last_column)]
             for part in parts(windowed, rows, columns, window_h):
                 windows = attend(block.attn, partition(windowed[part], window_h, window_w), together)
                 result[part].copy_(merged(windows, result[part].shape, window_h, window_w))
@@ -75,13 +75,17 @@ def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
     yield (length - window, length), True
 
 
-def separation(block: SwinTransformerBlock, last_row: bool, last_column: bool, device: torch.device) -> Tensor:
-    """What is added to the scores in a window, (tokens, tokens): `APART` between those from two ends of the map."""
-    (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
-    lower = (torch.arange(window_h, device=device) >= window_h - shift_h) & last_row
-    right = (torch.arange(window_w, device=device) >= window_w - shift_w) & last_column
-    end = (2 * lower.int()[:, None] + right.int()).flatten()
-    return APART * (end[:, None] != end).float()
+def separations(window_h: int, window_w: int) -> Tensor:
+    """What is added to the scores in shifted windows, (2, 2, tokens, tokens): `APART` between two ends of the map.
+
+    It depends on nothing but whether the window is of the last row of windows, the first index, and of the last
+    column, the second; windows are shifted by half of their size.
+    """
+    last = torch.tensor([False, True])[:, None]
+    lower = last & (torch.arange(window_h) >= window_h - window_h // 2)
+    right = last & (torch.arange(window_w) >= window_w - window_w // 2)
+    end = (2 * lower.int()[:, None, :, None] + right.int()[None, :, None, :]).flatten(2)
+    return APART * (end[..., None] != end[..., None, :]).float()
 
 
 def parts(windowed: Tensor, rows: Span, columns: Span, window: int) -> Iterator[tuple[slice, slice, slice]]:
