@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from PIL import Image
 from e3va_cli.backbones import ResidualBackbone, build_backbone
 from e3va_cli.composition import CONFIG_MODULE, plain
 from e3va_cli.config import register_schemas
+from tests.command import run_command
 
 NANO = {
     "name": "swin_nano",
@@ -63,14 +63,7 @@ def e3va(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `e3va WORDS` from an empty folder."""
 
     def run(*words: str, expect: int = 0, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "e3va_cli", *words],
-            cwd=cwd,
-            env={**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        done = run_command(words, cwd)
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert expect == 1 or "Traceback" not in done.stderr, done.stderr
         return done
@@ -82,12 +75,8 @@ def e3va(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch on eight images, by the real command; nobody may change it."""
     folder = tmp_path_factory.mktemp("short_run") / "first"
-    subprocess.run(
-        [sys.executable, "-m", "e3va_cli", "train", *QUICK, f"hydra.run.dir={folder}"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-    )
+    done = run_command(["train", *QUICK, f"hydra.run.dir={folder}"], folder.parent)
+    assert done.returncode == 0, done.stderr
     return folder
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,11 +68,13 @@ def test_a_checkpoint_holds_what_was_trained_and_never_the_backbone(short_run, c
     assert checkpoint["optimizer_states"] and checkpoint["lr_schedulers"] and checkpoint["global_step"] == 4
 
 
-def test_evaluate_gives_the_numbers_of_training(short_run, e3va, tmp_path, monkeypatch):
+def test_evaluate_gives_the_numbers_of_training(short_run, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/dev/null/none")  # nor does it need a place there for caches
+    monkeypatch.setenv("COLUMNS", "200")
     for name in ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "HF_HOME", "TORCH_HOME"):
         monkeypatch.delenv(name, raising=False)
-    out = e3va("evaluate", f"checkpoint={short_run}", f"hydra.run.dir={tmp_path}/eval").stdout
+    command = [sys.executable, "-m", "e3va_cli", "evaluate", f"checkpoint={short_run}", "hydra.run.dir=eval"]
+    out = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     ours = json.loads((tmp_path / "eval" / "metrics.json").read_text())
     assert ours == json.loads((short_run / "metrics.json").read_text())
     assert "AP of each class" in out
