@@ -1,0 +1,87 @@
+"""Profiles of a step: what takes time is told by part, forward and backward, and by operator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import pytest
+from torch import nn
+
+from benchmarks import step_profile
+from benchmarks.step_profile import Spent, of_operators, of_parts
+from benchmarks.ways import Way
+from e3va_cli.errors import UserError
+
+WORDS = ["--size", "64x64", "--threads", "1", "--device", "cpu", "backbone=swin_nano", "head=mask_rcnn_nano"]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[Way, list[Spent]]]]:
+    """What `main` goes through: of each way, its network and the operators of its steps."""
+    found: dict[str, tuple[Way, list[Spent]]] = {}
+    real = step_profile.profiled
+
+    def profiled(way, size, given):  # type: ignore[no-untyped-def]
+        spent, seconds = real(way, size, given)
+        found[way.name] = (way, spent)
+        return spent, seconds
+
+    monkeypatch.setattr(step_profile, "profiled", profiled)
+    return found
+
+
+def calls(spent: Sequence[Spent], part: str, phase: str, operator: str) -> int:
+    return sum((one.part, one.phase, one.operator) == (part, phase, operator) for one in spent)
+
+
+def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys):
+    output, steps = tmp_path / "out.json", 2
+    words = ["--steps", str(steps), "--ways", "full,e3va:activations=recompute", "--output", str(output)]
+    assert step_profile.main([*WORDS, *words, "--traces", str(tmp_path / "traces")]) == 0
+    for name, (way, spent) in seen.items():
+        neck, backbone = way.model.head.neck, way.model.extractor.backbone
+        convolutions = steps * sum(isinstance(module, nn.Conv2d) for module in neck.modules())
+        assert calls(spent, "neck", "forward", "aten::convolution") == convolutions, name
+        assert calls(spent, "neck", "backward", "aten::convolution_backward") == convolutions, name
+        assert calls(spent, "head", "backward", "aten::convolution_backward") > 0, name
+        branches = steps * sum(len(stage.branches) for stage in backbone.stages)
+        blocks, again = branches // 2, name == "e3va:activations=recompute"  # the frozen stages run again
+        gelus = [calls(spent, "backbone", phase, "aten::gelu") for phase in ("forward", "backward")]
+        assert gelus == [blocks, blocks * again], name
+        assert calls(spent, "backbone", "backward", "aten::gelu_backward") == blocks * (name == "full"), name
+        assert calls(spent, "adapters", "backward", "aten::gelu_backward") == branches * ("e3va" in name), name
+        adapters = sum(one.seconds for one in spent if one.part == "adapters" and one.phase == "backward")
+        assert adapters > 0, name
+        assert calls(spent, "optimizer", "backward", "aten::sqrt") == 0
+        assert calls(spent, "optimizer", "forward", "aten::sqrt") > 0
+    printed = capsys.readouterr().out
+    assert "batch 1 of 64x64, precision 32" in printed and printed.count("% of that is below") == 2
+    ways = json.loads(output.read_text())["ways"]
+    for name, (_, spent) in seen.items():
+        assert sum(ways[name]["parts_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
+        assert sum(ways[name]["operators_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
+    assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == [
+        "e3va_activations_recompute.json.gz",
+        "full.json.gz",
+    ]
+
+
+def test_tables():
+    spent = [
+        Spent("backbone", "forward", "aten::mm", 3.0),
+        Spent("head", "forward", "aten::mm", 1.0),
+        Spent("head", "backward", "aten::mm", 3.0),
+        Spent("optimizer", "forward", "aten::add_", 1.0),
+    ]
+    assert of_parts(spent, 2) == [
+        ["backbone", "1,500.0", "0.0", "1,500.0", "37.5"],
+        ["head", "500.0", "1,500.0", "2,000.0", "50.0"],
+        ["optimizer", "500.0", "0.0", "500.0", "12.5"],
+    ]
+    assert of_operators(spent, 2, most=1) == [["aten::mm", "head, backbone", "2", "3,500.0", "87.5"]]
+
+
+def test_mistakes_are_told():
+    with pytest.raises(UserError, match="adapter=e4va: no such adapter"):
+        step_profile.main([*WORDS, "--ways", "e4va"])
