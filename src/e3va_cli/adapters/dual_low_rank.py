@@ -96,7 +96,7 @@ def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> t
     *_, q, last_bias = (w.to(tokens.dtype) for w in weights)
     rows = highway.view(tokens.shape)
     if rows.dtype == tokens.dtype:
-        rows.addmm_(thin[1], q)
+        torch.addmm(rows, thin[1], q, out=rows)  # addmm_, but counted among the operations of a step
     else:  # under autocast
         rows += thin[1] @ q
     rows += tokens
