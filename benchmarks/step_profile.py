@@ -120,7 +120,7 @@ def profiled(way: ways.Way, size: StepSize, given: argparse.Namespace) -> tuple[
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
 
     def step() -> None:
-        train_step(way.model, way.optimizer, way.batch, size, device=given.device, phase=phase)
+        train_step(way.model, way.optimizer, way.batch, size, device=given.device, phase=label_of)
         synchronise(torch.device(given.device))
 
     with matching_proposals(way.model), labelled(way.model):
@@ -138,8 +138,8 @@ def profiled(way: ways.Way, size: StepSize, given: argparse.Namespace) -> tuple[
     return list(attributed(found.events(), on_gpu)), seconds
 
 
-def phase(name: str) -> AbstractContextManager[Any]:
-    """A label of the optimizer's part of the step; forward and backward are told by the operators."""
+def label_of(name: str) -> AbstractContextManager[Any]:
+    """The label of a part of the step: of the optimizer alone, as operators tell forward and backward."""
     return record_function(f"{PART}optimizer") if name == "optimizer" else nullcontext()
 
 
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "parts_s": totals(spent, lambda one: f"{one.part}, {one.phase}"),
             "operators_s": totals(spent, lambda one: one.operator),
         }
-        del way
+        del way  # before the next one is made
     common.write(given.output, given.device, {"source": "measured, profiled", "ways": figures})
     return 0
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 
 import pytest
 from torch import nn
@@ -12,17 +13,18 @@ from benchmarks import step_profile
 from benchmarks.step_profile import Spent, of_operators, of_parts
 from benchmarks.ways import Way
 from e3va_cli.errors import UserError
+from e3va_cli.memory.step import StepSize
 
 WORDS = ["--size", "64x64", "--threads", "1", "--device", "cpu", "backbone=swin_nano", "head=mask_rcnn_nano"]
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[Way, list[Spent]]]]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Way, list[Spent]]]:
     """What `main` goes through: of each way, its network and the operators of its steps."""
     found: dict[str, tuple[Way, list[Spent]]] = {}
     real = step_profile.profiled
 
-    def profiled(way, size, given):  # type: ignore[no-untyped-def]
+    def profiled(way: Way, size: StepSize, given: Namespace) -> tuple[list[Spent], float]:
         spent, seconds = real(way, size, given)
         found[way.name] = (way, spent)
         return spent, seconds

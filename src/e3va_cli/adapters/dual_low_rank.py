@@ -97,10 +97,10 @@ def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> t
     rows = highway.view(tokens.shape)
     if rows.dtype == tokens.dtype:
         torch.addmm(rows, thin[1], q, out=rows)  # addmm_, but counted among the operations of a step
+        rows += last_bias
     else:  # under autocast
-        rows += thin[1] @ q
+        rows += torch.addmm(last_bias, thin[1], q)
     rows += tokens
-    rows += last_bias
     return thin
 
 
