@@ -1,114 +1,286 @@
-"""Everything that needs a CUDA GPU, in one call: its tests, and in both published settings the benchmark and profiles.
+"""Check on a CUDA GPU what only a GPU can show, the most telling first, within a given time.
 
-    make gpu-check                       # or: python scripts/gpu_check.py [OUTPUT_FOLDER]
+    make gpu-check                                  # or: python scripts/gpu_check.py [--minutes 8] [FOLDER]
+    python scripts/gpu_check.py --dry-run           # what would run, in which order, for how long; needs no GPU
 
-Leaves `benchmark.json`, `details.json` and `memory.png` of each setting, `NAME_profile.json` with where the time of its
-steps goes, and `summary.json`, under `benchmarks/GPU_NAME/DATE/`. Exit code 1 if a test fails; a claim that does not
-hold is a result, and is written down.
+Runs the tests that need a GPU; measures the memory and time of a training step in both published settings, beside what
+was planned; fits Swin-L with Cascade Mask R-CNN into 11 GiB; profiles a step; then measures what is left, while time
+is. Writes `summary.json`, `measurements.json`, `results.md`, `tests.txt` and a profile of each setting to FOLDER, by
+default `benchmarks/GPU_NAME/DATE/`. Exit code 1 if a test fails.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import datetime
-import json
+import multiprocessing
 import os
 import re
-import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from e3va_cli.adapters import METHODS
-from e3va_cli.export.overrides import as_value
-from e3va_cli.files import write_json
-from e3va_cli.machine import versions
-from e3va_cli.memory.published import SETTINGS
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import common  # noqa: E402 (lies beside the benchmarks)
 
-ROOT = Path(__file__).parents[1]
-EXPERIMENTS = tuple(setting.experiment for setting in SETTINGS)
-SMALL_CARD = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "budget=11GiB"]
+from e3va_cli.adapters import METHODS  # noqa: E402
+from e3va_cli.files import replacing, write_json  # noqa: E402
+from e3va_cli.machine import MIB, device_name, versions  # noqa: E402
+from e3va_cli.memory.benchmark import Setting, setting_of  # noqa: E402
+from e3va_cli.memory.budget import parse_budget  # noqa: E402
+from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # noqa: E402
+from e3va_cli.memory.planner import plan  # noqa: E402
+from e3va_cli.memory.published import SETTINGS  # noqa: E402
+from e3va_cli.memory.result import saved_pct  # noqa: E402
+
+MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
+OTHERS = tuple(method for method in METHODS if method not in MAIN)
+CARD = "11GiB"
+TESTS_S, MEASUREMENT_S, PROFILE_S = 100, 12, 25  # expected; nothing is begun that these say would end too late
+LEAST_S = 3  # between the end of the last check and that of the given time
 
 
-def benchmarks() -> dict[str, list[str]]:
-    """The words after `e3va benchmark-memory`, by the name of the folder that the results go to."""
-    runs = {
-        f"{setting}_batch{batch}_{precision}": [
-            f"experiment={setting}",
-            f"data.batch_size={batch}",
-            f"trainer.precision={precision}",
-            f"methods=[{','.join(METHODS)}]",
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step to measure.
+
+    Attributes:
+        experiment: of `conf/experiment/`.
+        variant: a method, with options of it after colons.
+        batch_size: images.
+        precision: as `trainer.precision` has it.
+        budget: what the GPU is capped to, such as 11GiB.
+        options: further ones, KEY=VALUE.
+    """
+
+    experiment: str
+    variant: str
+    batch_size: int = 2
+    precision: str = "32"
+    budget: str | None = None
+    options: tuple[str, ...] = ()
+    expected_s: int = MEASUREMENT_S
+
+    @property
+    def title(self) -> str:
+        """The step in a line."""
+        budget = f"within {self.budget}" if self.budget else ""
+        parts = (self.experiment, self.variant, f"batch {self.batch_size}", self.precision, budget, *self.options)
+        return ", ".join(filter(None, parts))
+
+    @property
+    def overrides(self) -> list[str]:
+        """The step as overrides of `e3va benchmark-memory`."""
+        method, *own = self.variant.split(":")
+        shared = [f"experiment={self.experiment}", f"data.batch_size={self.batch_size}", *self.options]
+        return [*shared, f"trainer.precision={self.precision}", f"adapter={method}", *(f"adapter.{o}" for o in own)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of Python's, by its arguments, in which {out} is the folder of the results."""
+
+    title: str
+    arguments: tuple[str, ...]
+    expected_s: int
+    output: str | None = None  # a file for what it prints
+
+
+def checks() -> Iterator[Step | Command]:
+    """All checks, the most telling first."""
+    yield Command("tests", ("-m", "pytest", "-m", "gpu", "-q", "--durations=5"), TESTS_S, "tests.txt")
+    for precision in ("32", "bf16-mixed"):
+        for setting in SETTINGS:
+            yield from (Step(setting.experiment, variant, precision=precision) for variant in MAIN)
+    yield from (Step("coco_cascade_swin_l", variant, 1, budget=CARD) for variant in ("e3va", "full"))
+    for setting in SETTINGS:
+        size = "{}x{}".format(*setting.image_size)
+        arguments = ("benchmarks/step_profile.py", f"--experiment={setting.experiment}", f"--size={size}")
+        arguments += ("--batch-size=2", "--ways=full,frozen,e3va", f"--output={{out}}/profile_{setting.backbone}.json")
+        yield Command(f"profile, {setting.experiment}", arguments, PROFILE_S)
+    in_16_bits = ("backbone.dtype=bfloat16",)
+    yield Step("coco_cascade_swin_l", "e3va:activations=recompute", 1, "bf16-mixed", CARD, in_16_bits)
+    for setting in SETTINGS:
+        yield from (Step(setting.experiment, v, 1, "16-mixed") for v in ("full", "e3va"))  # the authors' own precision
+        yield Step(setting.experiment, "e3va", options=("backbone.compile=true",), expected_s=4 * MEASUREMENT_S)
+    for setting in SETTINGS:
+        yield from (Step(setting.experiment, method) for method in OTHERS)
+    yield from (Step("ade20k_upernet_swin_l", variant) for variant in MAIN)
+
+
+def configured(step: Step) -> tuple[dict[str, Any], Setting]:
+    """The configuration of a step and what it shares with others."""
+    config = common.composed("benchmark_memory", step.overrides, complete=False)
+    return config, setting_of(config)
+
+
+def planned_mib(step: Step) -> float:
+    """Peak memory of a step as planned, in MiB."""
+    config, setting = configured(step)
+    return plan(config, setting.size, num_classes=setting.num_classes).peak.total_bytes / MIB
+
+
+def measured(step: Step, process: MeasuringProcess, device: str) -> Measurement:
+    """Measure a step on the device, under its budget."""
+    config, setting = configured(step)
+    limit = parse_budget(step.budget) - config["reserve_mib"] if step.budget else None
+    size, classes, warmup, repeats = setting.size, setting.num_classes, setting.warmup, setting.repeats
+    return process.measure(Request(config, size, classes, device, warmup, repeats, memory_limit_mib=limit))
+
+
+def run_command(command: Command, out: Path, seconds: float) -> dict[str, Any]:
+    """Run a command for at most `seconds`; its output is also shown."""
+    arguments = [argument.format(out=out) for argument in command.arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    lines: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+        timer.cancel()
+    if command.output:
+        with replacing(out / command.output) as temporary:
+            temporary.write_text("".join(lines))
+    return {"exit_code": process.returncode}
+
+
+def table(rows: Sequence[tuple[Step, Measurement, float | None]]) -> Iterator[str]:
+    """Markdown: a row for each measured step, beside `full` of the same experiment, batch size, precision."""
+    columns = "experiment|variant|batch|precision|peak, MiB|saved|planned, MiB|gap|reserved, MiB|step, s|saved"
+    yield f"| {columns.replace('|', ' | ')} |"
+    yield "|---|---|--:|---|" + "--:|" * 7
+    full = {_shared(step): one for step, one, _ in rows if step.variant == "full"}
+    for step, one, plan_mib in rows:
+        of_full = full.get(_shared(step))
+        gap = plan_mib and one.peak_mib and 100 * (plan_mib / one.peak_mib - 1)
+        options = " ".join((step.variant, *step.options, *((f"within {step.budget}",) if step.budget else ())))
+        cells = [step.experiment, f"`{options}`", str(step.batch_size), step.precision]
+        cells += [one.error or _number(one.peak_mib), _saved(one.peak_mib, of_full and of_full.peak_mib)]
+        cells += [_number(plan_mib), f"{gap:+.1f} %" if gap else "", _number(one.peak_reserved_mib)]
+        cells += [_number(one.step_time_s, 4), _saved(one.step_time_s, of_full and of_full.step_time_s)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _shared(step: Step) -> Step:
+    """What a step is compared within."""
+    return dataclasses.replace(step, variant="", options=())
+
+
+def _number(value: float | None, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _saved(ours: float | None, full: float | None) -> str:
+    saved = saved_pct(ours, full)
+    return "" if not saved else f"{saved:.1f} %"
+
+
+class Report:
+    """The files of the results, written after each check."""
+
+    def __init__(self, out: Path, minutes: float, device: str) -> None:
+        self.out = out
+        self.rows: list[tuple[Step, Measurement, Future[float]]] = []
+        self.summary: dict[str, Any] = {
+            "device": device_name(torch.device(device)),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": {**versions(), "cuda": torch.version.cuda},
+            "minutes": minutes,
+            "checks": {},
+        }
+
+    def note(self, title: str, outcome: dict[str, Any]) -> None:
+        """Take up how a check ended."""
+        self.summary["checks"][title] = outcome
+        print(f"{title}: {', '.join(f'{key} {value}' for key, value in outcome.items())}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """Write what is known."""
+        write_json(self.out / "summary.json", self.summary)
+        rows = [(step, one, _known(plan)) for step, one, plan in self.rows]
+        entries = [
+            {**dataclasses.asdict(step), "planned_mib": plan, **dataclasses.asdict(one), "step_time_s": one.step_time_s}
+            for step, one, plan in rows
         ]
-        for setting in EXPERIMENTS
-        for batch in (1, 2)
-        for precision in ("32", "bf16-mixed")
-    }
-    lean = {
-        f"{setting}_{activations}": [f"experiment={setting}", f"adapter.activations={activations}", "methods=[e3va]"]
-        for setting in EXPERIMENTS
-        for activations in ("compress", "recompute")
-    }
-    compiled = {
-        f"{setting}_compiled": [f"experiment={setting}", "backbone.compile=true", "methods=[frozen,e3va]"]
-        for setting in EXPERIMENTS
-    }
-    in_16_bits = ["experiment=coco_cascade_swin_l", "data.batch_size=1", "methods=[frozen,e3va]"]
-    in_16_bits += ["trainer.precision=bf16-mixed", "backbone.dtype=bfloat16"]
-    small_card = {"swin_l_within_11gib": [*SMALL_CARD, "methods=[full,lora,e3va]"], "swin_l_in_16_bits": in_16_bits}
-    return small_card | lean | compiled | runs
+        write_json(self.out / "measurements.json", entries)
+        about = [f"{self.summary['device']}, {self.summary['date']}", *map(" ".join, self.summary["versions"].items())]
+        with replacing(self.out / "results.md") as temporary:
+            temporary.write_text("\n".join([", ".join(about), "", *table(rows), ""]))
 
 
-def profiles() -> dict[str, list[str]]:
-    """The words after `python`, by the name of the file that the figures go to."""
-    return {
-        f"{setting.experiment}_profile": [
-            "benchmarks/step_profile.py",
-            f"--experiment={setting.experiment}",
-            "--size={}x{}".format(*setting.image_size),
-            "--batch-size=2",
-            "--ways=full,frozen,e3va,e3va:activations=recompute,e3va:backbone.compile=true",
-        ]
-        for setting in SETTINGS
-    }
+def _known(plan: Future[float]) -> float | None:
+    return plan.result() if plan.done() and not plan.cancelled() and plan.exception() is None else None
 
 
-def timed(command: Sequence[str]) -> dict[str, object]:
-    """Run `command` by this Python; how that ended."""
-    started = time.perf_counter()
-    code = subprocess.run([sys.executable, *command]).returncode
-    return {
-        "command": shlex.join(["python", *command]),
-        "exit_code": code,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+def run(todo: Sequence[Step | Command], out: Path, minutes: float, device: str = "cuda") -> Report:
+    """Run the checks until all are done or none more fits into the time."""
+    ends = time.monotonic() + 60 * minutes
+    report = Report(out, minutes, device)
+    spawn = multiprocessing.get_context("spawn")  # no plan shares a process with CUDA
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, MeasuringProcess() as process:
+        plans = {check: pool.submit(planned_mib, check) for check in todo if isinstance(check, Step)}
+        for check in todo:
+            started = time.monotonic()
+            left = ends - started - LEAST_S
+            if check.expected_s > left:
+                report.note(check.title, {"skipped": f"{left:.0f} s were left"})
+                continue
+            if isinstance(check, Command):
+                outcome = run_command(check, out, left)
+            else:
+                one = measured(check, process, device)
+                report.rows.append((check, one, plans[check]))
+                outcome = {"peak_mib": one.peak_mib, "step_time_s": one.step_time_s, "error": one.error}
+            report.note(check.title, {**outcome, "seconds": round(time.monotonic() - started, 1)})
+        for future in plans.values():
+            future.cancel()
+    report.write()
+    return report
 
 
-def main() -> None:
-    """Run the tests, then the benchmarks; go on where one fails."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run or list the checks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="?", type=Path, metavar="FOLDER", help="for the results")
+    parser.add_argument("--minutes", type=float, default=60, help="after which nothing more is begun (default: 60)")
+    parser.add_argument("--dry-run", action="store_true", help="list the checks with the seconds expected of each")
+    given = parser.parse_args(arguments)
+    if given.dry_run:
+        total = 0
+        for check in checks():
+            total += check.expected_s
+            mark = " " if total + LEAST_S <= 60 * given.minutes else "-"
+            print(f"{mark} {total // 60:3d}:{total % 60:02d}  {check.expected_s:4d} s  {check.title}")
+        print(f"\nAfter {given.minutes:g} minutes nothing more is begun: checks marked with - are skipped.")
+        return 0
     if not torch.cuda.is_available():
         sys.exit("make gpu-check needs a CUDA GPU, and PyTorch finds none; `e3va benchmark-memory` plans without one")
-    device = torch.cuda.get_device_name()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    out = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else Path("benchmarks", re.sub(r"\W+", "_", device), date)
+    name = re.sub(r"\W+", "_", torch.cuda.get_device_name())
+    out = (given.out or ROOT / "benchmarks" / name / date).absolute()
+    out.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
-    tests = subprocess.run([sys.executable, "-m", "pytest", "-m", "gpu", "-q"]).returncode
-    summary: dict[str, object] = {"device": device, "date": date, "versions": versions(), "tests_exit_code": tests}
-    for name, words in benchmarks().items():
-        folder = out / name
-        place = f"hydra.run.dir={as_value(str(folder))}"
-        ended = timed(["-m", "e3va_cli", "benchmark-memory", "measure=true", *words, place])
-        result = folder / "benchmark.json"
-        summary[name] = {**ended, "claims": json.loads(result.read_text())["claims"] if result.is_file() else None}
-        write_json(out / "summary.json", summary)
-    for name, words in profiles().items():
-        summary[name] = timed([*words, f"--output={out / name}.json"])
-        write_json(out / "summary.json", summary)
+    report = run(list(checks()), out, given.minutes)
+    print((out / "results.md").read_text())
     print(f"Results: {out}")
-    sys.exit(0 if tests == 0 else 1)
+    return report.summary["checks"]["tests"].get("exit_code", 1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

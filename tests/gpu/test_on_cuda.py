@@ -9,6 +9,10 @@ from torch import nn
 
 from e3va_cli.adapters import tune
 from e3va_cli.backbones.swin import build_swin
+from e3va_cli.machine import MIB
+from e3va_cli.memory.measure import MeasuringProcess, Request
+from e3va_cli.memory.planner import plan
+from e3va_cli.memory.step import StepSize
 from tests.conftest import QUICK
 
 pytestmark = [
@@ -55,16 +59,26 @@ def test_a_run_reports_its_memory(e3va, tmp_path, precision):
     assert 0 < resources["peak_memory_allocated_mib"] <= resources["peak_memory_reserved_mib"]
 
 
+@pytest.fixture(scope="module")
+def process():
+    with MeasuringProcess() as process:
+        yield process
+
+
 @pytest.mark.parametrize("method", ["full", "lora", "e3va"])
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-@pytest.mark.parametrize("head", ["cascade_mask_rcnn", "retinanet"])
-def test_the_plan_is_within_ten_percent_of_the_peak(e3va, tmp_path, method, precision, head):
-    words = [f"methods=[{method}]", "backbone=swin_t", f"head={head}", "image_size=[512,672]"]
-    words.append(f"trainer.precision={precision}")
-    peaks = {}
-    for measure in ("true", "false"):
-        folder = tmp_path / measure
-        e3va("benchmark-memory", *words, f"measure={measure}", f"hydra.run.dir={folder}")
-        (entry,) = json.loads((folder / "benchmark.json").read_text())["methods"]
-        peaks[measure] = entry["peak_memory_mib"]
-    assert peaks["false"] == pytest.approx(peaks["true"], rel=0.1)
+@pytest.mark.parametrize("head", ["cascade_mask_rcnn", "retinanet", "upernet"])
+def test_the_plan_is_within_ten_percent_of_the_peak(config, process, method, precision, head):
+    words = [f"adapter={method}", "backbone=swin_t", f"head={head}", f"trainer.precision={precision}"]
+    options = config(*words, command="benchmark_memory")
+    size = StepSize(2, (512, 672), 20, precision, 1.0)
+    planned = plan(options, size, num_classes=80).peak.total_bytes / MIB
+    measurement = process.measure(Request(options, size, 80, "cuda", warmup=1, repeats=1))
+    assert planned == pytest.approx(measurement.peak_mib, rel=0.1)
+
+
+def test_the_command_measures(e3va, tmp_path):
+    words = ["methods=[e3va]", "backbone=swin_t", "image_size=[512,672]", f"hydra.run.dir={tmp_path}/run"]
+    e3va("benchmark-memory", *words)
+    (entry,) = json.loads((tmp_path / "run" / "benchmark.json").read_text())["methods"]
+    assert entry["source"] == "measured" and entry["peak_memory_mib"] > 0 and entry["step_time_s"] > 0

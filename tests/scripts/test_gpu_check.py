@@ -1,27 +1,68 @@
-"""What `make gpu-check` would run is what the commands take; without a GPU it says so."""
+"""What `make gpu-check` would run is what the commands take; its own working is tried on a CPU."""
+
+import json
 
 import pytest
 import torch
 
 from benchmarks import ways
-from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
 from scripts import gpu_check
+from scripts.gpu_check import Command, Step
 
 
-def test_the_commands_take_the_words():
-    register_schemas()
-    runs = gpu_check.benchmarks()
-    assert len(runs) == 16
-    for name in ("swin_l_within_11gib", "swin_l_in_16_bits", "voc_retinanet_swin_l_compiled"):
-        checked("benchmark_memory", runs[name])
-    for script, *words in gpu_check.profiles().values():
+def test_every_step_is_one_that_the_benchmark_takes():
+    steps = [check for check in gpu_check.checks() if isinstance(check, Step)]
+    assert len(steps) == len(set(steps)) > 40
+    sizes = {}
+    for step in steps:
+        config, setting = gpu_check.configured(step)
+        sizes[step.experiment] = setting.size.image_size
+        assert setting.size.batch_size == step.batch_size and setting.size.precision == step.precision
+        assert config["adapter"]["name"] == step.variant.partition(":")[0]
+    assert sizes["coco_cascade_swin_b"] == (800, 1333) and sizes["voc_retinanet_swin_l"] == (600, 1000)
+
+
+def test_every_command_is_one_that_python_takes():
+    first, *profiles = [check for check in gpu_check.checks() if isinstance(check, Command)]
+    assert first.title == "tests" and len(profiles) == 2
+    for profile in profiles:
+        script, *words = profile.arguments
         assert (gpu_check.ROOT / script).is_file()
-        given = ways.parser(None, "").parse_intermixed_args(words)
-        assert given.size in ((800, 1333), (600, 1000)) and given.ways.startswith("full,frozen,e3va,")
+        given = ways.parser(None, "").parse_intermixed_args([word for word in words if "--ways" not in word])
+        assert given.size in ((800, 1333), (600, 1000))
+
+
+def test_results_lie_beside_plans_and_nothing_is_begun_too_late(tmp_path):
+    options = ("backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[64,64]", "repeats=1", "instances_per_image=2")
+    steps = [Step("coco_cascade_swin_b", v, 1, options=options, expected_s=1) for v in ("full", "e3va")]
+    printed = Command("tests", ("-c", "print('3 passed')"), 1, "tests.txt")
+    late = Step("coco_cascade_swin_b", "lora", 1, options=options, expected_s=10**6)
+    report = gpu_check.run([printed, *steps, late], tmp_path, minutes=5, device="cpu")
+    assert (tmp_path / "tests.txt").read_text() == "3 passed\n"
+    checks = json.loads((tmp_path / "summary.json").read_text())["checks"]
+    assert checks["tests"]["exit_code"] == 0 and "skipped" in checks[late.title]
+    full, e3va = json.loads((tmp_path / "measurements.json").read_text())
+    for entry in (full, e3va):
+        assert not entry["error"] and entry["peak_mib"] > 0 and len(entry["step_times_s"]) == 1
+    assert len(report.rows) == 2
+    saved = f"{100 * (1 - e3va['peak_mib'] / full['peak_mib']):.1f} %"
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert sum("`e3va " in line and saved in line for line in lines) == 1
+
+
+def test_a_command_is_ended_with_the_time(tmp_path):
+    endless = Command("endless", ("-c", "import time; print('begun'); time.sleep(600)"), 1, "out.txt")
+    assert gpu_check.run_command(endless, tmp_path, seconds=3)["exit_code"] == -9
+    assert (tmp_path / "out.txt").read_text() == "begun\n"
+
+
+def test_the_list_says_what_is_skipped(capsys):
+    assert gpu_check.main(["--dry-run", "--minutes", "3"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[0].endswith("tests") and listed[-3].startswith("-") and not listed[1].startswith("-")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu():
     with pytest.raises(SystemExit, match="needs a CUDA GPU"):
-        gpu_check.main()
+        gpu_check.main([])

@@ -13,7 +13,7 @@ import torch
 from e3va_cli.data import build_transforms
 from e3va_cli.machine import MIB
 from e3va_cli.memory.budget import largest_batch, parse_budget
-from e3va_cli.memory.measure import Measurement, Request, measure
+from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request
 from e3va_cli.memory.planner import Semantics, plan
 from e3va_cli.memory.result import Result, measured, planned
 from e3va_cli.memory.step import StepSize
@@ -68,18 +68,18 @@ def setting_of(config: dict[str, Any]) -> Setting:
 
 def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Iterator[Result]:
     """The result of each method, as it comes in."""
-    for method, config in configs.items():
-        of_plan = plan(config, setting.size, num_classes=setting.num_classes, semantics=setting.semantics)
-        if setting.device is None:
-            yield planned(method, of_plan)
-            continue
-        needed = of_plan.peak.total_bytes / MIB
-        if setting.device == "cpu" and needed > ON_CPU_AT_MOST * free_mib():
-            reason = f"needs {needed:.0f} MiB, {free_mib():.0f} MiB are free"
-            measurement = Measurement(device_name="cpu", parameters={}, error=reason)
-        else:
-            measurement = measure(
-                Request(
+    with MeasuringProcess() as process:
+        for method, config in configs.items():
+            of_plan = plan(config, setting.size, num_classes=setting.num_classes, semantics=setting.semantics)
+            if setting.device is None:
+                yield planned(method, of_plan)
+                continue
+            needed = of_plan.peak.total_bytes / MIB
+            if setting.device == "cpu" and needed > ON_CPU_AT_MOST * free_mib():
+                reason = f"needs {needed:.0f} MiB, {free_mib():.0f} MiB are free"
+                measurement = Measurement(device_name="cpu", parameters={}, error=reason)
+            else:
+                request = Request(
                     config,
                     setting.size,
                     setting.num_classes,
@@ -88,8 +88,8 @@ def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Itera
                     repeats=setting.repeats,
                     memory_limit_mib=setting.gpu_limit_mib,
                 )
-            )
-        yield measured(method, measurement, of_plan)
+                measurement = process.measure(request)
+            yield measured(method, measurement, of_plan)
 
 
 def largest_batch_of(config: dict[str, Any], setting: Setting, limit_mib: float) -> int:

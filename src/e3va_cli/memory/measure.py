@@ -1,26 +1,28 @@
-"""The memory and the time of a training step by running it, in a process of its own.
+"""Measure the memory and the time of a training step by running it, in a separate process.
 
-    python -m e3va_cli.memory.measure REQUEST.json ANSWER.json
+    python -m e3va_cli.memory.measure        # requests on stdin, answers on stdout, a line of JSON each
 
-On CUDA the peak is the allocator's. On a CPU the tensors of one step are followed op by op, as in a plan; the times are
-those of other steps, which nothing watches.
+On CUDA the peak is the allocator's. One process measures several steps one after another: each ends with an empty
+allocator, or the next one gets a new process. On a CPU the tensors of one step are followed op by op, as in a plan; the
+times are those of other steps, which nothing watches.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from tempfile import TemporaryFile
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
-from e3va_cli.files import write_json
 from e3va_cli.machine import MIB, device_name, is_out_of_memory, synchronise
 from e3va_cli.memory.follow import follow_step
 from e3va_cli.memory.regions import counted_regions, matching_proposals
@@ -59,6 +61,8 @@ class Measurement:
 
     Attributes:
         step_times_s: of each timed step, in seconds.
+        outside_allocator_mib: in use on the GPU beside what PyTorch's allocator reserved: the CUDA context and loaded
+            kernels, and other programs.
         by_kind_mib: what held the memory at the peak, on a CPU.
         regions: cut out of the feature maps in a step, by pooling layer.
         error: why nothing was measured.
@@ -68,6 +72,7 @@ class Measurement:
     parameters: dict[str, int | float]
     peak_mib: float | None = None
     peak_reserved_mib: float | None = None
+    outside_allocator_mib: float | None = None
     by_kind_mib: dict[str, float] | None = None
     peak_at: str = ""
     step_times_s: list[float] = dataclasses.field(default_factory=list)
@@ -89,26 +94,67 @@ class Measurement:
         return third - first
 
 
-def measure(request: Request) -> Measurement:
-    """Measure in a new process, so that nothing of another method is left."""
-    with TemporaryDirectory() as folder:
-        question, answer = Path(folder) / "request.json", Path(folder) / "answer.json"
-        write_json(question, dataclasses.asdict(request))
-        command = [sys.executable, "-m", "e3va_cli.memory.measure", str(question), str(answer)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if not answer.is_file():
-            lines = done.stderr.strip().splitlines() or [""]
-            killed = done.returncode in (-9, 137)
-            reason = OUT_OF_MEMORY if killed else f"exit code {done.returncode}: {lines[-1]}"
-            return Measurement(device_name=request.device, parameters={}, error=reason)
-        return Measurement(**json.loads(answer.read_text()))
+class MeasuringProcess:
+    """A process that measures one request after another, within a `with` block.
+
+    It is replaced where it ended, or where a measurement left memory allocated on the GPU.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+        self._errors = TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+        self._errors.close()
+
+    def measure(self, request: Request) -> Measurement:
+        """Measure one step; a failure is a `Measurement` with its `error`."""
+        if self._process is None:
+            self._errors.seek(0)
+            self._errors.truncate()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "e3va_cli.memory.measure"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        print(json.dumps(dataclasses.asdict(request)), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+        if not answer:
+            return Measurement(request.device, parameters={}, error=self._end())
+        content = json.loads(answer)
+        if not content.pop("clean"):
+            self._end()
+        return Measurement(**content)
+
+    def _end(self) -> str:
+        """End the process; return why it had ended, if it had."""
+        if self._process is None:
+            return ""
+        self._process.communicate()  # closes its input, which ends it
+        code, self._process = self._process.returncode, None
+        if code in (-9, 137):
+            return OUT_OF_MEMORY
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines() or [""]
+        return f"exit code {code}: {lines[-1]}"
 
 
 def measure_here(request: Request) -> Measurement:
     """Measure in this process."""
     device = torch.device(request.device)
     torch.manual_seed(0)
-    model = build_random_model(request.config, num_classes=request.num_classes).to(device).train()
+    with device:  # a large network is made on a GPU in a fraction of the time
+        model = build_random_model(request.config, num_classes=request.num_classes).to(device).train()
     optimizer = build_optimizer(model, **request.config["optimizer"])
     batch = make_batch(request.size, num_classes=request.num_classes, needs=model.head.needs, device=request.device)
     about: dict[str, Any] = {
@@ -142,6 +188,7 @@ def measure_here(request: Request) -> Measurement:
         **about,
         peak_mib=torch.cuda.max_memory_allocated(device) / MIB,
         peak_reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
+        outside_allocator_mib=outside_allocator_mib(),
         step_times_s=times,
         regions=regions,
     )
@@ -160,23 +207,25 @@ def timed(step: Any, request: Request, device: torch.device) -> list[float]:
     return times
 
 
+def outside_allocator_mib() -> float:
+    """Return the memory in use on the GPU that PyTorch's allocator has not reserved, in MiB."""
+    free, total = torch.cuda.mem_get_info()
+    return (total - free - torch.cuda.memory_reserved()) / MIB
+
+
 def prepare_gpu(request: Request) -> list[str]:
     """Cap this process's share of the GPU if asked to; warn if others are on it."""
-    free, total = torch.cuda.mem_get_info()
-    if request.memory_limit_mib is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, request.memory_limit_mib * MIB / total))
-    used = (total - free) / MIB - torch.cuda.memory_reserved() / MIB
+    _, total = torch.cuda.mem_get_info()
+    limit = total if request.memory_limit_mib is None else request.memory_limit_mib * MIB
+    torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+    used = outside_allocator_mib()
     if used <= BUSY_MIB:
         return []
     return [f"{used:.0f} MiB of the GPU are in use, by other programs too: times and limits mean less"]
 
 
-def main() -> None:
-    """Answer the request in the first file with the second."""
-    content = json.loads(Path(sys.argv[1]).read_text())
-    size = content.pop("size")
-    size = StepSize(**{**size, "image_size": tuple(size["image_size"])})
-    request = Request(**content, size=size)
+def answer(request: Request) -> Measurement:
+    """Measure in this process; running out of memory is an answer, too."""
     warnings = prepare_gpu(request) if request.device == "cuda" else []
     try:
         measurement = measure_here(request)
@@ -184,8 +233,29 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         measurement = Measurement(device_name(torch.device(request.device)), parameters={}, error=OUT_OF_MEMORY)
-    answer = dataclasses.asdict(measurement)
-    write_json(Path(sys.argv[2]), answer | {"warnings": answer["warnings"] + warnings})
+    return dataclasses.replace(measurement, warnings=[*measurement.warnings, *warnings])
+
+
+def released() -> bool:
+    """Give back all memory; return whether nothing is left allocated on the GPU, so that its peak can be reset."""
+    gc.collect()
+    if not torch.cuda.is_initialized():
+        return True
+    torch._C._cuda_clearCublasWorkspaces()  # they count as allocated, and are made again at the next product
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated() == 0
+
+
+def main() -> None:
+    """Answer each line of the standard input with one of the standard output."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    for line in sys.stdin:
+        content = json.loads(line)
+        size = content.pop("size")
+        size = StepSize(**{**size, "image_size": tuple(size["image_size"])})
+        found = dataclasses.asdict(answer(Request(**content, size=size)))
+        print(json.dumps({**found, "clean": released()}), file=answers, flush=True)
 
 
 if __name__ == "__main__":
