@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -53,3 +54,33 @@ def synchronise(device: torch.device) -> None:
     """Wait until a GPU has done what it was given, so that a clock tells its time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class Moment:
+    """A moment in the work of a device, taken without waiting for it: on a GPU, when it gets there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event: torch.cuda.Event | None = None
+        self.at = 0.0
+        if device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record(torch.cuda.current_stream(device))
+        else:
+            self.at = time.perf_counter()
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the device has got there, so that its time can be read without waiting."""
+        return self.event is None or bool(self.event.query())
+
+    def wait(self) -> None:
+        """Wait until the device has got there."""
+        if self.event is not None:
+            self.event.synchronize()
+
+    def seconds_since(self, earlier: Moment) -> float:
+        """Return the seconds since an earlier moment of the same device, which must be past."""
+        if self.event is None or earlier.event is None:
+            return self.at - earlier.at
+        self.wait()
+        return float(earlier.event.elapsed_time(self.event)) / 1000

@@ -69,7 +69,7 @@ def process():
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 @pytest.mark.parametrize("head", ["cascade_mask_rcnn", "retinanet", "upernet"])
 def test_the_plan_is_within_ten_percent_of_the_peak(config, process, method, precision, head):
-    words = [f"adapter={method}", "backbone=swin_t", f"head={head}", f"trainer.precision={precision}"]
+    words = [f"adapter={method}", "backbone=swin_t", f"head={head}", f"trainer.precision={precision}", "dataset.root=."]
     options = config(*words, command="benchmark_memory")
     size = StepSize(2, (512, 672), 20, precision, 1.0)
     planned = plan(options, size, num_classes=80).peak.total_bytes / MIB

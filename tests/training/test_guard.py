@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from e3va_cli.errors import UserError
+from e3va_cli.training import optimizer
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
 
@@ -62,8 +63,14 @@ class Weights(Callback):
         return any(not torch.equal(self.after[batch][name], self.after[batch + 1][name]) for name in self.after[0])
 
 
+@pytest.fixture(params=[{"cuda"}, {"cpu"}], ids=["known at once", "left out on the device"])
+def fused_on(request, monkeypatch):
+    """With a fused optimizer, as on a GPU, what became of a step is read later."""
+    monkeypatch.setattr(optimizer, "FUSED_ON", request.param)
+
+
 @pytest.fixture
-def train(config, tmp_path):
+def train(config, tmp_path, fused_on):
     """Train with losses spoilt at some batches (counted from 0); returns the run, and what became of the weights."""
 
     def train(spoil, batches, *words, plugin=None, folder=tmp_path, resume=None):

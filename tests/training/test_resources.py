@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from e3va_cli import machine
 from e3va_cli.training import resources
 from e3va_cli.training.resources import WARMUP, Resources
 
@@ -14,7 +15,7 @@ BATCH = [None, None]
 def train(monkeypatch, tmp_path):
     """Train so many steps of several batches each, on a clock that goes as it is told."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(resources.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock.now)
     module = SimpleNamespace(device=torch.device("cpu"), log=lambda *_, **__: None)
 
     def train(steps, *, batches, state=None):

@@ -48,8 +48,7 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         config: with `backbone`, `adapter`, `head` and `optimizer`; weights are not looked at.
         size: of the step.
         num_classes: of the head.
-        semantics: the device whose rules hold: which operators autocast leaves in float32, and whether the optimizer
-            treats all parameters at once (CUDA) or one by one (CPU).
+        semantics: the device whose rules hold for the operators that autocast leaves in float32.
     """
     started = time.perf_counter()
     model = outline_model(config, num_classes=num_classes).train()
@@ -59,8 +58,6 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         if mixed:
             model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
         optimizer = build_optimizer(model, **config["optimizer"])
-        for group in optimizer.param_groups:
-            group["foreach"] = semantics == "cuda"
         device = "cpu" if mixed else "meta"
         batch = make_batch(size, num_classes=num_classes, needs=model.head.needs, device=device)
         rules = CudaAutocast() if mixed and semantics == "cuda" else None

@@ -5,27 +5,56 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import Tensor
+from torch.optim import Optimizer
 
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
-from e3va_cli.machine import is_out_of_memory
+from e3va_cli.machine import Moment, is_out_of_memory
 from e3va_cli.text import first_few
 from e3va_cli.training.ranks import raise_on_all
 from e3va_cli.training.steps import Seen
 
 RECORDED = 1000  # bad batches that the file holds at most
 IMAGES_SHOWN = 8
+LAG = 2  # steps after which a GPU has long come to what is read of a step
+
+
+@dataclass(frozen=True)
+class CheckedStep:
+    """A step whose weights were left alone if it went wrong, which is not known here before it is read.
+
+    Attributes:
+        number: of the optimizer step.
+        epoch: that it is in.
+        batches: that went into it.
+        gradient_norm: before clipping.
+        bad: whether it went wrong, on its way to the host.
+        arrived: when `bad` is there.
+    """
+
+    number: int
+    epoch: int
+    batches: list[Seen]
+    gradient_norm: Tensor
+    bad: Tensor
+    arrived: Moment
 
 
 class StepGuard:
     """Leaves out steps that went wrong, notes their batches, and ends the run when too many follow each other.
+
+    A fused optimizer leaves a step out on the device, so that no step waits for it; what happened is read, and said,
+    two steps later. Otherwise it is known at once.
 
     Args:
         path: of the notes, JSON.
@@ -36,50 +65,84 @@ class StepGuard:
     def __init__(self, path: Path, limit: int | None, *, skip_oom: bool) -> None:
         self.path, self.limit, self.skip_oom = path, limit, skip_oom
         self.in_a_row = 0
+        self.unread: deque[CheckedStep] = deque()
 
     def skips(self, error: BaseException) -> bool:
         """Whether a step that ended with `error` is to be left out."""
         return self.skip_oom and is_out_of_memory(error)
 
-    def admit(self, trainer: L.Trainer, seen: list[Seen], gradient_norm: Tensor) -> bool:
-        """Whether a step may change the weights.
+    def bad_losses(self, seen: list[Seen], device: torch.device) -> Tensor:
+        """Return whether a loss of the step is not finite or, where memory did not suffice, not there."""
+        return torch.stack([self._is_bad(batch, device) for batch in seen]).any()
+
+    def check(
+        self, trainer: L.Trainer, optimizer: Optimizer, seen: list[Seen], bad: Tensor, gradient_norm: Tensor
+    ) -> None:
+        """Keep a step that went wrong from changing the weights.
 
         Its losses must be finite, and so must its gradient, except where a gradient scaler looks for its own scale.
 
+        Args:
+            bad: the step's `bad_losses`.
+
         Raises:
-            UserError: this was the last step of too many.
+            UserError: this step, or one before it, was the last of too many.
         """
-        bad = not all(self._is_good(batch) for batch in seen)
-        if getattr(trainer.precision_plugin, "scaler", None) is None:
-            bad = bad or not gradient_norm.isfinite()
-        if not trainer.strategy.reduce_boolean_decision(bad, all=False):
-            self.in_a_row = 0
-            return True
-        self.in_a_row += 1
-        if torch.cuda.is_available():
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not scaled:
+            bad = bad | ~gradient_norm.isfinite()
+        if trainer.world_size > 1:
+            flag = bad.to(torch.uint8)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            bad = flag.bool()
+        if any(not batch.losses for batch in seen) and torch.cuda.is_available():
             torch.cuda.empty_cache()  # what a failed batch had taken, in pieces of its own sizes
-        entries = self._note(trainer, seen, gradient_norm)
-        self._report(trainer, entries)
-        return False
+        fused = _optimizer_handles_unscaling(optimizer)
+        if fused and not scaled:
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as a gradient scaler would say it
+        elif not fused and bad:
+            optimizer.zero_grad()  # sets to None, which AdamW passes over
+        on_host = bad.to("cpu", non_blocking=fused)
+        arrived = Moment(bad.device)
+        step = CheckedStep(trainer.global_step, trainer.current_epoch, list(seen), gradient_norm, on_host, arrived)
+        self.unread.append(step)
+        self.settle(trainer, lag=LAG if fused else 0)
+
+    def settle(self, trainer: L.Trainer, *, lag: int = 0) -> None:
+        """Read of all steps but the last `lag` whether they went wrong, and say so of those that did.
+
+        Raises:
+            UserError: one of them was the last of too many.
+        """
+        while len(self.unread) > lag:
+            step = self.unread.popleft()
+            step.arrived.wait()
+            if step.bad:
+                self.in_a_row += 1
+                self._report(trainer, step, self._note(trainer, step))
+            else:
+                self.in_a_row = 0
 
     @staticmethod
-    def _is_good(batch: Seen) -> bool:
-        return bool(batch.losses) and bool(batch.losses["loss"].isfinite())
+    def _is_bad(batch: Seen, device: torch.device) -> Tensor:
+        if not batch.losses:
+            return torch.ones((), dtype=torch.bool).to(device, non_blocking=True)
+        return ~batch.losses["loss"].isfinite()
 
-    def _note(self, trainer: L.Trainer, seen: list[Seen], gradient_norm: Tensor) -> list[dict[str, Any]]:
+    def _note(self, trainer: L.Trainer, step: CheckedStep) -> list[dict[str, Any]]:
         """Put the bad batches of all processes on file; where only the gradient is bad, all batches of the step."""
-        bad = [batch for batch in seen if not self._is_good(batch)]
+        bad = [batch for batch in step.batches if self._is_bad(batch, step.gradient_norm.device)]
         if trainer.world_size == 1 and not bad:
-            bad = seen
+            bad = step.batches
         entries = [
             {
-                "step": trainer.global_step,
-                "epoch": trainer.current_epoch,
+                "step": step.number,
+                "epoch": step.epoch,
                 "image_ids": batch.image_ids,
                 "image_sizes": batch.image_sizes,
                 "out_of_memory": not batch.losses,
                 "losses": {name: _number(value) for name, value in batch.losses.items()},
-                "gradient_norm": _number(gradient_norm),
+                "gradient_norm": _number(step.gradient_norm),
             }
             for batch in bad
         ]
@@ -92,12 +155,12 @@ class StepGuard:
             write_json(self.path, (before + entries)[-RECORDED:])
         return entries
 
-    def _report(self, trainer: L.Trainer, entries: list[dict[str, Any]]) -> None:
+    def _report(self, trainer: L.Trainer, step: CheckedStep, entries: list[dict[str, Any]]) -> None:
         """One line, and the end of the run at the limit."""
         memory = any(entry["out_of_memory"] for entry in entries)
         what = "memory did not suffice" if memory else "the loss or its gradient is not finite"
         ids = [number for entry in entries for number in entry["image_ids"]]
-        where = f"step {trainer.global_step:,}: {what} (images {first_few(ids, IMAGES_SHOWN)})"
+        where = f"step {step.number:,}: {what} (images {first_few(ids, IMAGES_SHOWN)})"
         if self.limit is None or self.in_a_row < self.limit:
             if trainer.is_global_zero:
                 print(f"e3va: warning: {where}; left out, {self.in_a_row} in a row", file=sys.stderr, flush=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections import deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from e3va_cli.files import write_json
-from e3va_cli.machine import MIB, device_name, process_peak_rss_mib, synchronise, versions
+from e3va_cli.machine import MIB, Moment, device_name, process_peak_rss_mib, versions
 from e3va_cli.model import parameter_counts
 from e3va_cli.training.steps import ends_step
 
@@ -21,11 +21,37 @@ WARMUP = 5  # steps that are not counted
 RECENT = 10_000  # steps whose times are kept: bounds what they take of memory and of each checkpoint
 
 
+@dataclass
+class StepTiming:
+    """When the batches of a step were begun and done, on the device's clock.
+
+    Attributes:
+        batches: of each batch the moments when the one before was done, when it was on the device, and when it was
+            done.
+        images: in them, over all ranks.
+    """
+
+    batches: list[tuple[Moment, Moment, Moment]] = field(default_factory=list)
+    images: int = 0
+
+    @property
+    def is_past(self) -> bool:
+        """Whether all of it can be read without waiting."""
+        return all(done.is_past for *_, done in self.batches)
+
+    def seconds(self) -> tuple[float, float]:
+        """Return the seconds of the step itself and of loading, for which the device had nothing to do."""
+        steps = [done.seconds_since(begun) for _, begun, done in self.batches]
+        loads = [begun.seconds_since(before) for before, begun, _ in self.batches]
+        return sum(steps), sum(loads)
+
+
 class Resources(L.Callback):
     """Measures each training step.
 
-    A step is forward and backward of each of its batches and the optimizer, synchronised with the device; loading is
-    timed apart. The first steps of each start are not counted. On CUDA peaks are reset with each logging window, and
+    A step is forward and backward of each of its batches and the optimizer, on the device's clock: on a GPU by CUDA
+    events, which are read when the GPU has passed them, so that no step waits for it. Loading is timed apart. The
+    first steps of each start are not counted. On CUDA peaks are reset with each logging window, and
     the run's peak is the largest window's, over all ranks. On a CPU only what is true there is reported: the process's
     peak resident memory. What is measured goes into checkpoints, so that a resumed run's file covers the whole run: the
     largest peaks, and the number and time of all steps that led to its state; medians are those of the last 10,000.
@@ -45,16 +71,16 @@ class Resources(L.Callback):
         self.peak_allocated = self.peak_reserved = self.peak_rss = 0.0
         self.starts = 1
         self.seen = 0  # steps of this start
-        self.started = self.ended = 0.0
-        self._begin_step()
-
-    def _begin_step(self) -> None:
-        """Nothing has gone into the current step."""
-        self.step_time = self.load_time = 0.0
-        self.step_images = 0
+        self.rate = 0.0  # images per second, in the last step that was read
+        self.shown_mib = 0.0
+        self.done: Moment | None = None  # when the last batch was
+        self.begun: Moment | None = None  # when the current one was
+        self.step = StepTiming()
+        self.unread: deque[StepTiming] = deque()
 
     def state_dict(self) -> dict[str, Any]:
         """What has been measured."""
+        self._read(wait=True)
         return {
             "step_times": torch.tensor(self.step_times),
             "load_times": torch.tensor(self.load_times),
@@ -76,47 +102,50 @@ class Resources(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start with a clean peak."""
         self._restart_window(pl_module.device)
-        self.ended = time.perf_counter()
+        self.done = Moment(pl_module.device)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The batch is loaded and on the device."""
-        synchronise(pl_module.device)
-        self.started = time.perf_counter()
+        self.begun = Moment(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The batch is done, and at times the step with it."""
-        synchronise(pl_module.device)
-        now = time.perf_counter()
-        self.step_time += now - self.started
-        self.load_time += self.started - self.ended
-        self.step_images += len(batch) * trainer.world_size
-        self.ended = now
-        rate = self.step_images / max(1e-9, self.step_time + self.load_time)
+        assert self.begun is not None and self.done is not None
+        before, self.done = self.done, Moment(pl_module.device)
+        self.step.batches.append((before, self.begun, self.done))
+        self.step.images += len(batch) * trainer.world_size
         memory = self._memory(pl_module.device)
-        pl_module.log("img/s", rate, prog_bar=True, logger=False, batch_size=len(batch))
-        pl_module.log("MiB", memory["shown"], prog_bar=True, logger=False, batch_size=len(batch))
+        self.shown_mib = memory.pop("shown")
         if not ends_step(trainer):
             return
-        self._count_step()
-        if trainer.global_step % self.window == 0:
-            recent = list(self.step_times)[-self.window :] or [self.step_time]
-            logged = {f"resources/{name}": value for name, value in memory.items() if name != "shown"}
+        self.unread.append(self.step)
+        self.step = StepTiming()
+        logs = trainer.global_step % self.window == 0
+        latest = self._read(wait=logs)
+        if logs:
+            recent = list(self.step_times)[-self.window :] or [latest]
+            logged = {f"resources/{name}": value for name, value in memory.items()}
             logged["resources/step_time_s"] = statistics.median(recent)
-            logged["resources/images_per_second"] = rate
+            logged["resources/images_per_second"] = self.rate
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.global_step - 1)
             self._restart_window(pl_module.device)
-        self._begin_step()
 
-    def _count_step(self) -> None:
-        """Note the step that has ended, unless it is one of the first."""
-        self.seen += 1
-        if self.seen > WARMUP:
-            self.steps += 1
-            self.step_times.append(self.step_time)
-            self.load_times.append(self.load_time)
-            self.measured_time += self.step_time + self.load_time
-            self.images += self.step_images
+    def _read(self, *, wait: bool) -> float:
+        """Count the steps that the device has done, or wait for all; returns the seconds of the last one."""
+        latest = 0.0
+        while self.unread and (wait or self.unread[0].is_past):
+            step = self.unread.popleft()
+            latest, loading = step.seconds()
+            self.rate = step.images / max(1e-9, latest + loading)
+            self.seen += 1
+            if self.seen > WARMUP:
+                self.steps += 1
+                self.step_times.append(latest)
+                self.load_times.append(loading)
+                self.measured_time += latest + loading
+                self.images += step.images
+        return latest
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the training peak apart from the evaluation's."""
@@ -125,7 +154,7 @@ class Resources(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Neither memory nor time of an evaluation counts as training's."""
         self._restart_window(pl_module.device)
-        self.ended = time.perf_counter()
+        self.done = Moment(pl_module.device)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write the file, as the run may be killed before its end."""
@@ -137,6 +166,7 @@ class Resources(L.Callback):
 
     def _write(self, trainer: L.Trainer, pl_module: Any) -> None:
         device = pl_module.device
+        self._read(wait=True)
         self._memory(device)
         cuda = device.type == "cuda"
         peaks = [self.peak_allocated, self.peak_reserved, max(self.peak_rss, process_peak_rss_mib())]

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from e3va_cli.metrics import Evaluator
 from e3va_cli.model import DenseModel
 from e3va_cli.training.checkpoints import ABOUT, trained_state
 from e3va_cli.training.guard import StepGuard
+from e3va_cli.training.optimizer import fit_to_device
 from e3va_cli.training.saving import Checkpoints
 from e3va_cli.training.schedules import Factor
 from e3va_cli.training.steps import Seen
@@ -121,10 +123,17 @@ class DenseTask(L.LightningModule):
     ) -> None:
         """Clip to a norm, and note what it was; a step that went wrong changes no weight."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        bad = self.guard.bad_losses(self.seen, self.device)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and _optimizer_handles_unscaling(optimizer) and self.seen[-1].losses:
+            # Lightning leaves unscaling to a fused optimizer's step, which comes after clipping. The scaler leaves
+            # the step out on the device if it finds a gradient that is not finite.
+            for gradient in [p.grad for p in parameters if p.grad is not None][:1]:
+                gradient.add_(torch.where(bad, torch.nan, 0.0))
+            scaler.unscale_(optimizer)
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         self.gradient_norm = clip_grad_norm_(parameters, limit)
-        if not self.guard.admit(self.trainer, self.seen, self.gradient_norm):
-            optimizer.zero_grad()  # sets to None, which AdamW passes over
+        self.guard.check(self.trainer, optimizer, self.seen, bad, self.gradient_norm)
 
     def measured(self) -> dict[str, Tensor]:
         """What the current step measured: the mean of each loss over its batches, and the gradient's norm."""
@@ -132,6 +141,11 @@ class DenseTask(L.LightningModule):
         names = losses[0] if losses else ()
         means = {f"train/{name}": torch.stack([of_batch[name] for of_batch in losses]).mean() for name in names}
         return {**means, "train/grad_norm": self.gradient_norm}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the kind of optimizer that suits this device."""
+        for state in checkpoint.get("optimizer_states", []):
+            fit_to_device(state, self.trainer.strategy.root_device)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Remember what is at hand."""
@@ -166,5 +180,6 @@ class DenseTask(L.LightningModule):
         return {f"model.{name}": value for name, value in trained_state(self.model).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the checkpoint belongs to."""
+        """Note what the checkpoint belongs to, once it is known that the run goes on."""
+        self.guard.settle(self.trainer)
         checkpoint[ABOUT] = self.about

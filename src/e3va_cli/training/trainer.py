@@ -38,14 +38,15 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
     """
     options = config["trainer"]
     stop = StopSignals(None if evaluate_only else folder, options["preemption_signal"])
-    callbacks: list[Callback] = [Ranks(), Progress(), Results(folder), stop]
+    resources = None if evaluate_only else Resources(folder / RESOURCES, config, window=options["log_every_n_steps"])
+    callbacks: list[Callback] = [Ranks(), Progress(resources), Results(folder), stop]
     loggers: list[Logger] = []
-    if not evaluate_only:
+    if resources is not None:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))
         if options["tensorboard"]:
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
         callbacks += [
-            Resources(folder / RESOURCES, config, window=options["log_every_n_steps"]),
+            resources,
             LearningRateMonitor("step"),
             StepLog(options["log_every_n_steps"]),
             Checkpoints(folder / CHECKPOINTS, monitor, options["checkpoint_every_steps"], stop),
