@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose
@@ -16,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.config import register_schemas
+from e3va_cli.config.legacy import LegacyWarning, fill_legacy_options, missing_options, warn_of_legacy_options
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, model_words
@@ -74,13 +78,17 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
     given = {override.key_or_group for override in parse(words)}
     adapter = adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
-        base = evaluation_words(read_config(adapter)["config"])
+        base = evaluation_words(fill_legacy_options(read_config(adapter)["config"]))
     else:
         run, _ = locate(place, CONTINUES[command])
         base = overrides_of(run)
-        config = config_of(run) if command == "evaluate" and "dataset" in given else None
-        if config is not None:  # the head and more that the run's data set had chosen
-            base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
+        config = config_of(run)
+        if config is not None:
+            if command == "evaluate" and "dataset" in given:  # the head and more that the run's data set had chosen
+                base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
+            if command == "train":
+                warn_of_legacy_options(place, config)
+            base += [f"{key}={as_value(value)}" for key, value in missing_options(config).items()]
     taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
     left_out = ("resume", "checkpoint") if command == "train" else ("resume", "checkpoint", "budget")
     kept = []
@@ -133,6 +141,24 @@ def _group(word: str) -> str:
     return str(parse([word])[0].key_or_group).split(".")[0]
 
 
+@contextmanager
+def notes_in_one_line() -> Iterator[None]:
+    """Within the block, print warnings of old weights as a line without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LegacyWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *others: Any) -> None:
+            if issubclass(category, LegacyWarning):
+                print(f"e3va: note: {message}", file=sys.stderr, flush=True)
+            else:
+                usual(message, category, *others)
+
+        warnings.showwarning = show
+        yield
+
+
+@notes_in_one_line()
 def run(command: str) -> None:
     """Run `e3va command` with the words of `sys.argv` that follow it."""
     register_schemas()

@@ -1,7 +1,6 @@
 import copy
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -10,6 +9,7 @@ from e3va_cli.adapters.activations import AsIntegers
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones.swin import build_swin
+from tests.swin_reference import attention, stage_outputs
 
 OPTIONS = {"rank": 16, "hidden_ratio": 0.5}
 
@@ -24,19 +24,15 @@ def test_trainable_parameters_are_the_papers(name, published):
     assert sum(p.numel() for p in extractor.parameters() if p.requires_grad) == published
 
 
-def test_fresh_adapters_give_timms_own_normed_features():
+def test_fresh_adapters_give_the_backbones_normed_features():
     """Swin-T at real size, on two image sizes, one not divisible by 32."""
     backbone = build_swin("swin_tiny_patch4_window7_224")
     extractor = tune(backbone, "e3va", **OPTIONS).train()
-    timms = timm.create_model(
-        "swin_tiny_patch4_window7_224", features_only=True, strict_img_size=False, always_partition=True
-    ).eval()
-    timms.load_state_dict({k.replace("layers.", "layers_"): v for k, v in backbone.model.state_dict().items()})
     for size in ((224, 256), (200, 328)):
         images = torch.randn(1, 3, *size)
         with torch.no_grad():
-            ours, theirs = extractor(images), timms(images)
-        for feature, stream in zip(ours, theirs, strict=True):
+            ours, reference = extractor(images), stage_outputs(backbone.model, images)
+        for feature, stream in zip(ours, reference, strict=True):
             normed = nn.functional.layer_norm(stream, stream.shape[-1:]).permute(0, 3, 1, 2)
             torch.testing.assert_close(feature, normed, atol=1e-5, rtol=1e-5)
 
@@ -89,7 +85,7 @@ def reference_features(extractor, images):
     for s, layer in enumerate(backbone.model.layers):
         x, h = layer.downsample(x), layer.downsample(h)
         for b, block in enumerate(layer.blocks):
-            a = block._attn(block.norm1(x))
+            a = attention(block, x, shifted=b % 2 == 1)
             x = x + a
             m = block.mlp(block.norm2(x))
             x = x + m

@@ -19,6 +19,7 @@ from e3va_cli.composition import checked
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.memory.published import COCO, VOC
+from tests.swin_reference import attention
 
 ALL = sorted(METHODS)
 SIZES = {
@@ -242,8 +243,8 @@ def test_modules_meet_the_branches_in_order(nano, config, method):
         x, outputs = nano.stem(images), []
         for layer, norm in zip(nano.model.layers, extractor.norms, strict=True):
             x = layer.downsample(x)
-            for block in layer.blocks:
-                attended = block._attn(block.norm1(x))
+            for index, block in enumerate(layer.blocks):
+                attended = attention(block, x, shifted=index % 2 == 1)
                 if method == "adaptformer":
                     x = x + attended
                     x = x + block.mlp(block.norm2(x)) + modules.pop(0)(x)

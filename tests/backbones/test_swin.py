@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import timm
 import torch
 from timm.layers import DropPath
@@ -16,11 +17,12 @@ def reference(**options):
     ).eval()
 
 
-def test_stream_equals_timms_features():
-    backbone = build_swin("swin_tiny_patch4_window7_224", **TINY).eval()
+@pytest.mark.parametrize(("pad_before_shift", "sizes"), [(True, [(224, 224)]), (False, [(224, 224), (96, 200)])])
+def test_stream_equals_timms_features(pad_before_shift, sizes):
+    backbone = build_swin("swin_tiny_patch4_window7_224", pad_before_shift=pad_before_shift, **TINY).eval()
     timms = reference(**TINY)
     timms.load_state_dict({k.replace("layers.", "layers_"): v for k, v in backbone.model.state_dict().items()})
-    for size in ((224, 224), (96, 200)):  # 200 is not divisible by 32
+    for size in sizes:  # 200 is not divisible by 32, and 96 / 4 is no multiple of a window
         images = torch.randn(2, 3, *size)
         with torch.no_grad():
             for ours, theirs in zip(backbone(images), timms(images), strict=True):

@@ -46,6 +46,7 @@ def build_backbone(
     seed: int,
     dtype: str = "float32",
     compile: bool = False,
+    pad_before_shift: bool = True,
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from `seed`.
 
@@ -61,7 +62,7 @@ def build_backbone(
         raise UserError("backbone.pretrained=true and backbone.weights= exclude each other: give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _swin(timm_name, model_args, pretrained=pretrained)
+        backbone = _swin(timm_name, model_args, pretrained=pretrained, pad_before_shift=pad_before_shift)
     if weights:
         load_weights(backbone.model, Path(weights))
     source: Literal["pretrained", "file", "random"] = "pretrained" if pretrained else "file" if weights else "random"
@@ -73,20 +74,28 @@ def build_backbone(
 
 
 def outline_backbone(
-    *, name: str, timm_name: str, model_args: dict[str, Any], dtype: str = "float32", **others: Any
+    *,
+    name: str,
+    timm_name: str,
+    model_args: dict[str, Any],
+    dtype: str = "float32",
+    pad_before_shift: bool = True,
+    **others: Any,
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """The same backbone as shapes only, on the meta device: in no time, nothing compiled, no weights looked at."""
     _require_architecture(timm_name, model_args)
     with torch.device("meta"):
-        backbone = _swin(timm_name, model_args)
+        backbone = _swin(timm_name, model_args, pad_before_shift=pad_before_shift)
     if dtype != "float32":
         backbone.keep_in(DTYPES[dtype])
     return backbone, BackboneIdentity(name, timm_name, "random", fingerprint="")
 
 
-def _swin(timm_name: str, model_args: dict[str, Any], *, pretrained: bool = False) -> SwinBackbone:
+def _swin(
+    timm_name: str, model_args: dict[str, Any], *, pad_before_shift: bool, pretrained: bool = False
+) -> SwinBackbone:
     try:
-        return build_swin(timm_name, pretrained=pretrained, **model_args)
+        return build_swin(timm_name, pretrained=pretrained, pad_before_shift=pad_before_shift, **model_args)
     except NOT_BUILT as error:
         if pretrained and isinstance(error, OSError | RuntimeError):
             raise UserError(

@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from e3va_cli.autocast import autocast_dtype
 from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
-from e3va_cli.backbones.window_attention import attend_in_parts, separations, transform_in_parts
+from e3va_cli.backbones.window_attention import attend_in_parts, pad_to_windows, separations, transform_in_parts
 
 STAGES = 4  # of strides 4 to 32
 
 
-def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, x: Tensor) -> Tensor:
+def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_before_shift: bool, x: Tensor) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with precision_of(block.attn.qkv, x):
-        return attend_in_parts(block, apart, x, compiled) if in_parts(block) else block._attn(block.norm1(x))
+        if in_parts(block):
+            return attend_in_parts(block, apart, x, compiled=compiled, pad_before_shift=pad_before_shift)
+        normed = block.norm1(x)
+        if not pad_before_shift:
+            return block._attn(normed)
+        height, width = x.shape[1:3]
+        return block._attn(pad_to_windows(normed, *block.window_size))[:, :height, :width]
 
 
 def transform(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
@@ -43,10 +49,18 @@ def precision_of(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, dtype=dtype)
 
 
-def branches_of(block: SwinTransformerBlock, apart: Tensor, compiled: bool) -> tuple[Branch, Branch]:
+def branches_of(
+    block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_before_shift: bool
+) -> tuple[Branch, Branch]:
     """The two residual branches of a block; their ends are timm's `drop_path1` and `drop_path2`."""
     return (
-        Branch("attention", block, partial(attend, block, apart, compiled), block.drop_path1, block.attn.qkv),
+        Branch(
+            "attention",
+            block,
+            partial(attend, block, apart, compiled, pad_before_shift),
+            block.drop_path1,
+            block.attn.qkv,
+        ),
         Branch("mlp", block, partial(transform, block, compiled), block.drop_path2),
     )
 
@@ -57,14 +71,18 @@ class SwinBackbone(ResidualBackbone):
     Attributes:
         model: the weights, under timm's own names.
         apart: the `separations` of its windows, which are of one size.
+        pad_before_shift: maps that are no multiple of the window are padded before shifted windows are rolled, as
+            Swin's detection code does it, with which dense models were trained. timm pads after it, which shifts the
+            padding into the image, so that features at other sizes than the classifier's differ.
     """
 
     model: Any  # a SwinTransformer; timm declares its parts as no more than modules
     apart: Tensor
 
-    def __init__(self, model: SwinTransformer) -> None:
+    def __init__(self, model: SwinTransformer, *, pad_before_shift: bool = True) -> None:
         super().__init__()
         self.model = model
+        self.pad_before_shift = pad_before_shift
         # The classifier's norm is no part of a dense feature extractor: each stage gets an output norm of its own.
         self.model.norm = nn.Identity()
         self.mean = tuple(self.model.pretrained_cfg["mean"])
@@ -98,13 +116,17 @@ class SwinBackbone(ResidualBackbone):
         stages = []
         for layer, info in zip(self.model.layers, self.model.feature_info, strict=True):
             branches = tuple(
-                branch for block in layer.blocks for branch in branches_of(block, self.apart, self.compiled)
+                branch
+                for block in layer.blocks
+                for branch in branches_of(block, self.apart, self.compiled, self.pad_before_shift)
             )
             stages.append(Stage(info["num_chs"], info["reduction"], layer.downsample, branches))
         return stages
 
 
-def build_swin(timm_name: str, *, pretrained: bool = False, **model_args: Any) -> SwinBackbone:
+def build_swin(
+    timm_name: str, *, pretrained: bool = False, pad_before_shift: bool = True, **model_args: Any
+) -> SwinBackbone:
     """A Swin of timm's `timm_name`, accepting any image size.
 
     `always_partition` keeps the windows shifting where a stage is smaller than a window; without it timm decides
@@ -123,4 +145,4 @@ def build_swin(timm_name: str, *, pretrained: bool = False, **model_args: Any) -
     )
     if not isinstance(model, SwinTransformer) or len(model.layers) != STAGES:
         raise TypeError(f"{timm_name} is no Swin Transformer of {STAGES} stages")
-    return SwinBackbone(model)
+    return SwinBackbone(model, pad_before_shift=pad_before_shift)

@@ -1,7 +1,8 @@
 """Swin's (shifted-)window attention and MLP without gradients: a part of the image at a time, with timm's modules.
 
 What a window or a token becomes depends on nothing outside it, so that only a part's projections, scores and hidden
-layers need to be held together. The results are those of timm's `SwinTransformerBlock` up to rounding.
+layers need to be held together. The results are those of timm's `SwinTransformerBlock` up to rounding, on maps of whole
+windows. Others are padded, as Swin's detection code does it: before the windows are shifted.
 
 Compiled is what a part goes through: once for each width of the network, not for each block or size of image.
 """
@@ -42,15 +43,31 @@ def transform_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = 
     return result.view(x.shape)
 
 
-def attend_in_parts(block: SwinTransformerBlock, apart: Tensor, x: Tensor, compiled: bool = False) -> Tensor:
-    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C). `apart`: its `separations`."""
+def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
+    """Pad a map (B, H, W, C) with zeros at its lower and right ends to whole windows."""
+    height, width = x.shape[1:3]
+    return pad(x, (0, 0, 0, -width % window_w, 0, -height % window_h))
+
+
+def attend_in_parts(
+    block: SwinTransformerBlock, apart: Tensor, x: Tensor, *, compiled: bool = False, pad_before_shift: bool = True
+) -> Tensor:
+    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C).
+
+    Args:
+        apart: its `separations`.
+        compiled: by `torch.compile`.
+        pad_before_shift: as Swin's detection code has it; timm shifts first.
+    """
     attend = as_compiled(attended) if compiled else attended
     height, width = x.shape[1:3]
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
     windowed = block.norm1(x)
+    if pad_before_shift:
+        windowed = pad_to_windows(windowed, window_h, window_w)
     if shift_h or shift_w:
         windowed = windowed.roll((-shift_h, -shift_w), (1, 2))
-    windowed = pad(windowed, (0, 0, 0, -width % window_w, 0, -height % window_h))
+    windowed = pad_to_windows(windowed, window_h, window_w)
     result = torch.empty_like(windowed, dtype=autocast_dtype(x) or x.dtype)
     bias = block.attn._get_rel_pos_bias()
     for rows, last_row in spans(windowed.shape[1], window_h, shift_h):
@@ -61,8 +78,11 @@ def attend_in_parts(block: SwinTransformerBlock, apart: Tensor, x: Tensor, compi
                 windows = attend(block.attn, partition(windowed[part], window_h, window_w), together)
                 result[part].copy_(merged(windows, result[part].shape, window_h, window_w))
     del windowed
-    result = result[:, :height, :width]
-    return result.roll((shift_h, shift_w), (1, 2)) if shift_h or shift_w else result
+    if not pad_before_shift:
+        result = result[:, :height, :width]
+    if shift_h or shift_w:
+        result = result.roll((shift_h, shift_w), (1, 2))
+    return result[:, :height, :width].contiguous()
 
 
 def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING
 
 FIXED = frozenset(
-    {"timm_name", "pretrained", "num_classes", "strict_img_size", "always_partition"}
+    {"timm_name", "pretrained", "num_classes", "strict_img_size", "always_partition", "pad_before_shift"}
 )  # not in model_args
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 
@@ -27,6 +27,7 @@ class BackboneConfig:
     seed: int = 0
     dtype: str = "float32"  # of the weight matrices, and of the products with them
     compile: bool = False  # by torch.compile, what is computed without gradients
+    pad_before_shift: bool = True  # of maps that are no multiple of the window
 
 
 def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:

@@ -155,11 +155,16 @@ def _adapters(names: Sequence[str], trained: Sequence[Trained], moved: dict[str,
 
 
 def require_one_backbone(trained: Sequence[Trained], option: str) -> None:
-    """Raises UserError unless all were trained on the same weights of a backbone; names `option`."""
+    """Raises UserError unless all were trained on one backbone, computed in one way; names `option`."""
     identities = {one.path: one.about["backbone"] for one in trained}
+    apart = "use them one at a time"
     if len({identity["fingerprint"] for identity in identities.values()}) > 1:
         listed = ", ".join(f"{path} ({i['name']}, {i['fingerprint'][:12]})" for path, i in identities.items())
         raise UserError(
             f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
-            "use them one at a time"
+            f"{apart}"
         )
+    padding = {one.path: one.about["config"]["backbone"]["pad_before_shift"] for one in trained}
+    if len(set(padding.values())) > 1:
+        listed = ", ".join(f"{path} ({str(value).lower()})" for path, value in padding.items())
+        raise UserError(f"{option}: these were trained with different backbone.pad_before_shift: {listed}; {apart}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from e3va_cli.backbones import BackboneIdentity
 from e3va_cli.backbones.weights import is_state_dict, load_plain
+from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
 from e3va_cli.text import first_few
@@ -116,6 +117,9 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
             f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
             "give the same backbone.weights or backbone.pretrained as the run had"
         )
+    padded, pads = (fill_legacy_options(one["config"])["backbone"]["pad_before_shift"] for one in (saved, about))
+    if padded != pads:
+        mistakes.append(f"{path}: trained with backbone.pad_before_shift={str(padded).lower()}; give it")
     for part in ("adapter", "head"):
         theirs, ours = binding(saved[part]), binding(about[part])
         if theirs != ours:

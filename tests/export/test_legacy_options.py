@@ -1,0 +1,99 @@
+"""What was trained before an option existed is used as it was trained, and that is said."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from e3va_cli.config.legacy import LEGACY_OPTIONS, LegacyWarning
+from e3va_cli.errors import UserError
+from e3va_cli.export.predictor import load_adapters
+from e3va_cli.export.trained import backbone_of, build_trained, read_trained
+from e3va_cli.hydra_app import on_top_of_run
+from e3va_cli.training.checkpoints import ABOUT, verify
+from tests.export.crafted_runs import SMALL, craft
+from tests.export.test_adapter_folder import export, forge
+
+
+def drop(config):
+    """What an older version did not write."""
+    for group, options in LEGACY_OPTIONS.items():
+        for option in options:
+            del config[group][option]
+
+
+def made_old(run):
+    """Turn a run folder into one of an older version; returns it."""
+    path = run / "checkpoints" / "last.ckpt"
+    content = torch.load(path, weights_only=True)
+    drop(content[ABOUT]["config"])
+    torch.save(content, path)
+    (run / "config.yaml").write_text(yaml.safe_dump(content[ABOUT]["config"]))
+    return run
+
+
+@pytest.fixture
+def old_run(tmp_path):
+    return made_old(craft(tmp_path / "old", *SMALL))
+
+
+@pytest.fixture(params=["run", "adapter"])
+def old(request, tmp_path, old_run):
+    """A run and an adapter of an older version."""
+    if request.param == "run":
+        return old_run
+    folder = export(craft(tmp_path / "new", *SMALL), tmp_path / "adapter")
+    forge(folder, lambda content: drop(content["config"]))
+    return folder
+
+
+def features(place):
+    trained = read_trained(str(place), "checkpoint")
+    model = build_trained(trained, *backbone_of(trained))
+    images = torch.rand(1, 3, 120, 104, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model.extractor(images)
+
+
+def test_old_weights_are_used_as_they_were_trained(old, tmp_path):
+    with pytest.warns(LegacyWarning, match=f"{old}.*: made by an older e3va.*backbone.pad_before_shift=false"):
+        found = features(old)
+    expected = features(craft(tmp_path / "same", *SMALL, "backbone.pad_before_shift=false"))
+    others = features(craft(tmp_path / "others", *SMALL))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.allclose(found[0], others[0], atol=1e-3)
+
+
+def test_an_evaluation_of_old_weights_is_told_the_same(old):
+    assert "backbone.pad_before_shift=false" in on_top_of_run("evaluate", [], str(old))
+
+
+def test_an_old_run_resumes_as_it_began(old_run):
+    with pytest.warns(LegacyWarning):
+        words = on_top_of_run("train", [f"resume={old_run}"], str(old_run))
+    assert "backbone.pad_before_shift=false" in words
+    content = torch.load(old_run / "checkpoints" / "last.ckpt", weights_only=True)
+    about = json.loads(json.dumps(content[ABOUT]))
+    about["config"]["backbone"]["pad_before_shift"] = True
+    with pytest.raises(UserError, match=r"trained with backbone.pad_before_shift=false; give it"):
+        verify(content, old_run, about)
+    about["config"]["backbone"]["pad_before_shift"] = False
+    verify(content, old_run, about)
+
+
+@pytest.mark.filterwarnings("ignore::e3va_cli.config.legacy.LegacyWarning")
+def test_old_and_new_adapters_do_not_share_a_pass(old_run, tmp_path):
+    new = craft(tmp_path / "new_run", *SMALL)
+    with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); use them"):
+        load_adapters([old_run, new])
+    load_adapters([old_run, shutil.copytree(old_run, tmp_path / "another")])
+
+
+def test_the_command_says_it_in_one_line(old_run, e3va, tmp_path):
+    done = e3va("export-adapter", f"checkpoint={old_run}", f"output={tmp_path}/exported")
+    (line,) = [line for line in done.stderr.splitlines() if "older" in line]
+    assert line.startswith("e3va: note: ") and "pad_before_shift=false" in line
+    written = json.loads((tmp_path / "exported" / "adapter_config.json").read_text())
+    assert written["config"]["backbone"]["pad_before_shift"] is False
