@@ -46,18 +46,32 @@ class AsFloats:
 
 
 class AsIntegers:
-    """In 8-bit integers with a scale for each token: a quarter of float32's memory."""
+    """In 8-bit integers with a scale for each token and one for each channel: a quarter of float32's memory.
+
+    Pre-trained features have channels that are a hundred times as large as others. Their own scales, the root mean
+    square over the tokens, keep them from taking the bits of all others (as SmoothQuant does it, arXiv 2211.10438).
+    """
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Integers (N, C) and scales (N, 1)."""
-        scale = z.abs().amax(1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
-        return (z / scale).round_().to(torch.int8), scale
+        """Integers (N, C), scales of tokens (N, 1) and of channels (C,)."""
+        tiny = torch.finfo(torch.float32).tiny
+        of_channels = torch.linalg.vector_norm(z, dim=0, dtype=torch.float32).div_(len(z) ** 0.5).clamp_(min=tiny)
+        integers = torch.empty_like(z, dtype=torch.int8)
+        of_tokens = torch.empty(len(z), 1, dtype=torch.float32, device=z.device)
+        every = (part.split(TOKENS_AT_ONCE) for part in (z, integers, of_tokens))
+        for some, as_integers, scale in zip(*every, strict=True):
+            even = some / of_channels
+            torch.amax(even.abs(), 1, keepdim=True, out=scale)
+            scale.div_(LARGEST).clamp_(min=tiny)
+            as_integers.copy_(even.div_(scale).round_())
+        return integers, of_tokens, of_channels
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """The scales go to the rows, which are thin."""
-        scaled = rows * packed[1].to(rows.dtype)
-        parts = zip(packed[0].split(TOKENS_AT_ONCE), scaled.split(TOKENS_AT_ONCE), strict=True)
-        return sum_of(z.to(rows.dtype).T @ some for z, some in parts)
+        """The tokens' scales go to the rows, which are thin, and the channels' to the product."""
+        integers, of_tokens, of_channels = packed
+        scaled = rows * of_tokens.to(rows.dtype)
+        parts = zip(integers.split(TOKENS_AT_ONCE), scaled.split(TOKENS_AT_ONCE), strict=True)
+        return sum_of(z.to(rows.dtype).T @ some for z, some in parts) * of_channels.to(rows.dtype)[:, None]
 
 
 def sum_of(products: Iterator[Tensor]) -> Tensor:
