@@ -164,8 +164,8 @@ def on_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
     The other ones lie in the padding that a larger image of the batch brings.
     """
     height, width = (-(-side // COARSEST_STRIDE) * COARSEST_STRIDE for side in size)
-    x, y = (anchors[:, :2] + anchors[:, 2:]).unbind(1)  # twice the center
-    return (x < 2 * width) & (y < 2 * height)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
+    return (x < width - 0.5) & (y < height - 0.5)  # cells are 8 pixels apart at least; halves are rounded
 
 
 def over_batch(losses: Iterable[Tensor], matches: list[Tensor]) -> Tensor:
