@@ -31,6 +31,8 @@ class RPNConfig:
     post_nms_train: int = MISSING
     post_nms_test: int = MISSING
     nms_iou: float = MISSING
+    inside_only: bool = MISSING
+    exact_anchors: bool = MISSING
 
 
 @dataclass
@@ -60,6 +62,9 @@ class SingleBoxConfig(BoxConfig):
 class CascadeBoxConfig(BoxConfig):
     """Box branches of Cascade Mask R-CNN; of what is a list, one for each stage."""
 
+    aligned: bool = MISSING
+    class_agnostic: bool = MISSING
+    score_averaging: str = MISSING
     conv_channels: list[int] = MISSING
     fg_iou: list[float] = MISSING
     regression_weights: list[Any] = MISSING
@@ -82,6 +87,7 @@ class MaskConfig:
 class CascadeMaskConfig(MaskConfig):
     """Mask branches of Cascade Mask R-CNN."""
 
+    aligned: bool = MISSING
     every_stage: bool = MISSING
 
 
@@ -110,9 +116,11 @@ class RetinaNetConfig(HeadConfig):
     """Options of RetinaNet."""
 
     fpn_channels: int = MISSING
+    p6_from: str = MISSING
     anchor_sizes: list[int] = MISSING
     anchors_per_octave: int = MISSING
     aspect_ratios: list[float] = MISSING
+    exact_anchors: bool = MISSING
     fg_iou: float = MISSING
     bg_iou: float = MISSING
     score_threshold: float = MISSING

@@ -7,10 +7,21 @@ need not be today's default.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
-LEGACY_OPTIONS: dict[str, dict[str, Any]] = {
+LEGACY_OPTIONS: dict[str, dict[str, Any]] = {  # by group; heads by their name
     "backbone": {"pad_before_shift": False},
+    "head": {
+        "mask_rcnn": {"rpn": {"inside_only": False, "exact_anchors": False}},
+        "cascade_mask_rcnn": {
+            "rpn": {"inside_only": False, "exact_anchors": False},
+            "box": {"class_agnostic": True, "aligned": False, "score_averaging": "probabilities"},
+            "mask": {"aligned": False},
+        },
+        "retinanet": {"p6_from": "p5", "exact_anchors": False},
+    },
 }
 
 
@@ -20,17 +31,32 @@ class LegacyWarning(UserWarning):
 
 def missing_options(config: dict[str, Any]) -> dict[str, Any]:
     """Return the legacy values of the options that a plain configuration lacks, by dotted key."""
-    return {
-        f"{group}.{option}": value
-        for group, options in LEGACY_OPTIONS.items()
-        for option, value in options.items()
-        if isinstance(config.get(group), dict) and option not in config[group]
-    }
+    missing: dict[str, Any] = {}
+    for group, options in LEGACY_OPTIONS.items():
+        given = config.get(group)
+        if isinstance(given, dict):
+            missing |= _missing(given, options.get(given.get("name"), {}) if group == "head" else options, group)
+    return missing
+
+
+def _missing(given: dict[str, Any], options: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:
+    for option, value in options.items():
+        if option not in given:
+            yield f"{at}.{option}", value
+        elif isinstance(value, Mapping) and isinstance(given[option], dict):
+            yield from _missing(given[option], value, f"{at}.{option}")
 
 
 def fill_legacy_options(config: dict[str, Any]) -> dict[str, Any]:
     """Return a plain configuration with the legacy values of the options that it lacks."""
-    return {**config, **{group: {**options, **config[group]} for group, options in LEGACY_OPTIONS.items()}}
+    filled = deepcopy(config)
+    for key, value in missing_options(config).items():
+        *path, option = key.split(".")
+        part = filled
+        for name in path:
+            part = part[name]
+        part[option] = deepcopy(value)
+    return filled
 
 
 def warn_of_legacy_options(place: object, config: dict[str, Any]) -> None:

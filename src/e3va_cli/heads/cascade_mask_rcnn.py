@@ -1,7 +1,7 @@
 """Cascade Mask R-CNN (arXiv 1712.00726, with masks arXiv 1906.09756) on an FPN, of torchvision's parts.
 
 Box stages follow one another: each is trained on what the one before made of the proposals, against a higher overlap
-with the annotated boxes, and refines them further. Regression is class-agnostic; scores are averaged over the stages.
+with the annotated boxes, and refines them further. Scores are averaged over the stages; boxes are the last one's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, generalized_box_iou_loss
+from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, generalized_box_iou_loss
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -24,9 +24,10 @@ from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import Extract, Head, Target, register
 from e3va_cli.heads.mask_branch import MaskBranch
 from e3va_cli.heads.norms import group_norm
-from e3va_cli.heads.predictors import ClassAgnosticBoxPredictor
-from e3va_cli.heads.pyramid import LEVELS, pyramid_of
+from e3va_cli.heads.predictors import CascadeBoxPredictor
+from e3va_cli.heads.pyramid import pyramid_of
 from e3va_cli.heads.region_sampling import Regions, sample_regions
+from e3va_cli.heads.roi_align import PyramidRoIAlign
 from e3va_cli.heads.rpn import build_rpn
 
 SMOOTH_L1_BETA = 1 / 9  # as torchvision has it in its two-stage detectors
@@ -43,6 +44,8 @@ class BoxStage(nn.Module):
         num_classes: background counted.
         fg_iou: overlap with an annotated box from which on a region holds the object.
         regression_weights: factors of (x, y, width, height) deltas; larger ones for finer corrections.
+        class_agnostic: one box for all classes of a region, not one for each.
+        sampling_ratio, aligned: of `PyramidRoIAlign`.
         loss: giou (arXiv 1902.09630) or smooth_l1, of the boxes.
         loss_weight: of the boxes against the classes.
     """
@@ -56,6 +59,8 @@ class BoxStage(nn.Module):
         regression_weights: Sequence[float],
         roi_size: int,
         sampling_ratio: int,
+        aligned: bool,
+        class_agnostic: bool,
         conv_channels: Sequence[int],
         hidden: int,
         batch_size_per_image: int,
@@ -68,13 +73,17 @@ class BoxStage(nn.Module):
         self.coder = BoxCoder(tuple(regression_weights))
         self.matcher = Matcher(fg_iou, fg_iou, allow_low_quality_matches=False)
         self.sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
-        self.pool = MultiScaleRoIAlign(LEVELS, roi_size, sampling_ratio)
+        self.pool = PyramidRoIAlign(roi_size, sampling_ratio, aligned=aligned)
         size = (in_channels, roi_size, roi_size)
         self.head = FastRCNNConvFCHead(size, list(conv_channels), [hidden], group_norm)
-        self.predictor = ClassAgnosticBoxPredictor(hidden, num_classes)
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)  # as mmdetection has it
+                nn.init.zeros_(layer.bias)
+        self.predictor = CascadeBoxPredictor(hidden, num_classes, class_agnostic=class_agnostic)
 
     def forward(self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes) -> tuple[Tensor, Tensor]:
-        """Class logits (N, K + 1) and box deltas (N, 4) of all regions."""
+        """Return class logits (N, K + 1) and box deltas (N, 4 K), or (N, 4), of all regions."""
         return self.predictor(self.head(self.pool(pyramid, boxes, sizes)))
 
     def sample(self, proposals: list[Tensor], targets: list[Target]) -> Regions:
@@ -86,19 +95,32 @@ class BoxStage(nn.Module):
         labels, boxes = torch.cat(regions.labels), torch.cat(regions.boxes)
         positives = torch.where(labels > 0)[0]
         wanted = torch.cat([annotated_of(t, m) for t, m in zip(targets, regions.matched, strict=True)])[positives]
+        own, boxes = of_class(deltas[positives], labels[positives]), boxes[positives]
         if self.loss == "giou":
-            refined = self.coder.decode_single(deltas[positives], boxes[positives])
-            box_loss = generalized_box_iou_loss(refined, wanted, reduction="sum")
+            box_loss = generalized_box_iou_loss(self.coder.decode_single(own, boxes), wanted, reduction="sum")
         else:
-            encoded = self.coder.encode_single(wanted, boxes[positives])
-            box_loss = smooth_l1_loss(deltas[positives], encoded, reduction="sum", beta=SMOOTH_L1_BETA)
+            encoded = self.coder.encode_single(wanted, boxes)
+            box_loss = smooth_l1_loss(own, encoded, reduction="sum", beta=SMOOTH_L1_BETA)
         return cross_entropy(logits, labels), self.loss_weight * box_loss / max(1, len(labels))
 
-    def refine(self, deltas: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
-        """The boxes moved by what this stage found, kept inside their images; no gradient goes through them."""
-        refined = self.coder.decode_single(deltas.detach(), torch.cat(boxes))
-        shares = refined.split([len(of_image) for of_image in boxes])
-        return [clip_boxes_to_image(share, size) for share, size in zip(shares, sizes, strict=True)]
+    def refine(
+        self, logits: Tensor, deltas: Tensor, boxes: list[Tensor], sizes: Sizes, labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """Return the boxes as this stage moves them, kept inside their images; no gradient goes through them.
+
+        A region moves as its class does: that of its object in training (`labels` (N,), 0 for background), else the
+        one with the best score.
+        """
+        classes = logits[:, 1:].argmax(1) + 1
+        if labels is not None:
+            classes = torch.where(labels > 0, labels, classes)
+        moved = self.coder.decode_single(of_class(deltas.detach(), classes), torch.cat(boxes))
+        return clip_each(moved, boxes, sizes)
+
+    def candidates(self, deltas: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
+        """Return for each image the boxes that this stage gives to every class: [(N_i, K, 4)], or [(N_i, 1, 4)]."""
+        moved = self.coder.decode_single(deltas, torch.cat(boxes))
+        return clip_each(moved.unflatten(1, (-1, 4)), boxes, sizes)
 
 
 @register("cascade_mask_rcnn")
@@ -111,7 +133,8 @@ class CascadeMaskRCNN(Head):
         fpn_channels: width of every pyramid level.
         rpn: options of `build_rpn`; one anchor size for each of the five levels (the last is pooled from the fourth).
         box: options of `BoxStage` and of the selection of what is found; `fg_iou`, `regression_weights` and
-            `stage_loss_weights` have an entry for each stage.
+            `stage_loss_weights` have an entry for each stage. `score_averaging`: of the stages' logits, or of their
+            probabilities.
         mask: options of `MaskBranch`; with `every_stage`, each stage is trained with masks, and their results averaged.
     """
 
@@ -133,6 +156,7 @@ class CascadeMaskRCNN(Head):
         box, mask = dict(box), dict(mask)
         self.score_threshold, self.nms_iou = box.pop("score_threshold"), box.pop("nms_iou")
         self.detections_per_image = box.pop("detections_per_image")
+        self.averages_logits = box.pop("score_averaging") == "logits"
         self.loss_weights = box.pop("stage_loss_weights")
         per_stage = zip(box.pop("fg_iou"), box.pop("regression_weights"), strict=True)
         every_stage = mask.pop("every_stage")
@@ -165,7 +189,7 @@ class CascadeMaskRCNN(Head):
             logits, deltas = stage(pyramid, regions.boxes, sizes)
             class_loss, box_loss = stage.losses(logits, deltas, regions, targets)
             yield {f"stage{index + 1}_class": weight * class_loss, f"stage{index + 1}_box": weight * box_loss}
-            refined = stage.refine(deltas, regions.boxes, sizes)
+            refined = stage.refine(logits, deltas, regions.boxes, sizes, torch.cat(regions.labels))
             boxes = [box[proposed] for box, proposed in zip(refined, regions.proposed, strict=True)]
             if index >= first_masked:
                 mask_loss = self.masks[index - first_masked].loss(pyramid, sizes, regions, targets)
@@ -176,27 +200,47 @@ class CascadeMaskRCNN(Head):
         pyramid = pyramid_of(self.neck, extract(images.tensors))
         sizes = images.image_sizes
         boxes, _ = self.rpn(images, pyramid)
-        scores = torch.zeros((), device=images.tensors.device)
-        for stage in self.box_stages:
+        *earlier, last = self.box_stages
+        of_stages = []
+        for stage in earlier:
             logits, deltas = stage(pyramid, boxes, sizes)
-            scores = scores + logits.softmax(1) / len(self.box_stages)
-            boxes = stage.refine(deltas, boxes, sizes)
-        shares = scores.split([len(of_image) for of_image in boxes])
-        found = [self.select(b, s, size) for b, s, size in zip(boxes, shares, sizes, strict=True)]
+            of_stages.append(logits)
+            boxes = stage.refine(logits, deltas, boxes, sizes)
+        logits, deltas = last(pyramid, boxes, sizes)
+        scores = self.averaged(torch.stack([*of_stages, logits])).split([len(of_image) for of_image in boxes])
+        candidates = last.candidates(deltas, boxes, sizes)
+        found = [self.select(b, s, size) for b, s, size in zip(candidates, scores, sizes, strict=True)]
         at, labels = [one.boxes for one in found], [one.labels for one in found]
         masks = [branch.probabilities(pyramid, at, sizes, labels) for branch in self.masks]
         for one, of_branches in zip(found, zip(*masks, strict=True), strict=True):
             one.masks = torch.stack(of_branches).mean(0)
         return found
 
+    def averaged(self, logits: Tensor) -> Tensor:
+        """Return the scores (N, K + 1) of regions from the logits (S, N, K + 1) of the stages."""
+        return logits.mean(0).softmax(1) if self.averages_logits else logits.softmax(2).mean(0)
+
     def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
-        """Of boxes (N, 4) with scores (N, K + 1), the best that do not overlap others of their class."""
+        """Return the best of boxes (N, K or 1, 4) with scores (N, K + 1) that do not overlap others of their class."""
         regions, classes = torch.where(scores[:, 1:] > self.score_threshold)
-        boxes, scores, labels = boxes[regions], scores[regions, classes + 1], classes + 1
+        boxes = boxes[regions, classes.clamp(max=boxes.shape[1] - 1)]
+        scores, labels = scores[regions, classes + 1], classes + 1
         large = box_ops.remove_small_boxes(boxes, LEAST_SIDE)
         boxes, scores, labels = boxes[large], scores[large], labels[large]
         best = box_ops.batched_nms(boxes, scores, labels, self.nms_iou)[: self.detections_per_image]
         return Detections(boxes[best], scores[best], labels[best], None, size)
+
+
+def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
+    """Return the deltas (N, 4) of each region's class, 1..K, from those of all classes (N, 4 K), or from (N, 4)."""
+    deltas = deltas.unflatten(1, (-1, 4))  # N, K or 1, 4
+    return deltas[torch.arange(len(labels), device=labels.device), (labels - 1).clamp(max=deltas.shape[1] - 1)]
+
+
+def clip_each(moved: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
+    """Return the boxes (N, ..., 4) of all images as lists like `boxes`, each cut at the borders of its image."""
+    shares = moved.split([len(of_image) for of_image in boxes])
+    return [clip_boxes_to_image(share, size) for share, size in zip(shares, sizes, strict=True)]
 
 
 def annotated_of(target: Target, matched: Tensor) -> Tensor:

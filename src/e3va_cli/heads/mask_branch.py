@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.models.detection.roi_heads import maskrcnn_inference, maskrcnn_loss
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.models.detection.roi_heads import maskrcnn_inference
+from torchvision.ops import roi_align
 
+from e3va_cli.heads.detections import MASK_THRESHOLD
 from e3va_cli.heads.head import Target
 from e3va_cli.heads.predictors import Float32MaskPredictor
-from e3va_cli.heads.pyramid import LEVELS
 from e3va_cli.heads.region_sampling import Regions
+from e3va_cli.heads.roi_align import PyramidRoIAlign
 
 
 class MaskBranch(nn.Module):
@@ -22,7 +25,7 @@ class MaskBranch(nn.Module):
         in_channels: of every pyramid level.
         num_classes: background counted.
         roi_size: height and width that regions are cut out at.
-        sampling_ratio: of RoIAlign.
+        sampling_ratio, aligned: of `PyramidRoIAlign`.
         channels: of the convolutions.
         predictor_channels: of the transposed convolution that doubles the resolution.
     """
@@ -34,11 +37,12 @@ class MaskBranch(nn.Module):
         *,
         roi_size: int,
         sampling_ratio: int,
+        aligned: bool,
         channels: Sequence[int],
         predictor_channels: int,
     ) -> None:
         super().__init__()
-        self.pool = MultiScaleRoIAlign(LEVELS, roi_size, sampling_ratio)
+        self.pool = PyramidRoIAlign(roi_size, sampling_ratio, aligned=aligned)
         self.head = MaskRCNNHeads(in_channels, channels, dilation=1)
         self.predictor = Float32MaskPredictor(channels[-1], predictor_channels, num_classes)
 
@@ -49,12 +53,24 @@ class MaskBranch(nn.Module):
     def loss(
         self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], regions: Regions, targets: list[Target]
     ) -> Tensor:
-        """Binary cross entropy of the masks of the regions that hold an object."""
+        """Return the binary cross entropy of the masks of the regions that hold an object, each of its class."""
         positives = regions.positives()
         boxes = [of_image[chosen] for of_image, chosen in zip(regions.boxes, positives, strict=True)]
         matched = [of_image[chosen] for of_image, chosen in zip(regions.matched, positives, strict=True)]
-        masks, labels = [t["masks"] for t in targets], [t["labels"] for t in targets]
-        return maskrcnn_loss(self(pyramid, boxes, sizes), boxes, masks, labels, matched)
+        logits = self(pyramid, boxes, sizes)
+        labels = torch.cat([t["labels"][m] for t, m in zip(targets, matched, strict=True)])
+        if not len(labels):
+            return logits.sum() * 0
+        side = logits.shape[-1]
+        cut = [self.cut_out(t["masks"], b, m, side) for t, b, m in zip(targets, boxes, matched, strict=True)]
+        of_class = logits[torch.arange(len(labels), device=labels.device), labels]
+        return binary_cross_entropy_with_logits(of_class, torch.cat(cut))
+
+    def cut_out(self, masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+        """Return the annotated masks (G, H, W) of the objects `matched` within `boxes`, 0 or 1: (N, side, side)."""
+        rois = torch.cat([matched[:, None].to(boxes), boxes], 1)
+        covered = roi_align(masks[:, None].to(boxes), rois, side, aligned=self.pool.aligned)[:, 0]
+        return (covered >= MASK_THRESHOLD).to(boxes)
 
     def probabilities(
         self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]], labels: list[Tensor]

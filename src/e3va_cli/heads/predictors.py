@@ -38,17 +38,23 @@ class Float32MaskPredictor(MaskRCNNPredictor):
         return super().forward(x).float()
 
 
-class ClassAgnosticBoxPredictor(nn.Module):
-    """Scores of every class, and one box for all of them; starts with small scores and boxes that stay in place."""
+class CascadeBoxPredictor(nn.Module):
+    """Scores of every class, and a box for each or one for all; starts with small scores and boxes that stay in place.
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    Args:
+        in_channels: of a region.
+        num_classes: background counted, which has no box.
+        class_agnostic: one box for all classes.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, class_agnostic: bool) -> None:
         super().__init__()
         self.cls_score = nn.Linear(in_channels, num_classes)
-        self.bbox_pred = nn.Linear(in_channels, 4)
+        self.bbox_pred = nn.Linear(in_channels, 4 if class_agnostic else 4 * (num_classes - 1))
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # arXiv 1504.08083, section 4.1
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (N, K + 1) and box deltas (N, 4), in float32."""
+        """Return class logits (N, K + 1) and box deltas (N, 4 K), or (N, 4), in float32."""
         return self.cls_score(x).float(), self.bbox_pred(x).float()

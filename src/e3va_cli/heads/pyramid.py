@@ -6,6 +6,7 @@ from torch import Tensor
 from torchvision.ops import FeaturePyramidNetwork
 
 LEVELS = ("0", "1", "2", "3")  # torchvision's names for the feature maps that regions are cut out of, finest first
+STRIDES = (4, 8, 16, 32)  # of theirs, in pixels
 
 
 def pyramid_of(neck: FeaturePyramidNetwork, features: list[Tensor]) -> dict[str, Tensor]:

@@ -1,23 +1,25 @@
-"""RetinaNet (arXiv 1708.02002), torchvision's, on an FPN with levels P3 to P7."""
+"""RetinaNet (arXiv 1708.02002) on an FPN with levels P3 to P7: torchvision's parts, trained as mmdetection does it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import retinanet
-from torchvision.models.detection._utils import Matcher
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops import boxes as box_ops
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
+from e3va_cli.heads.anchor_matching import MaxIoUMatcher, match_anchors
+from e3va_cli.heads.anchors import build_anchors
 from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.head import Extract, Head, Target, register
-from e3va_cli.heads.pyramid import pyramid_of
+from e3va_cli.heads.pyramid import STRIDES, pyramid_of
+
+COARSEST_STRIDE = STRIDES[-1]  # of the backbone, whose multiples images are padded to
+ANCHOR_STRIDES = (*STRIDES[1:], 2 * COARSEST_STRIDE, 4 * COARSEST_STRIDE)
 
 
 class _Float32Head(retinanet.RetinaNetHead):
@@ -36,6 +38,23 @@ class _NoBackbone(nn.Module):
         self.out_channels = out_channels
 
 
+class P6P7OfC5(ExtraFPNBlock):
+    """P6 as a convolution of the backbone's last feature map, P7 as one of P6 (mmdetection's `on_input`)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        for layer in (self.p6, self.p7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Return the levels and their names with the two new ones."""
+        p6 = self.p6(x[-1])
+        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
 @register("retinanet")
 class RetinaNet(Head):
     """Boxes in one stage, trained with the focal loss.
@@ -46,6 +65,8 @@ class RetinaNet(Head):
         fpn_channels: width of every pyramid level.
         anchor_sizes: smallest side of the anchors of each of the five levels, in pixels.
         anchors_per_octave: sizes from one level's up to its double.
+        exact_anchors: see `build_anchors`.
+        p6_from: c5, the backbone's last feature map, or p5, the pyramid's, with a ReLU before P7 (torchvision's).
         fg_iou, bg_iou: overlap from which on an anchor holds an object, and below which it holds none.
         candidates_per_level: best-scored anchors that go into NMS.
     """
@@ -62,6 +83,8 @@ class RetinaNet(Head):
         anchor_sizes: Sequence[int],
         anchors_per_octave: int,
         aspect_ratios: Sequence[float],
+        exact_anchors: bool,
+        p6_from: str,
         fg_iou: float,
         bg_iou: float,
         score_threshold: float,
@@ -70,12 +93,13 @@ class RetinaNet(Head):
         detections_per_image: int,
     ) -> None:
         super().__init__()
-        self.neck = FeaturePyramidNetwork(list(channels), fpn_channels, LastLevelP6P7(fpn_channels, fpn_channels))
-        octaves = [2 ** (step / anchors_per_octave) for step in range(anchors_per_octave)]
-        anchors = AnchorGenerator(
-            tuple(tuple(int(size * octave) for octave in octaves) for size in anchor_sizes),
-            (tuple(aspect_ratios),) * len(anchor_sizes),
+        extra_levels = (
+            P6P7OfC5(channels[-1], fpn_channels) if p6_from == "c5" else LastLevelP6P7(fpn_channels, fpn_channels)
         )
+        self.neck = FeaturePyramidNetwork(list(channels), fpn_channels, extra_levels)
+        octaves = [2 ** (step / anchors_per_octave) for step in range(anchors_per_octave)]
+        sizes = [[size * octave for octave in octaves] for size in anchor_sizes]
+        anchors = build_anchors(sizes, aspect_ratios, ANCHOR_STRIDES, exact=exact_anchors)
         self.detector = retinanet.RetinaNet(
             _NoBackbone(fpn_channels),
             num_classes,
@@ -88,9 +112,10 @@ class RetinaNet(Head):
             bg_iou_thresh=bg_iou,
             topk_candidates=candidates_per_level,
         )
+        self.matcher = MaxIoUMatcher(fg_iou, bg_iou, least_iou=0)
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
-        """Torchvision's two losses: class (focal) and box (L1). It counts classes from 0."""
+        """Return the two losses, class (focal) and box (L1), both over the objects' anchors of the whole batch."""
 
         def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             return self.branch_losses(list(pyramid.values()), images, targets)
@@ -100,20 +125,24 @@ class RetinaNet(Head):
     def branch_losses(
         self, pyramid: list[Tensor], images: ImageList, targets: list[Target]
     ) -> Iterator[dict[str, Tensor]]:
-        """That of the classes, then that of the boxes, as torchvision's `RetinaNet` computes them."""
-        from_zero = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]
+        """Yield that of the classes, then that of the boxes."""
         anchors = self.detector.anchor_generator(images, pyramid)
-        matched = [self.matched(t["boxes"], of_image) for t, of_image in zip(from_zero, anchors, strict=True)]
+        matches = [
+            match_anchors(of_image, t["boxes"], on_image(of_image, size), self.matcher)
+            for of_image, t, size in zip(anchors, targets, images.image_sizes, strict=True)
+        ]
+        from_zero = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]  # torchvision counts so
         classes, boxes = self.detector.head.classification_head, self.detector.head.regression_head
-        yield {"classification": classes.compute_loss(from_zero, {"cls_logits": classes(pyramid).float()}, matched)}
-        found = {"bbox_regression": boxes(pyramid).float()}
-        yield {"bbox_regression": boxes.compute_loss(from_zero, found, anchors, matched)}
-
-    def matched(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """The annotated box of each anchor (A,), or the matcher's negative codes."""
-        if not len(boxes):
-            return anchors.new_full((len(anchors),), Matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
-        return self.detector.proposal_matcher(box_ops.box_iou(boxes, anchors))
+        class_losses = (
+            classes.compute_loss([t], {"cls_logits": logits}, [m])
+            for t, logits, m in zip(from_zero, classes(pyramid).float().split(1), matches, strict=True)
+        )
+        yield {"classification": over_batch(class_losses, matches)}
+        box_losses = (
+            boxes.compute_loss([t], {"bbox_regression": deltas}, [a], [m])
+            for t, deltas, a, m in zip(from_zero, boxes(pyramid).float().split(1), anchors, matches, strict=True)
+        )
+        yield {"bbox_regression": over_batch(box_losses, matches)}
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS."""
@@ -127,3 +156,24 @@ class RetinaNet(Head):
             Detections(one["boxes"], one["scores"], one["labels"] + 1, None, size)
             for one, size in zip(found, images.image_sizes, strict=True)
         ]
+
+
+def on_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return which anchors (A, 4) have their center on an image of `size` (height, width), as padded alone: (A,) bool.
+
+    The other ones lie in the padding that a larger image of the batch brings.
+    """
+    height, width = (-(-side // COARSEST_STRIDE) * COARSEST_STRIDE for side in size)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
+    return (x < width - 0.5) & (y < height - 0.5)  # cells are 8 pixels apart at least; halves are rounded
+
+
+def over_batch(losses: Iterable[Tensor], matches: list[Tensor]) -> Tensor:
+    """Return a batch's loss from those of its images, each divided by its matched anchors P_i (1 where there is none).
+
+        L = (sum_i P_i L_i) / (sum_i P_i)
+
+    So a matched anchor counts the same in every image (mmdetection); in torchvision's mean, images count the same.
+    """
+    counts = torch.stack([(of_image >= 0).sum() for of_image in matches]).clamp(min=1)
+    return (torch.stack(list(losses)) * counts / counts.sum()).sum()
