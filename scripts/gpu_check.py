@@ -104,8 +104,8 @@ def checks() -> Iterator[Step | Command]:
     yield from (Step("coco_cascade_swin_l", variant, 1, budget=CARD) for variant in ("e3va", "full"))
     for setting in SETTINGS:
         size = "{}x{}".format(*setting.image_size)
-        arguments = ("benchmarks/step_profile.py", f"--experiment={setting.experiment}", f"--size={size}")
-        arguments += ("--batch-size=2", "--ways=full,frozen,e3va", f"--output={{out}}/profile_{setting.backbone}.json")
+        step = ("benchmarks/step_profile.py", f"--experiment={setting.experiment}", f"--size={size}", "--batch-size=2")
+        arguments = (*step, "--ways=full,frozen,e3va", f"--output={{out}}/profile_{setting.backbone}.json")
         yield Command(f"profile, {setting.experiment}", arguments, PROFILE_S)
     in_16_bits = ("backbone.dtype=bfloat16",)
     yield Step("coco_cascade_swin_l", "e3va:activations=recompute", 1, "bf16-mixed", CARD, in_16_bits)
@@ -165,13 +165,19 @@ def table(rows: Sequence[tuple[Step, Measurement, float | None]]) -> Iterator[st
     yield "|---|---|--:|---|" + "--:|" * 7
     full = {_shared(step): one for step, one, _ in rows if step.variant == "full"}
     for step, one, plan_mib in rows:
-        of_full = full.get(_shared(step))
+        of_full = full.get(_shared(step), Measurement("", parameters={}))
         gap = plan_mib and one.peak_mib and 100 * (plan_mib / one.peak_mib - 1)
         options = " ".join((step.variant, *step.options, *((f"within {step.budget}",) if step.budget else ())))
         cells = [step.experiment, f"`{options}`", str(step.batch_size), step.precision]
-        cells += [one.error or _number(one.peak_mib), _saved(one.peak_mib, of_full and of_full.peak_mib)]
+        cells += [
+            one.error or _number(one.peak_mib),
+            _saved(one.peak_mib, of_full.peak_mib),
+        ]
         cells += [_number(plan_mib), f"{gap:+.1f} %" if gap else "", _number(one.peak_reserved_mib)]
-        cells += [_number(one.step_time_s, 4), _saved(one.step_time_s, of_full and of_full.step_time_s)]
+        cells += [
+            _number(one.step_time_s, 4),
+            _saved(one.step_time_s, of_full.step_time_s),
+        ]
         yield f"| {' | '.join(cells)} |"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra import compose
@@ -148,13 +148,13 @@ def notes_in_one_line() -> Iterator[None]:
         warnings.simplefilter("always", LegacyWarning)
         usual = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *others: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *others: Any, **named: Any) -> None:
             if issubclass(category, LegacyWarning):
                 print(f"e3va: note: {message}", file=sys.stderr, flush=True)
             else:
-                usual(message, category, *others)
+                usual(message, category, *others, **named)
 
-        warnings.showwarning = show
+        warnings.showwarning = cast(Any, show)
         yield
 
 

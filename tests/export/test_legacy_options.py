@@ -19,9 +19,16 @@ from tests.export.test_adapter_folder import export, forge
 
 def drop(config):
     """What an older version did not write."""
-    for group, options in LEGACY_OPTIONS.items():
-        for option in options:
-            del config[group][option]
+
+    def without(part, options):
+        for option, value in options.items():
+            if isinstance(value, dict):
+                without(part[option], value)
+            else:
+                del part[option]
+
+    without(config["backbone"], LEGACY_OPTIONS["backbone"])
+    without(config["head"], LEGACY_OPTIONS["head"][config["head"]["name"]])
 
 
 def made_old(run):
@@ -29,6 +36,7 @@ def made_old(run):
     path = run / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     drop(content[ABOUT]["config"])
+    content[ABOUT]["head"] = content[ABOUT]["config"]["head"]
     torch.save(content, path)
     (run / "config.yaml").write_text(yaml.safe_dump(content[ABOUT]["config"]))
     return run
@@ -45,7 +53,12 @@ def old(request, tmp_path, old_run):
     if request.param == "run":
         return old_run
     folder = export(craft(tmp_path / "new", *SMALL), tmp_path / "adapter")
-    forge(folder, lambda content: drop(content["config"]))
+
+    def change(content):
+        drop(content["config"])
+        content["head"] = content["config"]["head"]
+
+    forge(folder, change)
     return folder
 
 

@@ -131,8 +131,7 @@ def before_options(head):
 def legacy(config):
     def head(*words, classes=3):
         options = {"head": before_options(config(*SMALL, *words)["head"])}
-        fill_legacy_options(options)
-        return build_head(**options["head"], channels=CHANNELS, num_classes=classes)
+        return build_head(**fill_legacy_options(options)["head"], channels=CHANNELS, num_classes=classes)
 
     return head
 

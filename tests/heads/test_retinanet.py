@@ -130,11 +130,8 @@ class AsTheyAre(nn.Module):
 @pytest.fixture
 def legacy(options):
     """The head of a run before there were options for what mmdetection does differently."""
-    for name in ("p6_from", "exact_anchors"):
-        del options[name]
-    config = {"head": options}
-    fill_legacy_options(config)
-    return build_head(**config["head"], channels=CHANNELS, num_classes=CLASSES)
+    old = {name: value for name, value in options.items() if name not in ("p6_from", "exact_anchors")}
+    return build_head(**fill_legacy_options({"head": old})["head"], channels=CHANNELS, num_classes=CLASSES)
 
 
 @pytest.fixture

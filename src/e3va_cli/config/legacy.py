@@ -35,7 +35,7 @@ def missing_options(config: dict[str, Any]) -> dict[str, Any]:
     for group, options in LEGACY_OPTIONS.items():
         given = config.get(group)
         if isinstance(given, dict):
-            missing |= _missing(given, options.get(given.get("name"), {}) if group == "head" else options, group)
+            missing |= _missing(given, options.get(str(given.get("name")), {}) if group == "head" else options, group)
     return missing
 
 
