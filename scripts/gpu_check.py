@@ -45,7 +45,7 @@ from e3va_cli.memory.result import saved_pct  # noqa: E402
 MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
 OTHERS = tuple(method for method in METHODS if method not in MAIN)
 CARD = "11GiB"
-TESTS_S, MEASUREMENT_S, PROFILE_S = 100, 12, 25  # expected; nothing is begun that these say would end too late
+TESTS_S, MEASUREMENT_S, PROFILE_S = 160, 7, 25  # expected; nothing is begun that these say would end too late
 LEAST_S = 3  # between the end of the last check and that of the given time
 
 
