@@ -27,6 +27,7 @@ class Progress(RichProgressBar):
         super().__init__()
         self.resources = resources
         self._values: dict[str, Any] = {}
+        self._loss: dict[str, float] = {}  # of the last training step that was read
         self._read_at = -REFRESH_S
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
@@ -36,11 +37,20 @@ class Progress(RichProgressBar):
             self._read_at = time.monotonic()
         return self._values
 
-    def _current(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    def _current(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         values = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
-        if self.resources is not None:
-            values |= {"img/s": self.resources.rate, "MiB": self.resources.shown_mib}
-        return values
+        if self.resources is None:
+            return values
+        # A metric that Lightning logs for the bar is read after each batch, which waits for a GPU each time.
+        losses = {name.removeprefix("train/"): value for name, value in pl_module.measured().items()}
+        if "loss" in losses:
+            self._loss = {"loss": float(losses["loss"])}
+        return {**self._loss, **values, "img/s": self.resources.rate, "MiB": self.resources.shown_mib}
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read what the training steps measured, before the evaluation's batches take their place."""
+        self._current(trainer, pl_module)
+        super().on_validation_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print what the bar would have shown."""

@@ -89,7 +89,6 @@ class DenseTask(L.LightningModule):
                 raise
             return None
         total = torch.stack(list(losses.values())).sum()
-        self.log("loss", total, prog_bar=True, logger=False, batch_size=len(batch))
         self.seen[-1].losses = {name: value.detach() for name, value in {"loss": total, **losses}.items()}
         return total
 
