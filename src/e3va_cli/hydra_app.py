@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.config import register_schemas
+from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, model_words
@@ -74,7 +75,7 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
     given = {override.key_or_group for override in parse(words)}
     adapter = adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
-        base = evaluation_words(read_config(adapter)["config"])
+        base = evaluation_words(fill_legacy_options(read_config(adapter)["config"]))
     else:
         run, _ = locate(place, CONTINUES[command])
         base = overrides_of(run)

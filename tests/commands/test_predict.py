@@ -124,9 +124,10 @@ def test_several_adapters_give_what_each_gives_alone(runs, photos, tmp_path):
                 assert theirs["segmentation"].pop("labels") == f"labels/{stem}.png"
                 assert maps[0].mode == "L" and np.array_equal(*map(np.asarray, maps))
                 labels = np.asarray(maps[0])
-                assert labels.shape == (one["height"], one["width"]) and 1 <= labels.min() <= labels.max() <= 3
+                assert labels.shape == (one["height"], one["width"]) and set(labels.flat) <= {10, 20, 30}
                 for share in ours["segmentation"]["shares"]:
-                    assert share["share"] == (labels == share["label"]).mean()
+                    assert share["share"] == (labels == share["value"]).mean()
+                    assert share["value"] == 10 * share["label"], "masks are written as the data set writes them"
                     assert share["class"] == ["sky", "road", "tree"][share["label"] - 1]
             assert ours == theirs
 
@@ -241,7 +242,8 @@ def test_label_maps_of_many_classes_have_16_bits(tmp_path):
     from e3va_cli.export.prediction import ImagePrediction
 
     labels = np.array([[1, 255, 256, 300]], dtype=np.int16)
-    adapter = type("Adapter", (), {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": []})
+    about = {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": list(range(1, 301))}
+    adapter = type("Adapter", (), about)
     output = PredictionFiles(tmp_path, [tmp_path / "x.jpg"], [adapter], score=0, pictures=False)
     classes = tuple(map(str, range(1, 301)))
     output.add(0, {"a": ImagePrediction(np.zeros((1, 4, 3), np.uint8), 4, 1, classes, labels=labels)})

@@ -44,6 +44,7 @@ class PredictionFiles:
         self.stems = distinct(file.stem for file in files)
         self.images: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
+        self.values = {adapter.name: mask_values(adapter.category_ids) for adapter in adapters}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,10 +80,10 @@ class PredictionFiles:
             if prediction.labels is None:
                 entries[name] = {"detections": [as_json(one) for one in prediction.detections]}
                 continue
-            kind = np.uint8 if len(prediction.classes) <= np.iinfo(np.uint8).max else np.uint16
-            save_png(Image.fromarray(prediction.labels.astype(kind)), place / LABELS / file)
+            values = self.values[name]
+            save_png(Image.fromarray(values[prediction.labels]), place / LABELS / file)
             shares = [
-                {"label": label, "class": prediction.classes[label - 1], "share": share}
+                {"label": label, "value": int(values[label]), "class": prediction.classes[label - 1], "share": share}
                 for label, share in prediction.shares.items()
             ]
             labels = str((place / LABELS / file).relative_to(self.folder))
@@ -110,6 +111,13 @@ class PredictionFiles:
             "skipped": self.skipped,
         }
         write_json(self.folder / PREDICTIONS, content)
+
+
+def mask_values(category_ids: Sequence[int]) -> np.ndarray:
+    """What the masks that were trained on call label k, at index k; uint8 or uint16 where the numbers allow it."""
+    largest = max(category_ids)
+    kind = next((kind for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max), np.int32)
+    return np.array([0, *category_ids]).astype(kind)
 
 
 def as_json(found: Detection) -> dict[str, Any]:

@@ -73,6 +73,8 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     if run.train.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
+    for note in dict.fromkeys((*run.train.notes, *run.val.notes)):
+        console.print(f"[yellow]Warning:[/] {escape(note)}")
 
 
 def named(classes: list[str]) -> str:

@@ -13,7 +13,7 @@ class DatasetConfig:
     """Images, their classes, and how results are measured; each format has options of its own."""
 
     name: str = MISSING
-    num_classes: int = MISSING
+    num_classes: int | None = None
     metric: str = MISSING
 
 
@@ -68,6 +68,9 @@ class Ade20kConfig(DatasetConfig):
     val_images: str = MISSING
     val_labels: str = MISSING
     classes: Any = None
+    reduce_zero_label: bool = MISSING
+    ignore_index: Any = None
+    label_map: Any = None
     short_side: int = MISSING
     max_size: int = MISSING
     scales: list[float] = MISSING

@@ -94,6 +94,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
             if fault:
                 dropped[ignored if fault == IGNORED else fault] += count
         self.dropped: dict[str, int] = {reason: count for reason, count in dropped.most_common() if count}
+        self.notes: list[str] = []
         if not usable:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
             raise UserError(f"{name} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
@@ -247,6 +248,7 @@ class CocoSource:
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes", "masks"})
     transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
+    usual_classes: ClassVar[int] = 80
 
     root: str
     train_images: str

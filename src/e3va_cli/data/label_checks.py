@@ -9,14 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from e3va_cli.data.checks import looked_at, notes_on
-from e3va_cli.data.label_maps import IN_COLOURS, LABEL_SUFFIXES, files_by_stem, label_map_faults
+from e3va_cli.data.label_encoding import LabelEncoding
+from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults
+from e3va_cli.data.label_survey import LabelSurvey, counts_of
 from e3va_cli.data.report import Findings, Place, Report
 from e3va_cli.data.targets import IMAGE_SUFFIXES, decode_image, read_image
 from e3va_cli.errors import UserError
 
 
 def check_label_maps(
-    images: Path, labels: Path, classes: Sequence[str], *, progress: Callable[[int, int], None] | None = None
+    images: Path,
+    labels: Path,
+    classes: Sequence[str],
+    encoding: LabelEncoding,
+    *,
+    train: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decodes every image and every label map, and counts the pixels of each class.
 
@@ -24,6 +32,8 @@ def check_label_maps(
         images: the folder of images
         labels: the folder of label maps, each called as its image
         classes: names of the labels from 1
+        encoding: of the label maps
+        train: whether it is the training split, in which two classes have to occur
         progress: called now and then with the number of pairs decoded, and of all pairs
     """
     problems, notes = Findings(), Findings()
@@ -36,7 +46,12 @@ def check_label_maps(
         if stem not in of_images:
             notes.add("label map without an image", Place(name))
     pairs = [(names[0], of_labels[stem][0]) for stem, names in of_images.items() if stem in of_labels]
-    pixels = _check_pairs(images, labels, pairs, len(classes), problems, notes, progress)
+    survey = _check_pairs(images, labels, pairs, encoding, problems, notes, progress)
+    pixels = survey.pixels
+    if reason := survey.nothing_to_learn(classes, train=train):
+        problems.add("nothing to learn" if train else "nothing to measure", Place(detail=reason))
+    elif reason := survey.maybe_background:
+        notes.add("pixels that are not labelled", Place(detail=reason))
     for label, name in enumerate(classes, start=1):
         if not pixels[label] and pairs:
             notes.add("class without any pixel", Place(detail=f"{name} (label {label})"))
@@ -74,33 +89,34 @@ def _check_pairs(
     images: Path,
     labels: Path,
     pairs: Sequence[tuple[str, str]],
-    num_classes: int,
+    encoding: LabelEncoding,
     problems: Findings,
     notes: Findings,
     progress: Callable[[int, int], None] | None,
-) -> np.ndarray:
-    """Decodes the pairs; returns the number of pixels [K + 1] of each label, from 0."""
-    pixels = np.zeros(num_classes + 1, dtype=np.int64)
-    for pair in looked_at(lambda pair: _look_at(images, labels, pair, num_classes), pairs, progress):
+) -> LabelSurvey:
+    """Decodes the pairs, and counts the pixels of each label."""
+    survey = LabelSurvey(encoding)
+    for pair in looked_at(lambda pair: _look_at(images, labels, pair, encoding), pairs, progress):
         for told, found in ((problems, pair.problems), (notes, pair.notes)):
             for kind, place in found:
                 told.add(kind, place)
-        pixels += pair.pixels
-    return pixels
+        if pair.counts is not None:
+            survey.add(*pair.counts)
+    return survey
 
 
 @dataclass
 class _Pair:
-    """What an image and its label map tell: problems and notes with their places, and the pixels of each label."""
+    """What an image and its label map tell: problems and notes with their places, and the counts of its pixels."""
 
-    pixels: np.ndarray
+    counts: tuple[np.ndarray, list[int], int] | None = None
     problems: list[tuple[str, Place]] = field(default_factory=list)
     notes: list[tuple[str, Place]] = field(default_factory=list)
 
 
-def _look_at(images: Path, labels: Path, names: tuple[str, str], num_classes: int) -> _Pair:
+def _look_at(images: Path, labels: Path, names: tuple[str, str], encoding: LabelEncoding) -> _Pair:
     image_name, label_name = names
-    found = _Pair(np.zeros(num_classes + 1, dtype=np.int64))
+    found = _Pair()
     size = None
     try:
         height, width = read_image(images / image_name).shape[1:]
@@ -113,12 +129,11 @@ def _look_at(images: Path, labels: Path, names: tuple[str, str], num_classes: in
     except UserError as error:
         found.problems.append(("unreadable label map", Place(label_name, detail=str(error))))
         return found
-    faults = dict(label_map_faults(label_map, size or label_map.size, num_classes))
+    faults = dict(label_map_faults(label_map, size or label_map.size, encoding))
     found.problems += [(kind, Place(label_name, detail=text)) for kind, text in faults.items()]
-    if IN_COLOURS not in faults:
-        values = np.asarray(label_map)
-        known = values[(values >= 0) & (values <= num_classes)]
-        found.pixels += np.bincount(known, minlength=num_classes + 1)
-    if not found.problems and not found.pixels[1:].any():
+    if not encoding.reads(label_map):
+        return found
+    found.counts = counts_of(encoding.keys_of(label_map), encoding)
+    if not found.problems and not found.counts[0][1:].any():
         found.notes.append(("image wholly unlabelled", Place(label_name)))
     return found

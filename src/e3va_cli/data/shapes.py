@@ -163,6 +163,7 @@ class Shapes:
         self.classes = list(CLASSES)
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
+        self.notes: list[str] = []
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -222,6 +223,7 @@ class ShapesSource:
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes", "masks"})
     transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
+    usual_classes: ClassVar[int] = len(CLASSES)
 
     image_size: int
     train_images: int

@@ -20,10 +20,12 @@ class Source(Protocol):
     Attributes:
         offers: the most that its targets can hold, of boxes, masks and semantic.
         transforms: what its images go through.
+        usual_classes: of the public data set in this format, for memory plans, which read no files.
     """
 
     offers: ClassVar[frozenset[str]]
     transforms: ClassVar[type[SplitTransforms]]
+    usual_classes: ClassVar[int]
 
     def open(self, split: Split, transforms: Transforms | None) -> DenseDataset:
         """A split, with `transforms` applied to its (image, target) pairs."""
@@ -61,6 +63,11 @@ def build_source(config: dict[str, Any]) -> Source:
 def build_transforms(config: dict[str, Any]) -> SplitTransforms:
     """The transforms of a plain `dataset` configuration."""
     return cast("SplitTransforms", _made_of(SOURCES[config["name"]].transforms, config))
+
+
+def planned_classes(config: dict[str, Any]) -> int:
+    """The number of classes that a plan, which reads no files, takes for a plain `dataset` configuration."""
+    return int(config["num_classes"] or SOURCES[config["name"]].usual_classes)
 
 
 def open_splits(config: dict[str, Any], *, train: bool = True) -> tuple[DenseDataset | None, DenseDataset]:

@@ -59,6 +59,9 @@ class DenseDataset(Protocol):
     offers: frozenset[str]
     """What targets hold: of boxes, masks and semantic."""
 
+    notes: list[str]
+    """What a user may not expect of it, each a line, worth a warning before a run."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]: ...

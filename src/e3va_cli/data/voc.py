@@ -72,6 +72,7 @@ class VocSource:
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
     transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
+    usual_classes: ClassVar[int] = len(CLASSES)
 
     root: str
     train_set: str | None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone
+from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
@@ -49,7 +50,7 @@ def read_trained(given: str, option: str) -> Trained:
     folder = adapter_folder(given)
     if folder is not None:
         config, state = read_adapter(folder)
-        trained = Trained(folder, {key: config[key] for key in ABOUT_FORM}, state, config["steps"])
+        trained = Trained(folder, _up_to_date({key: config[key] for key in ABOUT_FORM}), state, config["steps"])
         model = outlined(trained)
         require_fit(trained, model)
         backbone = model.extractor.backbone
@@ -64,9 +65,14 @@ def read_trained(given: str, option: str) -> Trained:
     state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
     if found := next(about_mistakes(content[ABOUT]), None):
         raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
-    trained = Trained(path, content[ABOUT], state, content["global_step"])
+    trained = Trained(path, _up_to_date(content[ABOUT]), state, content["global_step"])
     require_fit(trained, outlined(trained))
     return trained
+
+
+def _up_to_date(about: dict[str, Any]) -> dict[str, Any]:
+    """What weights belong to, with the options that are newer than they are."""
+    return {**about, "config": fill_legacy_options(about["config"])}
 
 
 def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, BackboneIdentity]:
