@@ -309,8 +309,10 @@ COCO_ENTRIES = [
     Damage("area negative", first("annotations", area=-1), "area that is no number: 1", TRAINS),
 ]
 COCO_SHAPES = [
-    Damage("no box", without("annotations", "bbox"), NO_BOX, drops(NO_BOX)),
-    Damage("box null", first("annotations", bbox=None), NO_BOX, drops(NO_BOX)),
+    Damage("no box", without("annotations", "bbox"), None, TRAINS),
+    Damage("box null", first("annotations", bbox=None), None, TRAINS),
+    Damage("box of zeros", box(0, 0, 0, 0), None, TRAINS),
+    Damage("neither box nor mask", first("annotations", bbox=None, segmentation=[]), NO_BOX, drops(NO_BOX)),
     Damage("box a text", first("annotations", bbox="2 3 10 20"), NO_BOX, drops(NO_BOX)),
     Damage("box an object", first("annotations", bbox={"x": 1}), NO_BOX, drops(NO_BOX)),
     Damage("box of three numbers", box(2, 3, 10), NO_BOX, drops(NO_BOX)),

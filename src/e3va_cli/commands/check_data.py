@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +20,7 @@ from e3va_cli.data import SPLITS, Source, Split, build_source
 from e3va_cli.data.report import Report
 from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
+from e3va_cli.heads import HEADS
 
 
 def run(cfg: DictConfig) -> None:
@@ -30,18 +32,19 @@ def run(cfg: DictConfig) -> None:
     config = plain(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     source = build_source(config["dataset"])
+    targets = HEADS[config["head"]["name"]].needs
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
     sound, refusals, opened = True, [], []
     for split in SPLITS:
         try:
-            report = check_with_progress(source, split)
+            report = check_with_progress(source, split, targets)
         except UserError as error:
             refusals += error.messages
             continue
         print_report(report)
         sound = sound and report.ok
         try:
-            dataset = source.open(split, None)
+            dataset = source.open(split, None, targets=targets)
         except UserError as error:
             print_refusal(error)
             sound = False
@@ -67,11 +70,11 @@ def run(cfg: DictConfig) -> None:
     console.print("[green]No problems.[/]")
 
 
-def check_with_progress(source: Source, split: Split) -> Report:
-    """The report on a split, with a bar while its images are decoded."""
+def check_with_progress(source: Source, split: Split, targets: Collection[str]) -> Report:
+    """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
-        return source.check(split, lambda done, total: bar.update(task, completed=done, total=total))
+        return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
 
 
 def print_refusal(error: UserError) -> None:

@@ -5,7 +5,7 @@ Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017, https://doi.org/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,7 @@ from e3va_cli.data.targets import IMAGE_SUFFIXES, Target, decode_image, read_ima
 from e3va_cli.errors import UserError
 from e3va_cli.text import and_more, printable
 
+SEMANTIC = frozenset({"semantic"})
 NESTED = "ADEChallengeData2016"  # the folder in the archive that people download
 CLASS_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")
 
@@ -65,7 +66,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.encoding = encoding
         self.category_ids = list(encoding.category_ids)
         self.dropped: dict[str, int] = {}
-        self.offers = frozenset({"semantic"})
+        self.offers = SEMANTIC
         of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
         if not of_images:
             raise UserError(f"no images in {images}; {what_is_there(images / 'any')}")
@@ -105,7 +106,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 class Ade20kSource:
     """Both splits of a folder in ADE20K's layout; the keys of `conf/dataset/ade20k.yaml`, names relative to `root`."""
 
-    offers: ClassVar[frozenset[str]] = frozenset({"semantic"})
+    offers: ClassVar[frozenset[str]] = SEMANTIC
     transforms: ClassVar[type[SegmentationTransforms]] = SegmentationTransforms
     usual_classes: ClassVar[int] = 150
 
@@ -120,7 +121,9 @@ class Ade20kSource:
     ignore_index: Any = None
     label_map: Any = None
 
-    def open(self, split: Split, transforms: Callable[..., Any] | None = None) -> SegmentationDataset:
+    def open(
+        self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = SEMANTIC
+    ) -> SegmentationDataset:
         """List a split's files; they are read one by one later."""
         images, labels = self._folders(split)
         if missing := [folder for folder in (images, labels) if not folder.is_dir()]:
@@ -135,7 +138,9 @@ class Ade20kSource:
             transforms=transforms,
         )
 
-    def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
+    def check(
+        self, split: Split, progress: Callable[[int, int], None] | None = None, *, targets: Collection[str] = SEMANTIC
+    ) -> Report:
         """Decode every image and every label map."""
         images, labels = self._folders(split)
         faults, names = [], None

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +12,20 @@ from e3va_cli.data.coco_format import (
     CocoFile,
     Entry,
     box_fault,
+    box_of,
     category_fault,
     image_fault,
     is_area,
     is_whole,
-    read_box,
+    reaches_out,
     read_coco,
     refers,
     segmentation_faults,
+    usable_segmentation,
 )
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import IMAGE_SUFFIXES, image_notes, read_image
+from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, image_notes, read_image
 from e3va_cli.errors import UserError
 from e3va_cli.text import brief
 
@@ -35,10 +37,15 @@ Seen = TypeVar("Seen")
 THREADS = min(8, (os.cpu_count() or 1) + 1)
 ITEMS_AT_ONCE = 512  # whose findings wait to be taken
 TOLD_EVERY = 32
-ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
 
 
-def check_coco_file(images: Path, annotations: Path, *, progress: Progress | None = None) -> Report:
+def check_coco_file(
+    images: Path,
+    annotations: Path,
+    *,
+    targets: Collection[str] = DETECTION,
+    progress: Progress | None = None,
+) -> Report:
     """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
     problems, notes = Findings(), Findings()
     try:
@@ -49,7 +56,8 @@ def check_coco_file(images: Path, annotations: Path, *, progress: Progress | Non
         coco = CocoFile([], [], [])
     if images.is_dir():
         _note_unlisted(coco, images, notes)
-    return check_coco(coco, images, name=str(annotations), problems=problems, notes=notes, progress=progress)
+    name = str(annotations)
+    return check_coco(coco, images, name=name, targets=targets, problems=problems, notes=notes, progress=progress)
 
 
 def check_coco(
@@ -58,6 +66,7 @@ def check_coco(
     *,
     name: str,
     ignored: str = "crowds",
+    targets: Collection[str] = DETECTION,
     problems: Findings | None = None,
     notes: Findings | None = None,
     progress: Progress | None = None,
@@ -69,6 +78,7 @@ def check_coco(
         images: the folder that the file names refer to
         name: what the annotations are called in the report
         ignored: what objects that an evaluation ignores are called
+        targets: what a head needs, of boxes and masks
         problems: those found before; is added to
         notes: likewise
         progress: called now and then with the number of images decoded, and of all images
@@ -81,7 +91,7 @@ def check_coco(
         _check_files(coco, images, problems, notes, progress)
     else:
         problems.add("no such folder of images", Place(str(images)))
-    per_category = _check_annotations(coco, problems, notes)
+    per_category = _check_annotations(coco, problems, notes, masks="masks" in targets)
     _note_empty(coco, per_category, notes)
     categories = sorted((c for c in coco.categories if not category_fault(c)), key=lambda c: c["id"])
     per_class: Counter[str] = Counter()
@@ -124,11 +134,11 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> No
         problems.add("duplicate file name", Place(name, detail=f"{count} times"))
 
 
-def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings) -> Counter[int]:
+def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings, *, masks: bool) -> Counter[int]:
     """Checks each annotation; returns the number of objects, crowds aside, by category id."""
     images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
     categories = {category["id"]: category for category in coco.categories if is_whole(category.get("id"))}
-    has_masks = any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
+    has_masks = masks and any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
     per_category: Counter[int] = Counter()
     for annotation in coco.annotations:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
@@ -158,23 +168,18 @@ def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings) -> C
 
 def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: Findings) -> None:
     height, width = image["height"], image["width"]
-    box = read_box(annotation)
+    segmentation = annotation.get("segmentation")
+    box = box_of(annotation, usable_segmentation(segmentation, height, width), height, width)
     at = replace(place, detail=f"box {brief(annotation.get('bbox'))}")
     size = f"image {width}x{height}"
     if fault := box_fault(box, height, width):
         problems.add(fault, at)
-    elif box is not None and _reaches_out(box, height, width):
+    elif box is not None and reaches_out(box, height, width):
         problems.add("box partly outside the image", replace(at, detail=f"{at.detail}, {size}"))
-    segmentation = annotation.get("segmentation")
     for fault in dict.fromkeys(segmentation_faults(segmentation, height, width)):
         problems.add(fault, place)
     if has_masks and not segmentation:
         problems.add("annotation without a mask", place)
-
-
-def _reaches_out(box: tuple[float, float, float, float], height: int, width: int) -> bool:
-    x, y, w, h = box
-    return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS
 
 
 def _check_files(coco: CocoFile, folder: Path, problems: Findings, notes: Findings, progress: Progress | None) -> None:

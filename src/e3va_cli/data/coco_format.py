@@ -4,10 +4,12 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Container
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from pycocotools import mask as coco_mask
 
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.report import ADVICE
@@ -23,6 +25,8 @@ FARTHEST_COORDINATE = 1e6
 LONGEST_OUTLINE = 4e6
 FLOAT32_MAX = 3e38
 LARGEST_ID = 2**63 - 1
+ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
+NO_BOXES = (None, [], [0, 0, 0, 0])  # what tools write where only a mask was drawn
 MOST_PIXELS = 178_956_970  # of an image that Pillow reads
 
 
@@ -158,6 +162,37 @@ def read_box(annotation: Entry) -> Box | None:
         return None
     x, y, w, h = map(float, box)
     return x, y, w, h
+
+
+def box_of(annotation: Entry, segmentation: Any, height: int, width: int) -> Box | None:
+    """The box of an annotation, or where it has none that of its mask; None where there is neither.
+
+    Args:
+        annotation: of an image of height x width pixels.
+        segmentation: its usable part, of `usable_segmentation`.
+    """
+    if annotation.get("bbox") not in NO_BOXES or segmentation is None:
+        return read_box(annotation)
+    if isinstance(segmentation, list):
+        xs, ys = (list(chain.from_iterable(polygon[axis::2] for polygon in segmentation)) for axis in (0, 1))
+        return float(min(xs)), float(min(ys)), float(max(xs) - min(xs)), float(max(ys) - min(ys))
+    x, y, w, h = coco_mask.toBbox(encoded(segmentation, height, width)).tolist()
+    return x, y, w, h
+
+
+def encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """pycocotools' RLE of polygons or of either kind of RLE, sound ones only."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def reaches_out(box: Box, height: int, width: int) -> bool:
+    """Whether a box leaves the image by more than what annotation tools round."""
+    x, y, w, h = box
+    return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS
 
 
 def clip_box(box: Box, height: int, width: int) -> Box:

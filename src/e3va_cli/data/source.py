@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
@@ -27,12 +27,17 @@ class Source(Protocol):
     transforms: ClassVar[type[SplitTransforms]]
     usual_classes: ClassVar[int]
 
-    def open(self, split: Split, transforms: Transforms | None) -> DenseDataset:
-        """A split, with `transforms` applied to its (image, target) pairs."""
+    def open(self, split: Split, transforms: Transforms | None, *, targets: Collection[str] = ...) -> DenseDataset:
+        """A split, with `transforms` applied to its (image, target) pairs.
+
+        Of `targets`, what a head needs of boxes, masks and semantic: nothing is left out for lack of another.
+        """
         ...
 
-    def check(self, split: Split, progress: Callable[[int, int], None] | None) -> Report:
-        """Everything that is wrong with a split; `progress(done, total)` is called now and then."""
+    def check(
+        self, split: Split, progress: Callable[[int, int], None] | None, *, targets: Collection[str] = ...
+    ) -> Report:
+        """All that is wrong with a split for a head that needs `targets`; `progress(done, total)` is called."""
         ...
 
 
@@ -70,16 +75,24 @@ def planned_classes(config: dict[str, Any]) -> int:
     return int(config["num_classes"] or SOURCES[config["name"]].usual_classes)
 
 
-def open_splits(config: dict[str, Any], *, train: bool = True) -> tuple[DenseDataset | None, DenseDataset]:
+def open_splits(
+    config: dict[str, Any], *, train: bool = True, targets: Collection[str] | None = None
+) -> tuple[DenseDataset | None, DenseDataset]:
     """The training split (None unless wanted) and the validation split, resized and augmented as configured.
+
+    Args:
+        config: a plain `dataset` configuration.
+        train: whether both are wanted.
+        targets: what a head needs, of boxes, masks and semantic; None for all that there is.
 
     Raises:
         UserError: a split cannot be read, holds nothing usable, or the two disagree about classes.
     """
     source, transforms = build_source(config), build_transforms(config)
-    val = source.open("val", transforms.val())
+    wanted = source.offers if targets is None else targets
+    val = source.open("val", transforms.val(), targets=wanted)
     if not train:
         return None, val
-    training = source.open("train", transforms.train())
+    training = source.open("train", transforms.train(), targets=wanted)
     require_same_classes(training, val)
     return training, val

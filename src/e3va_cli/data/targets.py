@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +44,9 @@ semantic        tv_tensors.Mask, int16 [H, W], the class of each pixel, 1..K; 0 
 """
 
 
+DETECTION = frozenset({"boxes", "masks"})  # what targets for detection can hold
+
+
 class DenseDataset(Protocol):
     """A map-style data set of `(image, target)`, the image a tv_tensors.Image, uint8 [3, H, W], RGB."""
 
@@ -70,12 +73,12 @@ class DenseDataset(Protocol):
 class DetectionDataset(DenseDataset, Protocol):
     """Images with boxes, and perhaps masks."""
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """`images`, `annotations` and `categories` in COCO's format: what evaluation compares with.
 
-        Also holds what training leaves out (crowds, boxes too small), as far as pycocotools can evaluate it; `iscrowd`
-        marks what an evaluation ignores.
-        An annotation without a usable mask has no `segmentation`: an evaluation of masks has to leave it out.
+        `iscrowd` marks what an evaluation ignores: crowds, and what training leaves out where `targets`, of boxes and
+        masks, are wanted (None for those that the data set was opened for). What training takes has a mask if masks
+        are wanted.
         """
         ...
 

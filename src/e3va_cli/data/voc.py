@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from e3va_cli.data.coco import CocoDetection
 from e3va_cli.data.coco_format import CocoFile, Entry
 from e3va_cli.data.report import ADVICE, Findings, Place, Report
 from e3va_cli.data.source import SPLITS, Split, register
-from e3va_cli.data.targets import Target
+from e3va_cli.data.targets import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.voc_format import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
 from e3va_cli.errors import UserError
@@ -79,7 +79,13 @@ class VocSource:
     val_set: str | None
     classes: Sequence[str] | str | None
 
-    def open(self, split: Split, transforms: Callable[..., tuple[Any, Target]] | None = None) -> CocoDetection:
+    def open(
+        self,
+        split: Split,
+        transforms: Callable[..., tuple[Any, Target]] | None = None,
+        *,
+        targets: Collection[str] = DETECTION,
+    ) -> CocoDetection:
         """The images of a split with their boxes.
 
         Raises:
@@ -100,10 +106,22 @@ class VocSource:
                 f"they are called {first_few(_names_in(images), NAMES_SHOWN)}"
             )
         return CocoDetection(
-            coco, self._devkit, name=name, ignored="difficult", left_out=left_out, transforms=transforms
+            coco,
+            self._devkit,
+            name=name,
+            ignored="difficult",
+            left_out=left_out,
+            targets=targets,
+            transforms=transforms,
         )
 
-    def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
+    def check(
+        self,
+        split: Split,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        targets: Collection[str] = DETECTION,
+    ) -> Report:
         """Look at every XML file and decode every image of a split."""
         images = self._images(split)
         coco, _ = as_coco(images, self._classes)
@@ -113,6 +131,7 @@ class VocSource:
             self._devkit,
             name=self._name(split),
             ignored="difficult",
+            targets=targets,
             problems=problems,
             notes=notes,
             progress=progress,

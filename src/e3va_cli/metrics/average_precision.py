@@ -126,7 +126,7 @@ def distinct_names(categories: Sequence[Results]) -> dict[int, str]:
 @register("coco", needs="boxes")
 def coco(dataset: DetectionDataset, kinds: Sequence[str]) -> AveragePrecision:
     """COCO's average precision of what a head finds."""
-    return AveragePrecision(dataset.ground_truth(), dataset.category_ids, [KINDS[k] for k in KINDS if k in kinds])
+    return AveragePrecision(dataset.ground_truth(kinds), dataset.category_ids, [KINDS[k] for k in KINDS if k in kinds])
 
 
 def _or_none(value: float) -> float | None:
