@@ -141,6 +141,21 @@ def test_what_is_said_about_passes(runs, photos, tmp_path, capsys):
     assert any(line.startswith("lora: on a backbone of its own, which adapter=lora changes") for line in lines)
 
 
+def test_a_photo_is_predicted_as_a_viewer_shows_it(runs, photos, tmp_path):
+    lying, exif = Image.open(photos / "two.jpg").rotate(90, expand=True), Image.Exif()
+    exif[0x0112] = 6  # by a quarter turn to the right
+    lying.save(photos / "lying.png", exif=exif)
+    Image.open(photos / "two.jpg").save(photos / "two.png")
+    words = [f"checkpoint={runs}/shapes", f"input=[{photos}/lying.png,{photos}/two.png]", f"score={LOW}"]
+    turned, upright = run(*words, f"output={tmp_path}/found")["images"]
+    assert (turned["width"], turned["height"]) == (upright["width"], upright["height"]) == (160, 120)
+    assert turned["adapters"] == upright["adapters"] and upright["adapters"]["shapes"]["detections"]
+    assert turned["exif_orientation"] == 6 and "as displayed" in turned["pixels"]
+    assert "exif_orientation" not in upright
+    drawn = [np.asarray(Image.open(tmp_path / "found" / name)) for name in ("lying.png", "two.png")]
+    assert np.array_equal(*drawn)
+
+
 def test_unreadable_files_are_skipped(runs, photos, tmp_path, capsys):
     (photos / "broken.jpg").write_bytes((photos / "two.jpg").read_bytes()[:500])
     (photos / "none.png").write_text("no image")

@@ -414,6 +414,7 @@ PNG, JPEG = bytes_of(RGB, "PNG"), bytes_of(RGB, "JPEG")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>'
 UNREADABLE = "unreadable image: 1"
+DEEP = "image of more than 8 bits: 1"
 CANNOT = stops("cannot read the image")
 IMAGES = [
     Damage("image of no bytes", replaced(A, ""), UNREADABLE, CANNOT),
@@ -440,9 +441,10 @@ IMAGES = [
     Damage("YCbCr", drawn(A, RGB.convert("YCbCr"), "TIFF"), None, TRAINS),
     Damage("LAB", drawn(A, Image.new("LAB", (40, 30)), "TIFF"), None, TRAINS),
     Damage("grey", drawn(A, RGB.convert("L")), None, TRAINS),
-    Damage("grey of 16 bits", drawn(A, Image.fromarray(np.full((30, 40), 40_000, np.uint16))), None, TRAINS),
-    Damage("grey of 32 bits", drawn(A, Image.fromarray(np.full((30, 40), -5, np.int32)), "TIFF"), None, TRAINS),
-    Damage("grey of floats", drawn(A, Image.new("F", (40, 30), 0.5), "TIFF"), "of mode F", stops("of mode F")),
+    Damage("grey of 16 bits", drawn(A, Image.fromarray(np.full((30, 40), 40_000, np.uint16))), DEEP, TRAINS),
+    Damage("grey of 32 bits", drawn(A, Image.fromarray(np.full((30, 40), -5, np.int32)), "TIFF"), DEEP, TRAINS),
+    Damage("grey of floats", drawn(A, Image.new("F", (40, 30), 0.5), "TIFF"), DEEP, TRAINS),
+    Damage("grey of no number", drawn(A, Image.new("F", (40, 30), NAN), "TIFF"), DEEP, TRAINS),
     Damage("black and white", drawn(A, RGB.convert("1")), None, TRAINS),
     Damage("palette", drawn(A, RGB.quantize(16)), None, TRAINS),
     Damage("palette with transparency", drawn(A, RGB.quantize(16), transparency=b"\0\x80"), None, TRAINS),

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 
 from e3va_cli.data.drawing import save_png
+from e3va_cli.data.orientation import STORED
 from e3va_cli.errors import UserError
 from e3va_cli.export.passes import Adapter, distinct
 from e3va_cli.export.prediction import Detection, ImagePrediction
 from e3va_cli.files import write_json
 
+DISPLAYED = "as displayed, with the EXIF orientation applied"
 PREDICTIONS = "predictions.json"
 LABELS = "labels"  # folder of label maps, apart from the pictures so that no name can meet another
 
@@ -70,8 +72,8 @@ class PredictionFiles:
         print(f"e3va: skipped: {error}", file=sys.stderr)
         self.skipped.append({"file": str(self.files[index]), "reason": str(error)})
 
-    def add(self, index: int, found: dict[str, ImagePrediction]) -> None:
-        """Draw and note what the adapters found in an image."""
+    def add(self, index: int, found: dict[str, ImagePrediction], *, orientation: int = STORED) -> None:
+        """Draw and note what the adapters found in an image, which its EXIF's orientation has turned."""
         entries: dict[str, Any] = {}
         for name, prediction in found.items():
             place, file = self._place(name), f"{self.stems[index]}.png"
@@ -89,9 +91,10 @@ class PredictionFiles:
             labels = str((place / LABELS / file).relative_to(self.folder))
             entries[name] = {"segmentation": {"labels": labels, "shares": shares}}
         one = next(iter(found.values()))
-        self.images.append(
-            {"file": str(self.files[index]), "width": one.width, "height": one.height, "adapters": entries}
-        )
+        entry: dict[str, Any] = {"file": str(self.files[index]), "width": one.width, "height": one.height}
+        if orientation != STORED:
+            entry |= {"exif_orientation": orientation, "pixels": DISPLAYED}
+        self.images.append({**entry, "adapters": entries})
 
     def finish(self) -> None:
         """Write `predictions.json`."""

@@ -215,6 +215,12 @@ def _images(value: Value) -> Iterator[str]:
     scales = value("dataset.scales")
     if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
         yield f"dataset.scales={scales}: [least,most], factors of the size above 0"
+    limits = value("dataset.intensity_range")
+    if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
+        yield f"dataset.intensity_range={limits}: [least,most], what becomes black and white, such as [0,4095]"
+    percentiles = value("dataset.intensity_percentiles")
+    if percentiles is not None and (len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100):
+        yield f"dataset.intensity_percentiles={percentiles}: [least,most], from 0 to 100"
     image_size = value("image_size")
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 32):
         yield f"image_size={image_size}: [height,width] in pixels, at least 32 each"

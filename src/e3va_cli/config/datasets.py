@@ -38,10 +38,18 @@ class ShapesConfig(DetectionConfig):
 
 
 @dataclass
-class CocoConfig(DetectionConfig):
-    """A data set in COCO's format; file and folder names are relative to `root`."""
+class ImageFilesConfig:
+    """Images that are read from files under `root`; file and folder names are relative to it."""
 
     root: str = MISSING
+    intensity_range: list[float] | None = None
+    intensity_percentiles: list[float] = MISSING
+
+
+@dataclass
+class CocoConfig(ImageFilesConfig, DetectionConfig):
+    """A data set in COCO's format."""
+
     train_images: str = MISSING
     train_annotations: str = MISSING
     val_images: str = MISSING
@@ -49,20 +57,18 @@ class CocoConfig(DetectionConfig):
 
 
 @dataclass
-class VocConfig(DetectionConfig):
+class VocConfig(ImageFilesConfig, DetectionConfig):
     """A data set in Pascal VOC's layout; `classes` is null, a list of names, or a file of them."""
 
-    root: str = MISSING
     train_set: str | None = None
     val_set: str | None = None
     classes: Any = None
 
 
 @dataclass
-class Ade20kConfig(DatasetConfig):
-    """Images with label maps; folder names are relative to `root`, `classes` as for VOC."""
+class Ade20kConfig(ImageFilesConfig, DatasetConfig):
+    """Images with label maps; `classes` as for VOC."""
 
-    root: str = MISSING
     train_images: str = MISSING
     train_labels: str = MISSING
     val_images: str = MISSING

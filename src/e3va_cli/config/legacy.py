@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+EIGHT_OF_16_BITS = {"intensity_range": [0.0, 65535.0], "intensity_percentiles": [0.1, 99.9]}
+
 LEGACY_OPTIONS: dict[str, dict[str, Any]] = {
     "dataset": {
-        "ade20k": {"reduce_zero_label": True, "ignore_index": None, "label_map": None},
+        "coco": EIGHT_OF_16_BITS,
+        "voc": EIGHT_OF_16_BITS,
+        "ade20k": EIGHT_OF_16_BITS | {"reduce_zero_label": True, "ignore_index": None, "label_map": None},
     },
 }
 """By group: options of all choices, and under a choice's name a dictionary of its own options."""

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e3va_cli.data.class_names import read_class_names
+from e3va_cli.data.image_survey import survey_images
+from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.label_checks import check_label_maps
 from e3va_cli.data.label_encoding import LabelEncoding, label_encoding
 from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults
@@ -25,7 +27,7 @@ from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.report import ADVICE, Finding, Place, Report
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.source import Split, register
-from e3va_cli.data.targets import IMAGE_SUFFIXES, Target, decode_image, read_image
+from e3va_cli.data.targets import IMAGE_SUFFIXES, USUAL_SCALING, Target, decode_image, head_of, read_image
 from e3va_cli.errors import UserError
 from e3va_cli.text import and_more, printable
 
@@ -43,6 +45,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         classes: names of the labels from 1
         encoding: how values or colors of label maps become labels
         train: whether it is to be trained on, for which two classes have to occur; else one
+        scaling: of images of more than 8 bits
         transforms: called with the image and the target, returns both
 
     Raises:
@@ -59,11 +62,12 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         classes: Sequence[str],
         encoding: LabelEncoding,
         train: bool = True,
+        scaling: IntensityScaling = USUAL_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         self.images, self.labels, self.transforms = images, labels, transforms
         self.classes = list(classes)
-        self.encoding = encoding
+        self.encoding, self.scaling = encoding, scaling
         self.category_ids = list(encoding.category_ids)
         self.dropped: dict[str, int] = {}
         self.offers = SEMANTIC
@@ -81,15 +85,24 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         if reason := seen.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
         self.notes = [f"{labels}: {reason}"] if (reason := seen.maybe_background) else []
+        heads = survey_images(len(self), self._file_and_size)
+        self._turns_unsure = heads.turns_unsure
+        self.notes += heads.notes(str(images), scaling)
 
     def __len__(self) -> int:
         return len(self._files)
 
+    def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
+        """An image, and the (H, W) of its label map."""
+        image_name, label_name = self._files[index]
+        return self.images / image_name, head_of(self.labels / label_name).size
+
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
         image_name, label_name = self._files[index]
-        image = read_image(self.images / image_name)
-        height, width = image.shape[1:]
         mask = decode_image(self.labels / label_name)
+        annotated = (mask.height, mask.width)
+        image = read_image(self.images / image_name, self.scaling, annotated, unsure=self._turns_unsure)
+        height, width = image.shape[1:]
         for _, fault in label_map_faults(mask, (width, height), self.encoding):
             raise UserError(f"{printable(self.labels / label_name)}: {fault}; {ADVICE}")
         labels = self.encoding.encode(self.encoding.keys_of(mask))
@@ -103,7 +116,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 
 @register("ade20k")
 @dataclass(frozen=True)
-class Ade20kSource:
+class Ade20kSource(ImageFileOptions):
     """Both splits of a folder in ADE20K's layout; the keys of `conf/dataset/ade20k.yaml`, names relative to `root`."""
 
     offers: ClassVar[frozenset[str]] = SEMANTIC
@@ -135,6 +148,7 @@ class Ade20kSource:
             classes=self._class_names(encoding),
             encoding=encoding,
             train=split == "train",
+            scaling=self.scaling,
             transforms=transforms,
         )
 
@@ -154,7 +168,9 @@ class Ade20kSource:
             classes = self._class_names(encoding) if not faults else classes
         except UserError as error:
             faults = [Finding("unusable class names", 1, [Place(detail=str(error))])]
-        report = check_label_maps(images, labels, classes, encoding, train=split == "train", progress=progress)
+        report = check_label_maps(
+            images, labels, classes, encoding, train=split == "train", scaling=self.scaling, progress=progress
+        )
         return replace(report, problems=faults + report.problems)
 
     def _root(self) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from e3va_cli.data.coco_format import (
     CocoFile,
     Entry,
@@ -23,9 +25,19 @@ from e3va_cli.data.coco_format import (
     segmentation_faults,
     usable_segmentation,
 )
+from e3va_cli.data.intensity import IntensityScaling, is_dark
+from e3va_cli.data.orientation import STORED, displayed_size
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, image_notes, read_image
+from e3va_cli.data.targets import (
+    DETECTION,
+    IMAGE_SUFFIXES,
+    READ_OF_COLOR,
+    USUAL_SCALING,
+    RawImage,
+    image_notes,
+    read_raw,
+)
 from e3va_cli.errors import UserError
 from e3va_cli.text import brief
 
@@ -44,6 +56,7 @@ def check_coco_file(
     annotations: Path,
     *,
     targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
     progress: Progress | None = None,
 ) -> Report:
     """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
@@ -57,7 +70,16 @@ def check_coco_file(
     if images.is_dir():
         _note_unlisted(coco, images, notes)
     name = str(annotations)
-    return check_coco(coco, images, name=name, targets=targets, problems=problems, notes=notes, progress=progress)
+    return check_coco(
+        coco,
+        images,
+        name=name,
+        targets=targets,
+        scaling=scaling,
+        problems=problems,
+        notes=notes,
+        progress=progress,
+    )
 
 
 def check_coco(
@@ -67,6 +89,7 @@ def check_coco(
     name: str,
     ignored: str = "crowds",
     targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
     problems: Findings | None = None,
     notes: Findings | None = None,
     progress: Progress | None = None,
@@ -79,6 +102,7 @@ def check_coco(
         name: what the annotations are called in the report
         ignored: what objects that an evaluation ignores are called
         targets: what a head needs, of boxes and masks
+        scaling: of images of more than 8 bits
         problems: those found before; is added to
         notes: likewise
         progress: called now and then with the number of images decoded, and of all images
@@ -88,7 +112,7 @@ def check_coco(
     _check_categories(coco, problems)
     _check_image_entries(coco, images, problems)
     if images.is_dir():
-        _check_files(coco, images, problems, notes, progress)
+        _check_files(coco, images, scaling, problems, notes, progress)
     else:
         problems.add("no such folder of images", Place(str(images)))
     per_category = _check_annotations(coco, problems, notes, masks="masks" in targets)
@@ -182,10 +206,17 @@ def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool,
         problems.add("annotation without a mask", place)
 
 
-def _check_files(coco: CocoFile, folder: Path, problems: Findings, notes: Findings, progress: Progress | None) -> None:
+def _check_files(
+    coco: CocoFile,
+    folder: Path,
+    scaling: IntensityScaling,
+    problems: Findings,
+    notes: Findings,
+    progress: Progress | None,
+) -> None:
     """Decodes each listed image."""
     listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
-    looked = looked_at(lambda image: _look_at(image, folder), listed, progress)
+    looked = looked_at(lambda image: _look_at(image, folder, scaling), listed, progress)
     for image, findings in zip(listed, looked, strict=True):
         for told, findings_of in zip((problems, notes), findings, strict=True):
             for kind, detail in findings_of:
@@ -205,20 +236,58 @@ def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Pro
                 yield seen
 
 
-def _look_at(entry: Entry, folder: Path) -> tuple[Found, Found]:
+def _look_at(entry: Entry, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
     """The problems of an image file, and the notes on it."""
     path = path_inside(folder, entry["file_name"])
     assert path is not None
     try:
-        height, width = read_image(path).shape[1:]
+        raw = read_raw(path)
     except UserError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         return [("missing image", None) if missing else ("unreadable image", str(error))], []
+    annotated = None if image_fault(entry) else (entry["height"], entry["width"])
+    problems = pixel_problems(raw, annotated, scaling)
+    return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
+
+
+def pixel_problems(raw: RawImage, annotated: tuple[int, int] | None, scaling: IntensityScaling) -> Found:
+    """What is wrong with the pixels of an image whose annotations have a size (H, W), if they have one."""
     problems: Found = []
-    if not image_fault(entry) and (height, width) != (entry["height"], entry["width"]):
-        found = f"the file has {width}x{height}, the annotations say {entry['width']}x{entry['height']}"
+    height, width = raw.displayed(annotated).shape[1:]
+    if annotated and (height, width) != annotated:
+        found = f"the file has {width}x{height}, the annotations say {annotated[1]}x{annotated[0]}"
         problems.append(("size mismatch", found))
-    return problems, notes_on(path, folder)
+    if raw.is_cut and is_dark(raw.pixels):
+        problems.append(("image that is almost black", f"of 16 bits in color, {READ_OF_COLOR}; save it with 8 bits"))
+    if scaling.leaves_dark(raw.pixels):
+        least, most = raw.pixels.min(), raw.pixels.max()
+        detail = f"values from {least:g} to {most:g} in dataset.intensity_range={list(scaling.range or ())}"
+        problems.append(("image that is almost black", f"{detail}; give the range that the images have"))
+    return problems
+
+
+def pixel_notes(raw: RawImage, annotated: tuple[int, int] | None, scaling: IntensityScaling) -> Found:
+    """What is good to know of the pixels of an image."""
+    notes: Found = []
+    if raw.pixels.dtype != torch.uint8:
+        black, white = scaling.limits(raw.pixels)
+        least, most = raw.pixels.min(), raw.pixels.max()
+        notes.append(
+            ("image of more than 8 bits", f"values {least:g} to {most:g}; {black:g} is black, {white:g} white")
+        )
+    if raw.is_cut:
+        notes.append(("color image of 16 bits", READ_OF_COLOR))
+    if raw.orientation == STORED:
+        return notes
+    displayed = displayed_size(raw.size, raw.orientation)
+    if displayed == raw.size:
+        told = "turned as a viewer shows it, unless other images are annotated as stored"
+    elif annotated == raw.size:
+        told = "not turned, as the annotations have the size of the pixels as stored"
+    else:
+        told = "turned, as the annotations have the size of the displayed image"
+    notes.append(("image with an EXIF orientation", f"{raw.orientation}; {told}"))
+    return notes
 
 
 def notes_on(path: Path, folder: Path) -> Found:

@@ -29,11 +29,13 @@ from e3va_cli.data.coco_format import (
     require_sound,
     usable_segmentation,
 )
+from e3va_cli.data.image_survey import survey_images
+from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import ADVICE, Report
 from e3va_cli.data.source import Split, register
-from e3va_cli.data.targets import DETECTION, Target, read_image
+from e3va_cli.data.targets import DETECTION, USUAL_SCALING, Target, read_image
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
 
@@ -54,6 +56,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ignored: the reason that `dropped` gives for objects that an evaluation ignores
         left_out: further annotations that training does without: how many, by reason
         targets: what is wanted of boxes and masks; an object lacks nothing that is not wanted
+        scaling: of images of more than 8 bits
         transforms: called with the image and the target, returns both
 
     Raises:
@@ -70,13 +73,14 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ignored: str = "crowd",
         left_out: Mapping[str, int] | None = None,
         targets: Collection[str] = DETECTION,
+        scaling: IntensityScaling = USUAL_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         if not images.is_dir():
             raise UserError(f"no such folder of images: {images}")
         require_sound(coco, images, name)
         self.images = images
-        self.transforms = transforms
+        self.transforms, self.scaling = transforms, scaling
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -110,17 +114,24 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         if not usable:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
             raise UserError(f"{name} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
+        survey = survey_images(len(self), self._file_and_size)
+        self._turns_unsure = survey.turns_unsure
+        self.notes += survey.notes(name, scaling)
 
     def __len__(self) -> int:
         return len(self._file_names)
 
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
+    def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
+        """An image, and the (H, W) of its annotations."""
         path = path_inside(self.images, self._file_names[index])
         assert path is not None
+        return path, self.image_size(index)
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
+        path, (height, width) = self._file_and_size(index)
         number = int(self._image_ids[index])
-        height, width = self.image_size(index)
         try:
-            image = read_image(path)
+            image = read_image(path, self.scaling, (height, width), unsure=self._turns_unsure)
         except UserError as error:
             raise UserError(f"{error} (image {number}); {ADVICE}") from error
         if image.shape[1:] != (height, width):
@@ -260,6 +271,7 @@ def open_coco(
     annotations: Path,
     *,
     targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
     transforms: Callable[..., tuple[Any, Target]] | None = None,
 ) -> CocoDetection:
     """The images in a folder with the annotations in a JSON file.
@@ -267,12 +279,15 @@ def open_coco(
     Raises:
         UserError: the file is not COCO's, or as `CocoDetection` says.
     """
-    return CocoDetection(read_coco(annotations), images, name=str(annotations), targets=targets, transforms=transforms)
+    name = str(annotations)
+    return CocoDetection(
+        read_coco(annotations), images, name=name, targets=targets, scaling=scaling, transforms=transforms
+    )
 
 
 @register("coco")
 @dataclass(frozen=True)
-class CocoSource:
+class CocoSource(ImageFileOptions):
     """Both splits of a folder in COCO's layout; the keys of `conf/dataset/coco.yaml`, names relative to `root`."""
 
     offers: ClassVar[frozenset[str]] = DETECTION
@@ -295,7 +310,7 @@ class CocoSource:
     ) -> CocoDetection:
         """Read a split's annotations."""
         images, annotations = self._paths(split)
-        return open_coco(images, annotations, targets=targets, transforms=transforms)
+        return open_coco(images, annotations, targets=targets, scaling=self.scaling, transforms=transforms)
 
     def check(
         self,
@@ -306,4 +321,4 @@ class CocoSource:
     ) -> Report:
         """Look at every annotation and decode every image."""
         images, annotations = self._paths(split)
-        return check_coco_file(images, annotations, targets=targets, progress=progress)
+        return check_coco_file(images, annotations, targets=targets, scaling=self.scaling, progress=progress)

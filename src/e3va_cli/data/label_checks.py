@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from e3va_cli.data.checks import looked_at, notes_on
+from e3va_cli.data.checks import looked_at, notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.label_encoding import LabelEncoding
 from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.label_survey import LabelSurvey, counts_of
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import IMAGE_SUFFIXES, decode_image, read_image
+from e3va_cli.data.targets import IMAGE_SUFFIXES, USUAL_SCALING, decode_image, read_raw
 from e3va_cli.errors import UserError
 
 
@@ -24,6 +25,7 @@ def check_label_maps(
     encoding: LabelEncoding,
     *,
     train: bool = True,
+    scaling: IntensityScaling = USUAL_SCALING,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decodes every image and every label map, and counts the pixels of each class.
@@ -34,6 +36,7 @@ def check_label_maps(
         classes: names of the labels from 1
         encoding: of the label maps
         train: whether it is the training split, in which two classes have to occur
+        scaling: of images of more than 8 bits
         progress: called now and then with the number of pairs decoded, and of all pairs
     """
     problems, notes = Findings(), Findings()
@@ -46,7 +49,7 @@ def check_label_maps(
         if stem not in of_images:
             notes.add("label map without an image", Place(name))
     pairs = [(names[0], of_labels[stem][0]) for stem, names in of_images.items() if stem in of_labels]
-    survey = _check_pairs(images, labels, pairs, encoding, problems, notes, progress)
+    survey = _check_pairs(images, labels, pairs, (encoding, scaling), problems, notes, progress)
     pixels = survey.pixels
     if reason := survey.nothing_to_learn(classes, train=train):
         problems.add("nothing to learn" if train else "nothing to measure", Place(detail=reason))
@@ -89,14 +92,14 @@ def _check_pairs(
     images: Path,
     labels: Path,
     pairs: Sequence[tuple[str, str]],
-    encoding: LabelEncoding,
+    reading: tuple[LabelEncoding, IntensityScaling],
     problems: Findings,
     notes: Findings,
     progress: Callable[[int, int], None] | None,
 ) -> LabelSurvey:
     """Decodes the pairs, and counts the pixels of each label."""
-    survey = LabelSurvey(encoding)
-    for pair in looked_at(lambda pair: _look_at(images, labels, pair, encoding), pairs, progress):
+    survey = LabelSurvey(reading[0])
+    for pair in looked_at(lambda pair: _look_at(images, labels, pair, *reading), pairs, progress):
         for told, found in ((problems, pair.problems), (notes, pair.notes)):
             for kind, place in found:
                 told.add(kind, place)
@@ -114,22 +117,31 @@ class _Pair:
     notes: list[tuple[str, Place]] = field(default_factory=list)
 
 
-def _look_at(images: Path, labels: Path, names: tuple[str, str], encoding: LabelEncoding) -> _Pair:
+def _look_at(
+    images: Path, labels: Path, names: tuple[str, str], encoding: LabelEncoding, scaling: IntensityScaling
+) -> _Pair:
     image_name, label_name = names
     found = _Pair()
-    size = None
-    try:
-        height, width = read_image(images / image_name).shape[1:]
-        size = (width, height)
-        found.notes += [(kind, Place(image_name, detail=text)) for kind, text in notes_on(images / image_name, images)]
-    except UserError as error:
-        found.problems.append(("unreadable image", Place(image_name, detail=str(error))))
+    label_map = size = None
     try:
         label_map = decode_image(labels / label_name)
+        size = (label_map.height, label_map.width)
     except UserError as error:
         found.problems.append(("unreadable label map", Place(label_name, detail=str(error))))
+    try:
+        raw = read_raw(images / image_name)
+        # A size that is wrong is the label map's, below.
+        told = [one for one in pixel_problems(raw, size, scaling) if one[0] != "size mismatch"]
+        found.problems += [(kind, Place(image_name, detail=text)) for kind, text in told]
+        notes = [*pixel_notes(raw, size, scaling), *notes_on(images / image_name, images)]
+        found.notes += [(kind, Place(image_name, detail=text)) for kind, text in notes]
+        height, width = raw.displayed(size).shape[1:]
+    except UserError as error:
+        found.problems.append(("unreadable image", Place(image_name, detail=str(error))))
+        height, width = size or (0, 0)
+    if label_map is None:
         return found
-    faults = dict(label_map_faults(label_map, size or label_map.size, encoding))
+    faults = dict(label_map_faults(label_map, (width, height), encoding))
     found.problems += [(kind, Place(label_name, detail=text)) for kind, text in faults.items()]
     if not encoding.reads(label_map):
         return found

@@ -13,6 +13,7 @@ from e3va_cli.data.checks import check_coco
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.coco import CocoDetection
 from e3va_cli.data.coco_format import CocoFile, Entry
+from e3va_cli.data.intensity import ImageFileOptions
 from e3va_cli.data.report import ADVICE, Findings, Place, Report
 from e3va_cli.data.source import SPLITS, Split, register
 from e3va_cli.data.targets import DETECTION, Target
@@ -58,7 +59,7 @@ def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
 
 @register("voc")
 @dataclass(frozen=True)
-class VocSource:
+class VocSource(ImageFileOptions):
     """Both splits of VOC2007, VOC2012 or both together; the keys of `conf/dataset/voc.yaml`.
 
     Attributes:
@@ -112,6 +113,7 @@ class VocSource:
             ignored="difficult",
             left_out=left_out,
             targets=targets,
+            scaling=self.scaling,
             transforms=transforms,
         )
 
@@ -132,6 +134,7 @@ class VocSource:
             name=self._name(split),
             ignored="difficult",
             targets=targets,
+            scaling=self.scaling,
             problems=problems,
             notes=notes,
             progress=progress,
