@@ -16,7 +16,7 @@ from rich.table import Table
 from e3va_cli.commands.console import console
 from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.composition import plain
-from e3va_cli.data import SPLITS, Source, Split, build_source
+from e3va_cli.data import SPLITS, DenseDataset, Source, Split, build_source
 from e3va_cli.data.report import Report
 from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> None:
     source = build_source(config["dataset"])
     targets = HEADS[config["head"]["name"]].needs
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
-    sound, refusals, opened = True, [], []
+    sound, refusals, opened, left_out = True, [], [], 0
     for split in SPLITS:
         try:
             report = check_with_progress(source, split, targets)
@@ -50,6 +50,7 @@ def run(cfg: DictConfig) -> None:
             sound = False
             continue
         opened.append(dataset)
+        left_out += print_left_out(dataset, split)
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config["pictures"], picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
@@ -67,7 +68,8 @@ def run(cfg: DictConfig) -> None:
             "file that is broken."
         )
         sys.exit(1)
-    console.print("[green]No problems.[/]")
+    but = f" {left_out:,} annotations are left out, as said above." if left_out else ""
+    console.print(f"[green]No problems.[/]{but}")
 
 
 def check_with_progress(source: Source, split: Split, targets: Collection[str]) -> Report:
@@ -75,6 +77,17 @@ def check_with_progress(source: Source, split: Split, targets: Collection[str]) 
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
+
+
+def print_left_out(dataset: DenseDataset, split: Split) -> int:
+    """How many annotations a run does without, by reason; returns how many."""
+    if not dataset.dropped:
+        return 0
+    total = sum(dataset.dropped.values())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items())
+    what = "not trained on" if split == "train" else "ignored in evaluation"
+    console.print(f"{total:,} annotations of {split} are {what}: {reasons}")
+    return total
 
 
 def print_refusal(error: UserError) -> None:

@@ -54,6 +54,7 @@ class CocoConfig(ImageFilesConfig, DetectionConfig):
     train_annotations: str = MISSING
     val_images: str = MISSING
     val_annotations: str = MISSING
+    use_iscrowd: bool = MISSING
 
 
 @dataclass

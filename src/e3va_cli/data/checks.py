@@ -25,6 +25,7 @@ from e3va_cli.data.coco_format import (
     segmentation_faults,
     usable_segmentation,
 )
+from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.intensity import IntensityScaling, is_dark
 from e3va_cli.data.orientation import STORED, displayed_size
 from e3va_cli.data.paths import path_inside
@@ -57,6 +58,7 @@ def check_coco_file(
     *,
     targets: Collection[str] = DETECTION,
     scaling: IntensityScaling = USUAL_SCALING,
+    use_iscrowd: bool = True,
     progress: Progress | None = None,
 ) -> Report:
     """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
@@ -67,6 +69,10 @@ def check_coco_file(
         for message in error.messages:
             problems.add("unusable annotation file", Place(annotations.name, detail=message))
         coco = CocoFile([], [], [])
+    if not use_iscrowd:
+        coco = crowds_as_objects(coco)
+    elif doubt := doubtful_crowds(coco):
+        problems.add("many crowds", Place(annotations.name, detail=doubt))
     if images.is_dir():
         _note_unlisted(coco, images, notes)
     name = str(annotations)

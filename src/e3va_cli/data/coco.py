@@ -29,6 +29,7 @@ from e3va_cli.data.coco_format import (
     require_sound,
     usable_segmentation,
 )
+from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
@@ -117,6 +118,8 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         survey = survey_images(len(self), self._file_and_size)
         self._turns_unsure = survey.turns_unsure
         self.notes += survey.notes(name, scaling)
+        if ignored == "crowd" and (doubt := doubtful_crowds(coco)):
+            self.notes.append(f"{name}: {doubt}")
 
     def __len__(self) -> int:
         return len(self._file_names)
@@ -272,17 +275,18 @@ def open_coco(
     *,
     targets: Collection[str] = DETECTION,
     scaling: IntensityScaling = USUAL_SCALING,
+    use_iscrowd: bool = True,
     transforms: Callable[..., tuple[Any, Target]] | None = None,
 ) -> CocoDetection:
-    """The images in a folder with the annotations in a JSON file.
+    """The images in a folder with the annotations in a JSON file; without `use_iscrowd`, crowds are objects.
 
     Raises:
         UserError: the file is not COCO's, or as `CocoDetection` says.
     """
-    name = str(annotations)
-    return CocoDetection(
-        read_coco(annotations), images, name=name, targets=targets, scaling=scaling, transforms=transforms
-    )
+    name, coco = str(annotations), read_coco(annotations)
+    if not use_iscrowd:
+        coco = crowds_as_objects(coco)
+    return CocoDetection(coco, images, name=name, targets=targets, scaling=scaling, transforms=transforms)
 
 
 @register("coco")
@@ -299,6 +303,7 @@ class CocoSource(ImageFileOptions):
     train_annotations: str
     val_images: str
     val_annotations: str
+    use_iscrowd: bool = True
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":
@@ -310,7 +315,14 @@ class CocoSource(ImageFileOptions):
     ) -> CocoDetection:
         """Read a split's annotations."""
         images, annotations = self._paths(split)
-        return open_coco(images, annotations, targets=targets, scaling=self.scaling, transforms=transforms)
+        return open_coco(
+            images,
+            annotations,
+            targets=targets,
+            scaling=self.scaling,
+            use_iscrowd=self.use_iscrowd,
+            transforms=transforms,
+        )
 
     def check(
         self,
@@ -321,4 +333,11 @@ class CocoSource(ImageFileOptions):
     ) -> Report:
         """Look at every annotation and decode every image."""
         images, annotations = self._paths(split)
-        return check_coco_file(images, annotations, targets=targets, scaling=self.scaling, progress=progress)
+        return check_coco_file(
+            images,
+            annotations,
+            targets=targets,
+            scaling=self.scaling,
+            use_iscrowd=self.use_iscrowd,
+            progress=progress,
+        )
