@@ -15,9 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from e3va_cli.composition import checked
+from e3va_cli.config import register_schemas
 from e3va_cli.data import build_source, build_transforms
-from e3va_cli.data.checks import check_coco_file, pixel_notes, pixel_problems
+from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco import open_coco
+from e3va_cli.data.image_checks import pixel_notes, pixel_problems
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import IntensityScaling, scaling_of
 from e3va_cli.data.targets import read_image, read_raw
@@ -178,9 +181,8 @@ def test_an_adapter_from_before_the_option_keeps_its_eight_bits(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", ["intensity_range=[1]", "intensity_range=[9,9]", "intensity_percentiles=[5,101]"])
-def test_ranges_that_make_no_sense(word: str, config: Callable[..., Any]) -> None:
-    from e3va_cli.composition import checked
-
+def test_ranges_that_make_no_sense(word: str) -> None:
+    register_schemas()
     with pytest.raises(UserError, match=word.partition("=")[0]):
         checked("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
 

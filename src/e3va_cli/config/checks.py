@@ -86,6 +86,15 @@ Value = Callable[[str], Any]
 """The value of a dotted key; None where there is no such key, or nothing in it."""
 
 
+def is_encoding(name: str) -> bool:
+    """Whether Python has an encoding of text of that name."""
+    try:
+        "".encode(name)
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True
+
+
 def problems(cfg: DictConfig) -> list[str]:
     """Every mistake that types alone do not show, one line each, naming the option and what would be right."""
     reads_data = OmegaConf.get_type(cfg) is not BenchmarkMemoryConfig
@@ -215,6 +224,9 @@ def _images(value: Value) -> Iterator[str]:
     scales = value("dataset.scales")
     if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
         yield f"dataset.scales={scales}: [least,most], factors of the size above 0"
+    encoding = value("dataset.encoding")
+    if encoding is not None and not is_encoding(encoding):
+        yield f"dataset.encoding={encoding}: no encoding of text, such as gbk, cp1251 or latin-1"
     limits = value("dataset.intensity_range")
     if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
         yield f"dataset.intensity_range={limits}: [least,most], what becomes black and white, such as [0,4095]"

@@ -64,6 +64,7 @@ class VocConfig(ImageFilesConfig, DetectionConfig):
     train_set: str | None = None
     val_set: str | None = None
     classes: Any = None
+    encoding: str | None = None
 
 
 @dataclass

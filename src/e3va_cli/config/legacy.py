@@ -9,7 +9,7 @@ EIGHT_OF_16_BITS = {"intensity_range": [0.0, 65535.0], "intensity_percentiles": 
 LEGACY_OPTIONS: dict[str, dict[str, Any]] = {
     "dataset": {
         "coco": EIGHT_OF_16_BITS | {"use_iscrowd": True},
-        "voc": EIGHT_OF_16_BITS,
+        "voc": EIGHT_OF_16_BITS | {"encoding": "latin-1"},
         "ade20k": EIGHT_OF_16_BITS | {"reduce_zero_label": True, "ignore_index": None, "label_map": None},
     },
 }

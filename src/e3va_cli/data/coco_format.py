@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from pycocotools import mask as coco_mask
 
+from e3va_cli.data.coco_values import normalize_annotations, normalize_categories, normalize_images
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.report import ADVICE
 from e3va_cli.data.rle import rle_fault
@@ -63,7 +64,7 @@ def coco_paths(root: Path, images: str, annotations: str) -> tuple[Path, Path]:
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Reads the annotation file.
+    """Reads the annotation file, and numbers in it that are written as text or fractions.
 
     Raises:
         UserError: it is missing, not JSON, or without COCO's three lists of objects; one line for each.
@@ -88,6 +89,9 @@ def read_coco(path: Path) -> CocoFile:
             problems.append(f"{key}[{wrong[0]}] is not an object{and_more(wrong)}")
     if problems:
         raise UserError(*(f"{path} is not a COCO file: {problem}" for problem in problems))
+    normalize_images(content["images"])
+    normalize_annotations(content["annotations"])
+    normalize_categories(content["categories"])
     return CocoFile(content["images"], content["annotations"], content["categories"])
 
 
@@ -101,10 +105,13 @@ def require_sound(coco: CocoFile, images: Path, name: str) -> None:
     for key, entries, fault_of in (
         ("images", coco.images, image_fault),
         ("categories", coco.categories, category_fault),
+        ("annotations", coco.annotations, crowd_fault),
     ):
         for i, entry in enumerate(entries):
             if fault := fault_of(entry):
                 faults[f"unusable {key}"].append(f"{key}[{i}]: {fault}")
+        if key == "annotations":
+            continue
         ids = Counter(entry["id"] for entry in entries if is_whole(entry.get("id")))
         for number, count in ids.items():
             if count > 1:
@@ -141,6 +148,13 @@ def category_fault(category: Entry) -> str | None:
     if not is_name(category.get("name")):
         return f"the name is {brief(category.get('name'))}, not a name"
     return None
+
+
+def crowd_fault(annotation: Entry) -> str | None:
+    """What keeps the `iscrowd` of an annotation from being understood, or None."""
+    if annotation.get("iscrowd") in (None, 0, 1):
+        return None
+    return f"the iscrowd is {brief(annotation['iscrowd'])}, not 0 or 1"
 
 
 def _id_fault(number: object) -> str | None:

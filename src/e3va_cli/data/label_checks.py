@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from e3va_cli.data.checks import looked_at, notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.checks import looked_at
+from e3va_cli.data.image_checks import notes_on, pixel_notes, pixel_problems
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.label_encoding import LabelEncoding
 from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults

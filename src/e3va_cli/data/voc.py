@@ -69,6 +69,7 @@ class VocSource(ImageFileOptions):
         val_set: likewise; None for VOC2007's test, else val.
         classes: names, or a text file of them; None for VOC's 20 where the annotations use no others, else those
             that they use.
+        encoding: of files that are not UTF-8 and declare none.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
@@ -79,6 +80,7 @@ class VocSource(ImageFileOptions):
     train_set: str | None
     val_set: str | None
     classes: Sequence[str] | str | None
+    encoding: str | None = None
 
     def open(
         self,
@@ -152,7 +154,7 @@ class VocSource(ImageFileOptions):
     def _images(self, split: Split) -> list[VocImage]:
         if split not in self._read:
             self._read[split] = [
-                image for year, name in self._sets(split) for image in read_set(self._devkit, year, name)
+                image for year, name in self._sets(split) for image in read_set(self._devkit, year, name, self.encoding)
             ]
         return self._read[split]
 
