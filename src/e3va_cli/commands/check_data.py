@@ -21,6 +21,7 @@ from e3va_cli.data.report import Report
 from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
+from e3va_cli.metrics.limits import limit_note
 
 
 def run(cfg: DictConfig) -> None:
@@ -51,6 +52,8 @@ def run(cfg: DictConfig) -> None:
             continue
         opened.append(dataset)
         left_out += print_left_out(dataset, split)
+        if note := limit_note(dataset, config["head"]):
+            console.print(f"[yellow]Warning:[/] {split}: {escape(note)}")
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config["pictures"], picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")

@@ -93,7 +93,8 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         dropped: Counter[str] = Counter(left_out)
         by_image = _by_known_image(coco, self._label, dropped)
         census: Counter[tuple[str | None, bool]] = Counter()  # by fault, and whether there is a mask
-        self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census) for image in coco.images)
+        counts: list[tuple[int, int]] = []  # of usable objects of an image, and of those with a mask
+        self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census, counts) for image in coco.images)
         self.offers = frozenset(DETECTION if census[None, True] else {"boxes"})
         self._targets = self.offers & set(targets)
         usable, without = census[None, True] + census[None, False], 0
@@ -103,6 +104,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         for (fault, _), count in census.items():
             if fault:
                 dropped[ignored if fault == IGNORED else fault] += count
+        self.objects_per_image = np.array(counts)[:, int("masks" in self._targets)]
         self.dropped: dict[str, int] = {reason: count for reason, count in dropped.most_common() if count}
         self.notes = (
             []
@@ -206,10 +208,17 @@ def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]
     return by_image
 
 
-def _counted(annotations: list[Entry], image: Entry, census: Counter[tuple[str | None, bool]]) -> list[Entry]:
-    """The annotations of an image, cleaned; adds them to the census."""
+def _counted(
+    annotations: list[Entry],
+    image: Entry,
+    census: Counter[tuple[str | None, bool]],
+    counts: list[tuple[int, int]],
+) -> list[Entry]:
+    """The annotations of an image, cleaned; adds them to the census, and their numbers to the counts."""
     entries = [_cleaned(annotation, image) for annotation in annotations]
-    census.update((_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries)
+    kinds = Counter((_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries)
+    census.update(kinds)
+    counts.append((kinds[None, False] + kinds[None, True], kinds[None, True]))
     return entries
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
@@ -78,6 +79,9 @@ class DenseDataset(Protocol):
 
 class DetectionDataset(DenseDataset, Protocol):
     """Images with boxes, and perhaps masks."""
+
+    objects_per_image: NDArray[np.int64]
+    """How many are to be found in each image, at most."""
 
     def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """`images`, `annotations` and `categories` in COCO's format: what evaluation compares with.
