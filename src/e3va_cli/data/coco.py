@@ -30,6 +30,7 @@ from e3va_cli.data.coco_format import (
     usable_segmentation,
 )
 from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
+from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
@@ -37,7 +38,7 @@ from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import ADVICE, Report
 from e3va_cli.data.source import Split, register
 from e3va_cli.data.targets import DETECTION, USUAL_SCALING, Target, read_image
-from e3va_cli.data.transforms import DetectionTransforms
+from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.errors import UserError
 
 IGNORED = "ignored"
@@ -143,6 +144,8 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
             found = f"{image.shape[2]}x{image.shape[1]} pixels"
             raise UserError(f"{path} (image {number}) has {found}, the annotations say {width}x{height}; {ADVICE}")
         target = self._target(index, height, width)
+        if "masks" in target and not isinstance(self.transforms, ResizeFirst):
+            target["masks"] = target["masks"].at((height, width))
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
     def image_size(self, index: int) -> tuple[int, int]:
@@ -188,10 +191,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
             "original_size": (height, width),
         }
         if masked:
-            masks = np.zeros((len(objects), height, width), dtype=np.uint8)
-            for mask, entry in zip(masks, objects, strict=True):
-                mask[:] = coco_mask.decode(encoded(entry["segmentation"], height, width))
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+            target["masks"] = EncodedMasks([entry["segmentation"] for entry in objects], (height, width))
         return target
 
 

@@ -43,7 +43,8 @@ For detection:
 
 boxes           tv_tensors.BoundingBoxes, XYXY in pixels, float32 [N, 4], inside the image
 labels          int64 [N], 1..K without gaps; 0 is left to the heads for the background
-masks           tv_tensors.Mask, uint8 [N, H, W], 0 or 1; no such key where the data set has no masks
+masks           tv_tensors.Mask, uint8 [N, H, W], 0 or 1; no such key where the data set has no masks. `EncodedMasks`
+                until training has resized the image, and in evaluation, which compares with the annotations
 
 For semantic segmentation:
 
@@ -247,6 +248,8 @@ def _faults_told(path: Path) -> Iterator[None]:
         raise UserError(f"no such image: {printable(path)}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"the image {printable(path)} is too large: {first_line(error)}") from error
+    except MemoryError:  # no fault of the file's
+        raise
     except Exception as error:
         raise UserError(f"cannot read the image {printable(path)}: {_reason(error)}") from error
 

@@ -26,6 +26,6 @@ def limit_note(dataset: DenseDataset, head: dict[str, Any]) -> str | None:
     reachable = np.minimum(objects, limit).sum() / objects.sum()
     return (
         f"{int((objects > limit).sum()):,} of {len(objects):,} images have more than {name}={limit} objects, up to "
-        f"{objects.max():,}: no more are found in an image, at most {100 * reachable:.1f} % of all, which limits AP too; "
+        f"{objects.max():,}: no more are found in an image, at most {100 * reachable:.1f} % of all, which limits AP; "
         f"set {name}={objects.max()}"
     )
