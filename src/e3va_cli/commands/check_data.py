@@ -18,6 +18,7 @@ from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.composition import plain
 from e3va_cli.data import SPLITS, DenseDataset, Source, Split, build_source
 from e3va_cli.data.report import Report
+from e3va_cli.data.source import require_class_count
 from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
@@ -46,6 +47,7 @@ def run(cfg: DictConfig) -> None:
         sound = sound and report.ok
         try:
             dataset = source.open(split, None, targets=targets)
+            require_class_count(config["dataset"], dataset)
         except UserError as error:
             print_refusal(error)
             sound = False

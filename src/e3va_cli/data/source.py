@@ -9,9 +9,12 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 from e3va_cli.data.report import Report
 from e3va_cli.data.targets import DenseDataset, require_same_classes
 from e3va_cli.data.transforms import SplitTransforms, Transforms
+from e3va_cli.errors import UserError
+from e3va_cli.text import first_few
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+CLASSES_SHOWN = 10
 
 
 class Source(Protocol):
@@ -70,6 +73,16 @@ def build_transforms(config: dict[str, Any]) -> SplitTransforms:
     return cast("SplitTransforms", _made_of(SOURCES[config["name"]].transforms, config))
 
 
+def require_class_count(config: dict[str, Any], dataset: DenseDataset) -> None:
+    """Raises UserError unless a plain `dataset` configuration has the number of classes of the data, or none."""
+    given, count = config["num_classes"], len(dataset.classes)
+    if given not in (None, count):
+        raise UserError(
+            f"dataset.num_classes={given}: the data has {count} classes, {first_few(dataset.classes, CLASSES_SHOWN)}; "
+            "leave the option out, which changes nothing of that"
+        )
+
+
 def planned_classes(config: dict[str, Any]) -> int:
     """The number of classes that a plan, which reads no files, takes for a plain `dataset` configuration."""
     return int(config["num_classes"] or SOURCES[config["name"]].usual_classes)
@@ -91,6 +104,7 @@ def open_splits(
     source, transforms = build_source(config), build_transforms(config)
     wanted = source.offers if targets is None else targets
     val = source.open("val", transforms.val(), targets=wanted)
+    require_class_count(config, val)
     if not train:
         return None, val
     training = source.open("train", transforms.train(), targets=wanted)
