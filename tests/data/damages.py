@@ -268,7 +268,9 @@ COCO_ENTRIES = [
     Damage("file name with a zero byte", first("images", file_name="a\0.png"), "file_name is 'a\\x00", stops("a\\x00")),
     Damage("file name with a line break", first("images", file_name="a\nb.png"), "file_name is 'a\\nb", stops("a\\nb")),
     Damage("file name with half a letter", first("images", file_name="\ud800.png"), "\\ud800", stops("\\ud800")),
-    Damage("file name of 5,000 letters", first("images", file_name="a" * 5000), "unreadable image", stops("too long")),
+    Damage(
+        "file name of 5,000 letters", first("images", file_name="a" * 5000), "missing image", stops("no such image")
+    ),
     Damage("file name a folder", first("images", file_name="sub"), "unreadable image: 1", stops("not a file")),
     Damage("file name an address", first("images", file_name="http://x/a"), "missing image", stops("no such image")),
     Damage("no such image", gone("images/a.png"), "missing image: 1", stops("no such image")),

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e3va_cli.data.class_names import read_class_names
+from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.label_checks import check_label_maps
@@ -74,14 +75,16 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
         if not of_images:
             raise UserError(f"no images in {images}; {what_is_there(images / 'any')}")
-        if missing := [name for stem, name in of_images.items() if stem not in of_labels]:
+        matched = match_stems(of_images, of_labels)
+        if missing := [name for stem, name in of_images.items() if stem not in matched]:
+            wanted = f"{Path(missing[0]).stem}.png"
+            likely = likely_name(wanted, of_labels.values())
             raise UserError(
-                f"{printable(images / missing[0])}{and_more(missing)} has no label map "
-                f"{printable(Path(missing[0]).stem)}.png in {labels}; "
-                f"add it, or take the image out; {ADVICE}"
+                f"{printable(images / missing[0])}{and_more(missing)} has no label map {printable(wanted)} in {labels}"
+                f"{f' (perhaps {printable(likely)})' if likely else ''}; add it, or take the image out; {ADVICE}"
             )
-        self._files = PackedList((name, of_labels[stem]) for stem, name in of_images.items())
-        seen = survey(labels, [of_labels[stem] for stem in of_images], encoding, needed=2 if train else 1)
+        self._files = PackedList((name, of_labels[matched[stem]]) for stem, name in of_images.items())
+        seen = survey(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
         if reason := seen.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
         self.notes = [f"{labels}: {reason}"] if (reason := seen.maybe_background) else []

@@ -24,6 +24,7 @@ from e3va_cli.data.coco_format import (
     usable_segmentation,
 )
 from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
+from e3va_cli.data.file_names import FoundNames, find_names
 from e3va_cli.data.image_checks import Found, notes_on, pixel_notes, pixel_problems
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.paths import path_inside
@@ -62,8 +63,6 @@ def check_coco_file(
         coco = crowds_as_objects(coco)
     elif doubt := doubtful_crowds(coco):
         problems.add("many crowds", Place(annotations.name, detail=doubt))
-    if images.is_dir():
-        _note_unlisted(coco, images, notes)
     name = str(annotations)
     return check_coco(
         coco,
@@ -71,6 +70,7 @@ def check_coco_file(
         name=name,
         targets=targets,
         scaling=scaling,
+        list_unlisted=True,
         problems=problems,
         notes=notes,
         progress=progress,
@@ -85,6 +85,7 @@ def check_coco(
     ignored: str = "crowds",
     targets: Collection[str] = DETECTION,
     scaling: IntensityScaling = USUAL_SCALING,
+    list_unlisted: bool = False,
     problems: Findings | None = None,
     notes: Findings | None = None,
     progress: Progress | None = None,
@@ -98,6 +99,7 @@ def check_coco(
         ignored: what objects that an evaluation ignores are called
         targets: what a head needs, of boxes and masks
         scaling: of images of more than 8 bits
+        list_unlisted: whether to note images in the folder that are not listed
         problems: those found before; is added to
         notes: likewise
         progress: called now and then with the number of images decoded, and of all images
@@ -107,7 +109,10 @@ def check_coco(
     _check_categories(coco, problems)
     _check_image_entries(coco, images, problems)
     if images.is_dir():
-        _check_files(coco, images, scaling, problems, notes, progress)
+        found = _find_files(coco, images, notes)
+        if list_unlisted:
+            _note_unlisted(coco, found, images, notes)
+        _check_files(coco, found, images, scaling, problems, notes, progress)
     else:
         problems.add("no such folder of images", Place(str(images)))
     per_category = _check_annotations(coco, problems, notes, masks="masks" in targets)
@@ -203,6 +208,7 @@ def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool,
 
 def _check_files(
     coco: CocoFile,
+    names: FoundNames,
     folder: Path,
     scaling: IntensityScaling,
     problems: Findings,
@@ -211,7 +217,7 @@ def _check_files(
 ) -> None:
     """Decodes each listed image."""
     listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
-    looked = looked_at(lambda image: _look_at(image, folder, scaling), listed, progress)
+    looked = looked_at(lambda image: _look_at(image, names, folder, scaling), listed, progress)
     for image, findings in zip(listed, looked, strict=True):
         for told, findings_of in zip((problems, notes), findings, strict=True):
             for kind, detail in findings_of:
@@ -231,9 +237,13 @@ def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Pro
                 yield seen
 
 
-def _look_at(entry: Entry, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
+def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
     """The problems of an image file, and the notes on it."""
-    path = path_inside(folder, entry["file_name"])
+    name = entry["file_name"]
+    if name in names.missing:
+        likely = names.missing[name]
+        return [("missing image", f"perhaps {likely}" if likely else None)], []
+    path = path_inside(folder, names.taken.get(name, name))
     assert path is not None
     try:
         raw = read_raw(path)
@@ -245,8 +255,17 @@ def _look_at(entry: Entry, folder: Path, scaling: IntensityScaling) -> tuple[Fou
     return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
 
 
-def _note_unlisted(coco: CocoFile, folder: Path, notes: Findings) -> None:
-    listed = {path_inside(folder, name) for image in coco.images if (name := _place(image).file)}
+def _find_files(coco: CocoFile, folder: Path, notes: Findings) -> FoundNames:
+    """Where the listed images lie; those that are not called quite as they are listed are noted."""
+    found = find_names(folder, [name for image in coco.images if (name := _place(image).file)], IMAGE_SUFFIXES)
+    for name, file in found.taken.items():
+        notes.add("file not called quite as it is listed", Place(name, detail=f"{file} is taken"))
+    return found
+
+
+def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: Findings) -> None:
+    names = [name for image in coco.images if (name := _place(image).file)]
+    listed = {path_inside(folder, found.taken.get(name, name)) for name in names}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix.lower() in IMAGE_SUFFIXES and path_inside(folder, name) not in listed:

@@ -26,18 +26,20 @@ from e3va_cli.data.coco_format import (
     reaches_out,
     read_coco,
     refers,
+    rename_images,
     require_sound,
     usable_segmentation,
 )
 from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.encoded_masks import EncodedMasks
+from e3va_cli.data.file_names import find_names
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import ADVICE, Report
 from e3va_cli.data.source import Split, register
-from e3va_cli.data.targets import DETECTION, USUAL_SCALING, Target, read_image
+from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, Target, read_image
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.errors import UserError
 
@@ -81,6 +83,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         if not images.is_dir():
             raise UserError(f"no such folder of images: {images}")
         require_sound(coco, images, name)
+        coco = _with_files(coco, images, name)
         self.images = images
         self.transforms, self.scaling = transforms, scaling
         categories = sorted(coco.categories, key=lambda category: category["id"])
@@ -193,6 +196,21 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         if masked:
             target["masks"] = EncodedMasks([entry["segmentation"] for entry in objects], (height, width))
         return target
+
+
+def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
+    """The annotations with the names that the files have.
+
+    Raises:
+        UserError: images are missing; tells of all of them.
+    """
+    found = find_names(images, (image["file_name"] for image in coco.images), IMAGE_SUFFIXES)
+    if found.missing:
+        raise UserError(
+            f"{name}: no such image: {len(found.missing):,} of {len(coco.images):,} are not in {images}: "
+            f"{found.describe_missing()}; {ADVICE}"
+        )
+    return rename_images(coco, found.taken)
 
 
 def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:

@@ -2,8 +2,8 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from math import isfinite
 from pathlib import Path
@@ -93,6 +93,14 @@ def read_coco(path: Path) -> CocoFile:
     normalize_annotations(content["annotations"])
     normalize_categories(content["categories"])
     return CocoFile(content["images"], content["annotations"], content["categories"])
+
+
+def rename_images(coco: CocoFile, names: Mapping[str, str]) -> CocoFile:
+    """The same annotations of images with other file names, those that `names` has."""
+    if not names:
+        return coco
+    images = [{**image, "file_name": names.get(image["file_name"], image["file_name"])} for image in coco.images]
+    return replace(coco, images=images)
 
 
 def require_sound(coco: CocoFile, images: Path, name: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from e3va_cli.data.checks import looked_at
+from e3va_cli.data.file_names import match_stems
 from e3va_cli.data.image_checks import notes_on, pixel_notes, pixel_problems
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.label_encoding import LabelEncoding
@@ -43,13 +44,17 @@ def check_label_maps(
     problems, notes = Findings(), Findings()
     of_images = _files(images, IMAGE_SUFFIXES, "image", problems)
     of_labels = _files(labels, LABEL_SUFFIXES, "label map", problems)
+    matched = match_stems(of_images, of_labels)
     for stem, (name, *_) in of_images.items():
-        if stem not in of_labels:
+        if stem not in matched:
             problems.add("missing label map", Place(name, detail=f"no {stem}.png in {labels}"))
+        elif matched[stem] != stem:
+            notes.add("label map not called quite as its image", Place(name, detail=f"{of_labels[matched[stem]][0]}"))
+    used = set(matched.values())
     for stem, (name, *_) in of_labels.items():
-        if stem not in of_images:
+        if stem not in used:
             notes.add("label map without an image", Place(name))
-    pairs = [(names[0], of_labels[stem][0]) for stem, names in of_images.items() if stem in of_labels]
+    pairs = [(names[0], of_labels[matched[stem]][0]) for stem, names in of_images.items() if stem in matched]
     survey = _check_pairs(images, labels, pairs, (encoding, scaling), problems, notes, progress)
     pixels = survey.pixels
     if reason := survey.nothing_to_learn(classes, train=train):

@@ -103,10 +103,18 @@ def open_splits(
     """
     source, transforms = build_source(config), build_transforms(config)
     wanted = source.offers if targets is None else targets
-    val = source.open("val", transforms.val(), targets=wanted)
-    require_class_count(config, val)
-    if not train:
-        return None, val
-    training = source.open("train", transforms.train(), targets=wanted)
-    require_same_classes(training, val)
-    return training, val
+    steps = {"val": transforms.val} | ({"train": transforms.train} if train else {})
+    opened: dict[str, DenseDataset] = {}
+    mistakes: dict[str, None] = {}  # of both splits, each once
+    for split in SPLITS:
+        if split in steps:
+            try:
+                opened[split] = source.open(split, steps[split](), targets=wanted)
+            except UserError as error:
+                mistakes |= dict.fromkeys(error.messages)
+    if mistakes:
+        raise UserError(*mistakes)
+    require_class_count(config, opened["val"])
+    if train:
+        require_same_classes(opened["train"], opened["val"])
+    return opened.get("train"), opened["val"]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from e3va_cli.data.coco_format import is_finite
 from e3va_cli.data.encodings import decode_text, decode_xml
+from e3va_cli.data.file_names import FoundNames, find_names
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.targets import IMAGE_SUFFIXES, size_in_file
 from e3va_cli.errors import UserError, first_line
@@ -103,12 +104,36 @@ def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) ->
     except OSError as error:
         raise UserError(f"cannot list {images}: {error.strerror}") from None
     file_names = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-    stems = [line.strip() for line in lines if line.strip()]
-    return [_read_image(devkit, year, stem, file_names.get(stem, f"{stem}.jpg"), encoding) for stem in stems]
+    found = []
+    for sheet in _sheets([line.strip() for line in lines if line.strip()], annotations):
+        stem = sheet[: -len(".xml")]
+        found.append(_read_image(devkit, year, sheet, file_names.get(stem, f"{stem}.jpg"), encoding))
+    return found
 
 
-def _read_image(devkit: Path, year: str, stem: str, image: str, encoding: str | None) -> VocImage:
-    annotation, file_name = f"{year}/Annotations/{stem}.xml", f"{year}/JPEGImages/{image}"
+def _sheets(lines: Sequence[str], annotations: Path) -> list[str]:
+    """The names of the XML files that the lines of a list mean.
+
+    A line can be the image's own name; what means no file for certain stays as it is.
+    """
+    sheets = [f"{line}.xml" for line in lines]
+    found = find_names(annotations, sheets, {".xml"})
+    if found.missing:
+        plain = {sheet: f"{_without_suffix(sheet)}.xml" for sheet in found.missing}
+        again = find_names(annotations, plain.values(), {".xml"})
+        named = {sheet: again.taken.get(name, name) for sheet, name in plain.items() if name not in again.missing}
+        found = FoundNames({**found.taken, **named})
+    return [found.taken.get(sheet, sheet) for sheet in sheets]
+
+
+def _without_suffix(sheet: str) -> str:
+    """The name of an image from what would be its XML file: `JPEGImages/a.jpg.xml` is of `a`."""
+    image = PurePosixPath(sheet.replace("\\", "/")[: -len(".xml")])
+    return image.stem if image.suffix.lower() in IMAGE_SUFFIXES else image.name
+
+
+def _read_image(devkit: Path, year: str, sheet: str, image: str, encoding: str | None) -> VocImage:
+    annotation, file_name = f"{year}/Annotations/{sheet}", f"{year}/JPEGImages/{image}"
     try:
         content, is_guess = _parse(_inside(devkit, annotation), encoding)
         objects = tuple(_object(element) for element in content.findall("object"))
