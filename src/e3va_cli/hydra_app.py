@@ -19,7 +19,7 @@ from e3va_cli.config import register_schemas
 from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, model_words
+from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, legacy_words, model_words
 from e3va_cli.run_folder import (
     adapter_folder,
     config_of,
@@ -78,9 +78,11 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
         base = evaluation_words(fill_legacy_options(read_config(adapter)["config"]))
     else:
         run, _ = locate(place, CONTINUES[command])
-        base = overrides_of(run)
-        config = config_of(run) if command == "evaluate" and "dataset" in given else None
-        if config is not None:  # the head and more that the run's data set had chosen
+        config = config_of(run)
+        base = [*overrides_of(run), *(legacy_words(config) if config is not None else [])]
+        if (
+            config is not None and command == "evaluate" and "dataset" in given
+        ):  # the head and more that the run's data set had chosen
             base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
     taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
     left_out = ("resume", "checkpoint") if command == "train" else ("resume", "checkpoint", "budget")

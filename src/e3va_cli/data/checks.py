@@ -239,7 +239,7 @@ def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Pro
 
 def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
     """The problems of an image file, and the notes on it."""
-    name = entry["file_name"]
+    name: str = entry["file_name"]
     if name in names.missing:
         likely = names.missing[name]
         return [("missing image", f"perhaps {likely}" if likely else None)], []

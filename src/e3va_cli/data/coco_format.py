@@ -27,7 +27,7 @@ LONGEST_OUTLINE = 4e6
 FLOAT32_MAX = 3e38
 LARGEST_ID = 2**63 - 1
 ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
-NO_BOXES = (None, [], [0, 0, 0, 0])  # what tools write where only a mask was drawn
+NO_BOXES: tuple[Any, ...] = (None, [], [0, 0, 0, 0])  # what tools write where only a mask was drawn
 MOST_PIXELS = 178_956_970  # of an image that Pillow reads
 
 

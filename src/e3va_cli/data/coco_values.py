@@ -44,7 +44,7 @@ def normalize_annotations(entries: list[Entry]) -> None:
 
 def _replace(entry: Entry, keys: tuple[str, ...]) -> None:
     for key in keys:
-        value = entry.get(key)
+        value: Any = entry.get(key)
         if type(value) is not int and _is_whole(value):
             entry[key] = int(value)
 

@@ -168,7 +168,7 @@ def pixels_of(image: Image.Image) -> Tensor:
 
 def _is_cut(image: Image.Image) -> bool:
     """Whether an image that is not yet loaded has 16 bits a channel of which Pillow reads the upper eight."""
-    return image.mode not in DEEP_MODES and any(";16" in str(tile[3]) for tile in image.tile)
+    return image.mode not in DEEP_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def read_image(

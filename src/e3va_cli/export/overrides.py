@@ -8,6 +8,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from e3va_cli.config.legacy import fill_legacy_options
+
 MODEL = ("backbone", "adapter", "head")
 MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer
 COUNTS_CLASSES = ("ade20k", "shapes")  # data sets whose number of classes is an option
@@ -29,6 +31,17 @@ def evaluation_words(config: dict[str, Any]) -> list[str]:
         dataset["num_classes"] = None  # the annotations tell it; it was once a default that they did not have to have
     words = [*model_words(config), *_group({"dataset": dataset}, "dataset")]
     return words + [word for key, value in measured.items() for word in _leaves(key, value)]
+
+
+def legacy_words(config: dict[str, Any]) -> list[str]:
+    """Overrides that give options which a plain configuration lacks the values that they had before they existed."""
+    filled = fill_legacy_options(config)
+    return [
+        word
+        for group, options in filled.items()
+        if isinstance(options, dict)
+        for word in _leaves(group, {key: value for key, value in options.items() if key not in config[group]})
+    ]
 
 
 def _group(config: dict[str, Any], group: str) -> Iterator[str]:

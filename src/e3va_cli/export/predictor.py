@@ -64,7 +64,7 @@ class Together:
 
     def _predict_batch(self, given: Sequence[ImageLike], score: float) -> list[dict[str, ImagePrediction]]:
         raw = [read_raw(Path(one)) if isinstance(one, str | Path) else one for one in given]
-        sizes = [tuple(as_image(one).shape[1:]) for one in raw]
+        shapes = [as_image(one).shape for one in raw]
 
         def batch_for(adapter: Adapter) -> Batch:
             resize = adapter.resize
@@ -76,7 +76,7 @@ class Together:
                 adapter.name: prediction_of(
                     found[adapter.name][index],
                     given[index],
-                    size,
+                    (shape[1], shape[2]),
                     classes=adapter.classes,
                     category_ids=adapter.category_ids,
                     score=score,
@@ -84,7 +84,7 @@ class Together:
                 )
                 for adapter in self.adapters
             }
-            for index, size in enumerate(sizes)
+            for index, shape in enumerate(shapes)
         ]
 
 
