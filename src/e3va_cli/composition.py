@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.config import NEEDED, problems
+from e3va_cli.config.effects import idle_options
 from e3va_cli.errors import UserError, first_line
 
 CONFIG_MODULE = "e3va_cli.conf"
@@ -104,14 +105,17 @@ def no_such_choice(group: str, value: str, choices: list[str]) -> str:
     return f"{group}={value}: no such {group}; {hint}choices: {', '.join(choices)}"
 
 
-def checked(config_name: str, words: list[str]) -> None:
+def checked(config_name: str, words: list[str], typed: list[str] | None = None) -> None:
     """Compose `config_name` under the overrides `words` and check the result.
+
+    Of those that the user has `typed` himself (None for all), none may be without effect.
 
     Raises:
         UserError: with one line for every mistake: unknown or misspelt keys and choices, wrong types, values out of
-            range, values that exclude each other.
+            range, values that exclude each other, options that do nothing.
     """
     overrides = parse(words)
+    own = overrides if typed is None else parse(typed)
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         unknown, overrides = _unknown_choices(overrides)
@@ -121,6 +125,12 @@ def checked(config_name: str, words: list[str]) -> None:
         except (HydraException, OmegaConfBaseException) as whole:
             raise UserError(*unknown, *(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
         mistakes = [*unknown, *problems(cfg)]
+        if not any(override.is_sweep_override() for override in overrides):
+            missing = OmegaConf.missing_keys(cfg)
+            mistakes += idle_options(
+                [override.key_or_group for override in own],
+                lambda key: None if key in missing else OmegaConf.select(cfg, key),
+            )
         for override in overrides:
             for word in list(single_values(override))[1:]:  # the further values of a sweep
                 try:

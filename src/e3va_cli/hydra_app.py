@@ -119,7 +119,7 @@ def each_checked(command: str, words: list[str]) -> list[list[str]]:
     found = [on_top_of_run(command, words, place) for place in runs] or [words]
     for index, one in enumerate(found):
         try:
-            checked(command.replace("-", "_"), one)
+            checked(command.replace("-", "_"), one, typed=words)
         except UserError as error:
             where = f"{runs[index]}: " if len(runs) > 1 else ""
             raise UserError(*(f"{where}{message}" for message in error.messages)) from None

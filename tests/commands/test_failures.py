@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from e3va_cli.commands import budget_gate, evaluate, failures, predict
 from e3va_cli.composition import CONFIG_MODULE
+from e3va_cli.data import targets
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
 from e3va_cli.training.run import build_run
@@ -149,6 +150,23 @@ def test_a_full_disk(ends, tmp_path):
 
 def test_a_loader_process_that_the_system_ended(ends):
     assert "data.num_workers" in ends(RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed. "))
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "_ArrayMemoryError"])
+def test_memory_in_a_loader_process(ends, kind):
+    line = ends(RuntimeError(f"Caught {kind} in DataLoader worker process 0.\nOriginal Traceback ..."))
+    assert "to load images" in line and "data.num_workers" in line and "trainer.skip_oom" not in line
+
+
+def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError("Unable to allocate 6.7 GiB")
+
+    monkeypatch.setattr(targets.Image, "open", fail)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(MemoryError) as caught:
+        targets.read_raw(tmp_path / "a.png")
+    assert "to load images" in ends(caught.value)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -124,9 +124,10 @@ def test_several_adapters_give_what_each_gives_alone(runs, photos, tmp_path):
                 assert theirs["segmentation"].pop("labels") == f"labels/{stem}.png"
                 assert maps[0].mode == "L" and np.array_equal(*map(np.asarray, maps))
                 labels = np.asarray(maps[0])
-                assert labels.shape == (one["height"], one["width"]) and 1 <= labels.min() <= labels.max() <= 3
+                assert labels.shape == (one["height"], one["width"]) and set(labels.flat) <= {10, 20, 30}
                 for share in ours["segmentation"]["shares"]:
-                    assert share["share"] == (labels == share["label"]).mean()
+                    assert share["share"] == (labels == share["value"]).mean()
+                    assert share["value"] == 10 * share["label"], "masks are written as the data set writes them"
                     assert share["class"] == ["sky", "road", "tree"][share["label"] - 1]
             assert ours == theirs
 
@@ -138,6 +139,21 @@ def test_what_is_said_about_passes(runs, photos, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("shapes, scenes: in one pass") for line in lines)
     assert any(line.startswith("lora: on a backbone of its own, which adapter=lora changes") for line in lines)
+
+
+def test_a_photo_is_predicted_as_a_viewer_shows_it(runs, photos, tmp_path):
+    lying, exif = Image.open(photos / "two.jpg").rotate(90, expand=True), Image.Exif()
+    exif[0x0112] = 6  # by a quarter turn to the right
+    lying.save(photos / "lying.png", exif=exif)
+    Image.open(photos / "two.jpg").save(photos / "two.png")
+    words = [f"checkpoint={runs}/shapes", f"input=[{photos}/lying.png,{photos}/two.png]", f"score={LOW}"]
+    turned, upright = run(*words, f"output={tmp_path}/found")["images"]
+    assert (turned["width"], turned["height"]) == (upright["width"], upright["height"]) == (160, 120)
+    assert turned["adapters"] == upright["adapters"] and upright["adapters"]["shapes"]["detections"]
+    assert turned["exif_orientation"] == 6 and "as displayed" in turned["pixels"]
+    assert "exif_orientation" not in upright
+    drawn = [np.asarray(Image.open(tmp_path / "found" / name)) for name in ("lying.png", "two.png")]
+    assert np.array_equal(*drawn)
 
 
 def test_unreadable_files_are_skipped(runs, photos, tmp_path, capsys):
@@ -241,7 +257,8 @@ def test_label_maps_of_many_classes_have_16_bits(tmp_path):
     from e3va_cli.export.prediction import ImagePrediction
 
     labels = np.array([[1, 255, 256, 300]], dtype=np.int16)
-    adapter = type("Adapter", (), {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": []})
+    about = {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": list(range(1, 301))}
+    adapter = type("Adapter", (), about)
     output = PredictionFiles(tmp_path, [tmp_path / "x.jpg"], [adapter], score=0, pictures=False)
     classes = tuple(map(str, range(1, 301)))
     output.add(0, {"a": ImagePrediction(np.zeros((1, 4, 3), np.uint8), 4, 1, classes, labels=labels)})

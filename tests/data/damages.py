@@ -246,11 +246,13 @@ COCO_FILE = [
 ]
 COCO_ENTRIES = [
     # images
-    Damage("image id a text", first("images", id="11"), "the id is '11'", stops("the id is '11'")),
+    Damage("image id a number in text", first("images", id="11"), None, TRAINS),
+    Damage("image id a text", first("images", id="a11"), "the id is 'a11'", stops("the id is 'a11'")),
     Damage("image id true", first("images", id=True), "the id is True", stops("the id is True")),
     Damage("image id null", first("images", id=None), "the id is None", stops("the id is None")),
     Damage("image id missing", without("images", "id"), "the id is None", stops("the id is None")),
-    Damage("image id a float", first("images", id=11.0), "the id is 11.0", stops("the id is 11.0")),
+    Damage("image id a float", first("images", id=11.0), None, TRAINS),
+    Damage("image id a fraction", first("images", id=11.5), "the id is 11.5", stops("the id is 11.5")),
     Damage("image id a list", first("images", id=[11]), "the id is [11]", stops("the id is [11]")),
     Damage("image id of 31 digits", first("images", id=10**30), "the id is 1000", stops("the id is 1000")),
     Damage("image id nested 600 deep", first("images", id=NESTED), "the id is [[[", stops("the id is [[[")),
@@ -266,20 +268,25 @@ COCO_ENTRIES = [
     Damage("file name with a zero byte", first("images", file_name="a\0.png"), "file_name is 'a\\x00", stops("a\\x00")),
     Damage("file name with a line break", first("images", file_name="a\nb.png"), "file_name is 'a\\nb", stops("a\\nb")),
     Damage("file name with half a letter", first("images", file_name="\ud800.png"), "\\ud800", stops("\\ud800")),
-    Damage("file name of 5,000 letters", first("images", file_name="a" * 5000), "unreadable image", stops("too long")),
+    Damage(
+        "file name of 5,000 letters", first("images", file_name="a" * 5000), "missing image", stops("no such image")
+    ),
     Damage("file name a folder", first("images", file_name="sub"), "unreadable image: 1", stops("not a file")),
     Damage("file name an address", first("images", file_name="http://x/a"), "missing image", stops("no such image")),
     Damage("no such image", gone("images/a.png"), "missing image: 1", stops("no such image")),
     Damage("height 0", first("images", height=0), "the height is 0", stops("the height is 0")),
     Damage("height negative", first("images", height=-30), "the height is -30", stops("the height is -30")),
-    Damage("height a text", first("images", height="30"), "the height is '30'", stops("the height is '30'")),
+    Damage("height a number in text", first("images", height="30"), None, TRAINS),
+    Damage("height a text", first("images", height="30px"), "the height is '30px'", stops("the height is '30px'")),
     Damage("height a fraction", first("images", height=30.5), "the height is 30.5", stops("the height is 30.5")),
     Damage("height missing", without("images", "height"), "the height is None", stops("the height is None")),
     Damage("height of 31 digits", first("images", height=10**30), "the height is 1000", stops("the height is 1000")),
     Damage("100,000 x 100,000", first("images", height=10**5, width=10**5), "more than", stops("100000x100000")),
     Damage("height and width exchanged", first("images", height=40, width=30), "size mismatch: 1", stops("say 30x40")),
     # categories
-    Damage("category id a text", first("categories", id="7"), "the id is '7'", stops("the id is '7'")),
+    Damage("category id a number in text", first("categories", id="7"), None, TRAINS),
+    Damage("category id a text", first("categories", id="x7"), "the id is 'x7'", stops("the id is 'x7'")),
+    Damage("category name a number", first("categories", name=7), None, TRAINS),
     Damage("category id twice", first("categories", id=3), "duplicate category id: 1", stops("2 categories have")),
     Damage("category id of 31 digits", first("categories", id=10**30), "the id is 1000", stops("the id is 1000")),
     Damage("category name twice", first("categories", name="dog"), "duplicate category name: 1", TRAINS),
@@ -290,7 +297,8 @@ COCO_ENTRIES = [
     Damage("category name like markup", first("categories", name="[/red]"), None, TRAINS),
     # annotations
     Damage("unknown image", first("annotations", image_id=99), "unknown image id: 1", drops("unknown image id")),
-    Damage("image of a text", first("annotations", image_id="11"), "image id '11'", drops("unknown image id")),
+    Damage("image of a number in text", first("annotations", image_id="11"), None, TRAINS),
+    Damage("image of a text", first("annotations", image_id="a11"), "image id 'a11'", drops("unknown image id")),
     Damage("image of true", first("annotations", image_id=True), "image id True", drops("unknown image id")),
     Damage("image of null", first("annotations", image_id=None), "image id None", drops("unknown image id")),
     Damage("image of NaN", first("annotations", image_id=NAN), "image id nan", drops("unknown image id")),
@@ -303,18 +311,29 @@ COCO_ENTRIES = [
     Damage("annotation id a text", first("annotations", id="one"), "annotation without an id: 1", TRAINS),
     Damage("annotation id of 31 digits", first("annotations", id=10**30), "annotation without an id: 1", TRAINS),
     Damage("no annotation id", without("annotations", "id"), "annotation without an id: 1", TRAINS),
-    Damage("crowd of a text", first("annotations", iscrowd="no"), "iscrowd neither 0 nor 1: 1", drops("crowd")),
+    Damage(
+        "crowd of a text", first("annotations", iscrowd="no"), "iscrowd neither 0 nor 1: 1", stops("is 'no', not 0")
+    ),
+    Damage("crowd of a list", first("annotations", iscrowd=[0]), "iscrowd neither 0 nor 1: 1", stops("is [0], not 0")),
+    Damage("crowd in text", first("annotations", iscrowd="1"), None, drops("crowd")),
+    Damage("crowd true", first("annotations", iscrowd=True), None, drops("crowd")),
+    Damage("no crowd in text", first("annotations", iscrowd="0"), None, TRAINS),
+    Damage("no crowd false", first("annotations", iscrowd=False), None, TRAINS),
+    Damage("area a number in text", first("annotations", area="200"), None, TRAINS),
     Damage("area NaN", first("annotations", area=NAN), "area that is no number: 1", TRAINS),
     Damage("area a text", first("annotations", area="big"), "area that is no number: 1", TRAINS),
     Damage("area negative", first("annotations", area=-1), "area that is no number: 1", TRAINS),
 ]
 COCO_SHAPES = [
-    Damage("no box", without("annotations", "bbox"), NO_BOX, drops(NO_BOX)),
-    Damage("box null", first("annotations", bbox=None), NO_BOX, drops(NO_BOX)),
+    Damage("no box", without("annotations", "bbox"), None, TRAINS),
+    Damage("box null", first("annotations", bbox=None), None, TRAINS),
+    Damage("box of zeros", box(0, 0, 0, 0), None, TRAINS),
+    Damage("neither box nor mask", first("annotations", bbox=None, segmentation=[]), NO_BOX, drops(NO_BOX)),
     Damage("box a text", first("annotations", bbox="2 3 10 20"), NO_BOX, drops(NO_BOX)),
     Damage("box an object", first("annotations", bbox={"x": 1}), NO_BOX, drops(NO_BOX)),
     Damage("box of three numbers", box(2, 3, 10), NO_BOX, drops(NO_BOX)),
-    Damage("box of texts", box("2", "3", "10", "20"), NO_BOX, drops(NO_BOX)),
+    Damage("box of numbers in text", box("2", "3", "10.0", "2e1"), None, TRAINS),
+    Damage("box of texts", box("2", "3", "ten", "20"), NO_BOX, drops(NO_BOX)),
     Damage("box of truth values", box(True, True, True, True), NO_BOX, drops(NO_BOX)),
     Damage("box of lists", box([2], [3], [10], [20]), NO_BOX, drops(NO_BOX)),
     Damage("box nested 600 deep", box(NESTED, 3, 10, 20), NO_BOX, drops(NO_BOX)),
@@ -332,7 +351,8 @@ COCO_SHAPES = [
     Damage("box of half a pixel", box(2, 3, 0.5, 20), "box under one pixel: 1", drops("box under one pixel")),
     Damage("polygon of two points", mask([[1, 2, 3, 4]]), "fewer than 3 points: 1", NO_MASK),
     Damage("polygon of an odd length", mask([[1, 2, 3, 4, 5, 6, 7]]), "malformed polygon", NO_MASK),
-    Damage("polygon of texts", mask([["1", "2"] * 3]), "malformed polygon", NO_MASK),
+    Damage("polygon of numbers in text", mask([["2", "3", "12", "3", "12", "23"]]), None, TRAINS),
+    Damage("polygon of texts", mask([["a", "2"] * 3]), "malformed polygon", NO_MASK),
     Damage("polygon of truth values", mask([[True] * 6]), "malformed polygon", NO_MASK),
     Damage("polygon with NaN", mask([[1, 2, 3, 4, 5, NAN]]), "malformed polygon", NO_MASK),
     Damage("polygon with 1e30", mask([[1, 2, 3, 4, 5, 1e30]]), "malformed polygon", NO_MASK),
@@ -412,6 +432,7 @@ PNG, JPEG = bytes_of(RGB, "PNG"), bytes_of(RGB, "JPEG")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>'
 UNREADABLE = "unreadable image: 1"
+DEEP = "image of more than 8 bits: 1"
 CANNOT = stops("cannot read the image")
 IMAGES = [
     Damage("image of no bytes", replaced(A, ""), UNREADABLE, CANNOT),
@@ -438,9 +459,10 @@ IMAGES = [
     Damage("YCbCr", drawn(A, RGB.convert("YCbCr"), "TIFF"), None, TRAINS),
     Damage("LAB", drawn(A, Image.new("LAB", (40, 30)), "TIFF"), None, TRAINS),
     Damage("grey", drawn(A, RGB.convert("L")), None, TRAINS),
-    Damage("grey of 16 bits", drawn(A, Image.fromarray(np.full((30, 40), 40_000, np.uint16))), None, TRAINS),
-    Damage("grey of 32 bits", drawn(A, Image.fromarray(np.full((30, 40), -5, np.int32)), "TIFF"), None, TRAINS),
-    Damage("grey of floats", drawn(A, Image.new("F", (40, 30), 0.5), "TIFF"), "of mode F", stops("of mode F")),
+    Damage("grey of 16 bits", drawn(A, Image.fromarray(np.full((30, 40), 40_000, np.uint16))), DEEP, TRAINS),
+    Damage("grey of 32 bits", drawn(A, Image.fromarray(np.full((30, 40), -5, np.int32)), "TIFF"), DEEP, TRAINS),
+    Damage("grey of floats", drawn(A, Image.new("F", (40, 30), 0.5), "TIFF"), DEEP, TRAINS),
+    Damage("grey of no number", drawn(A, Image.new("F", (40, 30), NAN), "TIFF"), DEEP, TRAINS),
     Damage("black and white", drawn(A, RGB.convert("1")), None, TRAINS),
     Damage("palette", drawn(A, RGB.quantize(16)), None, TRAINS),
     Damage("palette with transparency", drawn(A, RGB.quantize(16), transparency=b"\0\x80"), None, TRAINS),
@@ -476,7 +498,16 @@ EXTERNAL = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + sheet(thin
 PARAMETERS = '<!DOCTYPE x SYSTEM "../../../outside/evil.dtd">' + sheet(thing())
 DEEP = "<object>" * 10**5 + "</object>" * 10**5
 PERSON = thing()
+BEAR = sheet(thing("<name>b\xe4r</name>"))
+OWNER = sheet("<owner><name>V\xe1zquez</name></owner>", thing())
+HIDDEN = b'<?xml version="1.0" encoding="utf-7"?>' + LAUGHS.partition("?>")[2].encode("utf-7")
 DOCTYPE, BROKEN = "annotation file with a document type", "unreadable annotation file"
+
+
+def declared(encoding: str, name: str, says: str | None = None) -> bytes:
+    """An XML file in an encoding, which it declares unless it `says` another."""
+    text = f'<?xml version="1.0" encoding="{says or encoding}"?>' + sheet(thing(f"<name>{name}</name>"))
+    return text.encode(encoding)
 
 
 def objects(*things: str) -> Spoil:
@@ -500,8 +531,24 @@ VOC = [
     Damage("XML cut short", cut(XML, 0.7), f"{BROKEN}: 1", stops("broken XML")),
     Damage("XML that is a picture", replaced(XML, b"\x89PNG\0\xff"), f"{BROKEN}: 1", stops("broken XML")),
     Damage("XML that is a web page", replaced(XML, "<html/>"), "it holds <html>", stops("it holds <html>")),
-    Damage("XML in UTF-16", recoded(XML, "utf-16"), f"{BROKEN}: 1", stops("broken XML")),
-    Damage("XML in latin-1", replaced(XML, sheet(thing("<name>b\xe4r</name>")).encode("latin-1")), None, TRAINS),
+    Damage("XML in UTF-16", recoded(XML, "utf-16"), None, TRAINS),
+    Damage("XML in who knows what", replaced(XML, BEAR.encode("latin-1")), "unknown encoding: 1", stops("dataset.enc")),
+    Damage("XML in GBK, declared", replaced(XML, declared("gbk", "\u718a")), None, TRAINS),
+    Damage(
+        "XML of another encoding than declared",
+        replaced(XML, declared("gbk", "\u718a", "ascii")),
+        BROKEN,
+        stops("ot of the enc"),
+    ),
+    Damage("XML of no encoding", replaced(XML, declared("utf-8", "a", "klingon")), BROKEN, stops("klingon")),
+    Damage("XML of rot13", replaced(XML, declared("utf-8", "a", "rot13")), BROKEN, stops("rot13")),
+    Damage("another word in latin-1", replaced(XML, OWNER.encode("latin-1")), None, TRAINS),
+    Damage("a billion laughs in UTF-16", replaced(XML, LAUGHS.encode("utf-16")), f"{DOCTYPE}: 1", stops(DOCTYPE)),
+    Damage("a billion laughs in UTF-7", replaced(XML, HIDDEN), f"{DOCTYPE}: 1", stops(DOCTYPE)),
+    Damage("difficult true", objects(thing(more="<difficult>True</difficult>")), None, drops("difficult")),
+    Damage("difficult unspecified", objects(thing(more="<difficult>Unspecified</difficult>")), None, TRAINS),
+    Damage("difficult maybe", objects(thing(more="<difficult>maybe</difficult>")), "is 'maybe'", stops("is 'maybe'")),
+    Damage("corners with commas", objects(thing(corners=("3,5", "4", "12,25", "23"))), None, TRAINS),
     Damage("XML with a byte order mark", recoded(XML, "utf-8-sig"), None, TRAINS),
     Damage("a billion laughs", replaced(XML, LAUGHS), f"{DOCTYPE}: 1", stops(DOCTYPE)),
     Damage("an external entity", replaced(XML, EXTERNAL), f"{DOCTYPE}: 1", stops(DOCTYPE)),
@@ -588,13 +635,14 @@ LABEL_MAPS = [
     Damage("label map in colours", drawn(MAP, GREY.convert("RGB")), COLOURS, stops("mode RGB")),
     Damage("label map in CMYK", drawn(MAP, GREY.convert("CMYK"), "JPEG"), COLOURS, stops("mode CMYK")),
     Damage("label map with transparency", drawn(MAP, GREY.convert("LA")), COLOURS, stops("mode LA")),
-    Damage("label map of one bit", drawn(MAP, GREY.convert("1")), COLOURS, stops("mode 1")),
+    Damage("label map of one bit", drawn(MAP, Image.fromarray(labels() > 0)), None, TRAINS),
     Damage("label map of floats", label_map(0.5, dtype=np.float32, kind="TIFF"), COLOURS, stops("mode F")),
     Damage("label map with a palette", drawn(MAP, with_palette()), None, TRAINS),
     Damage("label map of 16 bits", label_map(3, dtype=np.uint16), None, TRAINS),
     Damage("label map of 32 bits", label_map(3, dtype=np.int32, kind="TIFF"), None, TRAINS),
     Damage("a label too many", label_map(4), ABOVE, stops("the largest label is 4")),
-    Damage("unlabelled as 255", label_map(255), "must be 0, not 255", stops("must be 0, not 255")),
+    Damage("unlabelled as 255", label_map(255), None, TRAINS),
+    Damage("unlabelled as 254", label_map(254), ABOVE, stops("the largest label is 254")),
     Damage("label 60,000", label_map(60_000, dtype=np.uint16), ABOVE, stops("the largest label is 60000")),
     Damage("label 2^31 - 1", label_map(2**31 - 1, dtype=np.int32, kind="TIFF"), ABOVE, stops("is 2147483647")),
     Damage("negative label", label_map(-1, dtype=np.int32, kind="TIFF"), "negative label: 1", stops("label is -1")),

@@ -56,13 +56,6 @@ def test_transparent_palette_does_not_warn(tmp_path: Path) -> None:
         assert read_image(tmp_path / "a.png").shape == (3, 3, 4)
 
 
-def test_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_image(tmp_path / "a.jpg").shape == (3, 30, 40)
-
-
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 @pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.9])
 def test_truncated_image(tmp_path: Path, suffix: str, kept: float) -> None:

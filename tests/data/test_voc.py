@@ -260,8 +260,8 @@ FAULTS: dict[str, tuple[str | bytes | None, str]] = {
     "other": ("<html><body/></html>", "it holds <html>, not <annotation>"),
     "bomb": (BOMB, "annotation file with a document type"),
     "bomb in latin-1": (BOMB.replace("lolz", "l\xf6lz").encode("latin-1"), "annotation file with a document type"),
-    "bomb in utf-16": (BOMB.replace("1.0", '1.0" encoding="utf-16').encode("utf-16"), "broken XML"),
-    "bomb in ebcdic": (b'<?xml version="1.0" encoding="cp037"?>' + BOMB[21:].encode("cp037"), "broken XML"),
+    "bomb in utf-16": (BOMB.replace("1.0", '1.0" encoding="utf-16').encode("utf-16"), "with a document type"),
+    "bomb in ebcdic": (b'<?xml version="1.0" encoding="cp037"?>' + BOMB[21:].encode("cp037"), "a document type"),
 }
 
 
@@ -416,7 +416,7 @@ def test_each_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root = years(tmp_path, FIRST, SECOND)
     parsed: Counter[Path] = Counter()
     parse = voc_format._parse
-    monkeypatch.setattr(voc_format, "_parse", lambda path: parsed.update([path]) or parse(path))
+    monkeypatch.setattr(voc_format, "_parse", lambda path, *more: parsed.update([path]) or parse(path, *more))
     both = source(root)
     for split in ("train", "val"):
         both.open(split)

@@ -195,7 +195,7 @@ def test_grey_and_palette_images_are_rgb():
         (np.zeros((0, 4), np.uint8), r"\(0, 4\)"),
         (torch.zeros(3, 4, 4), "float32"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(4, 4, 3\)"),
-        (Image.new("I;16", (4, 4)), "8 bits"),
+        (np.zeros((4, 4), np.int64), "int64"),
         ("nowhere.png", "no such image"),
         (7, "int is no image"),
     ],

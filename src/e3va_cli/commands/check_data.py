@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,10 +16,13 @@ from rich.table import Table
 from e3va_cli.commands.console import console
 from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.composition import plain
-from e3va_cli.data import SPLITS, Source, Split, build_source
+from e3va_cli.data import SPLITS, DenseDataset, Source, Split, build_source
 from e3va_cli.data.report import Report
+from e3va_cli.data.source import require_class_count
 from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
+from e3va_cli.heads import HEADS
+from e3va_cli.metrics.limits import limit_note
 
 
 def run(cfg: DictConfig) -> None:
@@ -30,23 +34,28 @@ def run(cfg: DictConfig) -> None:
     config = plain(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     source = build_source(config["dataset"])
+    targets = HEADS[config["head"]["name"]].needs
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
-    sound, refusals, opened = True, [], []
+    sound, refusals, opened, left_out = True, [], [], 0
     for split in SPLITS:
         try:
-            report = check_with_progress(source, split)
+            report = check_with_progress(source, split, targets)
         except UserError as error:
             refusals += error.messages
             continue
         print_report(report)
         sound = sound and report.ok
         try:
-            dataset = source.open(split, None)
+            dataset = source.open(split, None, targets=targets)
+            require_class_count(config["dataset"], dataset)
         except UserError as error:
             print_refusal(error)
             sound = False
             continue
         opened.append(dataset)
+        left_out += print_left_out(dataset, split)
+        if note := limit_note(dataset, config["head"]):
+            console.print(f"[yellow]Warning:[/] {split}: {escape(note)}")
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config["pictures"], picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
@@ -64,14 +73,26 @@ def run(cfg: DictConfig) -> None:
             "file that is broken."
         )
         sys.exit(1)
-    console.print("[green]No problems.[/]")
+    but = f" {left_out:,} annotations are left out, as said above." if left_out else ""
+    console.print(f"[green]No problems.[/]{but}")
 
 
-def check_with_progress(source: Source, split: Split) -> Report:
-    """The report on a split, with a bar while its images are decoded."""
+def check_with_progress(source: Source, split: Split, targets: Collection[str]) -> Report:
+    """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
-        return source.check(split, lambda done, total: bar.update(task, completed=done, total=total))
+        return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
+
+
+def print_left_out(dataset: DenseDataset, split: Split) -> int:
+    """How many annotations a run does without, by reason; returns how many."""
+    if not dataset.dropped:
+        return 0
+    total = sum(dataset.dropped.values())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items())
+    what = "not trained on" if split == "train" else "ignored in evaluation"
+    console.print(f"{total:,} annotations of {split} are {what}: {reasons}")
+    return total
 
 
 def print_refusal(error: UserError) -> None:

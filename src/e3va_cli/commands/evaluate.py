@@ -19,6 +19,7 @@ from e3va_cli.export.evaluation import Candidate, Evaluation, build_evaluation, 
 from e3va_cli.export.passes import Adapter, passes_of
 from e3va_cli.files import write_json
 from e3va_cli.metrics import Results
+from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_folder import METRICS, PICTURES
 
 
@@ -38,6 +39,7 @@ def measure(candidates: list[Candidate], folder: Path) -> None:
     """Evaluate candidates, those of one image size together, and report."""
     files: dict[str, dict[str, str]] = {}
     results: Results = {one.name: None for one in candidates}  # in this order
+    limits: dict[str | None, None] = {}
     for group in by_image_size(candidates):
         evaluation = build_evaluation(group, folder)
         trainer = evaluation.run.trainer
@@ -48,8 +50,9 @@ def measure(candidates: list[Candidate], folder: Path) -> None:
             results |= evaluation.results
             places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
             files |= {one.name: leave(evaluation, one, places[one.name]) for one in evaluation.adapters}
+            limits |= {limit_note(evaluation.run.val, one.config["head"]): None for one in evaluation.adapters}
     if trainer.is_global_zero:
-        report(results, files, folder)
+        report(results, files, folder, " ".join(filter(None, limits)))
 
 
 def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:
@@ -63,14 +66,14 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     return files
 
 
-def report(results: Results, files: dict[str, dict[str, str]], folder: Path) -> None:
-    """Print the results and where they lie; of several, write them together too."""
+def report(results: Results, files: dict[str, dict[str, str]], folder: Path, note: str) -> None:
+    """Print the results, what limits them, and where they lie; of several, write them together too."""
     if len(results) == 1:
         (name,) = results
-        print_results(results[name])
+        print_results(results[name], note)
         lines = files[name]
     else:
-        print_results(side_by_side(results))
+        print_results(side_by_side(results), note)
         write_json(folder / METRICS, results)
         lines = {METRICS: "all of these results", **{f"{name}/": ", ".join(files[name]) for name in results}}
     console.print(f"\nEvaluation: {folder}", markup=False)

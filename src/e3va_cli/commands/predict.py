@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.progress import Progress
-from torch import Tensor
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_prediction
@@ -20,8 +19,8 @@ from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.prediction_files import PREDICTIONS, PredictionFiles
 from e3va_cli.composition import plain
+from e3va_cli.data.targets import RawImage, read_raw
 from e3va_cli.errors import UserError
-from e3va_cli.export.images import as_image
 from e3va_cli.export.predictor import load_adapters
 from e3va_cli.run_folder import claim_folder
 
@@ -57,8 +56,8 @@ def predict(config: dict[str, Any], files: Sequence[Path]) -> int:
         task = bar.add_task("Predicting", total=len(files))
         for batch in batches(files, config["batch_size"], output.skip):
             found = together.predict([image for _, image in batch], score=config["score"], batch_size=len(batch))
-            for (index, _), of_adapters in zip(batch, found, strict=True):
-                output.add(index, of_adapters)
+            for (index, raw), of_adapters in zip(batch, found, strict=True):
+                output.add(index, of_adapters, orientation=raw.orientation)
             bar.update(task, completed=len(output.images) + len(output.skipped))
     output.finish()
     images = f"{len(output.images):,} image{'' if len(output.images) == 1 else 's'}"
@@ -76,12 +75,12 @@ def require_usable(config: dict[str, Any]) -> None:
 
 def batches(
     files: Sequence[Path], size: int, skip: Callable[[int, UserError], None]
-) -> Iterator[list[tuple[int, Tensor]]]:
+) -> Iterator[list[tuple[int, RawImage]]]:
     """Images with their places in `files`, `size` at a time; `skip(index, error)` is called for what is unreadable."""
-    batch: list[tuple[int, Tensor]] = []
+    batch: list[tuple[int, RawImage]] = []
     for index, file in enumerate(files):
         try:
-            batch.append((index, as_image(file)))
+            batch.append((index, read_raw(file)))
         except UserError as error:
             skip(index, error)
         if len(batch) == size:

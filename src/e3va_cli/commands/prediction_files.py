@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 
 from e3va_cli.data.drawing import save_png
+from e3va_cli.data.orientation import STORED
 from e3va_cli.errors import UserError
 from e3va_cli.export.passes import Adapter, distinct
 from e3va_cli.export.prediction import Detection, ImagePrediction
 from e3va_cli.files import write_json
 
+DISPLAYED = "as displayed, with the EXIF orientation applied"
 PREDICTIONS = "predictions.json"
 LABELS = "labels"  # folder of label maps, apart from the pictures so that no name can meet another
 
@@ -44,6 +46,7 @@ class PredictionFiles:
         self.stems = distinct(file.stem for file in files)
         self.images: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
+        self.values = {adapter.name: mask_values(adapter.category_ids) for adapter in adapters}
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -69,8 +72,8 @@ class PredictionFiles:
         print(f"e3va: skipped: {error}", file=sys.stderr)
         self.skipped.append({"file": str(self.files[index]), "reason": str(error)})
 
-    def add(self, index: int, found: dict[str, ImagePrediction]) -> None:
-        """Draw and note what the adapters found in an image."""
+    def add(self, index: int, found: dict[str, ImagePrediction], *, orientation: int = STORED) -> None:
+        """Draw and note what the adapters found in an image, which its EXIF's orientation has turned."""
         entries: dict[str, Any] = {}
         for name, prediction in found.items():
             place, file = self._place(name), f"{self.stems[index]}.png"
@@ -79,18 +82,19 @@ class PredictionFiles:
             if prediction.labels is None:
                 entries[name] = {"detections": [as_json(one) for one in prediction.detections]}
                 continue
-            kind = np.uint8 if len(prediction.classes) <= np.iinfo(np.uint8).max else np.uint16
-            save_png(Image.fromarray(prediction.labels.astype(kind)), place / LABELS / file)
+            values = self.values[name]
+            save_png(Image.fromarray(values[prediction.labels]), place / LABELS / file)
             shares = [
-                {"label": label, "class": prediction.classes[label - 1], "share": share}
+                {"label": label, "value": int(values[label]), "class": prediction.classes[label - 1], "share": share}
                 for label, share in prediction.shares.items()
             ]
             labels = str((place / LABELS / file).relative_to(self.folder))
             entries[name] = {"segmentation": {"labels": labels, "shares": shares}}
         one = next(iter(found.values()))
-        self.images.append(
-            {"file": str(self.files[index]), "width": one.width, "height": one.height, "adapters": entries}
-        )
+        entry: dict[str, Any] = {"file": str(self.files[index]), "width": one.width, "height": one.height}
+        if orientation != STORED:
+            entry |= {"exif_orientation": orientation, "pixels": DISPLAYED}
+        self.images.append({**entry, "adapters": entries})
 
     def finish(self) -> None:
         """Write `predictions.json`."""
@@ -110,6 +114,13 @@ class PredictionFiles:
             "skipped": self.skipped,
         }
         write_json(self.folder / PREDICTIONS, content)
+
+
+def mask_values(category_ids: Sequence[int]) -> np.ndarray:
+    """What the masks that were trained on call label k, at index k; uint8 or uint16 where the numbers allow it."""
+    largest = max(category_ids)
+    kind = next((kind for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max), np.int32)
+    return np.array([0, *category_ids]).astype(kind)
 
 
 def as_json(found: Detection) -> dict[str, Any]:

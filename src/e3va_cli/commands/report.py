@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from e3va_cli.commands.console import console
+from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
 from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.text import first_few
@@ -73,6 +74,9 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     if run.train.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
+    limit = limit_note(run.val, config["head"])
+    for note in dict.fromkeys((*run.train.notes, *run.val.notes, *([limit] if limit else []))):
+        console.print(f"[yellow]Warning:[/] {escape(note)}")
 
 
 def named(classes: list[str]) -> str:
@@ -91,8 +95,8 @@ def described(course: Course, schedule: str) -> str:
     )
 
 
-def print_results(results: dict[str, Any]) -> None:
-    """A table of results over all classes, and one of each class."""
+def print_results(results: dict[str, Any], note: str | None = None) -> None:
+    """A table of results over all classes, one of each class, and a note on what limits them."""
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
     table = Table(title="Evaluation, in percent")
@@ -110,6 +114,8 @@ def print_results(results: dict[str, Any]) -> None:
     for name in next(iter(kinds.values()))["per_class"]:
         classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
     console.print(classes)
+    if note:
+        console.print(f"[yellow]Warning:[/] {escape(note)}")
 
 
 def print_next(folder: Path) -> None:

@@ -22,6 +22,7 @@ from e3va_cli.commands.report import (
 )
 from e3va_cli.composition import plain
 from e3va_cli.files import replacing
+from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, locate
 from e3va_cli.training.checkpoints import read_checkpoint, verify
 from e3va_cli.training.history import histories
@@ -70,7 +71,7 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
         reason = "the run stopped in its first epoch" if is_trial else "trainer.limit_val_batches=0"
         console.print(f"Not evaluated: {reason}.")
     else:
-        print_results(run.task.results)
+        print_results(run.task.results, limit_note(run.val, config["head"]))
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
         draw_predictions(model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
     print_next(folder)

@@ -90,6 +90,15 @@ Value = Callable[[str], Any]
 """The value of a dotted key; None where there is no such key, or nothing in it."""
 
 
+def is_encoding(name: str) -> bool:
+    """Whether Python has an encoding of text of that name."""
+    try:
+        "".encode(name)
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True
+
+
 def problems(cfg: DictConfig) -> list[str]:
     """Every mistake that types alone do not show, one line each, naming the option and what would be right."""
     reads_data = OmegaConf.get_type(cfg) is not BenchmarkMemoryConfig
@@ -219,6 +228,15 @@ def _images(value: Value) -> Iterator[str]:
     scales = value("dataset.scales")
     if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
         yield f"dataset.scales={scales}: [least,most], factors of the size above 0"
+    encoding = value("dataset.encoding")
+    if encoding is not None and not is_encoding(encoding):
+        yield f"dataset.encoding={encoding}: no encoding of text, such as gbk, cp1251 or latin-1"
+    limits = value("dataset.intensity_range")
+    if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
+        yield f"dataset.intensity_range={limits}: [least,most], what becomes black and white, such as [0,4095]"
+    percentiles = value("dataset.intensity_percentiles")
+    if percentiles is not None and (len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100):
+        yield f"dataset.intensity_percentiles={percentiles}: [least,most], from 0 to 100"
     image_size = value("image_size")
     if image_size is not None and (len(image_size) != 2 or min(image_size) < 32):
         yield f"image_size={image_size}: [height,width] in pixels, at least 32 each"

@@ -13,7 +13,7 @@ class DatasetConfig:
     """Images, their classes, and how results are measured; each format has options of its own."""
 
     name: str = MISSING
-    num_classes: int = MISSING
+    num_classes: int | None = None
     metric: str = MISSING
 
 
@@ -38,36 +38,47 @@ class ShapesConfig(DetectionConfig):
 
 
 @dataclass
-class CocoConfig(DetectionConfig):
-    """A data set in COCO's format; file and folder names are relative to `root`."""
+class ImageFilesConfig:
+    """Images that are read from files under `root`; file and folder names are relative to it."""
 
     root: str = MISSING
+    intensity_range: list[float] | None = None
+    intensity_percentiles: list[float] = MISSING
+
+
+@dataclass
+class CocoConfig(ImageFilesConfig, DetectionConfig):
+    """A data set in COCO's format."""
+
     train_images: str = MISSING
     train_annotations: str = MISSING
     val_images: str = MISSING
     val_annotations: str = MISSING
+    use_iscrowd: bool = MISSING
 
 
 @dataclass
-class VocConfig(DetectionConfig):
+class VocConfig(ImageFilesConfig, DetectionConfig):
     """A data set in Pascal VOC's layout; `classes` is null, a list of names, or a file of them."""
 
-    root: str = MISSING
     train_set: str | None = None
     val_set: str | None = None
     classes: Any = None
+    encoding: str | None = None
 
 
 @dataclass
-class Ade20kConfig(DatasetConfig):
-    """Images with label maps; folder names are relative to `root`, `classes` as for VOC."""
+class Ade20kConfig(ImageFilesConfig, DatasetConfig):
+    """Images with label maps; `classes` as for VOC."""
 
-    root: str = MISSING
     train_images: str = MISSING
     train_labels: str = MISSING
     val_images: str = MISSING
     val_labels: str = MISSING
     classes: Any = None
+    reduce_zero_label: bool = MISSING
+    ignore_index: Any = None
+    label_map: Any = None
     short_side: int = MISSING
     max_size: int = MISSING
     scales: list[float] = MISSING

@@ -6,13 +6,18 @@ need not be today's default.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-LEGACY_OPTIONS: dict[str, dict[str, Any]] = {  # by group; heads by their name
-    "backbone": {"pad_before_shift": False},
+from e3va_cli.text import first_few
+
+EIGHT_OF_16_BITS = {"intensity_range": [0.0, 65535.0], "intensity_percentiles": [0.1, 99.9]}
+NO_CROP = {"crop_probability": 0.0, "crop_short_sides": [400, 500, 600], "crop_range": [384, 600]}
+LEGACY_OPTIONS: dict[str, dict[str, Any]] = {  # by group; heads and data sets by their name
+    "backbone": {"pad_before_shift": False, "drop_path_rate": 0.1},
     "head": {
         "mask_rcnn": {"rpn": {"inside_only": False, "exact_anchors": False}},
         "cascade_mask_rcnn": {
@@ -22,7 +27,20 @@ LEGACY_OPTIONS: dict[str, dict[str, Any]] = {  # by group; heads by their name
         },
         "retinanet": {"p6_from": "p5", "exact_anchors": False},
     },
+    "dataset": {
+        "shapes": NO_CROP,
+        "coco": {**NO_CROP, "filter_empty": False, **EIGHT_OF_16_BITS, "use_iscrowd": True},
+        "voc": {**NO_CROP, "filter_empty": False, **EIGHT_OF_16_BITS, "encoding": "latin-1"},
+        "ade20k": {**EIGHT_OF_16_BITS, "reduce_zero_label": True, "ignore_index": None, "label_map": None},
+    },
+    "optimizer": {"decay_biases": False},
+    "schedule": {"warmup_max_fraction": 1.0},
 }
+BY_NAME = ("dataset", "head")
+OF_TRAINING = re.compile(  # they change nothing of how trained weights are used
+    r"backbone\.drop_path_rate|dataset\.(crop_(probability|short_sides|range)|filter_empty)|(optimizer|schedule)\."
+)
+LISTED = 4
 
 
 class LegacyWarning(UserWarning):
@@ -35,7 +53,7 @@ def missing_options(config: dict[str, Any]) -> dict[str, Any]:
     for group, options in LEGACY_OPTIONS.items():
         given = config.get(group)
         if isinstance(given, dict):
-            missing |= _missing(given, options.get(str(given.get("name")), {}) if group == "head" else options, group)
+            missing |= _missing(given, options.get(str(given.get("name")), {}) if group in BY_NAME else options, group)
     return missing
 
 
@@ -61,6 +79,7 @@ def fill_legacy_options(config: dict[str, Any]) -> dict[str, Any]:
 
 def warn_of_legacy_options(place: object, config: dict[str, Any]) -> None:
     """Warn where weights from `place` lack options, with the values that they are used with."""
-    if missing := missing_options(config):
-        listed = ", ".join(f"{key}={str(value).lower()}" for key, value in missing.items())
+    missing = {key: value for key, value in missing_options(config).items() if not OF_TRAINING.match(key)}
+    if missing:
+        listed = first_few([f"{key}={str(value).lower()}" for key, value in missing.items()], LISTED)
         warnings.warn(f"{place}: made by an older e3va; used as it was trained, with {listed}", LegacyWarning, 2)

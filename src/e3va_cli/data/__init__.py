@@ -3,7 +3,16 @@
 from e3va_cli.data import ade20k, coco, shapes, voc
 from e3va_cli.data.batch import Batch, collate
 from e3va_cli.data.module import DenseData
-from e3va_cli.data.source import SOURCES, SPLITS, Source, Split, build_source, build_transforms, open_splits
+from e3va_cli.data.source import (
+    SOURCES,
+    SPLITS,
+    Source,
+    Split,
+    build_source,
+    build_transforms,
+    open_splits,
+    planned_classes,
+)
 from e3va_cli.data.targets import DenseDataset, DetectionDataset, Target
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "coco",
     "collate",
     "open_splits",
+    "planned_classes",
     "shapes",
     "voc",
 ]

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,33 +12,45 @@ from e3va_cli.data.coco_format import (
     CocoFile,
     Entry,
     box_fault,
+    box_of,
     category_fault,
     image_fault,
     is_area,
     is_whole,
-    read_box,
+    reaches_out,
     read_coco,
     refers,
     segmentation_faults,
+    usable_segmentation,
 )
+from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
+from e3va_cli.data.file_names import FoundNames, find_names
+from e3va_cli.data.image_checks import Found, notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import IMAGE_SUFFIXES, image_notes, read_image
+from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.text import brief
 
 Progress = Callable[[int, int], None]
-Found = list[tuple[str, str | None]]  # kinds, and details
 Item = TypeVar("Item")
 Seen = TypeVar("Seen")
 
 THREADS = min(8, (os.cpu_count() or 1) + 1)
 ITEMS_AT_ONCE = 512  # whose findings wait to be taken
 TOLD_EVERY = 32
-ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
 
 
-def check_coco_file(images: Path, annotations: Path, *, progress: Progress | None = None) -> Report:
+def check_coco_file(
+    images: Path,
+    annotations: Path,
+    *,
+    targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
+    use_iscrowd: bool = True,
+    progress: Progress | None = None,
+) -> Report:
     """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
     problems, notes = Findings(), Findings()
     try:
@@ -47,9 +59,22 @@ def check_coco_file(images: Path, annotations: Path, *, progress: Progress | Non
         for message in error.messages:
             problems.add("unusable annotation file", Place(annotations.name, detail=message))
         coco = CocoFile([], [], [])
-    if images.is_dir():
-        _note_unlisted(coco, images, notes)
-    return check_coco(coco, images, name=str(annotations), problems=problems, notes=notes, progress=progress)
+    if not use_iscrowd:
+        coco = crowds_as_objects(coco)
+    elif doubt := doubtful_crowds(coco):
+        problems.add("many crowds", Place(annotations.name, detail=doubt))
+    name = str(annotations)
+    return check_coco(
+        coco,
+        images,
+        name=name,
+        targets=targets,
+        scaling=scaling,
+        list_unlisted=True,
+        problems=problems,
+        notes=notes,
+        progress=progress,
+    )
 
 
 def check_coco(
@@ -58,6 +83,9 @@ def check_coco(
     *,
     name: str,
     ignored: str = "crowds",
+    targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
+    list_unlisted: bool = False,
     problems: Findings | None = None,
     notes: Findings | None = None,
     progress: Progress | None = None,
@@ -69,6 +97,9 @@ def check_coco(
         images: the folder that the file names refer to
         name: what the annotations are called in the report
         ignored: what objects that an evaluation ignores are called
+        targets: what a head needs, of boxes and masks
+        scaling: of images of more than 8 bits
+        list_unlisted: whether to note images in the folder that are not listed
         problems: those found before; is added to
         notes: likewise
         progress: called now and then with the number of images decoded, and of all images
@@ -78,10 +109,13 @@ def check_coco(
     _check_categories(coco, problems)
     _check_image_entries(coco, images, problems)
     if images.is_dir():
-        _check_files(coco, images, problems, notes, progress)
+        found = _find_files(coco, images, notes)
+        if list_unlisted:
+            _note_unlisted(coco, found, images, notes)
+        _check_files(coco, found, images, scaling, problems, notes, progress)
     else:
         problems.add("no such folder of images", Place(str(images)))
-    per_category = _check_annotations(coco, problems, notes)
+    per_category = _check_annotations(coco, problems, notes, masks="masks" in targets)
     _note_empty(coco, per_category, notes)
     categories = sorted((c for c in coco.categories if not category_fault(c)), key=lambda c: c["id"])
     per_class: Counter[str] = Counter()
@@ -124,11 +158,11 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> No
         problems.add("duplicate file name", Place(name, detail=f"{count} times"))
 
 
-def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings) -> Counter[int]:
+def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings, *, masks: bool) -> Counter[int]:
     """Checks each annotation; returns the number of objects, crowds aside, by category id."""
     images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
     categories = {category["id"]: category for category in coco.categories if is_whole(category.get("id"))}
-    has_masks = any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
+    has_masks = masks and any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
     per_category: Counter[int] = Counter()
     for annotation in coco.annotations:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
@@ -158,29 +192,32 @@ def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings) -> C
 
 def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: Findings) -> None:
     height, width = image["height"], image["width"]
-    box = read_box(annotation)
+    segmentation = annotation.get("segmentation")
+    box = box_of(annotation, usable_segmentation(segmentation, height, width), height, width)
     at = replace(place, detail=f"box {brief(annotation.get('bbox'))}")
     size = f"image {width}x{height}"
     if fault := box_fault(box, height, width):
         problems.add(fault, at)
-    elif box is not None and _reaches_out(box, height, width):
+    elif box is not None and reaches_out(box, height, width):
         problems.add("box partly outside the image", replace(at, detail=f"{at.detail}, {size}"))
-    segmentation = annotation.get("segmentation")
     for fault in dict.fromkeys(segmentation_faults(segmentation, height, width)):
         problems.add(fault, place)
     if has_masks and not segmentation:
         problems.add("annotation without a mask", place)
 
 
-def _reaches_out(box: tuple[float, float, float, float], height: int, width: int) -> bool:
-    x, y, w, h = box
-    return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS
-
-
-def _check_files(coco: CocoFile, folder: Path, problems: Findings, notes: Findings, progress: Progress | None) -> None:
+def _check_files(
+    coco: CocoFile,
+    names: FoundNames,
+    folder: Path,
+    scaling: IntensityScaling,
+    problems: Findings,
+    notes: Findings,
+    progress: Progress | None,
+) -> None:
     """Decodes each listed image."""
     listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
-    looked = looked_at(lambda image: _look_at(image, folder), listed, progress)
+    looked = looked_at(lambda image: _look_at(image, names, folder, scaling), listed, progress)
     for image, findings in zip(listed, looked, strict=True):
         for told, findings_of in zip((problems, notes), findings, strict=True):
             for kind, detail in findings_of:
@@ -200,33 +237,35 @@ def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Pro
                 yield seen
 
 
-def _look_at(entry: Entry, folder: Path) -> tuple[Found, Found]:
+def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
     """The problems of an image file, and the notes on it."""
-    path = path_inside(folder, entry["file_name"])
+    name: str = entry["file_name"]
+    if name in names.missing:
+        likely = names.missing[name]
+        return [("missing image", f"perhaps {likely}" if likely else None)], []
+    path = path_inside(folder, names.taken.get(name, name))
     assert path is not None
     try:
-        height, width = read_image(path).shape[1:]
+        raw = read_raw(path)
     except UserError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         return [("missing image", None) if missing else ("unreadable image", str(error))], []
-    problems: Found = []
-    if not image_fault(entry) and (height, width) != (entry["height"], entry["width"]):
-        found = f"the file has {width}x{height}, the annotations say {entry['width']}x{entry['height']}"
-        problems.append(("size mismatch", found))
-    return problems, notes_on(path, folder)
+    annotated = None if image_fault(entry) else (entry["height"], entry["width"])
+    problems = pixel_problems(raw, annotated, scaling)
+    return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
 
 
-def notes_on(path: Path, folder: Path) -> Found:
-    """What is good to know of a sound image file in a folder."""
-    notes: Found = list(image_notes(path))
-    real = path.resolve()
-    if folder.resolve() not in real.parents:
-        notes.append(("link that leads out of the folder of images", f"to {real}"))
-    return notes
+def _find_files(coco: CocoFile, folder: Path, notes: Findings) -> FoundNames:
+    """Where the listed images lie; those that are not called quite as they are listed are noted."""
+    found = find_names(folder, [name for image in coco.images if (name := _place(image).file)], IMAGE_SUFFIXES)
+    for name, file in found.taken.items():
+        notes.add("file not called quite as it is listed", Place(name, detail=f"{file} is taken"))
+    return found
 
 
-def _note_unlisted(coco: CocoFile, folder: Path, notes: Findings) -> None:
-    listed = {path_inside(folder, name) for image in coco.images if (name := _place(image).file)}
+def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: Findings) -> None:
+    names = [name for image in coco.images if (name := _place(image).file)]
+    listed = {path_inside(folder, found.taken.get(name, name)) for name in names}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix.lower() in IMAGE_SUFFIXES and path_inside(folder, name) not in listed:

@@ -1,7 +1,7 @@
 """Any data set in COCO's format, for detection and instance segmentation (https://cocodataset.org/#format-data)."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,22 +17,30 @@ from e3va_cli.data.coco_format import (
     CocoFile,
     Entry,
     box_fault,
+    box_of,
     clip_box,
     coco_paths,
+    encoded,
     is_area,
     is_whole,
-    read_box,
+    reaches_out,
     read_coco,
     refers,
+    rename_images,
     require_sound,
     usable_segmentation,
 )
+from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
+from e3va_cli.data.encoded_masks import EncodedMasks
+from e3va_cli.data.file_names import find_names
+from e3va_cli.data.image_survey import survey_images
+from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import ADVICE, Report
 from e3va_cli.data.source import Split, register
-from e3va_cli.data.targets import Target, read_image
-from e3va_cli.data.transforms import DetectionTransforms
+from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, Target, read_image
+from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.errors import UserError
 
 IGNORED = "ignored"
@@ -41,9 +49,9 @@ IGNORED = "ignored"
 class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
     """Images with boxes, labels and, where the file has any, masks; see `targets.Target`.
 
-    Labels count the categories in the order of their ids, from 1. Crowds, unusable boxes and, in a data set
-    with masks, objects without a mask are left out of the targets and counted in `dropped`; images without
-    objects stay.
+    Labels count the categories in the order of their ids, from 1. Crowds, unusable boxes and, where masks are wanted
+    and the data set has some, objects without a mask are left out of the targets and counted in `dropped`; images
+    without objects stay. An object without a box has that of its mask.
 
     Args:
         coco: the content of the annotations; nothing of it is kept but what items and evaluation need
@@ -51,6 +59,8 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         name: what the annotations are called in messages
         ignored: the reason that `dropped` gives for objects that an evaluation ignores
         left_out: further annotations that training does without: how many, by reason
+        targets: what is wanted of boxes and masks; an object lacks nothing that is not wanted
+        scaling: of images of more than 8 bits
         transforms: called with the image and the target, returns both
 
     Raises:
@@ -66,13 +76,16 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         name: str,
         ignored: str = "crowd",
         left_out: Mapping[str, int] | None = None,
+        targets: Collection[str] = DETECTION,
+        scaling: IntensityScaling = USUAL_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         if not images.is_dir():
             raise UserError(f"no such folder of images: {images}")
         require_sound(coco, images, name)
+        coco = _with_files(coco, images, name)
         self.images = images
-        self.transforms = transforms
+        self.transforms, self.scaling = transforms, scaling
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -84,36 +97,58 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         dropped: Counter[str] = Counter(left_out)
         by_image = _by_known_image(coco, self._label, dropped)
         census: Counter[tuple[str | None, bool]] = Counter()  # by fault, and whether there is a mask
-        self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census) for image in coco.images)
-        has_masks = census[None, True] > 0
-        self.offers = frozenset({"boxes", "masks"} if has_masks else {"boxes"})
-        usable = census[None, has_masks]
-        if has_masks:
-            dropped["no usable mask"] = census[None, False]
+        counts: list[tuple[int, int]] = []  # of usable objects of an image, and of those with a mask
+        self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census, counts) for image in coco.images)
+        self.offers = frozenset(DETECTION if census[None, True] else {"boxes"})
+        self._targets = self.offers & set(targets)
+        usable, without = census[None, True] + census[None, False], 0
+        if "masks" in self._targets:
+            usable, without = census[None, True], census[None, False]
+            dropped["no usable mask"] = without
         for (fault, _), count in census.items():
             if fault:
                 dropped[ignored if fault == IGNORED else fault] += count
+        self.objects_per_image = np.array(counts)[:, int("masks" in self._targets)]
         self.dropped: dict[str, int] = {reason: count for reason, count in dropped.most_common() if count}
+        self.notes = (
+            []
+            if not without
+            else [
+                f"{name}: {without:,} of {usable + without:,} objects have no mask: they are left out of training and "
+                "ignored in evaluation; head=retinanet, which needs no masks, takes them all"
+            ]
+        )
         if not usable:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
             raise UserError(f"{name} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
+        survey = survey_images(len(self), self._file_and_size)
+        self._turns_unsure = survey.turns_unsure
+        self.notes += survey.notes(name, scaling)
+        if ignored == "crowd" and (doubt := doubtful_crowds(coco)):
+            self.notes.append(f"{name}: {doubt}")
 
     def __len__(self) -> int:
         return len(self._file_names)
 
-    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
+    def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
+        """An image, and the (H, W) of its annotations."""
         path = path_inside(self.images, self._file_names[index])
         assert path is not None
+        return path, self.image_size(index)
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
+        path, (height, width) = self._file_and_size(index)
         number = int(self._image_ids[index])
-        height, width = self.image_size(index)
         try:
-            image = read_image(path)
+            image = read_image(path, self.scaling, (height, width), unsure=self._turns_unsure)
         except UserError as error:
             raise UserError(f"{error} (image {number}); {ADVICE}") from error
         if image.shape[1:] != (height, width):
             found = f"{image.shape[2]}x{image.shape[1]} pixels"
             raise UserError(f"{path} (image {number}) has {found}, the annotations say {width}x{height}; {ADVICE}")
         target = self._target(index, height, width)
+        if "masks" in target and not isinstance(self.transforms, ResizeFirst):
+            target["masks"] = target["masks"].at((height, width))
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
     def image_size(self, index: int) -> tuple[int, int]:
@@ -121,7 +156,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         height, width = self._sizes[index].tolist()
         return height, width
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """See `targets.DetectionDataset`; gives new ids where pycocotools would mix the annotations up."""
         images = [
             {"id": number, "file_name": self._file_names[i], "height": height, "width": width}
@@ -129,24 +164,24 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
                 zip(self._image_ids.tolist(), self._sizes.tolist(), strict=True)
             )
         ]
-        annotations = [entry for objects in self._objects for entry in objects if entry["bbox"] is not None]
+        masks = "masks" in (self._targets if targets is None else self.offers & set(targets))
+        annotations = [
+            _evaluated(entry, image["height"], image["width"], masks=masks)
+            for objects, image in zip(self._objects, images, strict=True)
+            for entry in objects
+            if entry["bbox"] is not None
+        ]
         if 0 in (ids := {entry["id"] for entry in annotations}) or len(ids) < len(annotations):
             for number, entry in enumerate(annotations, start=1):
                 entry["id"] = number
-        for entry in annotations:
-            entry["bbox"] = list(entry["bbox"])
         categories = [
             {"id": number, "name": name} for number, name in zip(self.category_ids, self.classes, strict=True)
         ]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def _target(self, index: int, height: int, width: int) -> Target:
-        has_masks = "masks" in self.offers
-        objects = [
-            entry
-            for entry in self._objects[index]
-            if not _fault(entry, height, width) and ("segmentation" in entry or not has_masks)
-        ]
+        masked = "masks" in self._targets
+        objects = [entry for entry in self._objects[index] if _is_trained_on(entry, height, width, masks=masked)]
         corners = [clip_box(entry["bbox"], height, width) for entry in objects]
         target: Target = {
             "image_id": int(self._image_ids[index]),
@@ -158,12 +193,24 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
             "labels": torch.tensor([self._label[entry["category_id"]] for entry in objects], dtype=torch.int64),
             "original_size": (height, width),
         }
-        if has_masks:
-            masks = np.zeros((len(objects), height, width), dtype=np.uint8)
-            for mask, entry in zip(masks, objects, strict=True):
-                mask[:] = coco_mask.decode(_encoded(entry["segmentation"], height, width))
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        if masked:
+            target["masks"] = EncodedMasks([entry["segmentation"] for entry in objects], (height, width))
         return target
+
+
+def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
+    """The annotations with the names that the files have.
+
+    Raises:
+        UserError: images are missing; tells of all of them.
+    """
+    found = find_names(images, (image["file_name"] for image in coco.images), IMAGE_SUFFIXES)
+    if found.missing:
+        raise UserError(
+            f"{name}: no such image: {len(found.missing):,} of {len(coco.images):,} are not in {images}: "
+            f"{found.describe_missing()}; {ADVICE}"
+        )
+    return rename_images(coco, found.taken)
 
 
 def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
@@ -179,10 +226,17 @@ def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]
     return by_image
 
 
-def _counted(annotations: list[Entry], image: Entry, census: Counter[tuple[str | None, bool]]) -> list[Entry]:
-    """The annotations of an image, cleaned; adds them to the census."""
+def _counted(
+    annotations: list[Entry],
+    image: Entry,
+    census: Counter[tuple[str | None, bool]],
+    counts: list[tuple[int, int]],
+) -> list[Entry]:
+    """The annotations of an image, cleaned; adds them to the census, and their numbers to the counts."""
     entries = [_cleaned(annotation, image) for annotation in annotations]
-    census.update((_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries)
+    kinds = Counter((_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries)
+    census.update(kinds)
+    counts.append((kinds[None, False] + kinds[None, True], kinds[None, True]))
     return entries
 
 
@@ -197,10 +251,10 @@ def _cleaned(annotation: Entry, image: Entry) -> Entry:
         "id": number if is_whole(number) else 0,
         "image_id": image["id"],
         "category_id": int(annotation["category_id"]),
-        "bbox": read_box(annotation),
         "iscrowd": int(bool(annotation.get("iscrowd", 0))),
     }
     segmentation = usable_segmentation(annotation.get("segmentation"), height, width)
+    entry["bbox"] = box_of(annotation, segmentation, height, width)
     if segmentation is not None:
         entry["segmentation"] = segmentation
     area = annotation.get("area")
@@ -211,7 +265,7 @@ def _cleaned(annotation: Entry, image: Entry) -> Entry:
 def _area(entry: Entry, height: int, width: int) -> float:
     """Pixels, by which COCO tells small from large objects: of the mask, or else of the box."""
     if "segmentation" in entry:
-        return float(coco_mask.area(_encoded(entry["segmentation"], height, width)))
+        return float(coco_mask.area(encoded(entry["segmentation"], height, width)))
     return entry["bbox"][2] * entry["bbox"][3] if entry["bbox"] else 0.0
 
 
@@ -220,51 +274,97 @@ def _fault(entry: Entry, height: int, width: int) -> str | None:
     return IGNORED if entry["iscrowd"] else box_fault(entry["bbox"], height, width)
 
 
-def _encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """pycocotools' RLE of polygons or of either kind of RLE, sound ones only."""
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    return segmentation
+def _is_trained_on(entry: Entry, height: int, width: int, *, masks: bool) -> bool:
+    return not _fault(entry, height, width) and ("segmentation" in entry or not masks)
+
+
+def _evaluated(entry: Entry, height: int, width: int, *, masks: bool) -> Entry:
+    """An annotation as evaluation takes it: what training leaves out has `iscrowd`, neither a hit nor a miss.
+
+    Boxes that leave the image end at its edge, as in training. An object that is ignored for lack of a mask has its box
+    for one.
+    """
+    x, y, w, h = entry["bbox"]
+    if reaches_out((x, y, w, h), height, width):
+        x1, y1, x2, y2 = clip_box((x, y, w, h), height, width)
+        x, y, w, h = x1, y1, x2 - x1, y2 - y1
+    evaluated = {**entry, "bbox": [x, y, w, h]}
+    if not _is_trained_on(entry, height, width, masks=masks):
+        evaluated["iscrowd"] = 1
+        if masks and "segmentation" not in entry:
+            evaluated["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return evaluated
 
 
 def open_coco(
-    images: Path, annotations: Path, *, transforms: Callable[..., tuple[Any, Target]] | None = None
+    images: Path,
+    annotations: Path,
+    *,
+    targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
+    use_iscrowd: bool = True,
+    transforms: Callable[..., tuple[Any, Target]] | None = None,
 ) -> CocoDetection:
-    """The images in a folder with the annotations in a JSON file.
+    """The images in a folder with the annotations in a JSON file; without `use_iscrowd`, crowds are objects.
 
     Raises:
         UserError: the file is not COCO's, or as `CocoDetection` says.
     """
-    return CocoDetection(read_coco(annotations), images, name=str(annotations), transforms=transforms)
+    name, coco = str(annotations), read_coco(annotations)
+    if not use_iscrowd:
+        coco = crowds_as_objects(coco)
+    return CocoDetection(coco, images, name=name, targets=targets, scaling=scaling, transforms=transforms)
 
 
 @register("coco")
 @dataclass(frozen=True)
-class CocoSource:
+class CocoSource(ImageFileOptions):
     """Both splits of a folder in COCO's layout; the keys of `conf/dataset/coco.yaml`, names relative to `root`."""
 
-    offers: ClassVar[frozenset[str]] = frozenset({"boxes", "masks"})
+    offers: ClassVar[frozenset[str]] = DETECTION
     transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
+    usual_classes: ClassVar[int] = 80
 
     root: str
     train_images: str
     train_annotations: str
     val_images: str
     val_annotations: str
+    use_iscrowd: bool = True
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":
             return coco_paths(Path(self.root), self.train_images, self.train_annotations)
         return coco_paths(Path(self.root), self.val_images, self.val_annotations)
 
-    def open(self, split: Split, transforms: Callable[..., Any] | None = None) -> CocoDetection:
+    def open(
+        self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION
+    ) -> CocoDetection:
         """Read a split's annotations."""
         images, annotations = self._paths(split)
-        return open_coco(images, annotations, transforms=transforms)
+        return open_coco(
+            images,
+            annotations,
+            targets=targets,
+            scaling=self.scaling,
+            use_iscrowd=self.use_iscrowd,
+            transforms=transforms,
+        )
 
-    def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
+    def check(
+        self,
+        split: Split,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        targets: Collection[str] = DETECTION,
+    ) -> Report:
         """Look at every annotation and decode every image."""
         images, annotations = self._paths(split)
-        return check_coco_file(images, annotations, progress=progress)
+        return check_coco_file(
+            images,
+            annotations,
+            targets=targets,
+            scaling=self.scaling,
+            use_iscrowd=self.use_iscrowd,
+            progress=progress,
+        )

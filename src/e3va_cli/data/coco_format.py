@@ -2,13 +2,16 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Container
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from pycocotools import mask as coco_mask
+
+from e3va_cli.data.coco_values import normalize_annotations, normalize_categories, normalize_images
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.report import ADVICE
 from e3va_cli.data.rle import rle_fault
@@ -23,6 +26,8 @@ FARTHEST_COORDINATE = 1e6
 LONGEST_OUTLINE = 4e6
 FLOAT32_MAX = 3e38
 LARGEST_ID = 2**63 - 1
+ROUNDING_PIXELS = 1  # annotation tools round the edges of boxes outwards
+NO_BOXES: tuple[Any, ...] = (None, [], [0, 0, 0, 0])  # what tools write where only a mask was drawn
 MOST_PIXELS = 178_956_970  # of an image that Pillow reads
 
 
@@ -59,7 +64,7 @@ def coco_paths(root: Path, images: str, annotations: str) -> tuple[Path, Path]:
 
 
 def read_coco(path: Path) -> CocoFile:
-    """Reads the annotation file.
+    """Reads the annotation file, and numbers in it that are written as text or fractions.
 
     Raises:
         UserError: it is missing, not JSON, or without COCO's three lists of objects; one line for each.
@@ -84,7 +89,18 @@ def read_coco(path: Path) -> CocoFile:
             problems.append(f"{key}[{wrong[0]}] is not an object{and_more(wrong)}")
     if problems:
         raise UserError(*(f"{path} is not a COCO file: {problem}" for problem in problems))
+    normalize_images(content["images"])
+    normalize_annotations(content["annotations"])
+    normalize_categories(content["categories"])
     return CocoFile(content["images"], content["annotations"], content["categories"])
+
+
+def rename_images(coco: CocoFile, names: Mapping[str, str]) -> CocoFile:
+    """The same annotations of images with other file names, those that `names` has."""
+    if not names:
+        return coco
+    images = [{**image, "file_name": names.get(image["file_name"], image["file_name"])} for image in coco.images]
+    return replace(coco, images=images)
 
 
 def require_sound(coco: CocoFile, images: Path, name: str) -> None:
@@ -97,10 +113,13 @@ def require_sound(coco: CocoFile, images: Path, name: str) -> None:
     for key, entries, fault_of in (
         ("images", coco.images, image_fault),
         ("categories", coco.categories, category_fault),
+        ("annotations", coco.annotations, crowd_fault),
     ):
         for i, entry in enumerate(entries):
             if fault := fault_of(entry):
                 faults[f"unusable {key}"].append(f"{key}[{i}]: {fault}")
+        if key == "annotations":
+            continue
         ids = Counter(entry["id"] for entry in entries if is_whole(entry.get("id")))
         for number, count in ids.items():
             if count > 1:
@@ -139,6 +158,13 @@ def category_fault(category: Entry) -> str | None:
     return None
 
 
+def crowd_fault(annotation: Entry) -> str | None:
+    """What keeps the `iscrowd` of an annotation from being understood, or None."""
+    if annotation.get("iscrowd") in (None, 0, 1):
+        return None
+    return f"the iscrowd is {brief(annotation['iscrowd'])}, not 0 or 1"
+
+
 def _id_fault(number: object) -> str | None:
     if is_whole(number):
         return None
@@ -158,6 +184,37 @@ def read_box(annotation: Entry) -> Box | None:
         return None
     x, y, w, h = map(float, box)
     return x, y, w, h
+
+
+def box_of(annotation: Entry, segmentation: Any, height: int, width: int) -> Box | None:
+    """The box of an annotation, or where it has none that of its mask; None where there is neither.
+
+    Args:
+        annotation: of an image of height x width pixels.
+        segmentation: its usable part, of `usable_segmentation`.
+    """
+    if annotation.get("bbox") not in NO_BOXES or segmentation is None:
+        return read_box(annotation)
+    if isinstance(segmentation, list):
+        xs, ys = (list(chain.from_iterable(polygon[axis::2] for polygon in segmentation)) for axis in (0, 1))
+        return float(min(xs)), float(min(ys)), float(max(xs) - min(xs)), float(max(ys) - min(ys))
+    x, y, w, h = coco_mask.toBbox(encoded(segmentation, height, width)).tolist()
+    return x, y, w, h
+
+
+def encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """pycocotools' RLE of polygons or of either kind of RLE, sound ones only."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def reaches_out(box: Box, height: int, width: int) -> bool:
+    """Whether a box leaves the image by more than what annotation tools round."""
+    x, y, w, h = box
+    return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS
 
 
 def clip_box(box: Box, height: int, width: int) -> Box:

@@ -7,7 +7,7 @@ a split depends on (seed, split, i) alone, whichever process draws it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from torchvision import tv_tensors
 
 from e3va_cli.data.report import Report
 from e3va_cli.data.source import SPLITS, Split, register
-from e3va_cli.data.targets import Target
+from e3va_cli.data.targets import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 
 HUES = {"circle": 0, "square": 72, "triangle": 144, "star": 216, "ring": 288}  # degrees
@@ -147,7 +147,7 @@ class Shapes:
         transforms: applied to (image, target).
     """
 
-    offers = frozenset({"boxes", "masks"})
+    offers = DETECTION
 
     def __init__(
         self,
@@ -163,6 +163,8 @@ class Shapes:
         self.classes = list(CLASSES)
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
+        self.notes: list[str] = []
+        self.objects_per_image = np.full(images, MOST_OBJECTS)
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -191,7 +193,7 @@ class Shapes:
         }
         return self.transforms(image, target) if self.transforms else (image, target)
 
-    def ground_truth(self) -> dict[str, Any]:
+    def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """The split as a COCO data set."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -220,20 +222,29 @@ class Shapes:
 class ShapesSource:
     """Both splits; the keys of `conf/dataset/shapes.yaml`."""
 
-    offers: ClassVar[frozenset[str]] = frozenset({"boxes", "masks"})
+    offers: ClassVar[frozenset[str]] = DETECTION
     transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
+    usual_classes: ClassVar[int] = len(CLASSES)
 
     image_size: int
     train_images: int
     val_images: int
     seed: int
 
-    def open(self, split: Split, transforms: Callable[..., Any] | None = None) -> Shapes:
-        """A split of as many images as configured."""
+    def open(
+        self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION
+    ) -> Shapes:
+        """A split of as many images as configured; every object has a box and a mask."""
         images = self.train_images if split == "train" else self.val_images
         return Shapes(split, images=images, size=self.image_size, seed=self.seed, transforms=transforms)
 
-    def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
+    def check(
+        self,
+        split: Split,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        targets: Collection[str] = DETECTION,
+    ) -> Report:
         """Counts; what is generated has no problems."""
         truth = self.open(split).ground_truth()
         per_class = dict.fromkeys(CLASSES, 0)

@@ -2,16 +2,21 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from torchvision import tv_tensors
 
+from e3va_cli.data.intensity import IntensityScaling
+from e3va_cli.data.orientation import STORED, displayed_size, is_turned, orientation_of, turned
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import require_regular
 from e3va_cli.text import printable
@@ -24,7 +29,9 @@ IMAGE_SUFFIXES = {
     *(".bmp", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
     *(".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
 }
-ORIENTATION = 0x0112  # in EXIF; 1 means as stored
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # of Pillow: gray of more than 8 bits
+READ_OF_COLOR = "of which the upper 8 bits are read"  # of 16 in color
+USUAL_SCALING = IntensityScaling()
 
 Target = dict[str, Any]
 """What is to be found in one image of H x W pixels with N objects. Always:
@@ -36,12 +43,16 @@ For detection:
 
 boxes           tv_tensors.BoundingBoxes, XYXY in pixels, float32 [N, 4], inside the image
 labels          int64 [N], 1..K without gaps; 0 is left to the heads for the background
-masks           tv_tensors.Mask, uint8 [N, H, W], 0 or 1; no such key where the data set has no masks
+masks           tv_tensors.Mask, uint8 [N, H, W], 0 or 1; no such key where the data set has no masks. `EncodedMasks`
+                until training has resized the image, and in evaluation, which compares with the annotations
 
 For semantic segmentation:
 
 semantic        tv_tensors.Mask, int16 [H, W], the class of each pixel, 1..K; 0 where it is not labelled
 """
+
+
+DETECTION = frozenset({"boxes", "masks"})  # what targets for detection can hold
 
 
 class DenseDataset(Protocol):
@@ -59,6 +70,9 @@ class DenseDataset(Protocol):
     offers: frozenset[str]
     """What targets hold: of boxes, masks and semantic."""
 
+    notes: list[str]
+    """What a user may not expect of it, each a line, worth a warning before a run."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]: ...
@@ -67,12 +81,15 @@ class DenseDataset(Protocol):
 class DetectionDataset(DenseDataset, Protocol):
     """Images with boxes, and perhaps masks."""
 
-    def ground_truth(self) -> dict[str, Any]:
+    objects_per_image: NDArray[np.int64]
+    """How many are to be found in each image, at most."""
+
+    def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """`images`, `annotations` and `categories` in COCO's format: what evaluation compares with.
 
-        Also holds what training leaves out (crowds, boxes too small), as far as pycocotools can evaluate it; `iscrowd`
-        marks what an evaluation ignores.
-        An annotation without a usable mask has no `segmentation`: an evaluation of masks has to leave it out.
+        `iscrowd` marks what an evaluation ignores: crowds, and what training leaves out where `targets`, of boxes and
+        masks, are wanted (None for those that the data set was opened for). What training takes has a mask if masks
+        are wanted.
         """
         ...
 
@@ -102,47 +119,117 @@ def decode_image(path: Path) -> Image.Image:
         return image
 
 
-def read_image(path: Path) -> tv_tensors.Image:
-    """Reads an image of any common mode as RGB: uint8 [3, H, W].
+@dataclass(frozen=True)
+class RawImage:
+    """An image as its file has it.
+
+    Attributes:
+        pixels: uint8 (3, H, W) in RGB, or float32 (1, H, W) in gray of more than 8 bits, as stored.
+        orientation: EXIF's, 1 to 8.
+        is_cut: whether they are the upper 8 bits of 16 in color.
+    """
+
+    pixels: Tensor
+    orientation: int = STORED
+    is_cut: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pixels as stored."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def displayed(self, annotated: tuple[int, int] | None = None, *, unsure: bool = True) -> Tensor:
+        """The pixels as a viewer shows them, unless annotations of that size are of the stored ones."""
+        is_lying = is_turned(self.size, self.orientation, annotated, unsure=unsure)
+        return turned(self.pixels, self.orientation) if is_lying else self.pixels
+
+
+def read_raw(path: Path) -> RawImage:
+    """Reads an image of any common mode.
 
     Raises:
         UserError: there is no such file, or it is truncated, too large or no image.
     """
-    image = decode_image(path)
-    # An EXIF orientation is not applied: boxes and masks refer to the pixels as stored, whose size the
-    # annotation file gives; torchvision's CocoDetection reads them the same way.
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    with _faults_told(path), _opened(path) as image:
+        is_cut = _is_cut(image)
+        image.load()
+        return RawImage(pixels_of(image), orientation_of(image), is_cut)
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """The pixels of a PIL image of any mode, as `RawImage` has them."""
+    if image.mode in DEEP_MODES:
+        return torch.from_numpy(np.asarray(image).astype(np.float32))[None]
     if image.mode == "P":
         image = image.convert("RGBA")  # Pillow warns of a transparent palette that goes straight to RGB
-    if image.mode == "F":
-        raise UserError(f"cannot read the image {printable(path)}: it is of mode F (fractions); save it with 8 bits")
-    with _faults_told(path):
-        pixels = torch.from_numpy(np.array(image.convert("RGB")))  # H, W, 3
-    return tv_tensors.Image(pixels.permute(2, 0, 1).contiguous())
+    pixels = torch.from_numpy(np.array(image.convert("RGB")))  # H, W, 3
+    return pixels.permute(2, 0, 1).contiguous()
 
 
-def size_in_file(path: Path) -> tuple[int, int]:
-    """(H, W) from the head of an image file.
+def _is_cut(image: Image.Image) -> bool:
+    """Whether an image that is not yet loaded has 16 bits a channel of which Pillow reads the upper eight."""
+    return image.mode not in DEEP_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def read_image(
+    path: Path,
+    scaling: IntensityScaling = USUAL_SCALING,
+    annotated: tuple[int, int] | None = None,
+    *,
+    unsure: bool = True,
+) -> tv_tensors.Image:
+    """Reads an image of any common mode as RGB: uint8 [3, H, W].
+
+    Args:
+        path: of the file.
+        scaling: of an image of more than 8 bits a channel.
+        annotated: (H, W) that the annotations have; an EXIF orientation is applied unless that is the size as stored.
+        unsure: whether it is applied where the size fits both.
+
+    Raises:
+        UserError: there is no such file, or it is truncated, too large or no image.
+    """
+    return tv_tensors.Image(scaling(read_raw(path).displayed(annotated, unsure=unsure)))
+
+
+class ImageHead(NamedTuple):
+    """What the head of an image file tells: (H, W) as stored, EXIF's orientation, gray or color of more than 8 bits."""
+
+    size: tuple[int, int]
+    orientation: int
+    is_deep: bool
+    is_cut: bool
+
+
+def head_of(path: Path) -> ImageHead:
+    """The head of an image file; of a PNG no orientation, which would take all of it to read.
 
     Raises:
         UserError: there is no such file, or it is too large or no image.
     """
     with _faults_told(path), _opened(path) as image:
-        return image.height, image.width
+        orientation = STORED if image.format == "PNG" else orientation_of(image)
+        return ImageHead((image.height, image.width), orientation, image.mode in DEEP_MODES, _is_cut(image))
+
+
+def size_in_file(path: Path) -> tuple[int, int]:
+    """(H, W) from the head of an image file, as the image is displayed.
+
+    Raises:
+        UserError: there is no such file, or it is too large or no image.
+    """
+    with _faults_told(path), _opened(path) as image:
+        return displayed_size((image.height, image.width), orientation_of(image))
 
 
 def image_notes(path: Path) -> Iterator[tuple[str, str]]:
     """What a user may expect to be read in another way, of an image that can be read: kinds, and what is done."""
     try:
         with _faults_told(path), _opened(path) as image:
-            orientation = image.getexif().get(ORIENTATION, 1)
             several = getattr(image, "is_animated", False) and image.format != "MPO"  # phones add previews to JPEGs
     except UserError:
         yield "image with damage beside its pixels", "which are read all the same"
         return
-    if orientation != 1:
-        yield "image with an EXIF orientation", f"{orientation}; not applied, annotations must fit the pixels as stored"
     if several:
         yield "animated image", "the first picture is read"
 
@@ -161,6 +248,8 @@ def _faults_told(path: Path) -> Iterator[None]:
         raise UserError(f"no such image: {printable(path)}") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"the image {printable(path)} is too large: {first_line(error)}") from error
+    except MemoryError:  # no fault of the file's
+        raise
     except Exception as error:
         raise UserError(f"cannot read the image {printable(path)}: {_reason(error)}") from error
 

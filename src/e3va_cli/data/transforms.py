@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision's own alias)
 
+from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.targets import Target
 
 Transforms = Callable[..., tuple[Any, Target]]
@@ -41,19 +42,29 @@ class ShortestSide(torch.nn.Module):
         self.size, self.max_size = size, max_size
 
     def forward(self, image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Target]:
-        """Evaluation compares at the original size, so the target stays as it is."""
+        """Evaluation compares at the original size, so the target stays as it is, masks encoded."""
         height, width = image.shape[-2:]
         scale = min(self.size / min(height, width), self.max_size / max(height, width))
         size = [max(1, int(height * scale)), max(1, int(width * scale))]
         return F.resize(image, size, antialias=True), target
 
 
+class ResizeFirst(v2.Compose):
+    """Steps of which the first resizes: masks may come as `EncodedMasks`, which it draws at the new size."""
+
+
 class RandomShortestSide(v2.RandomShortestSize):
-    """As torchvision's, but no side of a very thin image becomes 0 pixels."""
+    """As torchvision's, but no side of a very thin image becomes 0 pixels, and encoded masks are drawn."""
+
+    _transformed_types = (*v2.RandomShortestSize._transformed_types, EncodedMasks)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The new (height, width)."""
         return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Resize one input."""
+        return inpt.at(params["size"]) if isinstance(inpt, EncodedMasks) else super().transform(inpt, params)
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class DetectionTransforms:
 
     def train(self) -> Transforms:
         """Multi-scale resize and horizontal flip; drops boxes that vanish."""
-        return v2.Compose(
+        return ResizeFirst(
             [
                 RandomShortestSide(list(self.train_short_sides), max_size=self.max_size, antialias=True),
                 v2.RandomHorizontalFlip(self.flip),
@@ -91,4 +102,4 @@ class DetectionTransforms:
 
     def val(self) -> Transforms:
         """Resize to one size."""
-        return v2.Compose([ShortestSide(self.val_short_side, self.max_size), v2.ToPureTensor()])
+        return ResizeFirst([ShortestSide(self.val_short_side, self.max_size), v2.ToPureTensor()])

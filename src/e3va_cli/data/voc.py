@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,10 @@ from e3va_cli.data.checks import check_coco
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.coco import CocoDetection
 from e3va_cli.data.coco_format import CocoFile, Entry
+from e3va_cli.data.intensity import ImageFileOptions
 from e3va_cli.data.report import ADVICE, Findings, Place, Report
 from e3va_cli.data.source import SPLITS, Split, register
-from e3va_cli.data.targets import Target
+from e3va_cli.data.targets import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.voc_format import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
 from e3va_cli.errors import UserError
@@ -58,7 +59,7 @@ def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
 
 @register("voc")
 @dataclass(frozen=True)
-class VocSource:
+class VocSource(ImageFileOptions):
     """Both splits of VOC2007, VOC2012 or both together; the keys of `conf/dataset/voc.yaml`.
 
     Attributes:
@@ -68,17 +69,26 @@ class VocSource:
         val_set: likewise; None for VOC2007's test, else val.
         classes: names, or a text file of them; None for VOC's 20 where the annotations use no others, else those
             that they use.
+        encoding: of files that are not UTF-8 and declare none.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
     transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
+    usual_classes: ClassVar[int] = len(CLASSES)
 
     root: str
     train_set: str | None
     val_set: str | None
     classes: Sequence[str] | str | None
+    encoding: str | None = None
 
-    def open(self, split: Split, transforms: Callable[..., tuple[Any, Target]] | None = None) -> CocoDetection:
+    def open(
+        self,
+        split: Split,
+        transforms: Callable[..., tuple[Any, Target]] | None = None,
+        *,
+        targets: Collection[str] = DETECTION,
+    ) -> CocoDetection:
         """The images of a split with their boxes.
 
         Raises:
@@ -99,10 +109,23 @@ class VocSource:
                 f"they are called {first_few(_names_in(images), NAMES_SHOWN)}"
             )
         return CocoDetection(
-            coco, self._devkit, name=name, ignored="difficult", left_out=left_out, transforms=transforms
+            coco,
+            self._devkit,
+            name=name,
+            ignored="difficult",
+            left_out=left_out,
+            targets=targets,
+            scaling=self.scaling,
+            transforms=transforms,
         )
 
-    def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
+    def check(
+        self,
+        split: Split,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        targets: Collection[str] = DETECTION,
+    ) -> Report:
         """Look at every XML file and decode every image of a split."""
         images = self._images(split)
         coco, _ = as_coco(images, self._classes)
@@ -112,6 +135,8 @@ class VocSource:
             self._devkit,
             name=self._name(split),
             ignored="difficult",
+            targets=targets,
+            scaling=self.scaling,
             problems=problems,
             notes=notes,
             progress=progress,
@@ -129,7 +154,7 @@ class VocSource:
     def _images(self, split: Split) -> list[VocImage]:
         if split not in self._read:
             self._read[split] = [
-                image for year, name in self._sets(split) for image in read_set(self._devkit, year, name)
+                image for year, name in self._sets(split) for image in read_set(self._devkit, year, name, self.encoding)
             ]
         return self._read[split]
 

@@ -6,12 +6,15 @@ development kits (http://host.robots.ox.ac.uk/pascal/VOC/).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from e3va_cli.data.coco_format import is_finite
+from e3va_cli.data.encodings import decode_text, decode_xml
+from e3va_cli.data.file_names import FoundNames, find_names
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.targets import IMAGE_SUFFIXES, size_in_file
 from e3va_cli.errors import UserError, first_line
@@ -24,6 +27,8 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FLAGS = dict.fromkeys(("", "0", "0.0", "false", "no", "none", "unspecified"), False)
+FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes"), True)
 
 
 class VocObject(NamedTuple):
@@ -78,16 +83,16 @@ def sets_of(devkit: Path, year: str) -> list[str]:
     return sorted(names, key=lambda name: (len(name), name))
 
 
-def read_set(devkit: Path, year: str, name: str) -> list[VocImage]:
-    """All images of a set of that year, in its order.
+def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) -> list[VocImage]:
+    """All images of a set of that year, in its order; `encoding` is that of files that are not UTF-8 and declare none.
 
     Raises:
         UserError: the list cannot be read, or the year lacks the folder of images or of annotations.
     """
     file = devkit / year / "ImageSets" / "Main" / f"{name}.txt"
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decode_text(file.read_bytes(), encoding).splitlines()
+    except (OSError, UnicodeError) as error:
         raise UserError(f"cannot read the list of images {file}: {first_line(error)}") from None
     images, annotations = devkit / year / "JPEGImages", devkit / year / "Annotations"
     for folder in (images, annotations):
@@ -99,14 +104,41 @@ def read_set(devkit: Path, year: str, name: str) -> list[VocImage]:
     except OSError as error:
         raise UserError(f"cannot list {images}: {error.strerror}") from None
     file_names = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
-    stems = [line.strip() for line in lines if line.strip()]
-    return [_read_image(devkit, year, stem, file_names.get(stem, f"{stem}.jpg")) for stem in stems]
+    found = []
+    for sheet in _sheets([line.strip() for line in lines if line.strip()], annotations):
+        stem = sheet[: -len(".xml")]
+        found.append(_read_image(devkit, year, sheet, file_names.get(stem, f"{stem}.jpg"), encoding))
+    return found
 
 
-def _read_image(devkit: Path, year: str, stem: str, image: str) -> VocImage:
-    annotation, file_name = f"{year}/Annotations/{stem}.xml", f"{year}/JPEGImages/{image}"
+def _sheets(lines: Sequence[str], annotations: Path) -> list[str]:
+    """The names of the XML files that the lines of a list mean.
+
+    A line can be the image's own name; what means no file for certain stays as it is.
+    """
+    sheets = [f"{line}.xml" for line in lines]
+    found = find_names(annotations, sheets, {".xml"})
+    if found.missing:
+        plain = {sheet: f"{_without_suffix(sheet)}.xml" for sheet in found.missing}
+        again = find_names(annotations, plain.values(), {".xml"})
+        named = {sheet: again.taken.get(name, name) for sheet, name in plain.items() if name not in again.missing}
+        found = FoundNames({**found.taken, **named})
+    return [found.taken.get(sheet, sheet) for sheet in sheets]
+
+
+def _without_suffix(sheet: str) -> str:
+    """The name of an image from what would be its XML file: `JPEGImages/a.jpg.xml` is of `a`."""
+    image = PurePosixPath(sheet.replace("\\", "/")[: -len(".xml")])
+    return image.stem if image.suffix.lower() in IMAGE_SUFFIXES else image.name
+
+
+def _read_image(devkit: Path, year: str, sheet: str, image: str, encoding: str | None) -> VocImage:
+    annotation, file_name = f"{year}/Annotations/{sheet}", f"{year}/JPEGImages/{image}"
     try:
-        content = _parse(_inside(devkit, annotation))
+        content, is_guess = _parse(_inside(devkit, annotation), encoding)
+        objects = tuple(_object(element) for element in content.findall("object"))
+        if is_guess:
+            _require_ascii(objects)
         height, width = (_pixels(content.findtext(f"size/{side}")) for side in ("height", "width"))
         sized = height > 0 and width > 0
         if not sized:
@@ -114,7 +146,6 @@ def _read_image(devkit: Path, year: str, stem: str, image: str) -> VocImage:
     except _FaultError as fault:
         kind, details = fault.args
         return VocImage(annotation, file_name, fault=(kind, details))
-    objects = tuple(_object(element) for element in content.findall("object"))
     return VocImage(annotation, file_name, height, width, sized, objects)
 
 
@@ -125,7 +156,18 @@ def _inside(devkit: Path, name: str) -> Path:
     return path
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def _require_ascii(objects: Sequence[VocObject]) -> None:
+    """Names in an encoding that nobody knows would be others in the checkpoint than in the file."""
+    if found := [name for name, _, _ in objects if name and not name.isascii()]:
+        raise _FaultError(
+            "annotation file of an unknown encoding",
+            f"a class is called {printable(found[0])} if it is latin-1; the file declares none and is not UTF-8: set "
+            "dataset.encoding to the right one, such as gbk, cp1251 or latin-1",
+        )
+
+
+def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]:
+    """The content of an XML file, and whether its encoding is a guess."""
     try:
         require_regular(path)
         data = path.read_bytes()
@@ -135,9 +177,11 @@ def _parse(path: Path) -> ElementTree.Element:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise _FaultError("unreadable annotation file", str(reason)) from None
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
+        text, is_guess = decode_xml(data, encoding)
+    except (UnicodeError, LookupError) as error:
+        raise _FaultError(
+            "unreadable annotation file", f"not of the encoding it declares: {first_line(error)}"
+        ) from None
     # Entities can blow a file of a kilobyte up to gigabytes. Given text, the parser knows no encoding to hide them in.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise _FaultError("annotation file with a document type", "neither it nor entities are read; remove them")
@@ -147,7 +191,7 @@ def _parse(path: Path) -> ElementTree.Element:
         raise _FaultError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
     if content.tag != "annotation":
         raise _FaultError("unreadable annotation file", f"it holds <{printable(content.tag)}>, not <annotation>")
-    return content
+    return content, is_guess
 
 
 def _size_of_file(path: Path) -> tuple[int, int]:
@@ -160,8 +204,10 @@ def _size_of_file(path: Path) -> tuple[int, int]:
 
 def _object(element: ElementTree.Element) -> VocObject:
     name = (element.findtext("name") or "").strip()
-    difficult = (element.findtext("difficult") or "").strip() == "1"
-    return VocObject(name or None, _box(element.find("bndbox")), difficult)
+    difficult = (element.findtext("difficult") or "").strip()
+    if difficult.lower() not in FLAGS:
+        raise _FaultError("unusable annotation file", f"the difficult of an object is {brief(difficult)}, not 0 or 1")
+    return VocObject(name or None, _box(element.find("bndbox")), FLAGS[difficult.lower()])
 
 
 def _box(element: ElementTree.Element | None) -> list[Any]:
@@ -170,7 +216,7 @@ def _box(element: ElementTree.Element | None) -> list[Any]:
         return []
     texts = [element.findtext(corner) for corner in CORNERS]
     try:
-        x1, y1, x2, y2 = corners = [float(text or "") for text in texts]
+        x1, y1, x2, y2 = corners = [_number(text or "") for text in texts]
     except ValueError:
         return texts
     if not all(map(is_finite, corners)):
@@ -179,9 +225,14 @@ def _box(element: ElementTree.Element | None) -> list[Any]:
     return [x1 - 1, y1 - 1, x2 - x1 + (x2 > x1), y2 - y1 + (y2 > y1)]
 
 
+def _number(text: str) -> float:
+    """A number, with the comma that some languages write in it."""
+    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+
+
 def _pixels(text: str | None) -> int:
     """A side of an image; 0 where it is not one."""
     try:
-        return int(float(text or ""))
+        return int(_number(text or ""))
     except (ValueError, OverflowError):
         return 0

@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 MODEL = ("backbone", "adapter", "head")
 MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer
+COUNTS_CLASSES = ("ade20k", "shapes")  # data sets whose number of classes is an option
 FREE = "backbone.model_args"  # its keys are no part of the schema
 PLAIN_PATH = re.compile(r"[\w.-]*(/[\w.-]+)+", re.ASCII)  # nothing else is written like it
 
@@ -23,7 +24,10 @@ def evaluation_words(config: dict[str, Any]) -> list[str]:
     """Overrides that make all of a plain configuration that an evaluation depends on."""
     trainer = {key: config["trainer"][key] for key in MEASURED_WITH if key in config["trainer"]}
     measured: dict[str, Any] = {key: config[key] for key in ("data", "seed", "pictures")} | {"trainer": trainer}
-    words = [*model_words(config), *_group(config, "dataset")]
+    dataset = dict(config["dataset"])
+    if dataset["name"] not in COUNTS_CLASSES:
+        dataset["num_classes"] = None  # the annotations tell it; it was once a default that they did not have to have
+    words = [*model_words(config), *_group({"dataset": dataset}, "dataset")]
     return words + [word for key, value in measured.items() for word in _leaves(key, value)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from e3va_cli.data import Batch, build_transforms
+from e3va_cli.data.intensity import IntensityScaling, scaling_of
 from e3va_cli.data.transforms import ShortestSide
 from e3va_cli.export.together import leaves_backbone, predict_together
 from e3va_cli.heads import Detections, Segmentation
@@ -48,6 +49,11 @@ class Adapter:
         return resize_of(self.config)
 
     @property
+    def scaling(self) -> IntensityScaling:
+        """How its images of more than 8 bits are read, as in training."""
+        return scaling_of(self.config["dataset"])
+
+    @property
     def alone(self) -> str:
         """Why it cannot share a pass of the backbone with others; empty if it can."""
         return why_alone(self.config)
@@ -75,10 +81,11 @@ def why_alone(config: dict[str, Any]) -> str:
 
 
 def passes_of(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
-    """The adapters of each pass of a backbone: several where they see images of the same size and none is alone."""
+    """The adapters of each pass of a backbone: several where they see the same pixels and none is alone."""
     passes: dict[Any, list[Adapter]] = {}
     for adapter in adapters:
-        passes.setdefault((image_size(adapter.config), adapter.alone and adapter.name), []).append(adapter)
+        sees = image_size(adapter.config), adapter.scaling
+        passes.setdefault((sees, adapter.alone and adapter.name), []).append(adapter)
     return list(passes.values())
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from e3va_cli.data.drawing import as_picture, draw_sample
+from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.segmentation_drawing import draw_segments
+from e3va_cli.data.targets import USUAL_SCALING
 from e3va_cli.export.images import ImageLike, as_image
 from e3va_cli.heads import Detections, Segmentation
 
@@ -53,10 +55,11 @@ class ImagePrediction:
 
     Attributes:
         image: as it was given.
-        width, height: of it, in pixels.
+        width, height: of it as a viewer shows it, in pixels.
         classes: name of label k at index k - 1.
         detections: objects, best score first; none from a segmenter.
         labels: the class of every pixel, 1..K, int16 (H, W); None from a detector.
+        scaling: of an image of more than 8 bits.
     """
 
     image: ImageLike = field(repr=False)
@@ -65,6 +68,7 @@ class ImagePrediction:
     classes: tuple[str, ...] = field(repr=False)
     detections: tuple[Detection, ...] = ()
     labels: np.ndarray | None = field(default=None, repr=False)
+    scaling: IntensityScaling = field(default=USUAL_SCALING, repr=False)
 
     @property
     def shares(self) -> dict[int, float]:
@@ -76,7 +80,7 @@ class ImagePrediction:
 
     def draw(self) -> Image.Image:
         """The image with what was found in it; large images are drawn at most 1600 pixels wide or high."""
-        pixels = as_image(self.image)
+        pixels = as_image(self.image, self.scaling)
         scale = min(1.0, PICTURE_SIDE / max(self.width, self.height))
         size = (max(1, round(self.height * scale)), max(1, round(self.width * scale)))
         if scale < 1:
@@ -109,6 +113,7 @@ def prediction_of(
     classes: Sequence[str],
     category_ids: Sequence[int],
     score: float,
+    scaling: IntensityScaling = USUAL_SCALING,
 ) -> ImagePrediction:
     """What a head found, brought to the image's own pixels.
 
@@ -118,10 +123,12 @@ def prediction_of(
         size: (height, width) of it, in pixels.
         classes, category_ids: of label k at index k - 1.
         score: least one of the objects that are kept.
+        scaling: of an image of more than 8 bits.
     """
     height, width = size
     if isinstance(found, Segmentation):
-        return ImagePrediction(image, width, height, tuple(classes), labels=found.labels(size).cpu().numpy())
+        labels = found.labels(size).cpu().numpy()
+        return ImagePrediction(image, width, height, tuple(classes), labels=labels, scaling=scaling)
     found = found.above(score).cpu().rescaled(size)
     encoded = [_encoded(mask) for mask in found.full_masks()] if found.masks is not None else [None] * len(found)
     values = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), encoded, strict=True)
@@ -129,7 +136,7 @@ def prediction_of(
         Detection(label, classes[label - 1], category_ids[label - 1], value, (x1, y1, x2, y2), mask)
         for label, value, (x1, y1, x2, y2), mask in values
     )
-    return ImagePrediction(image, width, height, tuple(classes), detections)
+    return ImagePrediction(image, width, height, tuple(classes), detections, scaling=scaling)
 
 
 def _encoded(mask: Tensor) -> dict[str, Any]:

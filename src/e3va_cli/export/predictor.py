@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 
 from e3va_cli.data import Batch, collate
+from e3va_cli.data.targets import read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import ImageLike, as_image
 from e3va_cli.export.passes import Adapter, find, names_of, passes_of
@@ -62,11 +63,12 @@ class Together:
         return [one for start in starts for one in self._predict_batch(images[start : start + batch_size], score)]
 
     def _predict_batch(self, given: Sequence[ImageLike], score: float) -> list[dict[str, ImagePrediction]]:
-        images = [as_image(one) for one in given]
+        raw = [read_raw(Path(one)) if isinstance(one, str | Path) else one for one in given]
+        shapes = [as_image(one).shape for one in raw]
 
         def batch_for(adapter: Adapter) -> Batch:
             resize = adapter.resize
-            return collate([resize(image, {}) for image in images]).to(self.device)
+            return collate([resize(as_image(one, adapter.scaling), {}) for one in raw]).to(self.device)
 
         found = find(self.passes, batch_for)
         return [
@@ -74,14 +76,15 @@ class Together:
                 adapter.name: prediction_of(
                     found[adapter.name][index],
                     given[index],
-                    (image.shape[1], image.shape[2]),
+                    (shape[1], shape[2]),
                     classes=adapter.classes,
                     category_ids=adapter.category_ids,
                     score=score,
+                    scaling=adapter.scaling,
                 )
                 for adapter in self.adapters
             }
-            for index, image in enumerate(images)
+            for index, shape in enumerate(shapes)
         ]
 
 

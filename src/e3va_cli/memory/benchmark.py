@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from e3va_cli.data import build_transforms
+from e3va_cli.data import build_transforms, planned_classes
 from e3va_cli.machine import MIB
 from e3va_cli.memory.budget import largest_batch, parse_budget
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request
@@ -63,7 +63,7 @@ def setting_of(config: dict[str, Any]) -> Setting:
     wanted = gpu if config["measure"] == "auto" else config["measure"]
     device = ("cuda" if gpu else "cpu") if wanted else None
     limit = None if config["budget"] is None else parse_budget(config["budget"])
-    return Setting(size, config["dataset"]["num_classes"], device, config["warmup"], config["repeats"], limit)
+    return Setting(size, planned_classes(config["dataset"]), device, config["warmup"], config["repeats"], limit)
 
 
 def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Iterator[Result]:

@@ -25,14 +25,17 @@ from e3va_cli.metrics.findings import FoundByImage, leave_findings
 
 KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
-SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
+SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5}
+FIRST_AR = 6  # of the summary: AR at each of three numbers of detections
+COUNTED = [1, 10, 100]  # detections of a class in an image, by COCO's definition
 LOGGED = ("AP", "AP50")
 
 
 class AveragePrecision(FoundByImage[list[Results]]):
     """Collects findings image by image and measures them against a COCO-format ground truth.
 
-    Masks are encoded as they come: memory grows with the number of objects, not with image sizes.
+    Masks are encoded as they come: memory grows with the number of objects, not with image sizes. COCO counts 100
+    detections of a class in an image; where a head gives more, all of them count.
 
     Args:
         ground_truth: `images`, `annotations` and `categories` in COCO's format.
@@ -103,18 +106,25 @@ class AveragePrecision(FoundByImage[list[Results]]):
             evaluation = COCOeval_faster(reference, found, IOU_TYPES[kind], print_function=lambda *_: None)
             evaluation.params.catIds = self.category_ids
             evaluation.params.imgIds = sorted(self.found)
+            evaluation.params.maxDets = counted = self._counted()
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all sizes, 100 findings
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all sizes, all findings
         at_half = precision[0].T  # class, recall
         of_id = distinct_names(truth["categories"])
         names = [of_id[i] for i in self.category_ids]
         self.curves[kind] = Curves(names, at_half, [_or_none(of_class.mean()) for of_class in at_half])
         return {
             **{name: _or_none(evaluation.stats[index]) for name, index in SUMMARY.items()},
+            "AR100": _or_none(evaluation.stats[FIRST_AR + counted.index(100)]),
             "per_class": {name: _or_none(precision[:, :, k].mean()) for k, name in enumerate(names)},
         }
+
+    def _counted(self) -> list[int]:
+        """How many detections of an image count: COCO's numbers, or the last one as many as there are."""
+        most = max(map(len, self.found.values()), default=0)
+        return COUNTED if most <= COUNTED[-1] else [COUNTED[0], COUNTED[-1], most]
 
 
 def distinct_names(categories: Sequence[Results]) -> dict[int, str]:
@@ -126,7 +136,7 @@ def distinct_names(categories: Sequence[Results]) -> dict[int, str]:
 @register("coco", needs="boxes")
 def coco(dataset: DetectionDataset, kinds: Sequence[str]) -> AveragePrecision:
     """COCO's average precision of what a head finds."""
-    return AveragePrecision(dataset.ground_truth(), dataset.category_ids, [KINDS[k] for k in KINDS if k in kinds])
+    return AveragePrecision(dataset.ground_truth(kinds), dataset.category_ids, [KINDS[k] for k in KINDS if k in kinds])
 
 
 def _or_none(value: float) -> float | None:

@@ -12,6 +12,7 @@ import torch
 
 from e3va_cli.data import DenseData, DenseDataset, open_splits
 from e3va_cli.errors import UserError
+from e3va_cli.heads import HEADS
 from e3va_cli.metrics import build_evaluator
 from e3va_cli.model import DenseModel, build_model, require_offered, require_suited
 from e3va_cli.run_folder import BAD_BATCHES
@@ -45,7 +46,8 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
     """
     require_suited(config)
     L.seed_everything(config["seed"], workers=True, verbose=False)
-    train, val = open_splits(config["dataset"], train=not evaluate_only)
+    needs = HEADS[config["head"]["name"]].needs
+    train, val = open_splits(config["dataset"], train=not evaluate_only, targets=needs)
     for split in filter(None, (train, val)):
         require_offered(config, split.offers)
     torch.manual_seed(config["seed"])
