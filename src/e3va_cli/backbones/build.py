@@ -44,11 +44,13 @@ def build_backbone(
     pretrained: bool,
     weights: str | None,
     seed: int,
+    drop_path_rate: float = 0.1,
     dtype: str = "float32",
     compile: bool = False,
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from `seed`.
 
+    `drop_path_rate` rises from 0 at the first block to itself at the last; it drops in training mode only.
     Its weight matrices are kept in `dtype`, its branches compiled if `compile`; its identity is that of the weights
     before.
 
@@ -61,7 +63,7 @@ def build_backbone(
         raise UserError("backbone.pretrained=true and backbone.weights= exclude each other: give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _swin(timm_name, model_args, pretrained=pretrained)
+        backbone = _swin(timm_name, {"drop_path_rate": drop_path_rate, **model_args}, pretrained=pretrained)
     if weights:
         load_weights(backbone.model, Path(weights))
     source: Literal["pretrained", "file", "random"] = "pretrained" if pretrained else "file" if weights else "random"
@@ -73,12 +75,18 @@ def build_backbone(
 
 
 def outline_backbone(
-    *, name: str, timm_name: str, model_args: dict[str, Any], dtype: str = "float32", **others: Any
+    *,
+    name: str,
+    timm_name: str,
+    model_args: dict[str, Any],
+    drop_path_rate: float = 0.1,
+    dtype: str = "float32",
+    **others: Any,
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """The same backbone as shapes only, on the meta device: in no time, nothing compiled, no weights looked at."""
     _require_architecture(timm_name, model_args)
     with torch.device("meta"):
-        backbone = _swin(timm_name, model_args)
+        backbone = _swin(timm_name, {"drop_path_rate": drop_path_rate, **model_args})
     if dtype != "float32":
         backbone.keep_in(DTYPES[dtype])
     return backbone, BackboneIdentity(name, timm_name, "random", fingerprint="")

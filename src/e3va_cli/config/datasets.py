@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -25,6 +25,9 @@ class DetectionConfig(DatasetConfig):
     val_short_side: int = MISSING
     max_size: int = MISSING
     flip: float = MISSING
+    crop_probability: float = 0.0
+    crop_short_sides: list[int] = field(default_factory=list)
+    crop_range: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -46,6 +49,7 @@ class CocoConfig(DetectionConfig):
     train_annotations: str = MISSING
     val_images: str = MISSING
     val_annotations: str = MISSING
+    filter_empty: bool = False
 
 
 @dataclass
@@ -56,6 +60,7 @@ class VocConfig(DetectionConfig):
     train_set: str | None = None
     val_set: str | None = None
     classes: Any = None
+    filter_empty: bool = False
 
 
 @dataclass

@@ -57,6 +57,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.classes = list(classes)
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
+        self.left_out_images = 0
         self.offers = frozenset({"semantic"})
         of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
         if not of_images:

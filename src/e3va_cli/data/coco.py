@@ -73,6 +73,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         require_sound(coco, images, name)
         self.images = images
         self.transforms = transforms
+        self.left_out_images = 0
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -140,13 +141,26 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
-    def _target(self, index: int, height: int, width: int) -> Target:
-        has_masks = "masks" in self.offers
-        objects = [
+    def leave_out_empty(self) -> None:
+        """Keep only images with objects to train on; `left_out_images` counts the others."""
+        kept = [index for index in range(len(self)) if self._trained_on(index)]
+        self.left_out_images += len(self) - len(kept)
+        self._image_ids, self._sizes = self._image_ids[kept], self._sizes[kept]
+        self._file_names = PackedList(self._file_names[index] for index in kept)
+        self._objects = PackedList(self._objects[index] for index in kept)
+
+    def _trained_on(self, index: int) -> list[Entry]:
+        """The objects of an image that are in its target."""
+        size, has_masks = self.image_size(index), "masks" in self.offers
+        return [
             entry
             for entry in self._objects[index]
-            if not _fault(entry, height, width) and ("segmentation" in entry or not has_masks)
+            if not _fault(entry, *size) and ("segmentation" in entry or not has_masks)
         ]
+
+    def _target(self, index: int, height: int, width: int) -> Target:
+        has_masks = "masks" in self.offers
+        objects = self._trained_on(index)
         corners = [clip_box(entry["bbox"], height, width) for entry in objects]
         target: Target = {
             "image_id": int(self._image_ids[index]),
@@ -253,6 +267,7 @@ class CocoSource:
     train_annotations: str
     val_images: str
     val_annotations: str
+    filter_empty: bool = False
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":
@@ -260,9 +275,12 @@ class CocoSource:
         return coco_paths(Path(self.root), self.val_images, self.val_annotations)
 
     def open(self, split: Split, transforms: Callable[..., Any] | None = None) -> CocoDetection:
-        """Read a split's annotations."""
+        """Read a split's annotations; training leaves out images without objects if `filter_empty`."""
         images, annotations = self._paths(split)
-        return open_coco(images, annotations, transforms=transforms)
+        dataset = open_coco(images, annotations, transforms=transforms)
+        if self.filter_empty and split == "train":
+            dataset.leave_out_empty()
+        return dataset
 
     def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
         """Look at every annotation and decode every image."""

@@ -163,6 +163,7 @@ class Shapes:
         self.classes = list(CLASSES)
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
+        self.left_out_images = 0
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 
     def __len__(self) -> int:

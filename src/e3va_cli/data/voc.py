@@ -68,6 +68,7 @@ class VocSource:
         val_set: likewise; None for VOC2007's test, else val.
         classes: names, or a text file of them; None for VOC's 20 where the annotations use no others, else those
             that they use.
+        filter_empty: training leaves out images without objects, or with difficult ones alone.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
@@ -77,6 +78,7 @@ class VocSource:
     train_set: str | None
     val_set: str | None
     classes: Sequence[str] | str | None
+    filter_empty: bool = False
 
     def open(self, split: Split, transforms: Callable[..., tuple[Any, Target]] | None = None) -> CocoDetection:
         """The images of a split with their boxes.
@@ -98,9 +100,12 @@ class VocSource:
                 f"dataset.classes: no object in {name} is called {first_few(classes, NAMES_SHOWN)}; "
                 f"they are called {first_few(_names_in(images), NAMES_SHOWN)}"
             )
-        return CocoDetection(
+        dataset = CocoDetection(
             coco, self._devkit, name=name, ignored="difficult", left_out=left_out, transforms=transforms
         )
+        if self.filter_empty and split == "train":
+            dataset.leave_out_empty()
+        return dataset
 
     def check(self, split: Split, progress: Callable[[int, int], None] | None = None) -> Report:
         """Look at every XML file and decode every image of a split."""
