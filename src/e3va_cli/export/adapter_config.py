@@ -19,6 +19,7 @@ from e3va_cli.config.backbones import NAME, BackboneConfig, architecture_faults
 from e3va_cli.config.checks import EXPORT_PRECISIONS
 from e3va_cli.config.commands import Config
 from e3va_cli.config.datasets import DataConfig
+from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.config.training import OptimizerConfig, TrainerConfig
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.run_folder import ADAPTER_CONFIG
@@ -159,6 +160,7 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
     for at, text in _texts(config, "config"):
         if "${" in text:  # would be looked up in the environment
             yield f"{at} is no plain text"
+    config = fill_legacy_options(config)
     whole = OmegaConf.create({key: value for key, value in config.items() if key not in SCHEMAS})
     for group in (key for key in config if key in SCHEMAS):
         kind = TYPES.get(group) or SCHEMAS[group].get(f"{config[group].get('name')}_schema")
