@@ -105,6 +105,9 @@ NO_SENSE = {
     "head.rpn.anchor_sizes=[32,64]": "5 sizes in pixels",
     "head.box.regression_weights=[1,2]": "no list of four numbers above 0",
     "dataset.flip=1.5": "from 0 to 1",
+    "backbone.drop_path_rate=1": "from 0 to below 1",
+    "schedule.warmup_max_fraction=0": "above 0 and at most 1",
+    "schedule.epochs=0": "must be above 0",
 }
 
 
@@ -128,6 +131,21 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
             "train",
             ["trainer.early_stopping_patience=3", "trainer.limit_val_batches=0"],
             "trainer.early_stopping_patience=3: waits for evaluations",
+        ),
+        (
+            "train",
+            ["dataset.crop_probability=0.5", "dataset.crop_range=[9,4]"],
+            "dataset.crop_range=[9, 4]: [least",
+        ),
+        (
+            "train",
+            ["dataset.crop_probability=1", "dataset.crop_short_sides=[]"],
+            "dataset.crop_short_sides=[]: at",
+        ),
+        (
+            "train",
+            ["schedule.epochs=null"],
+            "trainer.max_epochs=null: how long? Give one of trainer.max_epochs",
         ),
         ("predict", ["checkpoint=x", "input=x", "score=1.5"], "score=1.5: from 0 to 1"),
         ("predict", ["checkpoint=x", "input=x", "accelerator=tpu"], "accelerator=tpu: one of auto, cpu, gpu"),

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
-from hydra import compose
+from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
+from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.config.legacy import LegacyWarning, fill_legacy_options, missing_options, warn_of_legacy_options
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, model_words
+from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, leaves, model_words
 from e3va_cli.run_folder import (
     adapter_folder,
     config_of,
@@ -38,6 +40,7 @@ CONTINUES = {
     "train": "resume",
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
+RECIPE = ("optimizer", "schedule", "trainer", "dataset")  # groups in which a run that goes on keeps its values
 EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
 
 
@@ -89,6 +92,8 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
             if command == "train":
                 warn_of_legacy_options(place, config)
             base += [f"{key}={as_value(value)}" for key, value in missing_options(config).items()]
+            if command == "train":
+                base += recipe_words(base, config)
     taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
     left_out = ("resume", "checkpoint") if command == "train" else ("resume", "checkpoint", "budget")
     kept = []
@@ -102,6 +107,21 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
     if command == "train" and "hydra.run.dir" not in given:
         kept.append(f"hydra.run.dir={as_value(str(run))}")
     return [*kept, *words]
+
+
+def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
+    """Overrides that keep a run's recipe, of which `words` and configuration are given, where defaults have changed."""
+    words = [word for word in words if not is_of_hydra(_key(word)) and _key(word) != "resume"]
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            today = plain(compose("train", overrides=words), complete=False)
+    except (HydraException, OmegaConfBaseException):
+        return []  # what is wrong with the words is said when they are checked
+    then, now = (
+        {key: value for group in RECIPE if group in one for key, value in leaves(group, one[group])}
+        for one in (config, today)
+    )
+    return [f"{key}={as_value(value)}" for key, value in then.items() if key in now and now[key] != value]
 
 
 def is_of_hydra(key: str) -> bool:
@@ -138,7 +158,11 @@ def require_place(words: list[str]) -> None:
 
 
 def _group(word: str) -> str:
-    return str(parse([word])[0].key_or_group).split(".")[0]
+    return _key(word).split(".")[0]
+
+
+def _key(word: str) -> str:
+    return str(parse([word])[0].key_or_group)
 
 
 @contextmanager

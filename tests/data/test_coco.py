@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 
 from e3va_cli.data.coco import open_coco
 from e3va_cli.data.coco_format import coco_paths, read_coco, segmentation_faults, usable_segmentation
+from e3va_cli.data.source import build_source
 from e3va_cli.errors import UserError
 
 Write = Callable[..., tuple[Path, Path]]
@@ -452,3 +453,23 @@ def test_evaluation_is_that_of_the_file(coco_tiny: Path, kind: str) -> None:
     ours, theirs = evaluate(reference(truth), results, kind), evaluate(raw, results, kind)
     assert np.array_equal(ours, theirs)
     assert 0.1 < ours[0] <= 1
+
+
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_images_without_objects_can_be_left_out_of_training(write_coco: Write, annotate: Annotate, crowd: int) -> None:
+    """Of the two images, number 5 has no annotation or a crowd alone: nothing to train on."""
+    others = [annotate(2, [3, 3, 9, 9], image_id=5, iscrowd=1)] * crowd
+    folder, file = write_coco([annotate(1, [2, 3, 10, 20], image_id=11), *others])
+    names = {f"{split}_{kind}": str(path) for split in ("train", "val") for kind, path in _kinds(folder, file)}
+    for filter_empty, left in ((False, [11, 5]), (True, [11])):
+        source = build_source({"name": "coco", "root": "/", "filter_empty": filter_empty, **names})
+        train, val = source.open("train", None), source.open("val", None)
+        assert [train[index][1]["image_id"] for index in range(len(train))] == left
+        assert train.left_out_images == 2 - len(left)
+        assert train.image_size(0) == (30, 40) and len(train[0][1]["boxes"]) == 1
+        assert len(val) == 2 and val.left_out_images == 0, "evaluation has all"
+    assert train.dropped == ({"crowd": 1} if crowd else {})
+
+
+def _kinds(folder: Path, file: Path) -> list[tuple[str, Path]]:
+    return [("images", folder), ("annotations", file)]

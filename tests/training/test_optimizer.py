@@ -1,3 +1,5 @@
+import re
+
 from torch import nn
 
 from e3va_cli.adapters import tune
@@ -14,6 +16,20 @@ def test_vectors_are_not_decayed_and_frozen_weights_left_out():
         id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model[2].bias)
     }
     assert decayed["lr"] == 0.1 and decayed["betas"] == (0.8, 0.9)
+
+
+def test_as_mmdetection_decays(nano):
+    """Its `paramwise_cfg` of Swin: custom_keys `norm` and `relative_position_bias_table` with decay_mult 0."""
+    extractor = tune(nano, "mona", hidden=8, dropout=0.1)
+    extractor.requires_grad_(True)
+    groups = build_optimizer(extractor, lr=0.1, weight_decay=0.05, betas=[0.9, 0.999], decay_biases=True).param_groups
+    names = {id(p): name for name, p in extractor.named_parameters()}
+    plain = {names[id(p)] for p in groups[1]["params"]}
+    keys = re.compile(r"norm|relative_position_bias_table")
+    scales = {name for name in names.values() if name.endswith("norm_scale")}  # `gamma` there
+    assert plain == {name for name in names.values() if keys.search(name)} - scales
+    assert {names[id(p)] for p in groups[0]["params"]} == set(names.values()) - plain
+    assert any(name.endswith("qkv.bias") for name in names.values() if name not in plain)
 
 
 def test_position_biases_are_not_decayed(nano):

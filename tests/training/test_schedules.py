@@ -10,8 +10,18 @@ from e3va_cli.training.schedules import build_schedule
 STEPS, PER_EPOCH = 60, 10
 
 
-def ours(name, warmup_steps=0, warmup_ratio=0.001, **options):
-    course = Course(2, 1.0, warmup_steps, STEPS // PER_EPOCH, PER_EPOCH, STEPS, None)
+def ours(name, warmup_steps=0, warmup_ratio=0.001, stretch=1.0, **options):
+    course = Course(
+        total_batch=2,
+        lr=1.0,
+        warmup_steps=warmup_steps,
+        recipe_warmup=warmup_steps,
+        epochs=STEPS // PER_EPOCH,
+        stretch=stretch,
+        steps_per_epoch=PER_EPOCH,
+        total_steps=STEPS,
+        recipe_batch=None,
+    )
     factor = build_schedule(name, course, warmup_ratio=warmup_ratio, **options)
     return [factor(step) for step in range(STEPS)]
 
@@ -32,6 +42,11 @@ def test_curves_equal_torchs():
     )
     assert ours("cosine", min_ratio=0.0) == pytest.approx(torchs(CosineAnnealingLR, T_max=STEPS), abs=1e-9)
     assert ours("poly", power=0.9, min_ratio=0.0) == pytest.approx(torchs(PolynomialLR, total_iters=STEPS, power=0.9))
+
+
+def test_milestones_keep_their_place_in_a_stretched_run():
+    stretched = ours("multistep", milestones=[1, 2], gamma=0.1, stretch=2.0)  # of a recipe of 3 epochs
+    assert stretched == pytest.approx(torchs(MultiStepLR, milestones=[20, 40], gamma=0.1))
 
 
 def test_floors():

@@ -44,12 +44,14 @@ def build_backbone(
     pretrained: bool,
     weights: str | None,
     seed: int,
+    drop_path_rate: float = 0.1,
     dtype: str = "float32",
     compile: bool = False,
     pad_before_shift: bool = True,
 ) -> tuple[ResidualBackbone, BackboneIdentity]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from `seed`.
 
+    `drop_path_rate` rises from 0 at the first block to itself at the last; it drops in training mode only.
     Its weight matrices are kept in `dtype`, its branches compiled if `compile`; its identity is that of the weights
     before.
 
@@ -62,7 +64,8 @@ def build_backbone(
         raise UserError("backbone.pretrained=true and backbone.weights= exclude each other: give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = _swin(timm_name, model_args, pretrained=pretrained, pad_before_shift=pad_before_shift)
+        args = {"drop_path_rate": drop_path_rate, **model_args}
+        backbone = _swin(timm_name, args, pretrained=pretrained, pad_before_shift=pad_before_shift)
     if weights:
         load_weights(backbone.model, Path(weights))
     source: Literal["pretrained", "file", "random"] = "pretrained" if pretrained else "file" if weights else "random"
@@ -78,6 +81,7 @@ def outline_backbone(
     name: str,
     timm_name: str,
     model_args: dict[str, Any],
+    drop_path_rate: float = 0.1,
     dtype: str = "float32",
     pad_before_shift: bool = True,
     **others: Any,
@@ -85,7 +89,8 @@ def outline_backbone(
     """The same backbone as shapes only, on the meta device: in no time, nothing compiled, no weights looked at."""
     _require_architecture(timm_name, model_args)
     with torch.device("meta"):
-        backbone = _swin(timm_name, model_args, pad_before_shift=pad_before_shift)
+        args = {"drop_path_rate": drop_path_rate, **model_args}
+        backbone = _swin(timm_name, args, pad_before_shift=pad_before_shift)
     if dtype != "float32":
         backbone.keep_in(DTYPES[dtype])
     return backbone, BackboneIdentity(name, timm_name, "random", fingerprint="")

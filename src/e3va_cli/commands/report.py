@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from e3va_cli.adapters import METHODS, FrozenBackbone
 from e3va_cli.commands.console import console
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
@@ -43,7 +45,9 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     counts = parameter_counts(run.model)
     assert run.train is not None
     table = Table.grid(padding=(0, 2))
-    table.add_row("Backbone", f"{config['backbone']['name']}, {counts['backbone_params']:,} parameters")
+    table.add_row(
+        "Backbone", f"{config['backbone']['name']}, {counts['backbone_params']:,} parameters, {drop_path(config)}"
+    )
     table.add_row(
         "Method",
         f"{config['adapter']['name']}, {counts['trainable_backbone_params']:,} trainable "
@@ -53,18 +57,23 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
         "Head",
         f"{config['head']['name']}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable",
     )
+    empty = run.train.left_out_images
+    left_out = f" ({empty:,} without objects are left out)" if empty else ""
     table.add_row(
         "Data",
-        f"{config['dataset']['name']}, {len(run.train):,} images to train on, {len(run.val):,} to evaluate",
+        f"{config['dataset']['name']}, {len(run.train):,} images to train on{left_out}, {len(run.val):,} to evaluate",
     )
     table.add_row("Classes", escape(named(run.val.classes)))
     assert run.course is not None
-    table.add_row("Schedule", described(run.course, config["schedule"]["name"]))
+    course, schedule = run.course, config["schedule"]
+    table.add_row("Schedule", described(course, schedule["name"]))
     table.add_row("Run folder", escape(str(folder)))
     if checkpoint is not None:
         table.add_row("Resumes", escape(f"{checkpoint}, after step {step:,}"))
     console.print(table)
-    if step >= run.course.total_steps:
+    for note in warnings_of(course, schedule):
+        console.print(f"[yellow]Warning:[/] {note}")
+    if step >= course.total_steps:
         console.print("Nothing is left to train; a larger trainer.max_epochs or trainer.max_steps goes on.")
     if run.model.identity.weights == "random":
         console.print(
@@ -77,6 +86,14 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     limit = limit_note(run.val, config["head"])
     for note in dict.fromkeys((*run.train.notes, *run.val.notes, *([limit] if limit else []))):
         console.print(f"[yellow]Warning:[/] {escape(note)}")
+
+
+def drop_path(config: dict[str, Any]) -> str:
+    """What `backbone.drop_path_rate` comes to under the method."""
+    if issubclass(METHODS[config["adapter"]["name"]], FrozenBackbone):
+        return "frozen, so without drop path"
+    backbone = config["backbone"]
+    return f"drop path {backbone['model_args'].get('drop_path_rate', backbone['drop_path_rate']):g}"
 
 
 def named(classes: list[str]) -> str:
@@ -93,6 +110,21 @@ def described(course: Course, schedule: str) -> str:
         f"{course.steps_per_epoch:,} steps; {schedule} from {course.lr:.3g}{adapted} after {course.warmup_steps:,} "
         "steps of warm-up"
     )
+
+
+def warnings_of(course: Course, schedule: dict[str, Any]) -> Iterator[str]:
+    """What of a schedule does not fit a run of this length, a line each."""
+    if course.warmup_steps < course.recipe_warmup:
+        yield (
+            f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
+            f"{course.total_steps:,} steps (schedule.warmup_max_fraction={schedule['warmup_max_fraction']:g})"
+        )
+    late = [epoch for epoch in schedule.get("milestones", []) if round(epoch * course.stretch) >= course.epochs]
+    if late:
+        yield (
+            f"the run ends after {course.epochs:,} epochs, before the learning rate falls at "
+            f"{' and '.join(map(str, late))}; give schedule.milestones=[...] for its length"
+        )
 
 
 def print_results(results: dict[str, Any], note: str | None = None) -> None:

@@ -12,6 +12,9 @@ from omegaconf import MISSING
 FIXED = frozenset(
     {"timm_name", "pretrained", "num_classes", "strict_img_size", "always_partition", "pad_before_shift"}
 )  # not in model_args
+WEIGHTLESS = frozenset(
+    {"drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "img_size"}
+)  # change no weight: published ones fit
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 
 
@@ -25,9 +28,15 @@ class BackboneConfig:
     pretrained: bool = False
     weights: str | None = None
     seed: int = 0
+    drop_path_rate: float = 0.1  # of training through the backbone; a frozen one has none
     dtype: str = "float32"  # of the weight matrices, and of the products with them
     compile: bool = False  # by torch.compile, what is computed without gradients
     pad_before_shift: bool = True  # of maps that are no multiple of the window
+
+
+def unpublished_args(model_args: Mapping[str, Any]) -> list[str]:
+    """Return the options that make another network than the one that weights are published for."""
+    return sorted(set(model_args) - WEIGHTLESS)
 
 
 def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:

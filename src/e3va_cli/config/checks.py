@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from e3va_cli.config.backbones import unpublished_args
 from e3va_cli.config.commands import BenchmarkMemoryConfig
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
@@ -25,8 +26,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "accelerator": ("auto", "cpu", "gpu"),
     "precision": EXPORT_PRECISIONS,
 }
-PROBABILITIES = ("dataset.flip", "dataset.crop_one_class", "adapter.dropout", "head.dropout", "score")
-LENGTHS = ("trainer.max_epochs", "schedule.iterations")
+PROBABILITIES = (
+    "dataset.flip",
+    "dataset.crop_one_class",
+    "dataset.crop_probability",
+    "adapter.dropout",
+    "head.dropout",
+    "score",
+)
+LENGTHS = ("trainer.max_epochs", "schedule.epochs", "schedule.iterations")
 ANCHOR_SIZES = ("head.rpn.anchor_sizes", "head.anchor_sizes")
 LEVELS = 5  # of the feature pyramids of detectors
 SEEDS = ("seed", "dataset.seed", "backbone.seed")
@@ -65,6 +73,7 @@ POSITIVE = (
     "dataset.num_classes",
     "dataset.short_side",
     "dataset.crop_size",
+    "schedule.epochs",
     "schedule.iterations",
     "schedule.total_batch",
     "instances_per_image",
@@ -77,6 +86,7 @@ NOT_NEGATIVE = (
     "head.box.sampling_ratio",
     "head.mask.sampling_ratio",
     "schedule.warmup_steps",
+    "schedule.min_steps",
     "trainer.limit_val_batches",
     "trainer.early_stopping_patience",
     "pictures",
@@ -186,17 +196,25 @@ def _schedule(value: Value) -> Iterator[str]:
     ratio = value("schedule.warmup_ratio")
     if ratio is not None and not 0 < ratio <= 1:
         yield f"schedule.warmup_ratio={ratio}: above 0 and at most 1"
+    fraction = value("schedule.warmup_max_fraction")
+    if fraction is not None and not 0 < fraction <= 1:
+        yield f"schedule.warmup_max_fraction={fraction}: above 0 and at most 1"
     milestones = value("schedule.milestones")
     if milestones is not None and list(milestones) != sorted(set(milestones)):
         yield f"schedule.milestones={milestones}: must rise"
 
 
 def _backbone(value: Value) -> Iterator[str]:
-    if value("backbone.pretrained") and value("backbone.model_args"):
+    others = unpublished_args(value("backbone.model_args") or {})
+    if value("backbone.pretrained") and others:
         yield (
-            f"backbone.pretrained=true: nobody publishes weights for {value('backbone.name')}; "
-            "choose swin_t, swin_s, swin_b or swin_l, or give backbone.weights=FILE"
+            f"backbone.pretrained=true: nobody publishes weights for {value('backbone.name')} with "
+            f"{', '.join(f'model_args.{name}' for name in others)}; choose swin_t, swin_s, swin_b or swin_l unchanged, "
+            "or give backbone.weights=FILE"
         )
+    drop_path = value("backbone.drop_path_rate")
+    if drop_path is not None and not 0 <= drop_path < 1:
+        yield f"backbone.drop_path_rate={drop_path}: from 0 to below 1"
     if value("backbone.pretrained") and value("backbone.weights"):
         yield "backbone.pretrained=true and backbone.weights= exclude each other: give one of them"
 
@@ -225,6 +243,12 @@ def _images(value: Value) -> Iterator[str]:
     sides = value("dataset.train_short_sides")
     if sides is not None and (not sides or min(sides) < 1):
         yield f"dataset.train_short_sides={sides}: at least one size, in pixels"
+    if value("dataset.crop_probability"):
+        crop_sides, crop = value("dataset.crop_short_sides"), value("dataset.crop_range")
+        if not crop_sides or min(crop_sides) < 1:
+            yield f"dataset.crop_short_sides={crop_sides}: at least one size, in pixels"
+        if not crop or len(crop) != 2 or not 0 < crop[0] <= crop[1]:
+            yield f"dataset.crop_range={crop}: [least,most] of the sides of a crop, in pixels"
     scales = value("dataset.scales")
     if scales is not None and (len(scales) != 2 or not 0 < scales[0] <= scales[1]):
         yield f"dataset.scales={scales}: [least,most], factors of the size above 0"

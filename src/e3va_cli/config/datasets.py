@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
@@ -25,6 +25,9 @@ class DetectionConfig(DatasetConfig):
     val_short_side: int = MISSING
     max_size: int = MISSING
     flip: float = MISSING
+    crop_probability: float = 0.0
+    crop_short_sides: list[int] = field(default_factory=list)
+    crop_range: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -55,6 +58,7 @@ class CocoConfig(ImageFilesConfig, DetectionConfig):
     val_images: str = MISSING
     val_annotations: str = MISSING
     use_iscrowd: bool = MISSING
+    filter_empty: bool = False
 
 
 @dataclass
@@ -65,6 +69,7 @@ class VocConfig(ImageFilesConfig, DetectionConfig):
     val_set: str | None = None
     classes: Any = None
     encoding: str | None = None
+    filter_empty: bool = False
 
 
 @dataclass

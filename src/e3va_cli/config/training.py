@@ -15,6 +15,7 @@ class OptimizerConfig:
     lr: float = MISSING
     weight_decay: float = MISSING
     betas: list[float] = MISSING
+    decay_biases: bool = False
 
 
 @dataclass
@@ -22,9 +23,12 @@ class ScheduleConfig:
     """Learning rate over the run, after a linear warm-up; each kind has options of its own."""
 
     name: str = MISSING
+    epochs: int | None = None
+    min_steps: int = 0
     iterations: int | None = None
     warmup_steps: int = MISSING
     warmup_ratio: float = MISSING
+    warmup_max_fraction: float = 1.0
     total_batch: int | None = None
     lr_scaling: str = MISSING
 

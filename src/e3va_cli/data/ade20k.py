@@ -71,6 +71,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.encoding, self.scaling = encoding, scaling
         self.category_ids = list(encoding.category_ids)
         self.dropped: dict[str, int] = {}
+        self.left_out_images = 0
         self.offers = SEMANTIC
         of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
         if not of_images:

@@ -86,6 +86,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         coco = _with_files(coco, images, name)
         self.images = images
         self.transforms, self.scaling = transforms, scaling
+        self.left_out_images = 0
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -179,9 +180,22 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
+    def leave_out_empty(self) -> None:
+        """Keep only images with objects to train on; `left_out_images` counts the others."""
+        kept = [index for index in range(len(self)) if self._trained_on(index)]
+        self.left_out_images += len(self) - len(kept)
+        self._image_ids, self._sizes = self._image_ids[kept], self._sizes[kept]
+        self._file_names = PackedList(self._file_names[index] for index in kept)
+        self._objects = PackedList(self._objects[index] for index in kept)
+
+    def _trained_on(self, index: int) -> list[Entry]:
+        """The objects of an image that are in its target."""
+        size, masked = self.image_size(index), "masks" in self._targets
+        return [entry for entry in self._objects[index] if _is_trained_on(entry, *size, masks=masked)]
+
     def _target(self, index: int, height: int, width: int) -> Target:
         masked = "masks" in self._targets
-        objects = [entry for entry in self._objects[index] if _is_trained_on(entry, height, width, masks=masked)]
+        objects = self._trained_on(index)
         corners = [clip_box(entry["bbox"], height, width) for entry in objects]
         target: Target = {
             "image_id": int(self._image_ids[index]),
@@ -331,6 +345,7 @@ class CocoSource(ImageFileOptions):
     val_images: str
     val_annotations: str
     use_iscrowd: bool = True
+    filter_empty: bool = False
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":
@@ -340,9 +355,9 @@ class CocoSource(ImageFileOptions):
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION
     ) -> CocoDetection:
-        """Read a split's annotations."""
+        """Read a split's annotations; training leaves out images without objects if `filter_empty`."""
         images, annotations = self._paths(split)
-        return open_coco(
+        dataset = open_coco(
             images,
             annotations,
             targets=targets,
@@ -350,6 +365,9 @@ class CocoSource(ImageFileOptions):
             use_iscrowd=self.use_iscrowd,
             transforms=transforms,
         )
+        if self.filter_empty and split == "train":
+            dataset.leave_out_empty()
+        return dataset
 
     def check(
         self,

@@ -164,6 +164,7 @@ class Shapes:
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
         self.notes: list[str] = []
+        self.left_out_images = 0
         self.objects_per_image = np.full(images, MOST_OBJECTS)
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 

@@ -67,6 +67,9 @@ class DenseDataset(Protocol):
     dropped: dict[str, int]
     """Annotations left out of training: how many, by reason."""
 
+    left_out_images: int
+    """Images without anything to train on that were left out."""
+
     offers: frozenset[str]
     """What targets hold: of boxes, masks and semantic."""
 

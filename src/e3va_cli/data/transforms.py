@@ -67,6 +67,34 @@ class RandomShortestSide(v2.RandomShortestSize):
         return inpt.at(params["size"]) if isinstance(inpt, EncodedMasks) else super().transform(inpt, params)
 
 
+class RandomCropInRange(v2.Transform):
+    """Crop height and width, each drawn evenly from `least` to `most` pixels; a side that is shorter stays whole.
+
+    Boxes are clipped to the crop; those outside of it are left without area. An object may have a box in the crop and
+    no pixel of its mask. mmdetection's `RandomCrop(crop_type="absolute_range", allow_negative_crop=True)`.
+    """
+
+    def __init__(self, least: int, most: int) -> None:
+        super().__init__()
+        self.least, self.most = least, most
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The window: `top`, `left`, `height`, `width`."""
+        whole = v2.query_size(flat_inputs)
+        height, width = (drawn(min(side, self.least), min(side, self.most)) for side in whole)
+        top, left = drawn(0, whole[0] - height), drawn(0, whole[1] - width)
+        return {"top": top, "left": left, "height": height, "width": width}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crop an image, boxes or masks."""
+        return self._call_kernel(F.crop, inpt, **params)
+
+
+def drawn(least: int, most: int) -> int:
+    """A whole number, evenly from `least` to `most`."""
+    return int(torch.randint(least, most + 1, ()))
+
+
 @dataclass(frozen=True)
 class DetectionTransforms:
     """Resizing and augmentation of images with boxes; the keys of every detection data set's YAML.
@@ -76,29 +104,44 @@ class DetectionTransforms:
         val_short_side: pixels.
         max_size: pixels of the long side, which a short side gives way to.
         flip: probability of a horizontal flip.
+        crop_probability: of resizing to one of `crop_short_sides` and cropping, before the resize to one of
+            `train_short_sides` (DETR, arXiv 2005.12872, section 4; Swin's and mmdetection's detection recipes).
+        crop_short_sides: pixels; one is drawn for each image that is cropped.
+        crop_range: least and most pixels of either side of a crop.
     """
 
     train_short_sides: Sequence[int]
     val_short_side: int
     max_size: int
     flip: float
+    crop_probability: float = 0.0
+    crop_short_sides: Sequence[int] = ()
+    crop_range: Sequence[int] = ()
 
     @property
     def largest_image(self) -> tuple[int, int]:
-        """Height and width of the largest image that training can meet, lying on its side."""
+        """Height and width of the largest image that training can meet, lying on its side: a crop is resized too."""
         return min(max(self.train_short_sides), self.max_size), self.max_size
 
     def train(self) -> Transforms:
-        """Multi-scale resize and horizontal flip; drops boxes that vanish."""
+        """Crop or none, multi-scale resize and horizontal flip; drops boxes that vanish."""
         return ResizeFirst(
             [
-                RandomShortestSide(list(self.train_short_sides), max_size=self.max_size, antialias=True),
+                self._resize(),
                 v2.RandomHorizontalFlip(self.flip),
                 v2.ClampBoundingBoxes(),
                 v2.SanitizeBoundingBoxes(min_size=1),
                 v2.ToPureTensor(),
             ]
         )
+
+    def _resize(self) -> v2.Transform:
+        whole = RandomShortestSide(list(self.train_short_sides), max_size=self.max_size, antialias=True)
+        if not self.crop_probability:
+            return whole
+        before = RandomShortestSide(list(self.crop_short_sides), max_size=self.max_size, antialias=True)
+        part = v2.Compose([before, RandomCropInRange(*self.crop_range), whole])
+        return v2.RandomChoice([whole, part], p=[1 - self.crop_probability, self.crop_probability])
 
     def val(self) -> Transforms:
         """Resize to one size."""

@@ -70,6 +70,7 @@ class VocSource(ImageFileOptions):
         classes: names, or a text file of them; None for VOC's 20 where the annotations use no others, else those
             that they use.
         encoding: of files that are not UTF-8 and declare none.
+        filter_empty: training leaves out images without objects, or with difficult ones alone.
     """
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
@@ -81,6 +82,7 @@ class VocSource(ImageFileOptions):
     val_set: str | None
     classes: Sequence[str] | str | None
     encoding: str | None = None
+    filter_empty: bool = False
 
     def open(
         self,
@@ -108,7 +110,7 @@ class VocSource(ImageFileOptions):
                 f"dataset.classes: no object in {name} is called {first_few(classes, NAMES_SHOWN)}; "
                 f"they are called {first_few(_names_in(images), NAMES_SHOWN)}"
             )
-        return CocoDetection(
+        dataset = CocoDetection(
             coco,
             self._devkit,
             name=name,
@@ -118,6 +120,9 @@ class VocSource(ImageFileOptions):
             scaling=self.scaling,
             transforms=transforms,
         )
+        if self.filter_empty and split == "train":
+            dataset.leave_out_empty()
+        return dataset
 
     def check(
         self,

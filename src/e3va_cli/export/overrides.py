@@ -38,11 +38,17 @@ def _group(config: dict[str, Any], group: str) -> Iterator[str]:
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:
+    for name, inner in leaves(key, value):
+        yield f"{'++' if name.startswith(FREE) else ''}{name}={as_value(inner)}"
+
+
+def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every value below `key` that is no dictionary, by dotted key."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            yield from _leaves(f"{key}.{name}", inner)
+            yield from leaves(f"{key}.{name}", inner)
     else:
-        yield f"{'++' if key.startswith(FREE) else ''}{key}={as_value(value)}"
+        yield key, value
 
 
 def as_value(value: str | float | bool | Sequence[Any] | None) -> str:

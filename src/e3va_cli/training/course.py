@@ -2,8 +2,12 @@
 
 A recipe states learning rate and counts of steps for a total batch, the images of one optimizer step on all devices.
 A run with another total batch sees the same number of images: counts of steps grow as the batch shrinks. Its learning
-rate goes in proportion to the batch (arXiv 1706.02677), or, as theory has it for Adam (arXiv 2205.10287), to the
-batch's square root.
+rate goes with the square root of the batch, as theory and experiments have it for Adam (arXiv 2205.10287), and as timm
+does for AdamW. In proportion to the batch (arXiv 1706.02677; mmdetection's `auto_scale_lr`) is the rule of SGD, whose
+steps grow with the gradient; Adam's do not, so that it makes the rate of a small batch too low.
+
+Two things keep a small data set from a run in which nothing is learned: it is passed over until there are enough steps,
+and a warm-up takes no more than a part of the run.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-COURSE_OPTIONS = ("iterations", "warmup_steps", "total_batch", "lr_scaling")  # of a schedule, that are settled here
+COURSE_OPTIONS = frozenset(
+    {"epochs", "min_steps", "iterations", "warmup_steps", "warmup_max_fraction", "total_batch", "lr_scaling"}
+)  # of a schedule, that are settled here
 LR_FACTORS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
 
 
@@ -24,7 +30,9 @@ class Course:
         total_batch: images per optimizer step, on all devices together.
         lr: the highest learning rate.
         warmup_steps: over which it rises.
+        recipe_warmup: the same before it was shortened to a part of the run.
         epochs: passes over the training images; a recipe's iterations are rounded up to whole ones.
+        stretch: how many times as many these are as the recipe's, to make up its least number of steps.
         steps_per_epoch: optimizer steps of one pass.
         total_steps: of the whole run, which `trainer.max_steps` may end earlier.
         recipe_batch: total batch that the recipe is meant for, None if it names none.
@@ -33,7 +41,9 @@ class Course:
     total_batch: int
     lr: float
     warmup_steps: int
+    recipe_warmup: int
     epochs: int
+    stretch: float
     steps_per_epoch: int
     total_steps: int
     recipe_batch: int | None
@@ -59,21 +69,30 @@ def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int)
     if trainer["limit_train_batches"] is not None:
         batches_per_epoch = min(batches_per_epoch, trainer["limit_train_batches"])
     steps_per_epoch = max(1, -(-batches_per_epoch // accumulated))
-    lengths = []
-    if trainer["max_epochs"] is not None:
-        lengths.append(trainer["max_epochs"])
-    if schedule["iterations"] is not None:
-        lengths.append(math.ceil(schedule["iterations"] / ratio / steps_per_epoch))
-    epochs = min(lengths)
+    epochs, stretch = _length(schedule, trainer["max_epochs"], ratio, steps_per_epoch)
     total_steps = epochs * steps_per_epoch
     if trainer["max_steps"] is not None:
         total_steps = min(total_steps, trainer["max_steps"])
+    warmup = round(schedule["warmup_steps"] / ratio)
     return Course(
         total_batch=total_batch,
         lr=config["optimizer"]["lr"] * LR_FACTORS[schedule["lr_scaling"]](ratio),
-        warmup_steps=round(schedule["warmup_steps"] / ratio),
+        warmup_steps=min(warmup, math.ceil(schedule["warmup_max_fraction"] * total_steps)),
+        recipe_warmup=warmup,
         epochs=epochs,
+        stretch=stretch,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         recipe_batch=recipe_batch,
     )
+
+
+def _length(schedule: dict[str, Any], max_epochs: int | None, ratio: float, steps_per_epoch: int) -> tuple[int, float]:
+    """Epochs of a run, and by how much they are more than the recipe's to make up its least number of steps."""
+    if schedule["iterations"] is not None:
+        epochs = math.ceil(schedule["iterations"] / ratio / steps_per_epoch)
+        return epochs if max_epochs is None else min(epochs, max_epochs), 1.0
+    if max_epochs is not None:
+        return max_epochs, 1.0
+    epochs = max(schedule["epochs"], math.ceil(schedule["min_steps"] / steps_per_epoch))
+    return epochs, epochs / schedule["epochs"]

@@ -20,6 +20,7 @@ from e3va_cli.training.checkpoints import about_model
 from e3va_cli.training.course import COURSE_OPTIONS, Course, plan_course
 from e3va_cli.training.guard import StepGuard
 from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.training.saving import Checkpoints
 from e3va_cli.training.schedules import build_schedule
 from e3va_cli.training.task import DenseTask
 from e3va_cli.training.trainer import build_trainer
@@ -62,7 +63,7 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
     if not evaluate_only:
         devices = trainer.world_size
         course = plan_course(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
-        trainer.fit_loop.max_epochs = course.epochs  # known only now that the devices are counted
+        follow(course, trainer)
         optimizer = {**optimizer, "lr": course.lr}
         curve = {key: value for key, value in config["schedule"].items() if key not in COURSE_OPTIONS}
         schedule = build_schedule(course=course, **curve)
@@ -76,6 +77,18 @@ def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = Fal
         guard=StepGuard(folder / BAD_BATCHES, options["max_bad_losses"], skip_oom=options["skip_oom"]),
     )
     return Run(train, val, model, task, data, trainer, course)
+
+
+def follow(course: Course, trainer: L.Trainer) -> None:
+    """Give the trainer the length of the run, known only now that the devices are counted.
+
+    A run with more and shorter epochs than its recipe evaluates as often as the recipe does, and keeps its state.
+    """
+    trainer.fit_loop.max_epochs = course.epochs
+    assert trainer.check_val_every_n_epoch is not None
+    trainer.check_val_every_n_epoch = max(1, round(trainer.check_val_every_n_epoch * course.stretch))
+    if isinstance(trainer.checkpoint_callback, Checkpoints):
+        trainer.checkpoint_callback.every_epochs = max(1, round(course.stretch))
 
 
 def require_enough(devices: int, train: DenseDataset | None, val: DenseDataset, *, skip_oom: bool) -> None:

@@ -24,7 +24,7 @@ class Checkpoints(Checkpoint):
     - before the first step;
     - after every `every_steps`-th step, and after the step that a signal or `trainer.max_steps` ends a run with;
     - when an evaluation begins, which a resumed run then repeats;
-    - after every epoch, with the results of its evaluation.
+    - after every epoch, with the results of its evaluation; after every `every_epochs`-th where epochs are short.
 
     Args:
         folder: where `last.ckpt` and `best.ckpt` (after every better evaluation) go.
@@ -38,6 +38,7 @@ class Checkpoints(Checkpoint):
         self.folder, self.monitor = folder, monitor
         self.every_steps, self.stop = every_steps, stop
         self.best = -math.inf
+        self.every_epochs = 1
 
     def state_dict(self) -> dict[str, Any]:
         """The best result so far."""
@@ -90,5 +91,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the state of an epoch's end; one that `trainer.max_steps` cut short has kept its own."""
-        if trainer.is_last_batch:
+        epoch, evaluates = trainer.current_epoch + 1, trainer.check_val_every_n_epoch or 1
+        due = epoch % self.every_epochs == 0 or epoch % evaluates == 0 or epoch == trainer.max_epochs
+        if trainer.is_last_batch and due:
             self.save(trainer)

@@ -10,20 +10,21 @@ from e3va_cli.training.course import Course
 Factor = Callable[[int], float]
 
 
-def multistep(total_steps: int, steps_per_epoch: int, *, milestones: Sequence[int], gamma: float) -> Factor:
-    """Falls by `gamma` at the end of each milestone epoch."""
-    boundaries = [epoch * steps_per_epoch for epoch in milestones]
+def multistep(course: Course, *, milestones: Sequence[int], gamma: float) -> Factor:
+    """Falls by `gamma` at the end of each milestone epoch, which moves back where the course is stretched."""
+    boundaries = [round(epoch * course.stretch) * course.steps_per_epoch for epoch in milestones]
     return lambda step: gamma ** sum(step >= boundary for boundary in boundaries)
 
 
-def cosine(total_steps: int, steps_per_epoch: int, *, min_ratio: float) -> Factor:
+def cosine(course: Course, *, min_ratio: float) -> Factor:
     """Falls along a half cosine from 1 to `min_ratio` (arXiv 1608.03983, without restarts)."""
-    return lambda step: min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * min(1, step / total_steps))) / 2
+    total = course.total_steps
+    return lambda step: min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * min(1, step / total))) / 2
 
 
-def poly(total_steps: int, steps_per_epoch: int, *, power: float, min_ratio: float) -> Factor:
+def poly(course: Course, *, power: float, min_ratio: float) -> Factor:
     """Falls as (1 - step / total) ** power from 1 to `min_ratio`."""
-    return lambda step: max(min_ratio, (1 - min(1, step / total_steps)) ** power)
+    return lambda step: max(min_ratio, (1 - min(1, step / course.total_steps)) ** power)
 
 
 SCHEDULES: dict[str, Callable[..., Factor]] = {"multistep": multistep, "cosine": cosine, "poly": poly}
@@ -31,7 +32,7 @@ SCHEDULES: dict[str, Callable[..., Factor]] = {"multistep": multistep, "cosine":
 
 def build_schedule(name: str, course: Course, *, warmup_ratio: float, **options: object) -> Factor:
     """The schedule called `name`, with a linear rise from `warmup_ratio` to 1 over the course's warm-up."""
-    after = SCHEDULES[name](course.total_steps, course.steps_per_epoch, **options)
+    after = SCHEDULES[name](course, **options)
     warmup = course.warmup_steps
 
     def factor(step: int) -> float:
