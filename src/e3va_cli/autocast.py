@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -20,3 +22,37 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which products with `x` keep its own dtype."""
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
+
+
+def guard_convolutions(model: nn.Module) -> None:
+    """Have each trained convolution of `model` computed in float32 where it meets a tiny map under a CPU's autocast.
+
+    Weight gradients of 16-bit convolutions in oneDNN (seen up to 3.13) depend on memory that nothing has written, and
+    so are NaN by chance, where a row or column of the kernel meets padding alone or where a phase of the stride has no
+    pixel: with AVX-512 on maps narrower than the stride, with AMX on 2x2 maps under a stride of 2 as well. From a side
+    of kernel + stride - 1 on, one place of the kernel lies inside the map whatever the padding, and neither happens.
+
+    Nothing changes on other devices, in float32, and where no gradients are taken.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.forward = partial(_guarded, module, module.forward)
+
+
+def _guarded(
+    convolution: nn.Conv2d | nn.ConvTranspose2d, forward: Callable[..., Tensor], x: Tensor, *args: Any
+) -> Tensor:
+    """The convolution's own `forward`, in float32 if it has to be; the result is in autocast's dtype all the same."""
+    trained = torch.is_grad_enabled() and convolution.weight.requires_grad
+    dtype = autocast_dtype(x) if trained and x.device.type == "cpu" else None
+    if dtype is None or not is_tiny(x, convolution):
+        return forward(x, *args)
+    with torch.autocast("cpu", enabled=False):
+        return forward(x.float(), *args).to(dtype)
+
+
+def is_tiny(x: Tensor, convolution: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether a side of the maps (B, C, H, W) is less than kernel + stride: one pixel more than `guard_convolutions`
+    asks for."""
+    sides = zip(x.shape[-2:], convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
+    return any(side < dilation * (kernel - 1) + 1 + stride for side, kernel, dilation, stride in sides)

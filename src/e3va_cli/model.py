@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.adapters import METHODS, FeatureExtractor, FrozenBackbone, tune
+from e3va_cli.autocast import guard_convolutions
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
@@ -97,8 +98,10 @@ def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
 
 
 def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
-    """The model of a plain, resolved configuration."""
-    return assemble(config, *build_backbone(**config["backbone"]), num_classes)
+    """The model of a plain, resolved configuration, to be trained."""
+    model = assemble(config, *build_backbone(**config["backbone"]), num_classes)
+    guard_convolutions(model)
+    return model
 
 
 def build_random_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:

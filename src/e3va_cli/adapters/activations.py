@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 TOKENS_AT_ONCE = 8192  # that are brought back to full precision together
 LARGEST = 127  # of a signed 8-bit integer
+GROUP = 64  # channels of a token with a scale of their own: a quarter of a bit each
 
 
 class Keeping(Protocol):
@@ -20,7 +22,7 @@ class Keeping(Protocol):
         ...
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """`z^T rows`, (C, r), of what was kept and rows (N, r), in the rows' dtype."""
+        """`z^T rows`, (C, r), of what was kept and rows (N, r); in float32 or the rows' dtype."""
         ...
 
 
@@ -46,18 +48,35 @@ class AsFloats:
 
 
 class AsIntegers:
-    """In 8-bit integers with a scale for each token: a quarter of float32's memory."""
+    """In 8-bit integers: a quarter of float32's memory.
+
+        z_nc ~ q_nc t_ng s_c        q: integers, t: scale of a token's group g of channels, s: scale of a channel
+
+    Pre-trained features have a few channels hundreds of times larger than the rest, which a scale for each token alone
+    would leave with no bits; s takes them out, as the root mean square of a channel over all tokens (as in SmoothQuant,
+    arXiv 2211.10438, which takes the largest number), and t follows what is left from token to token.
+    """
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Integers (N, C) and scales (N, 1)."""
-        scale = z.abs().amax(1, keepdim=True).float().clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
-        return (z / scale).round_().to(torch.int8), scale
+        """Integers (N, C), bfloat16 scales (N, groups) and float32 scales (C,)."""
+        channels = torch.linalg.vector_norm(z, dim=0, dtype=torch.float32) / math.sqrt(len(z))
+        channels.clamp_(min=torch.finfo(torch.float32).tiny)
+        scaled = grouped(z / channels)
+        groups = (torch.linalg.vector_norm(scaled, math.inf, 2) / LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
+        groups = groups.to(torch.bfloat16)  # off by 1/512 at most, so that nothing gets beyond the largest integer
+        return scaled.div_(groups.unsqueeze(2)).round_().flatten(1).to(torch.int8), groups, channels
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """The scales go to the rows, which are thin."""
-        scaled = rows * packed[1].to(rows.dtype)
-        parts = zip(packed[0].split(TOKENS_AT_ONCE), scaled.split(TOKENS_AT_ONCE), strict=True)
-        return sum_of(z.to(rows.dtype).T @ some for z, some in parts)
+        """The channels' scales go to the result."""
+        parts = zip(*(tensor.split(TOKENS_AT_ONCE) for tensor in (*packed[:2], rows)), strict=True)
+        total = sum_of((grouped(q) * t.to(some.dtype).unsqueeze(2)).flatten(1).T @ some for q, t, some in parts)
+        return total * packed[2].unsqueeze(1)
+
+
+def grouped(tokens: Tensor) -> Tensor:
+    """Tokens (N, C) as groups of channels (N, groups, C / groups); one group where its size does not divide C."""
+    width = tokens.shape[1]
+    return tokens.unflatten(1, (-1, GROUP if width % GROUP == 0 else width))
 
 
 def sum_of(products: Iterator[Tensor]) -> Tensor:
