@@ -30,14 +30,14 @@ def errors(found, reference):
     [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)],
 )
 def test_a_product_in_8_bits_is_within_one_percent_of_float64(width, outlier, dtype, of_rows):
-    z, rows = tokens(width, outlier).to(dtype), torch.randn(2000, 16).to(of_rows)
+    z, rows = tokens(width, outlier).to(dtype), torch.randn(2000, 64).to(of_rows)
     whole = AsIntegers()
     found = whole.product(whole.pack(z), rows)
     assert max(errors(found, z.double().T @ rows.double())) < BOUND
 
 
 def test_small_numbers_keep_their_bits_beside_float16():
-    z, rows = 1e-4 * tokens(128, 300).clamp(-200, 200), torch.randn(2000, 16).half()
+    z, rows = 1e-4 * tokens(128, 300).clamp(-200, 200), torch.randn(2000, 64).half()
     whole = AsIntegers()
     found = whole.product(whole.pack(z.half()), rows)
     assert max(errors(found, z.half().double().T @ rows.double())) < BOUND

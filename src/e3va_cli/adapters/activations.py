@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 TOKENS_AT_ONCE = 8192  # that are brought back to full precision together
 LARGEST = 127  # of a signed 8-bit integer
+SMALLEST = torch.finfo(torch.float32).tiny  # a scale
 GROUP = 64  # channels of a token with a scale of their own: a quarter of a bit each
 
 
@@ -53,18 +53,24 @@ class AsIntegers:
         z_nc ~ q_nc t_ng s_c        q: integers, t: scale of a token's group g of channels, s: scale of a channel
 
     Pre-trained features have a few channels hundreds of times larger than the rest, which a scale for each token alone
-    would leave with no bits; s takes them out, as the root mean square of a channel over all tokens (as in SmoothQuant,
-    arXiv 2211.10438, which takes the largest number), and t follows what is left from token to token.
+    would leave with no bits; s takes them out, as the root mean square of a channel over all tokens, and t follows
+    what is left from token to token.
     """
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
         """Integers (N, C), bfloat16 scales (N, groups) and float32 scales (C,)."""
-        channels = torch.linalg.vector_norm(z, dim=0, dtype=torch.float32) / math.sqrt(len(z))
-        channels.clamp_(min=torch.finfo(torch.float32).tiny)
-        scaled = grouped(z / channels)
-        groups = (torch.linalg.vector_norm(scaled, math.inf, 2) / LARGEST).clamp_(min=torch.finfo(torch.float32).tiny)
-        groups = groups.to(torch.bfloat16)  # off by 1/512 at most, so that nothing gets beyond the largest integer
-        return scaled.div_(groups.unsqueeze(2)).round_().flatten(1).to(torch.int8), groups, channels
+        parts = z.split(TOKENS_AT_ONCE)
+        channels = (sum_of(part.float().square().sum(0) for part in parts) / len(z)).sqrt_().clamp_(min=SMALLEST)
+        packed = [self._rounded(grouped(part / channels)) for part in parts]
+        integers, groups = (torch.cat(of_parts) for of_parts in zip(*packed, strict=True))
+        return integers, groups, channels
+
+    @staticmethod
+    def _rounded(scaled: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers (N, C) and scales (N, groups) of numbers (N, groups, GROUP), which are overwritten."""
+        # The scale is off by 1/512 at most in bfloat16, so that nothing gets beyond the largest integer.
+        groups = (scaled.abs().amax(2) / LARGEST).clamp_(min=SMALLEST).to(torch.bfloat16)
+        return scaled.div_(groups.unsqueeze(2)).round_().flatten(1).to(torch.int8), groups
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The channels' scales go to the result."""

@@ -95,6 +95,5 @@ def common_factor(grads: Sequence[Tensor | None]) -> Tensor:
 
 def is_same_number(one: Tensor, other: Tensor) -> bool:
     """Whether two scalars are equal; for the elements of an expanded one, told without waiting for the device."""
-    if one.untyped_storage()._cdata == other.untyped_storage()._cdata and one.storage_offset() == other.storage_offset():
-        return True
-    return torch.equal(one, other)
+    places = [(number.untyped_storage()._cdata, number.storage_offset(), number.dtype) for number in (one, other)]
+    return places[0] == places[1] or torch.equal(one, other)
