@@ -61,16 +61,14 @@ class AsIntegers:
         """Integers (N, C), bfloat16 scales (N, groups) and float32 scales (C,)."""
         parts = z.split(TOKENS_AT_ONCE)
         channels = (sum_of(part.float().square().sum(0) for part in parts) / len(z)).sqrt_().clamp_(min=SMALLEST)
-        packed = [self._rounded(grouped(part / channels)) for part in parts]
-        integers, groups = (torch.cat(of_parts) for of_parts in zip(*packed, strict=True))
+        integers = torch.empty_like(z, dtype=torch.int8, memory_format=torch.contiguous_format)
+        groups = z.new_empty(grouped(integers).shape[:2], dtype=torch.bfloat16)
+        for part, q, t in zip(parts, integers.split(TOKENS_AT_ONCE), groups.split(TOKENS_AT_ONCE), strict=True):
+            scaled = grouped(part / channels)
+            # Off by 1/512 at most in bfloat16, so that nothing gets beyond the largest integer.
+            t.copy_((scaled.abs().amax(2) / LARGEST).clamp_(min=SMALLEST))
+            q.copy_(scaled.div_(t.unsqueeze(2)).round_().flatten(1))
         return integers, groups, channels
-
-    @staticmethod
-    def _rounded(scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Integers (N, C) and scales (N, groups) of numbers (N, groups, GROUP), which are overwritten."""
-        # The scale is off by 1/512 at most in bfloat16, so that nothing gets beyond the largest integer.
-        groups = (scaled.abs().amax(2) / LARGEST).clamp_(min=SMALLEST).to(torch.bfloat16)
-        return scaled.div_(groups.unsqueeze(2)).round_().flatten(1).to(torch.int8), groups
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The channels' scales go to the result."""
