@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -24,46 +24,35 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
-class SmallMapGuard:
-    """Run 16-bit convolutions of tiny maps in float32 where a CPU trains them.
+def guard_convolutions(model: nn.Module) -> None:
+    """Have each trained convolution of `model` computed in float32 where it meets a tiny map under a CPU's autocast.
 
-    The weight gradient that oneDNN computes of a 16-bit convolution reads memory that nothing has written, where the
-    map is about as small as the kernel: seen with 3x3 kernels of stride 2 on maps of 1x1 with AVX-512 (torch 2.15), and
-    of 2x2 with AMX. It is random, and NaN where that memory holds one. Maps no larger than the kernel are guarded; in
-    float32 they cost next to nothing. Other devices, inference and larger maps are left alone.
+    Weight gradients of 16-bit convolutions in oneDNN (seen up to 3.13) depend on memory that nothing has written, and
+    so are NaN by chance, where a row or column of the kernel meets padding alone or where a phase of the stride has no
+    pixel: with AVX-512 on maps narrower than the stride, with AMX on 2x2 maps under a stride of 2 as well. From a side
+    of kernel + stride - 1 on, one place of the kernel lies inside the map whatever the padding, and neither happens.
+
+    Nothing changes on other devices, in float32, and where no gradients are taken.
     """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.forward = partial(_guarded, module, module.forward)  # type: ignore[method-assign]
 
-    def __init__(self) -> None:
-        self._entered: list[tuple[torch.dtype, torch.autocast] | None] = []  # of the convolutions that are running
 
-    def watch(self, model: nn.Module) -> None:
-        """Guard all convolutions of `model`, also where a part of it is called or recomputed by itself."""
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(self._before)
-                module.register_forward_hook(self._after, always_call=True)
+def _guarded(
+    convolution: nn.Conv2d | nn.ConvTranspose2d, forward: Callable[..., Tensor], x: Tensor, *args: Any
+) -> Tensor:
+    """The convolution's own `forward`, in float32 if it has to be; the result is in autocast's dtype all the same."""
+    trained = torch.is_grad_enabled() and convolution.weight.requires_grad
+    dtype = autocast_dtype(x) if trained and x.device.type == "cpu" else None
+    if dtype is None or not is_tiny(x, convolution):
+        return forward(x, *args)
+    with torch.autocast("cpu", enabled=False):
+        return forward(x.float(), *args).to(dtype)
 
-    def _before(self, conv: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor] | None:
-        if torch.compiler.is_compiling():  # also by exporters, which do not train
-            return None
-        assert isinstance(conv, nn.Conv2d)
-        (x,) = inputs
-        dtype = autocast_dtype(x) or x.dtype
-        height, width = x.shape[-2:]
-        tiny = height <= conv.kernel_size[0] or width <= conv.kernel_size[1]
-        trains = torch.is_grad_enabled() and conv.weight.dtype == torch.float32
-        if not (tiny and trains and x.device.type == "cpu" and dtype in HALF):
-            self._entered.append(None)
-            return None
-        float32 = torch.autocast("cpu", enabled=False)
-        float32.__enter__()
-        self._entered.append((dtype, float32))
-        return (x.float(),)
 
-    def _after(self, conv: nn.Module, inputs: tuple[Any, ...], output: Tensor | None) -> Tensor | None:
-        entered = None if torch.compiler.is_compiling() else self._entered.pop()
-        if entered is None:
-            return None
-        dtype, float32 = entered
-        float32.__exit__(None, None, None)
-        return None if output is None else output.to(dtype)
+def is_tiny(x: Tensor, convolution: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Whether a side of the maps (B, C, H, W) is less than kernel + stride: one pixel more than `guard_convolutions`
+    asks for."""
+    sides = zip(x.shape[-2:], convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
+    return any(side < dilation * (kernel - 1) + 1 + stride for side, kernel, dilation, stride in sides)

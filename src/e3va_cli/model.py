@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.adapters import METHODS, FeatureExtractor, FrozenBackbone, tune
-from e3va_cli.autocast import SmallMapGuard
+from e3va_cli.autocast import guard_convolutions
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
@@ -35,7 +35,6 @@ class DenseModel(nn.Module):
         self.identity = identity
         self.register_buffer("mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(extractor.backbone.std).view(3, 1, 1), persistent=False)
-        SmallMapGuard().watch(self)
 
     def normalise(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
         """Uint8 (B, 3, H, W) to what the backbone was trained with; the padding becomes zero, the mean colour."""
@@ -99,8 +98,10 @@ def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
 
 
 def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
-    """The model of a plain, resolved configuration."""
-    return assemble(config, *build_backbone(**config["backbone"]), num_classes)
+    """The model of a plain, resolved configuration, to be trained."""
+    model = assemble(config, *build_backbone(**config["backbone"]), num_classes)
+    guard_convolutions(model)
+    return model
 
 
 def build_random_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:

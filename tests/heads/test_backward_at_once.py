@@ -1,9 +1,13 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from e3va_cli.heads.backward_at_once import losses_in_parts
+from e3va_cli.memory.step import StepSize, make_batch
+from e3va_cli.model import build_model
 
 
 def network():
@@ -23,10 +27,14 @@ def parts_of(weights, log=None):
     return parts
 
 
+def plain_losses(parts, inputs):
+    return {name: value for part in parts(inputs) for name, value in part.items()}
+
+
 def test_losses_and_gradients_are_those_of_plain_autograd():
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    plain = {name: value for part in parts_of(weights)(inputs) for name, value in part.items()}
+    plain = plain_losses(parts_of(weights), inputs)
     ours = losses_in_parts(parts_of(weights), inputs, [weights])
     assert list(ours) == list(plain)
     for name, value in plain.items():
@@ -75,4 +83,104 @@ def test_under_float16_the_backward_pass_waits_for_its_scale():
         losses = losses_in_parts(parts_of(weights.float(), log), inputs, [weights])
     assert log[0].grad_fn is not None
     sum(losses.values()).backward()
+    assert inputs["a"].grad is not None
+
+
+def test_losses_weighted_by_one_factor_each_are_those_of_their_sum():
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    plain = plain_losses(parts_of(weights), inputs).values()
+    ours = losses_in_parts(parts_of(weights), inputs, [weights]).values()
+    found, expected = (torch.autograd.grad(sum(3 * v for v in losses), weights[:3]) for losses in (ours, plain))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "total",
+    [
+        lambda losses: 2 * losses["0_a"] + sum(value for name, value in losses.items() if name != "0_a"),
+        lambda losses: losses["0_a"],
+        lambda losses: sum(value for name, value in losses.items() if name != "0_a"),
+    ],
+    ids=["one weighted", "one alone", "all but one"],
+)
+def test_anything_but_their_sum_is_refused(total):
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    with pytest.raises(ValueError, match="one common factor"):
+        total(losses).backward()
+
+
+def test_gradients_that_are_expanded_or_of_two_inputs_at_once_are_added_up():
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+
+    def parts(levels):
+        for factor in (1, 2, 3):
+            yield {str(factor): (levels["a"] + levels["b"]).sum()}  # one number for both, expanded
+            yield {f"square of {factor}": (levels["a"] + levels["b"]).square().sum()}  # one tensor for both
+
+    found, expected = (
+        torch.autograd.grad(torch.stack(losses).sum(), list(inputs.values()))
+        for losses in (
+            list(losses_in_parts(parts, inputs, ()).values()),
+            list(plain_losses(parts, inputs).values()),
+        )
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
+    """What a part computes in float32 under autocast has gradients in float32."""
+    weight = nn.Parameter(torch.randn(32, 32))
+    inputs = {"a": torch.randn(64, 32, requires_grad=True)}
+
+    def parts(levels):
+        yield {"16 bits": (levels["a"] @ weight).float().square().mean()}
+        with torch.autocast("cpu", enabled=False):
+            hidden = levels["a"] @ weight
+        yield {"32 bits": hidden.square().mean()}
+
+    gradients = []
+    for run in (
+        lambda: losses_in_parts(parts, inputs, [nn.ParameterList([weight])]),
+        lambda: plain_losses(parts, inputs),
+    ):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = run()
+        gradients.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), [inputs["a"], weight]))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
+def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(config, head, monkeypatch):
+    words = ["head.fpn_channels=32"]
+    if head == "cascade_mask_rcnn":
+        words += ["head.box.conv_channels=[32]", "head.box.hidden=32", "head.mask.channels=[32]"]
+        words += ["head.rpn.inside_only=false", "head.rpn.post_nms_train=20", "head.box.batch_size_per_image=16", "head.mask.predictor_channels=32"]
+    model = build_model(config("adapter=frozen", f"head={head}", *words), num_classes=3).train()
+    size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None)
+    batch = make_batch(size, num_classes=3, needs=model.head.needs)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = model.losses(batch.images, batch.image_sizes, batch.targets)
+        gradients.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(trained.values())))
+        monkeypatch.setattr(
+            sys.modules[type(model.head).__module__], "losses_in_parts", lambda p, i, _: plain_losses(p, i)
+        )
+    for name, ours, expected in zip(trained, *gradients, strict=True):
+        assert expected.norm() > 0 and (ours - expected).norm() <= 0.01 * expected.norm(), name
+
+
+@pytest.mark.parametrize("total", [lambda losses: torch.stack(losses).sum() / 2, sum], ids=["stacked", "added"])
+def test_that_losses_are_summed_is_told_without_waiting_for_the_device(total, monkeypatch):
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    monkeypatch.setattr(torch, "equal", lambda *_: pytest.fail("compares contents"))
+    total(list(losses.values())).backward()
     assert inputs["a"].grad is not None

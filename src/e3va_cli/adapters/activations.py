@@ -10,6 +10,8 @@ from torch import Tensor
 
 TOKENS_AT_ONCE = 8192  # that are brought back to full precision together
 LARGEST = 127  # of a signed 8-bit integer
+SMALLEST = torch.finfo(torch.float32).tiny  # a scale
+GROUP = 64  # channels of a token with a scale of their own: a quarter of a bit each
 
 
 class Keeping(Protocol):
@@ -20,7 +22,7 @@ class Keeping(Protocol):
         ...
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """`z^T rows`, (C, r), of what was kept and rows (N, r), in the rows' dtype."""
+        """`z^T rows`, (C, r), of what was kept and rows (N, r); in float32 or the rows' dtype."""
         ...
 
 
@@ -46,32 +48,39 @@ class AsFloats:
 
 
 class AsIntegers:
-    """In 8-bit integers with a scale for each token and one for each channel: a quarter of float32's memory.
+    """In 8-bit integers: a quarter of float32's memory.
 
-    Pre-trained features have channels that are a hundred times as large as others. Their own scales, the root mean
-    square over the tokens, keep them from taking the bits of all others (as SmoothQuant does it, arXiv 2211.10438).
+        z_nc ~ q_nc t_ng s_c        q: integers, t: scale of a token's group g of channels, s: scale of a channel
+
+    Pre-trained features have a few channels hundreds of times larger than the rest, which a scale for each token alone
+    would leave with no bits; s takes them out, as the root mean square of a channel over all tokens, and t follows
+    what is left from token to token.
     """
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Integers (N, C), scales of tokens (N, 1) and of channels (C,)."""
-        tiny = torch.finfo(torch.float32).tiny
-        of_channels = torch.linalg.vector_norm(z, dim=0, dtype=torch.float32).div_(len(z) ** 0.5).clamp_(min=tiny)
-        integers = torch.empty_like(z, dtype=torch.int8)
-        of_tokens = torch.empty(len(z), 1, dtype=torch.float32, device=z.device)
-        every = (part.split(TOKENS_AT_ONCE) for part in (z, integers, of_tokens))
-        for some, as_integers, scale in zip(*every, strict=True):
-            even = some / of_channels
-            torch.amax(even.abs(), 1, keepdim=True, out=scale)
-            scale.div_(LARGEST).clamp_(min=tiny)
-            as_integers.copy_(even.div_(scale).round_())
-        return integers, of_tokens, of_channels
+        """Integers (N, C), bfloat16 scales (N, groups) and float32 scales (C,)."""
+        parts = z.split(TOKENS_AT_ONCE)
+        channels = (sum_of(part.float().square().sum(0) for part in parts) / len(z)).sqrt_().clamp_(min=SMALLEST)
+        integers = torch.empty_like(z, dtype=torch.int8, memory_format=torch.contiguous_format)
+        groups = z.new_empty(grouped(integers).shape[:2], dtype=torch.bfloat16)
+        for part, q, t in zip(parts, integers.split(TOKENS_AT_ONCE), groups.split(TOKENS_AT_ONCE), strict=True):
+            scaled = grouped(part / channels)
+            # Off by 1/512 at most in bfloat16, so that nothing gets beyond the largest integer.
+            t.copy_((scaled.abs().amax(2) / LARGEST).clamp_(min=SMALLEST))
+            q.copy_(scaled.div_(t.unsqueeze(2)).round_().flatten(1))
+        return integers, groups, channels
 
     def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """The tokens' scales go to the rows, which are thin, and the channels' to the product."""
-        integers, of_tokens, of_channels = packed
-        scaled = rows * of_tokens.to(rows.dtype)
-        parts = zip(integers.split(TOKENS_AT_ONCE), scaled.split(TOKENS_AT_ONCE), strict=True)
-        return sum_of(z.to(rows.dtype).T @ some for z, some in parts) * of_channels.to(rows.dtype)[:, None]
+        """The channels' scales go to the result."""
+        parts = zip(*(tensor.split(TOKENS_AT_ONCE) for tensor in (*packed[:2], rows)), strict=True)
+        total = sum_of((grouped(q) * t.to(some.dtype).unsqueeze(2)).flatten(1).T @ some for q, t, some in parts)
+        return total * packed[2].unsqueeze(1)
+
+
+def grouped(tokens: Tensor) -> Tensor:
+    """Tokens (N, C) as groups of channels (N, groups, C / groups); one group where its size does not divide C."""
+    width = tokens.shape[1]
+    return tokens.unflatten(1, (-1, GROUP if width % GROUP == 0 else width))
 
 
 def sum_of(products: Iterator[Tensor]) -> Tensor:

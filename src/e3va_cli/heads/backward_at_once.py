@@ -3,25 +3,29 @@
     loss = sum_i L_i(inputs, weights),   part i+1 taking no gradient into part i (boxes of a cascade, for one)
 
 While the loss is computed, each part's gradients are taken, added up and kept; the backward pass only hands them on.
-The result is that of plain autograd in exact arithmetic, at the memory of the largest part instead of all parts.
+The result is that of plain autograd in exact arithmetic, at the memory of the largest part instead of all parts. As
+gradients of a sum, they hold for losses that are summed with one common factor; anything else is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from e3va_cli.autocast import autocast_dtype
+from e3va_cli.autocast import autocast_dtype, without_autocast
 
 Parts = Callable[[dict[str, Tensor]], Iterator[dict[str, Tensor]]]
 
 
 def losses_in_parts(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
     """The losses of all parts, by name, to be minimised as their sum.
+
+    A loss gets its weight inside its part. Weighting the results against each other raises a ValueError in the backward
+    pass, and so does leaving some of them out.
 
     Args:
         parts: called with the inputs; yields the losses of one part after another.
@@ -34,14 +38,16 @@ def losses_in_parts(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[n
     weights = [weight for module in modules for weight in module.parameters()]
     names: list[str] = []
     values = _LossesInParts.apply(parts, names, tuple(inputs), *inputs.values(), *weights)
-    return dict(zip(names, values.unbind(), strict=True))
+    return dict(zip(names, values, strict=True))
 
 
 class _LossesInParts(torch.autograd.Function):
-    """A vector of losses whose gradients are known already."""
+    """Losses whose gradients are known already."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Parts, names: list[str], of_inputs: tuple[str, ...], *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, parts: Parts, names: list[str], of_inputs: tuple[str, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         """Tensors: inputs by the names `of_inputs`, then weights. Fills the losses' `names`."""
         inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[: len(of_inputs)]]
         wanted = [t for t in (*inputs, *tensors[len(of_inputs) :]) if t.requires_grad]
@@ -51,20 +57,43 @@ class _LossesInParts(torch.autograd.Function):
             for part in parts(dict(zip(of_inputs, inputs, strict=True))):
                 names += part
                 values += [value.detach() for value in part.values()]
-                gradients = torch.autograd.grad(torch.stack(list(part.values())).sum(), wanted, allow_unused=True)
+                with without_autocast(tensors[0]):  # as a backward pass after it has it
+                    gradients = torch.autograd.grad(torch.stack(list(part.values())).sum(), wanted, allow_unused=True)
                 for index, gradient in enumerate(gradients):
                     known = sums[index]
-                    if gradient is not None:
-                        sums[index] = gradient if known is None else known.add_(gradient)
+                    if gradient is not None:  # which may be expanded, or that of another input as well: not added to
+                        sums[index] = gradient if known is None else known + gradient
                 del part, gradients
         ctx.save_for_backward(*sums)
         ctx.wanted = [t.requires_grad for t in tensors]
-        return torch.stack(values)
+        ctx.set_materialize_grads(False)
+        return tuple(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """The kept gradients times the losses' common factor."""
-        saved, factor = iter(ctx.saved_tensors), grad[0]
+        saved, factor = iter(ctx.saved_tensors), common_factor(grads)
         sums = [next(saved) if wanted else None for wanted in ctx.wanted]
         return None, None, None, *(None if s is None else s * factor for s in sums)
+
+
+def common_factor(grads: Sequence[Tensor | None]) -> Tensor:
+    """The factor that all losses have in what is differentiated, of its gradients with respect to each of them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    first, *others = grads
+    if first is None or not all(other is not None and is_same_number(first, other) for other in others):
+        raise ValueError(
+            "the losses are not summed with one common factor, and the gradients of their plain sum have been taken "
+            "already; sum all of them, and weight each where the head computes it"
+        )
+    return first
+
+
+def is_same_number(one: Tensor, other: Tensor) -> bool:
+    """Whether two scalars are equal; for the elements of an expanded one, told without waiting for the device."""
+    places = [(number.untyped_storage()._cdata, number.storage_offset(), number.dtype) for number in (one, other)]
+    return places[0] == places[1] or torch.equal(one, other)
