@@ -49,6 +49,7 @@ from e3va_cli.composition import CONFIG_MODULE, checked, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.machine import versions
 from e3va_cli.training.stopping import StopSignals
 
 LAST = "last.ckpt"
@@ -56,7 +57,10 @@ REFERENCE_BATCH = 1024  # --lr is for this many images a step; for others it gro
 BETAS = (0.9, 0.999)
 GRADIENT_NORM = 1.0
 MARGIN = 1.15  # of decoded images beyond the largest training size
-SHOWN = "step {step:,}, epoch {epoch:.1f}, {seconds:,.0f} s, {images_per_second:,.0f} images/s: loss {loss:.3f}, top-1 {top1:.2f} %"
+SHOWN = (
+    "step {step:,}, epoch {epoch:.1f}, {seconds:,.0f} s, {images_per_second:,.0f} images/s: "
+    "loss {loss:.3f}, top-1 {top1:.2f} %"
+)
 STARTED = time.monotonic()
 
 
@@ -332,6 +336,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Load, train, evaluate, write."""
+    print(*(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     last = options.output / LAST
     if last.exists():
