@@ -4,7 +4,7 @@
     python scripts/pretrain.py --data train_0.zip train_1.zip val.zip --minutes 4 --output runs/pretrain
 
 Give either --epochs or --minutes. With --minutes, the learning rate and the image sizes follow the time that has passed
-of it, everything counted from the start of the program: however fast the machine, the cosine ends when the time does.
+of it, which is counted from the start of the program: however fast the machine, the cosine ends when the time does.
 With --epochs they follow the steps, and a run can be repeated exactly.
 
 Everything random in a step is drawn from (seed, step) alone. The state is written to OUTPUT/last.ckpt every
@@ -34,7 +34,7 @@ import torch
 from batch_augmentation import Augmentation, resized
 from hydra import compose, initialize_config_module
 from labeled_images import LabeledImages, decode, find_images, load_images
-from pretraining_outputs import evaluation_row, write_outputs, write_weights
+from pretraining_outputs import write_outputs, write_weights
 from timm.layers import ClassifierHead
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
@@ -56,6 +56,10 @@ REFERENCE_BATCH = 1024  # --lr is for this many images a step; for others it gro
 BETAS = (0.9, 0.999)
 GRADIENT_NORM = 1.0
 MARGIN = 1.15  # of decoded images beyond the largest training size
+SHOWN = (
+    "step {step:,}, epoch {epoch:.1f}, {seconds:,.0f} s, {images_per_second:,.0f} images/s: "
+    "loss {loss:.3f}, top-1 {top1:.2f} %"
+)
 STARTED = time.monotonic()
 
 
@@ -114,7 +118,7 @@ class Pretraining(L.LightningModule):
         self.augment = Augmentation(least_area=options.least_area, color=options.color, mixing=options.mixing)
         self.mix = self.augment.mixer(len(train.classes))
         self.steps_per_epoch = len(train.labels) // options.batch_size
-        self.started = STARTED
+        self.started, self.prepared = STARTED, math.inf
         self.rows: list[dict[str, float]] = []
         self.register_buffer("loss_sum", torch.zeros(()))  # since the last evaluation
         self.register_buffer("loss_count", torch.zeros(()))
@@ -128,9 +132,10 @@ class Pretraining(L.LightningModule):
 
     @property
     def progress(self) -> float:
-        """From 0 to 1, of the time or of the steps."""
+        """From 0 to 1, of the time that was left when training began, or of the steps."""
         if self.options.minutes is not None:
-            return min(1.0, self.seconds / (60 * self.options.minutes))
+            left = max(1.0, 60 * self.options.minutes - self.prepared)
+            return min(1.0, max(0.0, self.seconds - self.prepared) / left)
         return min(1.0, self.global_step / max(1, round(self.options.epochs * self.steps_per_epoch)))
 
     def configure_optimizers(self) -> Optimizer:
@@ -149,6 +154,11 @@ class Pretraining(L.LightningModule):
             Batches(self.data, self.options.batch_size, self.options.seed, self.global_step), batch_size=None
         )
 
+    def on_train_start(self) -> None:
+        """The images are there. A run that had ended stays as it is."""
+        self.prepared = min(self.prepared, self.seconds)
+        self.trainer.should_stop = self.progress >= 1
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the learning rate and seed the step."""
         progress = self.progress
@@ -163,7 +173,8 @@ class Pretraining(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of one augmented batch."""
-        images, labels = self.mix(self.augment(batch[0], self.side), batch[1])
+        with torch.autocast(self.device.type, enabled=False):  # places in an image need more than 8 bits
+            images, labels = self.mix(self.augment(batch[0], self.side), batch[1])
         loss = cross_entropy(self.net(images).float(), labels, label_smoothing=self.options.label_smoothing)
         self.loss_sum += loss.detach()
         self.loss_count += 1
@@ -186,19 +197,24 @@ class Pretraining(L.LightningModule):
         self.loss_sum.zero_()
         self.loss_count.zero_()
         top1 = accuracy(self.ema.module, self.val, self.options.val_size, self.device)
-        self.rows.append(
-            evaluation_row(self.global_step, self.global_step / self.steps_per_epoch, self.seconds, loss, top1)
-        )
+        row = {"step": self.global_step, "epoch": self.global_step / self.steps_per_epoch, "seconds": self.seconds}
+        before = self.rows[-1] if self.rows else {"step": 0, "seconds": self.prepared}
+        images = self.options.batch_size * (row["step"] - before["step"])
+        row |= {"loss": loss, "top1": top1, "images_per_second": images / (row["seconds"] - before["seconds"])}
+        self.rows.append(row)
+        print(SHOWN.format(**row), flush=True)
         write_weights(self.ema.module.backbone, self.output / f"{self.options.name}.safetensors")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What the weights and Lightning's state do not tell."""
-        checkpoint["pretraining"] = {"seconds": self.seconds, "rows": self.rows, "options": vars(self.options)}
+        state = {"seconds": self.seconds, "prepared": self.prepared, "rows": self.rows, "options": vars(self.options)}
+        checkpoint["pretraining"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the clock and the results of the part before."""
-        self.started = time.monotonic() - checkpoint["pretraining"]["seconds"]
-        self.rows = checkpoint["pretraining"]["rows"]
+        state = checkpoint["pretraining"]
+        self.started = time.monotonic() - state["seconds"]
+        self.prepared, self.rows = state["prepared"], state["rows"]
 
 
 class Ending(L.Callback):
@@ -288,7 +304,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backbone", default="swin_nano")
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--epochs", type=float)
-    length.add_argument("--minutes", type=float, help="of all the program up to the last evaluation")
+    length.add_argument("--minutes", type=float, help="from the start of the program to the end of training")
     parser.add_argument("--sizes", type=int, nargs="+", default=[112, 160, 224], help="pixels, smallest first")
     parser.add_argument("--val-sizes", type=int, nargs="+", default=[64, 112, 224], help="pixels; the last is shown")
     parser.add_argument("--batch-size", type=int, help="default: 1000 on a GPU, 128 on a CPU")
@@ -301,7 +317,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--color", type=float, default=0.4, help="most change of brightness, contrast, saturation")
     parser.add_argument("--mixing", type=float, default=0.5, help="share of batches with CutMix or mixup")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average, after its warm-up")
-    parser.add_argument("--evaluate-every", type=int, default=10, metavar="EPOCHS")
+    parser.add_argument("--evaluate-every", type=int, default=5, metavar="EPOCHS")
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0)
     parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
     parser.add_argument("--precision", choices=("32", "bf16-mixed"), help="default: bf16-mixed on a GPU, 32 on a CPU")

@@ -15,7 +15,7 @@ from torch import nn
 
 from e3va_cli.backbones import BackboneIdentity
 from e3va_cli.files import replacing, write_json
-from e3va_cli.machine import device_name, versions
+from e3va_cli.machine import MIB, device_name, versions
 
 MACHINE = ("data", "output", "workers", "checkpoint_minutes", "data_name", "data_terms", "name", "val_size")
 CARD = """# {name}, pre-trained
@@ -40,12 +40,6 @@ Versions: {versions}.
 """
 
 
-def evaluation_row(step: int, epoch: float, seconds: float, loss: float, top1: float) -> dict[str, float]:
-    """The results of an evaluation, printed as well; `loss` is the training loss since the one before."""
-    print(f"step {step:,}, epoch {epoch:.1f}, {seconds:,.0f} s: loss {loss:.3f}, top-1 {top1:.2f} %", flush=True)
-    return {"step": step, "epoch": epoch, "seconds": seconds, "loss": loss, "top1": top1}
-
-
 def write_weights(backbone: nn.Module, path: Path) -> None:
     """Write the backbone's parameters in float16 under timm's names."""
     model = backbone.get_submodule("model")
@@ -68,6 +62,7 @@ def write_outputs(
         "top1": {str(side): value for side, value in top1.items()},
         "fingerprint": identity.fingerprint,
         "device": device_name(device),
+        "peak_gpu_mib": torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else None,
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
         "options": recipe,

@@ -86,6 +86,7 @@ def test_stopped_and_resumed_equals_uninterrupted(data, finished, tmp_path, monk
     monkeypatch.setattr(pretrain.Pretraining, "training_step", step)
     assert pretrain.main([*options, "--lr", "0.1"]) == 2
     assert pretrain.main(options) == 0
+    assert pretrain.main(options) == 0  # nothing is left to do
     first, second = (torch.load(place / "last.ckpt", weights_only=False) for place in (finished, tmp_path))
     assert first["global_step"] == second["global_step"] == 16
     for name, value in first["state_dict"].items():
