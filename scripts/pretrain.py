@@ -49,6 +49,7 @@ from e3va_cli.composition import CONFIG_MODULE, checked, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.machine import versions
 from e3va_cli.training.stopping import StopSignals
 
 LAST = "last.ckpt"
@@ -335,6 +336,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Load, train, evaluate, write."""
+    print(*(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     last = options.output / LAST
     if last.exists():
