@@ -19,6 +19,14 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return None
 
 
+def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """A context that computes as a run with this `trainer.precision` does on `device`; a CPU has bfloat16 alone."""
+    if precision == "32":
+        return nullcontext()
+    half = torch.float16 if precision == "16-mixed" and device.type != "cpu" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, cache_enabled=False)
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which products with `x` keep its own dtype."""
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)

@@ -264,3 +264,24 @@ def test_every_line_of_the_documentation(runs, picture, tmp_path, monkeypatch):
     for block in blocks:
         exec(block, names)
     assert len(blocks) == 5 and Path("found.png").is_file() and len(names["several"]) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_predictions_are_computed_in_the_runs_precision(precision, picture, tmp_path):
+    """As an evaluation computes them; on a CPU 16-mixed is bfloat16 too."""
+    run = craft(tmp_path / "half", *SMALL, f"trainer.precision={precision}", "head.box.score_threshold=0.01")
+    exact = craft(tmp_path / "exact", *SMALL, "head.box.score_threshold=0.01")
+    together, other = load_adapters([run], device="cpu"), load_adapters([exact], device="cpu")
+    (adapter,) = together.adapters
+    raw, _ = adapter.resize(as_image(picture), {})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (expected,) = adapter.model.predict(raw[None], [tuple(raw.shape[-2:])])
+    scores = sorted(d.score for d in together.predict(picture, score=0.01)["half"].detections)
+    assert scores == pytest.approx(sorted(expected.scores.tolist())[-len(scores) :]) and scores
+    assert scores != sorted(d.score for d in other.predict(picture, score=0.01)["exact"].detections)
+
+
+def test_runs_of_different_precisions_do_not_share_a_pass(tmp_path):
+    one = craft(tmp_path / "one", *SMALL, "trainer.precision=bf16-mixed")
+    together = load_adapters([one, craft(tmp_path / "other", *SMALL)], device="cpu")
+    assert [[adapter.name for adapter in adapters] for adapters in together.passes] == [["one"], ["other"]]

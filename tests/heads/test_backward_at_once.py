@@ -158,7 +158,8 @@ def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(c
     words = ["head.fpn_channels=32"]
     if head == "cascade_mask_rcnn":
         words += ["head.box.conv_channels=[32]", "head.box.hidden=32", "head.mask.channels=[32]"]
-        words += ["head.rpn.inside_only=false", "head.rpn.post_nms_train=20", "head.box.batch_size_per_image=16", "head.mask.predictor_channels=32"]
+        words += ["head.rpn.post_nms_train=20", "head.box.batch_size_per_image=16", "head.mask.predictor_channels=32"]
+        words += ["head.rpn.inside_only=false"]
     model = build_model(config("adapter=frozen", f"head={head}", *words), num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None)
     batch = make_batch(size, num_classes=3, needs=model.head.needs)

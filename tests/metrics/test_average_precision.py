@@ -137,3 +137,27 @@ def test_masks_are_kept_as_rle():
     assert all(isinstance(r["segmentation"]["counts"], bytes) for found in metric.found.values() for r in found)
     metric.reset()
     assert metric.found == {}
+
+
+@pytest.mark.parametrize(("ignored", "expected"), [("ignore", 0.5), ("iscrowd", 1.0)])
+def test_an_ignored_single_object_takes_only_what_matches_it(ignored, expected):
+    """A small detection within a large ignored object is a miss, unless the object is a crowd."""
+    boxes = [[0, 0, 100, 100], [110, 110, 15, 15]]
+    annotations = [
+        {"id": n, "image_id": 1, "category_id": 3, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+        for n, box in enumerate(boxes, start=1)
+    ]
+    annotations[0] |= {"iscrowd": 1, ignored: 1}
+    truth = {
+        "images": [{"id": 1, "width": 128, "height": 128}],
+        "annotations": annotations,
+        "categories": [{"id": 3, "name": "a"}],
+    }
+    within, exact, found = [30.0, 30.0, 50.0, 50.0], [0.0, 0.0, 100.0, 99.0], [110.0, 110.0, 125.0, 125.0]
+    evaluator = AveragePrecision(truth, [3], ["box"])
+    scores = torch.tensor([0.9, 0.8, 0.5])
+    detections = Detections(
+        torch.tensor([within, exact, found]), scores, torch.ones(3, dtype=torch.int64), None, (128, 128)
+    )
+    evaluator.update(detections, of(1))
+    assert evaluator.compute()["box"]["AP"] == pytest.approx(expected)

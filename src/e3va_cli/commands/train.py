@@ -24,7 +24,13 @@ from e3va_cli.composition import plain
 from e3va_cli.files import replacing
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, locate
-from e3va_cli.training.checkpoints import read_checkpoint, verify
+from e3va_cli.training.checkpoints import (
+    OF_TASK,
+    read_checkpoint,
+    require_fitting_optimizer,
+    require_same_weights,
+    verify,
+)
 from e3va_cli.training.history import histories
 from e3va_cli.training.run import Run, build_run
 
@@ -44,6 +50,9 @@ def run(cfg: DictConfig) -> None:
     if checkpoint is not None:
         content = read_checkpoint(checkpoint)
         verify(content, checkpoint, run.task.about)
+        state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
+        require_same_weights(state, run.model, checkpoint)
+        require_fitting_optimizer(content, run.task.build_optimizer(run.model), checkpoint)
         step = content["global_step"]
     for history in histories(run.trainer):
         history.drop_from(step)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from e3va_cli.config.free import free
+
 
 @dataclass
 class AdapterConfig:
@@ -20,8 +22,8 @@ class E3VAConfig(AdapterConfig):
 
     rank: int = MISSING
     hidden_ratio: float = MISSING
-    activations: str = MISSING
-    compress_bits: int = MISSING
+    activations: str = free()
+    compress_bits: int = free()
 
 
 @dataclass

@@ -7,13 +7,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from e3va_cli.config.free import free
+
 
 @dataclass
 class HeadConfig:
     """A head; each has options of its own."""
 
     name: str = MISSING
-    recompute_neck: bool = False  # in the backward pass: less memory, a little more time
+    recompute_neck: bool = free(False)  # in the backward pass: less memory, a little more time
 
 
 @dataclass
@@ -27,9 +29,9 @@ class RPNConfig:
     batch_size_per_image: int = MISSING
     positive_fraction: float = MISSING
     pre_nms_train: int = MISSING
-    pre_nms_test: int = MISSING
+    pre_nms_test: int = free()
     post_nms_train: int = MISSING
-    post_nms_test: int = MISSING
+    post_nms_test: int = free()
     nms_iou: float = MISSING
     inside_only: bool = MISSING
     exact_anchors: bool = MISSING
@@ -44,9 +46,9 @@ class BoxConfig:
     hidden: int = MISSING
     batch_size_per_image: int = MISSING
     positive_fraction: float = MISSING
-    score_threshold: float = MISSING
-    nms_iou: float = MISSING
-    detections_per_image: int = MISSING
+    score_threshold: float = free()
+    nms_iou: float = free()
+    detections_per_image: int = free()
 
 
 @dataclass
@@ -64,7 +66,7 @@ class CascadeBoxConfig(BoxConfig):
 
     aligned: bool = MISSING
     class_agnostic: bool = MISSING
-    score_averaging: str = MISSING
+    score_averaging: str = free()
     conv_channels: list[int] = MISSING
     fg_iou: list[float] = MISSING
     regression_weights: list[Any] = MISSING
@@ -123,10 +125,10 @@ class RetinaNetConfig(HeadConfig):
     exact_anchors: bool = MISSING
     fg_iou: float = MISSING
     bg_iou: float = MISSING
-    score_threshold: float = MISSING
-    candidates_per_level: int = MISSING
-    nms_iou: float = MISSING
-    detections_per_image: int = MISSING
+    score_threshold: float = free()
+    candidates_per_level: int = free()
+    nms_iou: float = free()
+    detections_per_image: int = free()
 
 
 @dataclass
@@ -139,5 +141,5 @@ class UPerNetConfig(HeadConfig):
     auxiliary_stage: int = MISSING
     auxiliary_channels: int = MISSING
     auxiliary_weight: float = MISSING
-    window: int | None = None
-    stride: int = MISSING
+    window: int | None = free(None)
+    stride: int = free()

@@ -85,6 +85,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         require_sound(coco, images, name)
         coco = _with_files(coco, images, name)
         self.images = images
+        self._has_crowds = ignored == "crowd"  # what `iscrowd` marks
         self.transforms, self.scaling = transforms, scaling
         self.left_out_images = 0
         categories = sorted(coco.categories, key=lambda category: category["id"])
@@ -167,7 +168,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         masks = "masks" in (self._targets if targets is None else self.offers & set(targets))
         annotations = [
-            _evaluated(entry, image["height"], image["width"], masks=masks)
+            _evaluated(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
             for objects, image in zip(self._objects, images, strict=True)
             for entry in objects
             if entry["bbox"] is not None
@@ -292,9 +293,10 @@ def _is_trained_on(entry: Entry, height: int, width: int, *, masks: bool) -> boo
     return not _fault(entry, height, width) and ("segmentation" in entry or not masks)
 
 
-def _evaluated(entry: Entry, height: int, width: int, *, masks: bool) -> Entry:
+def _evaluated(entry: Entry, height: int, width: int, *, masks: bool, crowds: bool) -> Entry:
     """An annotation as evaluation takes it: what training leaves out has `iscrowd`, neither a hit nor a miss.
 
+    Only some of these are crowds, any part of which is no miss. The others are single objects, with `ignore`.
     Boxes that leave the image end at its edge, as in training. An object that is ignored for lack of a mask has its box
     for one.
     """
@@ -304,6 +306,7 @@ def _evaluated(entry: Entry, height: int, width: int, *, masks: bool) -> Entry:
         x, y, w, h = x1, y1, x2 - x1, y2 - y1
     evaluated = {**entry, "bbox": [x, y, w, h]}
     if not _is_trained_on(entry, height, width, masks=masks):
+        evaluated["ignore"] = int(not (crowds and entry["iscrowd"]))
         evaluated["iscrowd"] = 1
         if masks and "segmentation" not in entry:
             evaluated["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -44,9 +45,18 @@ class ShortestSide(torch.nn.Module):
     def forward(self, image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Target]:
         """Evaluation compares at the original size, so the target stays as it is, masks encoded."""
         height, width = image.shape[-2:]
-        scale = min(self.size / min(height, width), self.max_size / max(height, width))
-        size = [max(1, int(height * scale)), max(1, int(width * scale))]
-        return F.resize(image, size, antialias=True), target
+        return F.resize(image, list(resized((height, width), self.size, self.max_size)), antialias=True), target
+
+
+def resized(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
+    """Return height and width scaled to a short side of `short` and a long side of at most `longest` pixels.
+
+    Rounded to the nearest pixel, halves up, as mmdetection and detectron2 do it; torchvision truncates, which makes 799
+    pixels of many heights that are to become 800.
+    """
+    scale = min(short / min(size), longest / max(size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
 
 
 class ResizeFirst(v2.Compose):
@@ -54,13 +64,15 @@ class ResizeFirst(v2.Compose):
 
 
 class RandomShortestSide(v2.RandomShortestSize):
-    """As torchvision's, but no side of a very thin image becomes 0 pixels, and encoded masks are drawn."""
+    """As torchvision's, but sizes are those of `resized`, and encoded masks are drawn."""
 
     _transformed_types = (*v2.RandomShortestSize._transformed_types, EncodedMasks)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The new (height, width)."""
-        return {"size": tuple(max(1, side) for side in super().make_params(flat_inputs)["size"])}
+        short = self.min_size[int(torch.randint(len(self.min_size), ()))]
+        height, width = v2.query_size(flat_inputs)
+        return {"size": resized((height, width), short, self.max_size or sys.maxsize)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one input."""

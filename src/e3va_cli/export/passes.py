@@ -44,6 +44,11 @@ class Adapter:
         return "segmentation" if "semantic" in self.model.head.needs else "detection"
 
     @property
+    def precision(self) -> str:
+        """Of its run, `trainer.precision`."""
+        return str(self.config["trainer"].get("precision", "32"))
+
+    @property
     def resize(self) -> ShortestSide:
         """How its images are resized, as in evaluation."""
         return resize_of(self.config)
@@ -84,7 +89,7 @@ def passes_of(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
     """The adapters of each pass of a backbone: several where they see the same pixels and none is alone."""
     passes: dict[Any, list[Adapter]] = {}
     for adapter in adapters:
-        sees = image_size(adapter.config), adapter.scaling
+        sees = image_size(adapter.config), adapter.scaling, adapter.precision
         passes.setdefault((sees, adapter.alone and adapter.name), []).append(adapter)
     return list(passes.values())
 

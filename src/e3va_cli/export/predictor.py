@@ -8,11 +8,12 @@ from typing import Any, overload
 
 import torch
 
+from e3va_cli.autocast import mixed_precision
 from e3va_cli.data import Batch, collate
 from e3va_cli.data.targets import read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import ImageLike, as_image
-from e3va_cli.export.passes import Adapter, find, names_of, passes_of
+from e3va_cli.export.passes import Adapter, Found, find, names_of, passes_of
 from e3va_cli.export.prediction import ImagePrediction, prediction_of
 from e3va_cli.export.together import leaves_backbone
 from e3va_cli.export.trained import Trained, backbone_of, build_trained, read_trained, require_same_backbone
@@ -70,7 +71,10 @@ class Together:
             resize = adapter.resize
             return collate([resize(as_image(one, adapter.scaling), {}) for one in raw]).to(self.device)
 
-        found = find(self.passes, batch_for)
+        found: dict[str, Sequence[Found]] = {}
+        for adapters in self.passes:
+            with mixed_precision(adapters[0].precision, self.device):
+                found |= find([adapters], batch_for)
         return [
             {
                 adapter.name: prediction_of(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone
@@ -16,10 +15,8 @@ from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.model import DenseModel, assemble, outline_model
 from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
-from e3va_cli.text import first_few
-from e3va_cli.training.checkpoints import ABOUT, read_checkpoint, trained_state, verify
+from e3va_cli.training.checkpoints import ABOUT, OF_TASK, read_checkpoint, require_same_weights, verify
 
-OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
 EXTRACTOR = "extractor."  # what names begin with of what was trained on the backbone: adapters and output norms
 
 
@@ -52,7 +49,7 @@ def read_trained(given: str, option: str) -> Trained:
         config, state = read_adapter(folder)
         trained = Trained(folder, _about(folder, config), state, config["steps"])
         model = outlined(trained)
-        require_fit(trained, model)
+        require_same_weights(trained.state, model, folder)
         backbone = model.extractor.backbone
         if config["normalisation"] != {"mean": list(backbone.mean), "std": list(backbone.std)}:
             raise UserError(
@@ -66,7 +63,7 @@ def read_trained(given: str, option: str) -> Trained:
     if found := next(about_mistakes(content[ABOUT]), None):
         raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
     trained = Trained(path, _about(path, content[ABOUT]), state, content["global_step"])
-    require_fit(trained, outlined(trained))
+    require_same_weights(trained.state, outlined(trained), path)
     return trained
 
 
@@ -122,22 +119,8 @@ def load_trained(model: DenseModel, trained: Trained) -> None:
     Raises:
         UserError: weights are missing, too many, or of other sizes.
     """
-    require_fit(trained, model)
+    require_same_weights(trained.state, model, trained.path)
     model.load_state_dict(trained.state, strict=False)
-
-
-def require_fit(trained: Trained, model: DenseModel) -> None:
-    """Raises UserError unless the weights are exactly those that are trained in `model`, which may be an outline."""
-    expected, state = trained_state(model), trained.state
-    other = {name for name in expected.keys() & state.keys() if _kind(expected[name]) != _kind(state[name])}
-    for what, names in (
-        ("has unknown weights", state.keys() - expected.keys()),
-        ("lacks weights", expected.keys() - state.keys()),
-        ("has other sizes or types of", other),
-    ):
-        if names:
-            listed = first_few(sorted(names), 1)
-            raise UserError(f"{trained.path}: {what}: {listed}; the file and its configuration do not agree")
 
 
 def outlined(trained: Trained) -> DenseModel:
@@ -151,7 +134,3 @@ def outlined(trained: Trained) -> DenseModel:
     except Exception as error:  # what timm, torch and torchvision raise of values that make no sense
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{trained.path}: its configuration is of no model that can be built ({reason})") from None
-
-
-def _kind(value: Tensor) -> tuple[torch.Size, bool]:
-    return value.shape, value.is_floating_point()

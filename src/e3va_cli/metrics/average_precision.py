@@ -29,6 +29,7 @@ SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_lar
 FIRST_AR = 6  # of the summary: AR at each of three numbers of detections
 COUNTED = [1, 10, 100]  # detections of a class in an image, by COCO's definition
 LOGGED = ("AP", "AP50")
+BEYOND = 1e11  # pixels; pycocotools ignores single objects that are larger than its largest area, 1e10
 
 
 class AveragePrecision(FoundByImage[list[Results]]):
@@ -38,7 +39,8 @@ class AveragePrecision(FoundByImage[list[Results]]):
     detections of a class in an image; where a head gives more, all of them count.
 
     Args:
-        ground_truth: `images`, `annotations` and `categories` in COCO's format.
+        ground_truth: `images`, `annotations` and `categories` in COCO's format; those with `ignore` are single objects
+            that count as neither hit nor miss, which pycocotools knows of crowds alone.
         category_ids: the ground truth's id of label k at index k - 1.
         kinds: which of box and mask to measure.
     """
@@ -91,6 +93,7 @@ class AveragePrecision(FoundByImage[list[Results]]):
         annotations = [a for a in self.ground_truth["annotations"] if a["image_id"] in self.found]
         if kind == "mask":
             annotations = [a for a in annotations if a.get("segmentation")]
+        annotations = [{**a, "iscrowd": 0, "area": BEYOND} if a.get("ignore") else a for a in annotations]
         truth = {**self.ground_truth, "annotations": annotations}
         truth["images"] = [image for image in truth["images"] if image["id"] in self.found]
         # bbox and segmentation apart: with a bbox present, masks would be sorted into sizes by the area of their box.

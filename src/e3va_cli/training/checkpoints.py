@@ -12,31 +12,20 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from e3va_cli.backbones import BackboneIdentity
 from e3va_cli.backbones.weights import is_state_dict, load_plain
+from e3va_cli.config import SCHEMAS
+from e3va_cli.config.adapters import AdapterConfig
+from e3va_cli.config.free import binding_options
 from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
 from e3va_cli.text import first_few
 
-# Of how memory is used and what is found, not of what was trained.
-FREE_OPTIONS = frozenset(
-    {
-        "score_threshold",
-        "nms_iou",
-        "detections_per_image",
-        "candidates_per_level",
-        "pre_nms_test",
-        "post_nms_test",
-        "activations",
-        "compress_bits",
-        "recompute_neck",
-        "window",
-        "stride",
-    }
-)
 CLASSES_SHOWN = 4
+OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
 ABOUT = "e3va"  # the checkpoint's key for what it belongs to
 
 
@@ -121,7 +110,7 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
     if padded != pads:
         mistakes.append(f"{path}: trained with backbone.pad_before_shift={str(padded).lower()}; give it")
     for part in ("adapter", "head"):
-        theirs, ours = binding(saved[part]), binding(about[part])
+        theirs, ours = binding(part, saved[part]), binding(part, about[part])
         if theirs != ours:
             keys = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
             mistakes.append(f"{path}: trained with another {part}; these differ: {', '.join(keys)}")
@@ -136,13 +125,56 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
         raise UserError(*mistakes)
 
 
-def binding(options: dict[str, Any]) -> dict[str, Any]:
-    """Those options of a method or head that trained weights depend on; the others may change from use to use."""
-    return {
-        key: binding(value) if isinstance(value, dict) else value
-        for key, value in options.items()
-        if key not in FREE_OPTIONS
-    }
+def binding(part: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Those options of an `adapter` or a `head` that trained weights depend on; the others may change."""
+    schema = SCHEMAS[part].get(f"{options.get('name')}_schema", AdapterConfig)
+    return binding_options(schema, options)
+
+
+def require_same_weights(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+    """Check that weights are exactly those that are trained in `model`, which may be an outline.
+
+    Raises:
+        UserError: some are missing, unknown, or of another size or type.
+    """
+    expected = trained_state(model)
+    other = {name for name in expected.keys() & state.keys() if _kind(expected[name]) != _kind(state[name])}
+    for what, names in (
+        ("has unknown weights", state.keys() - expected.keys()),
+        ("lacks weights", expected.keys() - state.keys()),
+        ("has other sizes or types of", other),
+    ):
+        if names:
+            listed = first_few(sorted(names), 1)
+            raise UserError(f"{path}: {what}: {listed}; the file and its configuration do not agree")
+
+
+def require_fitting_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, path: Path) -> None:
+    """Check that the state of the optimizer in a checkpoint is one of `optimizer`'s parameters.
+
+    Raises:
+        UserError: it is of more, fewer or other parameters.
+    """
+    advice = "the file is damaged or of another run"
+    try:
+        (saved,) = checkpoint["optimizer_states"]
+        counts = [len(group["params"]) for group in saved["param_groups"]]
+        moments = {index: values["exp_avg"].shape for index, values in saved["state"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{path}: it holds no state of AdamW; {advice}") from None
+    groups = [group["params"] for group in optimizer.param_groups]
+    if counts != list(map(len, groups)):
+        raise UserError(f"{path}: its optimizer has {counts} parameters, not {list(map(len, groups))}; {advice}")
+    parameters = [parameter for group in groups for parameter in group]
+    wrong = [index for index, shape in moments.items() if parameters[index].shape != shape]
+    lacking = len(parameters) - len(moments) if moments else 0  # none before the first step
+    if wrong or lacking:
+        what = f"lacks {lacking} of its moments" if lacking else f"has moments of another size, as number {wrong[0]}"
+        raise UserError(f"{path}: its optimizer {what}; {advice}")
+
+
+def _kind(value: Tensor) -> tuple[torch.Size, bool]:
+    return value.shape, value.is_floating_point()
 
 
 def about_model(

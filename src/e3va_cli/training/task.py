@@ -164,12 +164,19 @@ class DenseTask(L.LightningModule):
             self.evaluator.update(of_image, target)
 
     def on_validation_epoch_end(self) -> None:
-        """Measure the findings of all ranks together; every rank learns the result."""
+        """Measure the predictions of all processes on the first one, which alone holds them; all get the result."""
+        results: list[Any] = [None]
         if dist.is_available() and dist.is_initialized():
-            shares: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(shares, self.evaluator.share())
-            self.evaluator.gather(shares)
-        self.results = self.evaluator.compute()
+            shares: list[Any] | None = [None] * dist.get_world_size() if self.trainer.is_global_zero else None
+            dist.gather_object(self.evaluator.share(), shares)
+            if shares is not None:
+                self.evaluator.gather(shares)
+                results = [self.evaluator.compute()]
+            dist.broadcast_object_list(results)
+        else:
+            results = [self.evaluator.compute()]
+        self.results = results[0]
+        assert self.results is not None
         self.evaluated_step = self.global_step
         for name, value in self.evaluator.scores(self.results).items():
             self.log(f"val/{name}", value, prog_bar=name == self.evaluator.monitor, rank_zero_only=False)

@@ -54,7 +54,9 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
         if options["max_steps"] is not None:
             callbacks.append(StepLimit(options["max_steps"]))
         if options["early_stopping_patience"] is not None:
-            callbacks.append(EarlyStopping(monitor, mode="max", patience=options["early_stopping_patience"]))
+            # Not strict: an evaluation without anything to measure neither stops the run nor counts as a worse one.
+            patience = options["early_stopping_patience"]
+            callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, strict=False))
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the midst of a step; see StopSignals
