@@ -36,7 +36,7 @@ def guard_convolutions(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.forward = partial(_guarded, module, module.forward)
+            module.forward = partial(_guarded, module, module.forward)  # type: ignore[method-assign]
 
 
 def _guarded(
