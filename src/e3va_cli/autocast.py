@@ -35,10 +35,11 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 def guard_convolutions(model: nn.Module) -> None:
     """Have each trained convolution of `model` computed in float32 where it meets a tiny map under a CPU's autocast.
 
-    Weight gradients of 16-bit convolutions in oneDNN (seen up to 3.13) depend on memory that nothing has written, and
-    so are NaN by chance, where a row or column of the kernel meets padding alone or where a phase of the stride has no
-    pixel: with AVX-512 on maps narrower than the stride, with AMX on 2x2 maps under a stride of 2 as well. From a side
-    of kernel + stride - 1 on, one place of the kernel lies inside the map whatever the padding, and neither happens.
+    Weight gradients of 16-bit convolutions in oneDNN (seen up to 3.13) depend there on memory that nothing has written,
+    and so are NaN by chance. With AVX-512 it is so on maps narrower than the stride: a phase of the stride without a
+    pixel gets no row in the transposed input (`jit_trans_iw_ic_t`). With AMX it has been seen on 2x2 maps under a
+    stride of 2 as well, where rows of the kernel meet padding alone. From a side of kernel + stride - 1 on, one place
+    of the kernel lies inside the map whatever the padding, so that neither is the case.
 
     Nothing changes on other devices, in float32, and where no gradients are taken.
     """

@@ -94,6 +94,6 @@ def common_factor(grads: Sequence[Tensor | None]) -> Tensor:
 
 
 def is_same_number(one: Tensor, other: Tensor) -> bool:
-    """Whether two scalars are equal; for the elements of an expanded one, told without waiting for the device."""
+    """Whether two scalars are equal or both NaN; of an expanded one's elements, told without waiting for the device."""
     places = [(number.untyped_storage()._cdata, number.storage_offset(), number.dtype) for number in (one, other)]
-    return places[0] == places[1] or torch.equal(one, other)
+    return places[0] == places[1] or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
