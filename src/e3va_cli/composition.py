@@ -128,7 +128,7 @@ def checked(config_name: str, words: list[str], typed: list[str] | None = None) 
         if not any(override.is_sweep_override() for override in overrides):
             missing = OmegaConf.missing_keys(cfg)
             mistakes += idle_options(
-                [override.key_or_group for override in own],
+                [o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in mistakes)],
                 lambda key: None if key in missing else OmegaConf.select(cfg, key),
             )
         for override in overrides:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.pictures import draw_annotations
+from e3va_cli.commands.report import print_warnings
 from e3va_cli.composition import plain
 from e3va_cli.data import SPLITS, DenseDataset, Source, Split, build_source
 from e3va_cli.data.report import Report
@@ -54,8 +55,7 @@ def run(cfg: DictConfig) -> None:
             continue
         opened.append(dataset)
         left_out += print_left_out(dataset, split)
-        if note := limit_note(dataset, config["head"]):
-            console.print(f"[yellow]Warning:[/] {split}: {escape(note)}")
+        print_warnings([limit_note(dataset, config["head"])])
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config["pictures"], picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -12,7 +13,7 @@ from e3va_cli.commands.failures import in_one_line, of_evaluation
 from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.pictures import draw_predictions
-from e3va_cli.commands.report import hide_lightning_hints, print_results
+from e3va_cli.commands.report import hide_lightning_hints, print_results, print_warnings
 from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
 from e3va_cli.export.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
@@ -39,7 +40,7 @@ def measure(candidates: list[Candidate], folder: Path) -> None:
     """Evaluate candidates, those of one image size together, and report."""
     files: dict[str, dict[str, str]] = {}
     results: Results = {one.name: None for one in candidates}  # in this order
-    limits: dict[str | None, None] = {}
+    limits: list[str | None] = []
     for group in by_image_size(candidates):
         evaluation = build_evaluation(group, folder)
         trainer = evaluation.run.trainer
@@ -50,9 +51,9 @@ def measure(candidates: list[Candidate], folder: Path) -> None:
             results |= evaluation.results
             places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
             files |= {one.name: leave(evaluation, one, places[one.name]) for one in evaluation.adapters}
-            limits |= {limit_note(evaluation.run.val, one.config["head"]): None for one in evaluation.adapters}
+            limits += [limit_note(evaluation.run.val, one.config["head"]) for one in evaluation.adapters]
     if trainer.is_global_zero:
-        report(results, files, folder, " ".join(filter(None, limits)))
+        report(results, files, folder, limits)
 
 
 def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:
@@ -66,16 +67,17 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     return files
 
 
-def report(results: Results, files: dict[str, dict[str, str]], folder: Path, note: str) -> None:
+def report(results: Results, files: dict[str, dict[str, str]], folder: Path, notes: Sequence[str | None] = ()) -> None:
     """Print the results, what limits them, and where they lie; of several, write them together too."""
     if len(results) == 1:
         (name,) = results
-        print_results(results[name], note)
+        print_results(results[name])
         lines = files[name]
     else:
-        print_results(side_by_side(results), note)
+        print_results(side_by_side(results))
         write_json(folder / METRICS, results)
         lines = {METRICS: "all of these results", **{f"{name}/": ", ".join(files[name]) for name in results}}
+    print_warnings(notes)
     console.print(f"\nEvaluation: {folder}", markup=False)
     for name, what in lines.items():
         console.print(f"  {name:<22} {what}", markup=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,7 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     if run.train.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
-    limit = limit_note(run.val, config["head"])
-    for note in dict.fromkeys((*run.train.notes, *run.val.notes, *([limit] if limit else []))):
-        console.print(f"[yellow]Warning:[/] {escape(note)}")
+    print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config["head"])])
 
 
 def drop_path(config: dict[str, Any]) -> str:
@@ -127,8 +125,8 @@ def warnings_of(course: Course, schedule: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def print_results(results: dict[str, Any], note: str | None = None) -> None:
-    """A table of results over all classes, one of each class, and a note on what limits them."""
+def print_results(results: dict[str, Any]) -> None:
+    """A table of results over all classes, and one of each class."""
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
     table = Table(title="Evaluation, in percent")
@@ -146,7 +144,11 @@ def print_results(results: dict[str, Any], note: str | None = None) -> None:
     for name in next(iter(kinds.values()))["per_class"]:
         classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
     console.print(classes)
-    if note:
+
+
+def print_warnings(notes: Iterable[str | None]) -> None:
+    """What is worth a warning, each once."""
+    for note in dict.fromkeys(filter(None, notes)):
         console.print(f"[yellow]Warning:[/] {escape(note)}")
 
 

@@ -19,6 +19,7 @@ from e3va_cli.commands.report import (
     print_next,
     print_results,
     print_start,
+    print_warnings,
 )
 from e3va_cli.composition import plain
 from e3va_cli.files import replacing
@@ -80,7 +81,8 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
         reason = "the run stopped in its first epoch" if is_trial else "trainer.limit_val_batches=0"
         console.print(f"Not evaluated: {reason}.")
     else:
-        print_results(run.task.results, limit_note(run.val, config["head"]))
+        print_results(run.task.results)
+        print_warnings([limit_note(run.val, config["head"])])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
         draw_predictions(model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
     print_next(folder)

@@ -8,28 +8,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco_format import (
     CocoFile,
-    Entry,
-    box_fault,
-    box_of,
     clip_box,
     coco_paths,
-    encoded,
-    is_area,
-    is_whole,
-    reaches_out,
     read_coco,
-    refers,
     rename_images,
     require_sound,
-    usable_segmentation,
 )
+from e3va_cli.data.coco_objects import Census, by_known_image, evaluated, is_trained_on
 from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.file_names import find_names
@@ -42,8 +33,6 @@ from e3va_cli.data.source import Split, register
 from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, Target, read_image
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.errors import UserError
-
-IGNORED = "ignored"
 
 
 class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
@@ -97,32 +86,25 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self._file_names = PackedList(image["file_name"] for image in coco.images)
 
         dropped: Counter[str] = Counter(left_out)
-        by_image = _by_known_image(coco, self._label, dropped)
-        census: Counter[tuple[str | None, bool]] = Counter()  # by fault, and whether there is a mask
-        counts: list[tuple[int, int]] = []  # of usable objects of an image, and of those with a mask
-        self._objects = PackedList(_counted(by_image.pop(image["id"]), image, census, counts) for image in coco.images)
-        self.offers = frozenset(DETECTION if census[None, True] else {"boxes"})
+        by_image = by_known_image(coco, self._label, dropped)
+        census = Census()
+        self._objects = PackedList(census.take(by_image.pop(image["id"]), image) for image in coco.images)
+        self.offers = frozenset(DETECTION if census.kinds[None, True] else {"boxes"})
         self._targets = self.offers & set(targets)
-        usable, without = census[None, True] + census[None, False], 0
-        if "masks" in self._targets:
-            usable, without = census[None, True], census[None, False]
-            dropped["no usable mask"] = without
-        for (fault, _), count in census.items():
-            if fault:
-                dropped[ignored if fault == IGNORED else fault] += count
-        self.objects_per_image = np.array(counts)[:, int("masks" in self._targets)]
-        self.dropped: dict[str, int] = {reason: count for reason, count in dropped.most_common() if count}
-        self.notes = (
-            []
-            if not without
-            else [
-                f"{name}: {without:,} of {usable + without:,} objects have no mask: they are left out of training and "
-                "ignored in evaluation; head=retinanet, which needs no masks, takes them all"
-            ]
-        )
-        if not usable:
+        masks = "masks" in self._targets
+        self.objects_per_image = census.usable(masks=masks)
+        dropped += census.left_out(ignored, masks=masks)
+        self.dropped: dict[str, int] = dict(dropped.most_common())
+        if not self.objects_per_image.any():
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
             raise UserError(f"{name} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
+        self.notes: list[str] = []
+        if without := dropped["no usable mask"]:
+            objects = without + int(self.objects_per_image.sum())
+            self.notes.append(
+                f"{name}: {without:,} of {objects:,} objects have no mask: they are left out of training and ignored "
+                "in evaluation; head=retinanet, which needs no masks, takes them all"
+            )
         survey = survey_images(len(self), self._file_and_size)
         self._turns_unsure = survey.turns_unsure
         self.notes += survey.notes(name, scaling)
@@ -168,7 +150,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         masks = "masks" in (self._targets if targets is None else self.offers & set(targets))
         annotations = [
-            _evaluated(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
+            evaluated(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
             for objects, image in zip(self._objects, images, strict=True)
             for entry in objects
             if entry["bbox"] is not None
@@ -189,10 +171,10 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self._file_names = PackedList(self._file_names[index] for index in kept)
         self._objects = PackedList(self._objects[index] for index in kept)
 
-    def _trained_on(self, index: int) -> list[Entry]:
+    def _trained_on(self, index: int) -> list[dict[str, Any]]:
         """The objects of an image that are in its target."""
         size, masked = self.image_size(index), "masks" in self._targets
-        return [entry for entry in self._objects[index] if _is_trained_on(entry, *size, masks=masked)]
+        return [entry for entry in self._objects[index] if is_trained_on(entry, *size, masks=masked)]
 
     def _target(self, index: int, height: int, width: int) -> Target:
         masked = "masks" in self._targets
@@ -226,91 +208,6 @@ def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
             f"{found.describe_missing()}; {ADVICE}"
         )
     return rename_images(coco, found.taken)
-
-
-def _by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
-    """The annotations of known categories, by the id of their image; counts the others in `dropped`."""
-    by_image: dict[int, list[Entry]] = {image["id"]: [] for image in coco.images}
-    for annotation in coco.annotations:
-        if not refers(annotation.get("image_id"), by_image):
-            dropped["unknown image id"] += 1
-        elif not refers(annotation.get("category_id"), label):
-            dropped["unknown category id"] += 1
-        else:
-            by_image[annotation["image_id"]].append(annotation)
-    return by_image
-
-
-def _counted(
-    annotations: list[Entry],
-    image: Entry,
-    census: Counter[tuple[str | None, bool]],
-    counts: list[tuple[int, int]],
-) -> list[Entry]:
-    """The annotations of an image, cleaned; adds them to the census, and their numbers to the counts."""
-    entries = [_cleaned(annotation, image) for annotation in annotations]
-    kinds = Counter((_fault(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries)
-    census.update(kinds)
-    counts.append((kinds[None, False] + kinds[None, True], kinds[None, True]))
-    return entries
-
-
-def _cleaned(annotation: Entry, image: Entry) -> Entry:
-    """What training and evaluation need of an annotation.
-
-    `bbox` is None where it is not four finite numbers; `id` is 0, pycocotools' "no match", where it has none.
-    """
-    height, width = image["height"], image["width"]
-    number = annotation.get("id", 0)
-    entry: Entry = {
-        "id": number if is_whole(number) else 0,
-        "image_id": image["id"],
-        "category_id": int(annotation["category_id"]),
-        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-    }
-    segmentation = usable_segmentation(annotation.get("segmentation"), height, width)
-    entry["bbox"] = box_of(annotation, segmentation, height, width)
-    if segmentation is not None:
-        entry["segmentation"] = segmentation
-    area = annotation.get("area")
-    entry["area"] = area if is_area(area) else _area(entry, height, width)
-    return entry
-
-
-def _area(entry: Entry, height: int, width: int) -> float:
-    """Pixels, by which COCO tells small from large objects: of the mask, or else of the box."""
-    if "segmentation" in entry:
-        return float(coco_mask.area(encoded(entry["segmentation"], height, width)))
-    return entry["bbox"][2] * entry["bbox"][3] if entry["bbox"] else 0.0
-
-
-def _fault(entry: Entry, height: int, width: int) -> str | None:
-    """Why an annotation is left out of training, or None; masks aside."""
-    return IGNORED if entry["iscrowd"] else box_fault(entry["bbox"], height, width)
-
-
-def _is_trained_on(entry: Entry, height: int, width: int, *, masks: bool) -> bool:
-    return not _fault(entry, height, width) and ("segmentation" in entry or not masks)
-
-
-def _evaluated(entry: Entry, height: int, width: int, *, masks: bool, crowds: bool) -> Entry:
-    """An annotation as evaluation takes it: what training leaves out has `iscrowd`, neither a hit nor a miss.
-
-    Only some of these are crowds, any part of which is no miss. The others are single objects, with `ignore`.
-    Boxes that leave the image end at its edge, as in training. An object that is ignored for lack of a mask has its box
-    for one.
-    """
-    x, y, w, h = entry["bbox"]
-    if reaches_out((x, y, w, h), height, width):
-        x1, y1, x2, y2 = clip_box((x, y, w, h), height, width)
-        x, y, w, h = x1, y1, x2 - x1, y2 - y1
-    evaluated = {**entry, "bbox": [x, y, w, h]}
-    if not _is_trained_on(entry, height, width, masks=masks):
-        evaluated["ignore"] = int(not (crowds and entry["iscrowd"]))
-        evaluated["iscrowd"] = 1
-        if masks and "segmentation" not in entry:
-            evaluated["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    return evaluated
 
 
 def open_coco(

@@ -51,7 +51,9 @@ def coco_paths(root: Path, images: str, annotations: str) -> tuple[Path, Path]:
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise UserError(f"no such data root: {root}; set dataset.root to the folder that holds {images}/")
+        raise UserError(
+            f"no such data root: {root}; set dataset.root to the folder that holds the images and annotations"
+        )
     folder, file = root / images, root / annotations
     missing = []
     if not folder.is_dir():
