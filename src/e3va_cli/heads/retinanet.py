@@ -47,6 +47,7 @@ class P6P7OfC5(ExtraFPNBlock):
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
         for layer in (self.p6, self.p7):
             nn.init.kaiming_uniform_(layer.weight, a=1)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
@@ -23,6 +24,8 @@ class InsideRPN(RegionProposalNetwork):
     Each object has its best anchors where they overlap it by the background's threshold at least (`min_pos_iou`): at
     the border no anchor inside may come near it.
     """
+
+    proposal_matcher: Matcher
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
