@@ -57,6 +57,7 @@ HEAD_WORDS = {
     "mask_rcnn_nano": [*SMALL_RPN, *FEW],
     "cascade_mask_rcnn": [
         *SMALL_RPN,
+        "head.rpn.anchor_sizes=[8,16,32,8,8]",  # inside the image on every level, so that all are trained
         *FEW,
         "head.fpn_channels=32",
         "head.box.conv_channels=[32]",
