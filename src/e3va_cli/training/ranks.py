@@ -89,7 +89,11 @@ def _say(what: str) -> None:
 
 
 def _dead_children(trainer: L.Trainer) -> str:
+    """Say which of the processes that this one has started have died; a connection may end a moment before they do."""
     procs = getattr(trainer.strategy.launcher, "procs", [])
+    until = time.monotonic() + LOOK_EVERY_S
+    while procs and time.monotonic() < until and not any(proc.poll() for proc in procs):
+        time.sleep(LOOK_EVERY_S / 20)
     dead = [f"process {rank} ended with code {proc.returncode}" for rank, proc in enumerate(procs, 1) if proc.poll()]
     return ", ".join(dead)
 
