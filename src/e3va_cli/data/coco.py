@@ -100,7 +100,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         if without := dropped["no usable mask"]:
             objects = without + int(self.objects_per_image.sum())
             self.notes.append(
-                f"{name}: {without:,} of {objects:,} objects have no mask: they are left out of training and ignored in "
+                f"{name}: {without:,} of {objects:,} objects have no mask: left out of training, ignored in "
                 "evaluation; head=retinanet, which needs no masks, takes them all"
             )
         survey = survey_images(len(self), self._file_and_size)
