@@ -10,6 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from e3va_cli.data.batch import Batch
+from e3va_cli.data.source import planned_classes
 from e3va_cli.machine import MIB, device_name
 from e3va_cli.memory.planner import plan
 from e3va_cli.memory.step import StepSize, make_batch
@@ -64,7 +65,7 @@ def prepare(way: str, given: argparse.Namespace) -> tuple[Way, StepSize]:
     size = StepSize(
         given.batch_size, given.size, config["instances_per_image"], config["trainer"]["precision"], clip_norm=1.0
     )
-    classes = config["dataset"]["num_classes"]
+    classes = planned_classes(config["dataset"])
     of_plan = plan(config, size, num_classes=classes, semantics="cuda" if given.device == "cuda" else "cpu")
     torch.manual_seed(0)
     model = build_random_model(config, num_classes=classes).to(given.device).train()

@@ -102,8 +102,8 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         if without := dropped["no usable mask"]:
             objects = without + int(self.objects_per_image.sum())
             self.notes.append(
-                f"{name}: {without:,} of {objects:,} objects have no mask: they are left out of training and ignored "
-                "in evaluation; head=retinanet, which needs no masks, takes them all"
+                f"{name}: {without:,} of {objects:,} objects have no mask: left out of training, ignored in "
+                "evaluation; head=retinanet, which needs no masks, takes them all"
             )
         survey = survey_images(len(self), self._file_and_size)
         self._turns_unsure = survey.turns_unsure
@@ -168,6 +168,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         kept = [index for index in range(len(self)) if self._trained_on(index)]
         self.left_out_images += len(self) - len(kept)
         self._image_ids, self._sizes = self._image_ids[kept], self._sizes[kept]
+        self.objects_per_image = self.objects_per_image[kept]
         self._file_names = PackedList(self._file_names[index] for index in kept)
         self._objects = PackedList(self._objects[index] for index in kept)
 

@@ -25,7 +25,7 @@ from e3va_cli.metrics.findings import FoundByImage, leave_findings
 
 KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
-SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5}
+SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
 FIRST_AR = 6  # of the summary: AR at each of three numbers of detections
 COUNTED = [1, 10, 100]  # detections of a class in an image, by COCO's definition
 LOGGED = ("AP", "AP50")
