@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +36,7 @@ from e3va_cli.run_folder import (
     remove_unused,
     require_unused,
 )
+from e3va_cli.sweep import Sweep
 
 CONTINUES = {
     "train": "resume",
@@ -211,11 +213,20 @@ def run(command: str) -> None:
     except UserError as error:
         refuse(error)
 
+    sweep = Sweep(words)
+
     def task(cfg: DictConfig) -> None:
         sys.argv = given  # Lightning starts the other processes of a run with these words
-        try:
+
+        def job() -> None:
             further = [compose(config_name, overrides=one) for one in others]
             import_module(f"e3va_cli.commands.{config_name}").run(cfg, *further)
+
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            sweep.run(job)
+            return
+        try:
+            job()
         except UserError as error:
             folder = Path(HydraConfig.get().runtime.output_dir)
             if folder in made and is_first_process():
