@@ -36,6 +36,7 @@ from e3va_cli.run_folder import (
     remove_unused,
     require_unused,
 )
+from e3va_cli.run_lock import hold
 from e3va_cli.sweep import Sweep
 
 CONTINUES = {
@@ -148,15 +149,20 @@ def each_checked(command: str, words: list[str]) -> list[list[str]]:
     return found
 
 
-def require_place(words: list[str]) -> None:
+def require_place(words: list[str], *, writes: bool) -> None:
     """Raises UserError if the words of a training run would put it over another run.
+
+    One that `writes` takes the lock of a folder that is there already, before Hydra leaves its notes in it.
 
     A further process of a run finds there what the first one has put there for it.
     """
     given = {override.key_or_group: override for override in parse(words)}.get("hydra.run.dir")
     if given is not None and is_first_process():
         resumed = [locate(place, "resume")[0] for place in named_runs("train", words)]
-        require_unused(Path(str(given.value())), resumed[0] if resumed else None)
+        folder = Path(str(given.value()))
+        require_unused(folder, resumed[0] if resumed else None)
+        if writes and folder.is_dir():
+            hold(folder)
 
 
 def _group(word: str) -> str:
@@ -209,7 +215,7 @@ def run(command: str) -> None:
         if not asks_only:
             words, *others = each_checked(command, words)
             if command == "train" and not flags.multirun:
-                require_place(words)
+                require_place(words, writes=not flags.cfg)
     except UserError as error:
         refuse(error)
 
