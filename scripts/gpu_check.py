@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:act
 OTHERS = tuple(method for method in METHODS if method not in MAIN)
 CARD = "11GiB"
 TESTS_S, MEASUREMENT_S, PROFILE_S = 160, 7, 25  # expected; nothing is begun that these say would end too late
-LEAST_S = 3  # between the end of the last check and that of the given time
+PLANS_S = 45  # for planning what was measured; after it, as that would take the processor from the steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,8 @@ class Report:
 
     def __init__(self, out: Path, minutes: float, device: str) -> None:
         self.out = out
-        self.rows: list[tuple[Step, Measurement, Future[float]]] = []
+        self.rows: list[tuple[Step, Measurement]] = []
+        self.planned_mib: dict[Step, float] = {}
         self.summary: dict[str, Any] = {
             "device": device_name(torch.device(device)),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -218,7 +219,7 @@ class Report:
     def write(self) -> None:
         """Write what is known."""
         write_json(self.out / "summary.json", self.summary)
-        rows = [(step, one, _known(plan)) for step, one, plan in self.rows]
+        rows = [(step, one, self.planned_mib.get(step)) for step, one in self.rows]
         entries = [
             {**dataclasses.asdict(step), "planned_mib": plan, **dataclasses.asdict(one), "step_time_s": one.step_time_s}
             for step, one, plan in rows
@@ -229,33 +230,30 @@ class Report:
             temporary.write_text("\n".join([", ".join(about), "", *table(rows), ""]))
 
 
-def _known(plan: Future[float]) -> float | None:
-    return plan.result() if plan.done() and not plan.cancelled() and plan.exception() is None else None
-
-
 def run(todo: Sequence[Step | Command], out: Path, minutes: float, device: str = "cuda") -> Report:
-    """Run the checks until all are done or none more fits into the time."""
+    """Run the checks until all are done or none more fits into the time; then plan what was measured."""
     ends = time.monotonic() + 60 * minutes
     report = Report(out, minutes, device)
-    spawn = multiprocessing.get_context("spawn")  # no plan shares a process with CUDA
-    workers = max(1, (os.cpu_count() or 1) // 2)
-    with ProcessPoolExecutor(workers, mp_context=spawn) as pool, MeasuringProcess() as process:
-        plans = {check: pool.submit(planned_mib, check) for check in todo if isinstance(check, Step)}
+    with MeasuringProcess() as process:
         for check in todo:
             started = time.monotonic()
-            left = ends - started - LEAST_S
+            left = ends - started - PLANS_S
             if check.expected_s > left:
-                report.note(check.title, {"skipped": f"{left:.0f} s were left"})
+                report.note(check.title, {"skipped": f"{max(0, left):.0f} s were left"})
                 continue
             if isinstance(check, Command):
                 outcome = run_command(check, out, left)
             else:
                 one = measured(check, process, device)
-                report.rows.append((check, one, plans[check]))
+                report.rows.append((check, one))
                 outcome = {"peak_mib": one.peak_mib, "step_time_s": one.step_time_s, "error": one.error}
             report.note(check.title, {**outcome, "seconds": round(time.monotonic() - started, 1)})
-        for future in plans.values():
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:  # none inherits CUDA
+        plans = {pool.submit(planned_mib, step): step for step, _ in report.rows}
+        done, late = wait(plans, timeout=max(0.0, ends - time.monotonic()))
+        for future in late:
             future.cancel()
+    report.planned_mib = {plans[future]: future.result() for future in done if future.exception() is None}
     report.write()
     return report
 
@@ -271,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         total = 0
         for check in checks():
             total += check.expected_s
-            mark = " " if total + LEAST_S <= 60 * given.minutes else "-"
+            mark = " " if total + PLANS_S <= 60 * given.minutes else "-"
             print(f"{mark} {total // 60:3d}:{total % 60:02d}  {check.expected_s:4d} s  {check.title}")
         print(f"\nAfter {given.minutes:g} minutes nothing more is begun: checks marked with - are skipped.")
         return 0
