@@ -93,3 +93,17 @@ def test_multirun_makes_a_folder_for_each_value(e3va, tmp_path):
     files = sorted(tmp_path.glob("multirun/*/*/resources.json"))
     ranks = [json.loads(f.read_text())["settings"]["adapter"]["rank"] for f in files]
     assert ranks == [2, 4]
+
+
+def test_a_sweep_goes_on_after_a_failing_job_and_names_it(e3va, tmp_path):
+    (tmp_path / "taken").write_text("")
+    weights = f"backbone.weights={tmp_path}/none.pth,null,{tmp_path}/taken"
+    done = e3va(
+        "train", "-m", weights, "trainer.max_steps=1", "trainer.limit_val_batches=0", "pictures=0", *QUICK, expect=1
+    )
+    assert [path.parent.name for path in tmp_path.glob("multirun/*/*/resources.json")] == ["1"]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("e3va: ")]
+    assert len(lines) == 3 and "Traceback" not in done.stderr
+    for number, file, line in ((0, "none.pth", lines[0]), (2, "taken", lines[1])):
+        assert line.startswith(f"e3va: error: job {number} (backbone.weights={tmp_path}/{file}): ")
+    assert lines[2].startswith("e3va: error: 2 of 3 jobs failed: 0 (") and "taken)" in lines[2]

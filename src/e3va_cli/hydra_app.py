@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +36,8 @@ from e3va_cli.run_folder import (
     remove_unused,
     require_unused,
 )
+from e3va_cli.run_lock import hold
+from e3va_cli.sweep import Sweep
 
 CONTINUES = {
     "train": "resume",
@@ -146,15 +149,20 @@ def each_checked(command: str, words: list[str]) -> list[list[str]]:
     return found
 
 
-def require_place(words: list[str]) -> None:
+def require_place(words: list[str], *, writes: bool) -> None:
     """Raises UserError if the words of a training run would put it over another run.
+
+    One that `writes` takes the lock of a folder that is there already, before Hydra leaves its notes in it.
 
     A further process of a run finds there what the first one has put there for it.
     """
     given = {override.key_or_group: override for override in parse(words)}.get("hydra.run.dir")
     if given is not None and is_first_process():
         resumed = [locate(place, "resume")[0] for place in named_runs("train", words)]
-        require_unused(Path(str(given.value())), resumed[0] if resumed else None)
+        folder = Path(str(given.value()))
+        require_unused(folder, resumed[0] if resumed else None)
+        if writes and folder.is_dir():
+            hold(folder)
 
 
 def _group(word: str) -> str:
@@ -207,15 +215,24 @@ def run(command: str) -> None:
         if not asks_only:
             words, *others = each_checked(command, words)
             if command == "train" and not flags.multirun:
-                require_place(words)
+                require_place(words, writes=not flags.cfg)
     except UserError as error:
         refuse(error)
 
+    sweep = Sweep(words)
+
     def task(cfg: DictConfig) -> None:
         sys.argv = given  # Lightning starts the other processes of a run with these words
-        try:
+
+        def job() -> None:
             further = [compose(config_name, overrides=one) for one in others]
             import_module(f"e3va_cli.commands.{config_name}").run(cfg, *further)
+
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            sweep.run(job)
+            return
+        try:
+            job()
         except UserError as error:
             folder = Path(HydraConfig.get().runtime.output_dir)
             if folder in made and is_first_process():

@@ -25,6 +25,7 @@ PICTURES = "predictions.png"
 DETECTIONS = "detections.json"
 CURVES = "precision_recall.png"
 CONFUSION = "confusion.png"
+LOCK = ".lock"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -73,8 +74,8 @@ def require_unused(folder: Path, resumed: Path | None) -> None:
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it left anything but Hydra's notes."""
-    if [path.name for path in folder.iterdir()] == [".hydra"]:
+    """Remove the folder of a run that was refused before it left anything but Hydra's notes and its lock."""
+    if {path.name for path in folder.iterdir()} <= {".hydra", LOCK}:
         shutil.rmtree(folder)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -82,7 +84,12 @@ def assert_equal(ours: Path, theirs: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "name"),
-    [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C"), (signal.SIGUSR1, 138, "SIGUSR1")],
+    [
+        (signal.SIGTERM, 143, "SIGTERM"),
+        (signal.SIGINT, 130, "Ctrl-C"),
+        (signal.SIGUSR1, 138, "SIGUSR1"),
+        (signal.SIGHUP, 129, "SIGHUP"),
+    ],
 )
 def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, name):
     process = Process(tmp_path / "run", *LONG)
@@ -93,6 +100,26 @@ def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, name):
     assert line.endswith(f"go on with: e3va train resume={tmp_path}/run")
     assert Process(tmp_path / "run", f"resume={tmp_path}/run").end()[0] == 0
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(80))
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_loses_no_step(tmp_path):
+    folder = tmp_path / "run"
+    child, terminal = pty.fork()  # the child leads a session of the new terminal, as a shell's window does
+    if child == 0:
+        words = [*LONG, "data.num_workers=1", f"hydra.run.dir={folder}"]
+        os.execve(sys.executable, [sys.executable, "-m", "e3va_cli", "train", *words], ENVIRONMENT)
+    end = time.monotonic() + 300
+    while not (folder / "metrics.csv").is_file() or len(rows(folder)) < 4:
+        assert time.monotonic() < end
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
+    known = len(rows(folder))
+    os.close(terminal)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    steps = torch.load(last(folder), weights_only=True)["global_step"]
+    assert steps >= known and [int(row["step"]) for row in rows(folder)] == list(range(steps))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,20 @@ def test_a_run_stopped_by_a_signal_loses_no_step(start, reference, tmp_path, cap
     assert f"after step {step}" in line and f"e3va train resume={tmp_path}" in line
     start(tmp_path, resume=True)
     assert_same_run(tmp_path, reference(*EVERY_TWO))
+
+
+@pytest.mark.parametrize(("before", "ignored"), [(signal.SIG_DFL, False), (signal.SIG_IGN, True)])
+def test_a_closed_terminal_stops_a_run_that_nohup_does_not_guard(start, tmp_path, capsys, before, ignored):
+    usual = signal.signal(signal.SIGHUP, before)
+    hang_up = At(lambda: os.kill(os.getpid(), signal.SIGHUP), train=3)
+    try:
+        with nullcontext() if ignored else pytest.raises(RunStopped, match="129"):
+            start(tmp_path, "trainer.max_epochs=1", callbacks=[hang_up])
+        assert signal.getsignal(signal.SIGHUP) == before
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+    assert torch.load(last(tmp_path), weights_only=True)["global_step"] == (4 if ignored else 3)
+    assert ("stopped by SIGHUP after step 3" in capsys.readouterr().err) != ignored
 
 
 def test_a_run_ended_within_an_epoch_goes_on_there(start, reference, tmp_path):

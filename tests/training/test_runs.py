@@ -28,6 +28,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_the_files_of_a_run(short_run):
     found = {str(p.relative_to(short_run)) for p in short_run.rglob("*") if p.is_file()}
     assert found == {
+        ".lock",
         ".hydra/config.yaml",
         ".hydra/hydra.yaml",
         ".hydra/overrides.yaml",

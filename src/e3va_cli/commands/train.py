@@ -24,7 +24,8 @@ from e3va_cli.commands.report import (
 from e3va_cli.composition import plain
 from e3va_cli.files import replacing
 from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, locate
+from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, is_first_process, locate
+from e3va_cli.run_lock import hold
 from e3va_cli.training.checkpoints import (
     OF_TASK,
     read_checkpoint,
@@ -44,6 +45,8 @@ def run(cfg: DictConfig) -> None:
     if budget is not None:
         require_fit(config, budget)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if is_first_process():
+        hold(folder)
     run = build_run(config, folder)
     last = None if resume is None else locate(resume, "resume")[1]
     checkpoint = last if last is not None and last.is_file() else None  # the run may have been killed before its first

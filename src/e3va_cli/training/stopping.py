@@ -30,7 +30,8 @@ class StopSignals(L.Callback):
     """Stops a run at its next step when a signal asks for it; a second Ctrl-C ends the process at once.
 
     All processes of a run stop after the same step, whichever of them was asked. An evaluation stops after its batch:
-    the state from its beginning is kept, and a resumed run repeats it.
+    the state from its beginning is kept, and a resumed run repeats it. A terminal that closes (SIGHUP) is such a signal
+    too, unless `nohup` has the process ignore it; what would be printed there is dropped from then on.
 
     Args:
         folder: of the run, for what is said at the end; None for an evaluation alone.
@@ -43,10 +44,13 @@ class StopSignals(L.Callback):
     def __init__(self, folder: Path | None, preemption: str | None) -> None:
         self.folder = folder
         self.signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self.signals.append(signal.SIGHUP)
         if preemption is not None:
             self.signals.append(signal.Signals[preemption])
         self.asked = self.agreed = 0
         self.speaks = True
+        self.terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen, in place of Lightning's handlers; Lightning itself puts back what was there before."""
@@ -70,6 +74,8 @@ class StopSignals(L.Callback):
             signal.signal(number, signal.SIG_DFL)
             if self.speaks:
                 os.write(2, NOTICE)  # print() may be what was interrupted
+        if number == signal.SIGHUP:
+            _drop_output([stream for stream in self.terminals if not os.isatty(stream)])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -119,3 +125,11 @@ class StopSignals(L.Callback):
         where = f" after step {trainer.global_step:,}" if self.folder else ""
         how = f"; go on with: e3va train resume={self.folder}" if self.folder else ""
         print(f"e3va: stopped by {name}{where}{how}", file=sys.stderr, flush=True)
+
+
+def _drop_output(streams: list[int]) -> None:
+    """Let what is written to a closed terminal vanish: writing there is an error, which would end the step at hand."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
