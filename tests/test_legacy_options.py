@@ -51,7 +51,8 @@ def test_every_option_of_the_table_exists(config: Callable[..., dict[str, Any]])
 
 
 def test_an_exported_adapter(tmp_path: Path) -> None:
-    trained = read_trained(str(craft(tmp_path / "run", *VOC)), "checkpoint")
+    old_head = ["head.p6_from=p5", "head.exact_anchors=false"]
+    trained = read_trained(str(craft(tmp_path / "run", *VOC, *old_head)), "checkpoint")
     description = describe(trained, outlined(trained), tmp_path / "run")
     description["config"] = aged(description["config"])
     description["head"] = description["config"]["head"]
