@@ -20,6 +20,7 @@ class E3VAConfig(AdapterConfig):
 
     rank: int = MISSING
     hidden_ratio: float = MISSING
+    init: str = "zero"
     activations: str = MISSING
     compress_bits: int = MISSING
 
@@ -30,6 +31,7 @@ class BottleneckConfig(AdapterConfig):
 
     hidden: int = MISSING
     dropout: float = MISSING
+    init_std: float | None = None
 
 
 @dataclass

@@ -19,7 +19,7 @@ from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
 from e3va_cli.text import first_few
 
-# Of how memory is used and what is found, not of what was trained.
+# Of how memory is used, what is found and where training started, not of what was trained.
 FREE_OPTIONS = frozenset(
     {
         "score_threshold",
@@ -28,6 +28,8 @@ FREE_OPTIONS = frozenset(
         "candidates_per_level",
         "pre_nms_test",
         "post_nms_test",
+        "init",
+        "init_std",
         "activations",
         "compress_bits",
         "recompute_neck",
