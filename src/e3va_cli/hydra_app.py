@@ -38,6 +38,7 @@ CONTINUES = {
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
 RECIPE = ("optimizer", "schedule", "trainer", "dataset")  # groups in which a run that goes on keeps its values
+TOLD = ("dataset.num_classes",)  # by the data, whatever the default is
 EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
 
 
@@ -116,7 +117,11 @@ def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
         {key: value for group in RECIPE if group in one for key, value in leaves(group, one[group])}
         for one in (config, today)
     )
-    return [f"{key}={as_value(value)}" for key, value in then.items() if key in now and now[key] != value]
+    return [
+        f"{key}={as_value(value)}"
+        for key, value in then.items()
+        if key in now and now[key] != value and key not in TOLD
+    ]
 
 
 def is_of_hydra(key: str) -> bool:
