@@ -108,6 +108,8 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
 def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
     """Overrides that keep a run's recipe, of which `words` and configuration are given, where defaults have changed."""
     words = [word for word in words if not is_of_hydra(_key(word)) and _key(word) != "resume"]
+    if any("${" in word for word in words):
+        return []  # which is refused
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             today = plain(compose("train", overrides=words), complete=False)
