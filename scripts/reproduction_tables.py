@@ -24,7 +24,8 @@ def about(results: Results) -> list[str]:
     versions = [", ".join(f"{name} {number}" for name, number in one.items()) for one in results["versions"]]
     lines = [f"Not the paper's setting: {' '.join(results['not_the_papers'])}"] if results["not_the_papers"] else []
     lines += [
-        f"Settings: {parts}, precision {settings['trainer']['precision']}, total batch {batch}",
+        f"Settings: {parts}, metric {settings['dataset']['metric']}, precision {settings['trainer']['precision']}, "
+        f"total batch {batch}",
         f"Overrides: {' '.join(results['overrides']) or 'none'}",
         f"Device: {'; '.join(results['devices']) or '-'}",
         f"Versions: {'; '.join(versions) or '-'}",

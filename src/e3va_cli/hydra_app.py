@@ -44,6 +44,7 @@ CONTINUES = {
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
 RECIPE = ("optimizer", "schedule", "trainer", "dataset")  # groups in which a run that goes on keeps its values
+TOLD = ("dataset.num_classes",)  # by the data, whatever the default is
 EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
 
 
@@ -115,6 +116,8 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
 def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
     """Overrides that keep a run's recipe, of which `words` and configuration are given, where defaults have changed."""
     words = [word for word in words if not is_of_hydra(_key(word)) and _key(word) != "resume"]
+    if any("${" in word for word in words):
+        return []  # which is refused
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
             today = plain(compose("train", overrides=words), complete=False)
@@ -124,7 +127,11 @@ def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
         {key: value for group in RECIPE if group in one for key, value in leaves(group, one[group])}
         for one in (config, today)
     )
-    return [f"{key}={as_value(value)}" for key, value in then.items() if key in now and now[key] != value]
+    return [
+        f"{key}={as_value(value)}"
+        for key, value in then.items()
+        if key in now and now[key] != value and key not in TOLD
+    ]
 
 
 def is_of_hydra(key: str) -> bool:

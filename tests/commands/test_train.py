@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from e3va_cli.commands import evaluate, report, train
@@ -123,3 +124,49 @@ def test_names_in_brackets_are_printed_as_they_are(tmp_path, capsys):
     report.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
     out = capsys.readouterr().out
     assert f"resume={folder} " in out and "[/bold]" in out and "[x]" in out
+
+
+def warned(config, tmp_path, capsys, *words):
+    """The start of a run, in one line, as a terminal of any width may break it."""
+    options = config(*SMALL, *words)
+    report.print_start(options, build_run(options, tmp_path), tmp_path, None)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_warm_up_that_is_shortened_is_said(config, tmp_path, capsys):
+    out = warned(config, tmp_path, capsys, "schedule.warmup_steps=50", "schedule.epochs=5")
+    line = "Warning: the warm-up is shortened from 50 to 1 of the run's 4 steps (schedule.warmup_max_fraction=0.1)"
+    assert line in out, "trainer.max_epochs=1 of four steps"
+    out = warned(config, tmp_path, capsys, "schedule.warmup_steps=0")
+    assert "shortened" not in out
+
+
+def test_a_run_that_ends_before_its_milestones_is_said(config, tmp_path, capsys):
+    words = ["schedule=multistep", "schedule.milestones=[1,3]"]
+    out = warned(config, tmp_path, capsys, *words, "trainer.max_epochs=3")
+    assert "Warning: the run ends after 3 epochs, before the learning rate falls at 3; give schedule.milestones" in out
+    assert "Warning: the run ends" not in warned(config, tmp_path, capsys, *words, "trainer.max_epochs=4")
+
+
+@pytest.mark.parametrize(("method", "says"), [("e3va", "frozen, so without drop path"), ("lora", "drop path 0.4")])
+def test_what_drop_path_comes_to_is_said(config, tmp_path, capsys, method, says):
+    assert says in warned(config, tmp_path, capsys, f"adapter={method}", "backbone.drop_path_rate=0.4")
+
+
+def test_a_run_goes_on_with_its_own_recipe_where_defaults_have_changed(config, run_of):
+    """A run from before the learning rate went with the square root of the batch, and more."""
+    words = ["dataset=coco", "dataset.root=x", "optimizer.lr=2e-4"]
+    run, was = run_of("run", *words), config(*words)
+    was["schedule"]["lr_scaling"], was["trainer"]["max_epochs"] = "linear", 36
+    for group, option in (("optimizer", "decay_biases"), ("schedule", "warmup_max_fraction")):
+        del was[group][option]
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(was))
+    found = {o.key_or_group: o.value() for o in parse(on_top_of_run("train", ["trainer.devices=2"], str(run)))}
+    assert found == {
+        **{"dataset": "coco", "dataset.root": "x", "optimizer.lr": 2e-4},  # as it was started
+        **{"schedule.lr_scaling": "linear", "trainer.max_epochs": 36},
+        **{"optimizer.decay_biases": False, "schedule.warmup_max_fraction": 1.0},
+        **{"hydra.run.dir": str(run), "trainer.devices": 2},
+    }
+    given = on_top_of_run("train", ["schedule.lr_scaling=none"], str(run))
+    assert [word for word in given if "lr_scaling" in word] == ["schedule.lr_scaling=none"]

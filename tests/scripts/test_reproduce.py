@@ -426,7 +426,8 @@ def test_the_files_say_what_they_are_of(call, trainer, tmp_path) -> None:
     for line in (
         "# voc_retinanet_swin_l",
         "- Not the paper's setting: trainer.max_epochs=2",
-        "- Settings: backbone swin_l, head retinanet, dataset voc, precision 32, total batch 4 (the recipe's: 16)",
+        "- Settings: backbone swin_l, head retinanet, dataset voc, metric voc_11_point, precision 16-mixed, "
+        "total batch 4 (the recipe's: 2)",
         "- Overrides: trainer.max_epochs=2 data.batch_size=4",
         f"- Device: 1 x {GPU}",
         "- Versions: python 3.12.1, torch 2.11.0",

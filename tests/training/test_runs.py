@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from e3va_cli.training.run import build_run
+from e3va_cli.training.saving import Checkpoints
 from tests.conftest import QUICK
 from tests.training.small import SMALL
 
@@ -245,3 +246,16 @@ def test_mixed_precision(config, tmp_path):
     run.trainer.fit(run.task, run.data)
     assert all(torch.isfinite(v).all() for v in trained(tmp_path).values())
     assert all(v.dtype == torch.float32 for v in trained(tmp_path).values())
+
+
+def test_a_run_of_many_short_epochs_evaluates_and_keeps_its_state_as_its_recipe_does(config, tmp_path, monkeypatch):
+    """Two epochs of the recipe on a data set of 4 steps, with at least 24: 6 epochs, an evaluation after every 3rd."""
+    kept: list[int] = []
+    monkeypatch.setattr(Checkpoints, "save", lambda _, trainer: kept.append(trainer.global_step))
+    words = ["trainer.max_epochs=null", "schedule.epochs=2", "schedule.min_steps=24"]
+    run = build_run(config(*SMALL, *words), tmp_path)
+    assert run.course is not None and (run.course.epochs, run.course.stretch) == (6, 3.0)
+    run.trainer.fit(run.task, run.data)
+    evaluated = [int(row["step"]) + 1 for row in rows(tmp_path) if row["val/box_AP"]]
+    assert run.trainer.global_step == 24 and evaluated == [12, 24]
+    assert sorted(set(kept)) == [0, 12, 24]

@@ -6,7 +6,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from e3va_cli.adapters.bottleneck import Bottleneck
+from e3va_cli.adapters.bottleneck import Bottleneck, draw_linears
 from e3va_cli.adapters.insertion import Insertion, after_branch
 from e3va_cli.adapters.method import register
 from e3va_cli.backbones.residual import ResidualBackbone
@@ -17,8 +17,11 @@ NEARLY_ZERO = 0.01  # standard deviation of the weights at the start, as in the 
 class SkipBottleneck(Bottleneck):
     """`M(z) = z + B(z)` with a bottleneck B whose weights start near zero, so that M starts near the identity."""
 
-    def __init__(self, width: int, *, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, *, hidden: int, dropout: float, init_std: float | None = None) -> None:
         super().__init__(width, hidden=hidden, dropout=dropout)
+        if init_std is not None:
+            draw_linears((self.down, self.up), init_std)
+            return
         for linear in (self.down, self.up):
             nn.init.trunc_normal_(linear.weight, std=NEARLY_ZERO, a=-2 * NEARLY_ZERO, b=2 * NEARLY_ZERO)
             nn.init.zeros_(linear.bias)
@@ -42,7 +45,11 @@ class Adapter(Insertion):
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
         hidden: width of the bottleneck.
         dropout: share of the bottleneck that is dropped.
+        init_std: standard deviation of the weights at the start; None for the paper's 0.01, cut at twice that.
     """
 
-    def __init__(self, backbone: ResidualBackbone, *, hidden: int, dropout: float) -> None:
-        super().__init__(backbone, partial(SkipBottleneck, hidden=hidden, dropout=dropout), after_branch)
+    def __init__(
+        self, backbone: ResidualBackbone, *, hidden: int, dropout: float, init_std: float | None = None
+    ) -> None:
+        build = partial(SkipBottleneck, hidden=hidden, dropout=dropout, init_std=init_std)
+        super().__init__(backbone, build, after_branch)

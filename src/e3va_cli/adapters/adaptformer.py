@@ -6,18 +6,21 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from e3va_cli.adapters.bottleneck import Bottleneck
+from e3va_cli.adapters.bottleneck import Bottleneck, draw_linears
 from e3va_cli.adapters.insertion import Insertion, beside_branch
 from e3va_cli.adapters.method import register
 from e3va_cli.backbones.residual import ResidualBackbone
 
 
 class ScaledBottleneck(Bottleneck):
-    """`M(x) = scale * B(x)` with a bottleneck B whose up projection starts as zero."""
+    """`M(x) = scale * B(x)` with a bottleneck B whose up projection starts as zero, unless `init_std` is given."""
 
-    def __init__(self, width: int, *, hidden: int, dropout: float, scale: float) -> None:
+    def __init__(self, width: int, *, hidden: int, dropout: float, scale: float, init_std: float | None = None) -> None:
         super().__init__(width, hidden=hidden, dropout=dropout)
         self.scale = scale
+        if init_std is not None:
+            draw_linears((self.down, self.up), init_std)
+            return
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(tensor)
 
@@ -35,16 +38,25 @@ class AdaptFormer(Insertion):
 
         x = x + drop_path(mlp(x)) + scale * Up(Dropout(GELU(Down(x))))     Down: C -> hidden, Up: hidden -> C
 
-    Up starts as zero, so the features start as the pre-trained ones. The activation is that of the published
-    comparison on Swin; the paper's own is ReLU.
+    Up starts as zero in the paper, so that the features start as the pre-trained ones. The activation is that of the
+    published comparison on Swin; the paper's own is ReLU.
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
         hidden: width of the bottleneck.
         dropout: share of the bottleneck that is dropped.
         scale: factor of what the bottleneck adds.
+        init_std: standard deviation of the weights at the start; None for the paper's start, with Up zero.
     """
 
-    def __init__(self, backbone: ResidualBackbone, *, hidden: int, dropout: float, scale: float) -> None:
-        build = partial(ScaledBottleneck, hidden=hidden, dropout=dropout, scale=scale)
+    def __init__(
+        self,
+        backbone: ResidualBackbone,
+        *,
+        hidden: int,
+        dropout: float,
+        scale: float,
+        init_std: float | None = None,
+    ) -> None:
+        build = partial(ScaledBottleneck, hidden=hidden, dropout=dropout, scale=scale, init_std=init_std)
         super().__init__(backbone, build, beside_branch, kinds=("mlp",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 
@@ -18,3 +20,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., width) to (..., width)."""
         return self.up(self.dropout(self.activation(self.down(x))))
+
+
+def draw_linears(linears: Iterable[nn.Linear], std: float) -> None:
+    """Start linear layers as Swin's: normal weights, zero biases. So do the baselines of the paper's group."""
+    for linear in linears:
+        nn.init.trunc_normal_(linear.weight, std=std)
+        nn.init.zeros_(linear.bias)

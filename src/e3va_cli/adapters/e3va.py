@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from e3va_cli.adapters.activations import keeping
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
+from e3va_cli.adapters.low_rank import LowRankLinear
 from e3va_cli.adapters.method import FrozenBackbone, register
 from e3va_cli.adapters.recomputed import recomputed_stage
 from e3va_cli.backbones.residual import ResidualBackbone, Stage
@@ -39,6 +40,8 @@ class E3VA(FrozenBackbone):
         backbone: any residual backbone; it is frozen and put into eval mode.
         rank: rank of each adapter's two projections (paper: 16).
         hidden_ratio: width of an adapter's bottleneck as a part of the stage's width (paper: 1/2).
+        init: zero starts each adapter's last factor at zero, so that the features start as the backbone's own; kaiming
+            starts all factors as LoRand's authors do. The paper does not say how it starts.
         activations: keep the adapters' inputs for the backward pass, compress them, or recompute them by running the
             frozen stage again; only compress rounds, and only the gradients of the adapters' first factors.
         compress_bits: 16 or 8 per number.
@@ -52,6 +55,7 @@ class E3VA(FrozenBackbone):
         *,
         rank: int,
         hidden_ratio: float,
+        init: str = "zero",
         activations: str = "keep",
         compress_bits: int = 8,
     ) -> None:
@@ -67,6 +71,10 @@ class E3VA(FrozenBackbone):
             )
             for stage in backbone.stages
         )
+        if init == "kaiming":
+            for module in self.adapters.modules():
+                if isinstance(module, LowRankLinear):
+                    module.start_as_lorand()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One feature map per stage, (B, C_s, H_s, W_s)."""

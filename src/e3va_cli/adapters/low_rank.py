@@ -25,6 +25,13 @@ class LowRankLinear(nn.Module):
         else:
             nn.init.normal_(self.B, std=rank**-0.5)
 
+    def start_as_lorand(self) -> None:
+        """Start no factor at zero, but factors and bias as LoRand's authors do (`kaiming_uniform_(a=sqrt(5))`)."""
+        for factor in (self.A, self.B):
+            nn.init.kaiming_uniform_(factor, a=5**0.5)
+        bound = len(self.A) ** -0.5
+        nn.init.uniform_(self.bias, -bound, bound)
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         return x @ self.A @ self.B + self.bias

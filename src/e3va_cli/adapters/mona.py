@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from e3va_cli.adapters.bottleneck import draw_linears
 from e3va_cli.adapters.insertion import Insertion, after_addition
 from e3va_cli.adapters.method import register
 from e3va_cli.backbones.residual import ResidualBackbone
@@ -22,7 +23,7 @@ class MultiCognitiveAdapter(nn.Module):
     Down: width -> hidden, Up: hidden -> width; s1 and s2: one number per channel.
     """
 
-    def __init__(self, width: int, *, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, *, hidden: int, dropout: float, init_std: float | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.norm_scale = nn.Parameter(torch.full((width,), ALMOST_NOTHING))
@@ -33,6 +34,8 @@ class MultiCognitiveAdapter(nn.Module):
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(hidden, width)
+        if init_std is not None:
+            draw_linears((self.down, self.up), init_std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the stream (B, H, W, C) to (B, H, W, C)."""
@@ -53,13 +56,17 @@ class Mona(Insertion):
 
         x = M(x + drop_path(branch(x)))     M: see `MultiCognitiveAdapter`
 
-    The authors start Up as any linear layer, so the features do not start as the pre-trained ones.
+    The authors start Up as Swin starts any linear layer, so the features do not start as the pre-trained ones.
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
         hidden: width of the bottleneck that the filters work in.
         dropout: dropped inside the bottleneck.
+        init_std: standard deviation of Down's and Up's weights at the start; None for PyTorch's linear layers.
     """
 
-    def __init__(self, backbone: ResidualBackbone, *, hidden: int, dropout: float) -> None:
-        super().__init__(backbone, partial(MultiCognitiveAdapter, hidden=hidden, dropout=dropout), after_addition)
+    def __init__(
+        self, backbone: ResidualBackbone, *, hidden: int, dropout: float, init_std: float | None = None
+    ) -> None:
+        build = partial(MultiCognitiveAdapter, hidden=hidden, dropout=dropout, init_std=init_std)
+        super().__init__(backbone, build, after_addition)

@@ -22,6 +22,7 @@ class E3VAConfig(AdapterConfig):
 
     rank: int = MISSING
     hidden_ratio: float = MISSING
+    init: str = free("zero")
     activations: str = free()
     compress_bits: int = free()
 
@@ -32,6 +33,7 @@ class BottleneckConfig(AdapterConfig):
 
     hidden: int = MISSING
     dropout: float = MISSING
+    init_std: float | None = free(None)
 
 
 @dataclass

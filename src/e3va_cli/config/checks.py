@@ -16,6 +16,7 @@ COMPUTED_IN = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
 EXPORT_PRECISIONS = ("fp32", "fp16")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "schedule.lr_scaling": ("linear", "sqrt", "none"),
+    "adapter.init": ("zero", "kaiming"),
     "adapter.activations": ("keep", "compress", "recompute"),
     "adapter.compress_bits": (16, 8),
     "head.box.loss": ("giou", "smooth_l1"),
@@ -46,6 +47,7 @@ POSITIVE = (
     "adapter.scale",
     "adapter.alpha",
     "adapter.branches",
+    "adapter.init_std",
     "head.fpn_channels",
     "head.anchors_per_octave",
     "head.auxiliary_channels",
