@@ -81,7 +81,10 @@ def pycocotools(truth: list[dict[str, Any]], results: list[dict[str, Any]], kind
 
 
 def by_hand(*, masks: bool) -> list[dict[str, Any]]:
-    """The annotations as pycocotools has to see them, written without the reader."""
+    """The annotations as pycocotools has to see them, written without the reader.
+
+    It ignores objects beyond its largest area, which are no crowds: a detection takes one only where it matches it.
+    """
     rle = coco_mask.encode(np.asfortranarray(RING))
     triangle = [21.0, 4.5, 16.0, 15.5]
     rows: list[tuple[int, int, list[float], Any]] = [
@@ -101,7 +104,9 @@ def by_hand(*, masks: bool) -> list[dict[str, Any]]:
             encoded = coco_mask.merge(coco_mask.frPyObjects([[float(v) for v in p] for p in outline], 30, 40))
         area = float(coco_mask.area(encoded)) if not lacks else w * h
         entry = {"id": number, "image_id": image, "category_id": category, "bbox": [x, y, w, h], "area": area}
-        truth.append({**entry, "segmentation": encoded, "iscrowd": int(masks and lacks)})
+        if masks and lacks:
+            entry["area"] = 1e12
+        truth.append({**entry, "segmentation": encoded, "iscrowd": 0})
     return truth
 
 
