@@ -67,6 +67,9 @@ STARTED = time.monotonic()
 class Classifier(nn.Module):
     """A backbone with timm's head for Swin: norm, mean over the map, one linear layer."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, backbone: ResidualBackbone, classes: int) -> None:
         super().__init__()
         width = backbone.widths[-1]
@@ -109,6 +112,9 @@ class Pretraining(L.LightningModule):
         rows: the results of each evaluation so far.
     """
 
+    loss_sum: Tensor
+    loss_count: Tensor
+
     def __init__(
         self, net: Classifier, train: LabeledImages, val: LabeledImages, options: argparse.Namespace, output: Path
     ) -> None:
@@ -142,7 +148,7 @@ class Pretraining(L.LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """AdamW; vectors and tables of relative position bias do not decay."""
         undecayed = {f"backbone.{name}" for name in self.net.backbone.no_weight_decay()}
-        groups = param_groups_weight_decay(self.net, self.options.weight_decay, undecayed)
+        groups = param_groups_weight_decay(self.net, self.options.weight_decay, no_weight_decay_list=undecayed)
         return AdamW(groups, lr=self.options.lr, betas=BETAS, fused=True)
 
     def configure_gradient_clipping(self, optimizer: Optimizer, *_: Any, **__: Any) -> None:
