@@ -36,7 +36,6 @@ from e3va_cli.adapters import METHODS  # noqa: E402
 from e3va_cli.files import replacing, write_json  # noqa: E402
 from e3va_cli.machine import MIB, device_name, versions  # noqa: E402
 from e3va_cli.memory.benchmark import Setting, setting_of  # noqa: E402
-from e3va_cli.memory.budget import parse_budget  # noqa: E402
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # noqa: E402
 from e3va_cli.memory.planner import plan  # noqa: E402
 from e3va_cli.memory.published import SETTINGS  # noqa: E402
@@ -81,7 +80,8 @@ class Step:
     def overrides(self) -> list[str]:
         """The step as overrides of `e3va benchmark-memory`."""
         method, *own = self.variant.split(":")
-        shared = [f"experiment={self.experiment}", f"data.batch_size={self.batch_size}", *self.options]
+        budget = [f"budget={self.budget}"] if self.budget else []
+        shared = [f"experiment={self.experiment}", f"data.batch_size={self.batch_size}", *budget, *self.options]
         return [*shared, f"trainer.precision={self.precision}", f"adapter={method}", *(f"adapter.{o}" for o in own)]
 
 
@@ -132,7 +132,7 @@ def planned_mib(step: Step) -> float:
 def measured(step: Step, process: MeasuringProcess, device: str) -> Measurement:
     """Measure a step on the device, under its budget."""
     config, setting = configured(step)
-    limit = parse_budget(step.budget) - config["reserve_mib"] if step.budget else None
+    limit = setting.gpu_limit_mib
     size, classes, warmup, repeats = setting.size, setting.num_classes, setting.warmup, setting.repeats
     return process.measure(Request(config, size, classes, device, warmup, repeats, memory_limit_mib=limit))
 

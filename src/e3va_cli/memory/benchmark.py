@@ -31,7 +31,7 @@ class Setting:
         num_classes: of the head.
         device: that is measured on, `None` to plan only.
         warmup, repeats: steps that are not timed, and that are.
-        gpu_limit_mib: what a measurement on a GPU may use of it.
+        gpu_limit_mib: what the allocator may take of a GPU in a measurement: a budget less its reserve.
     """
 
     size: StepSize
@@ -62,7 +62,7 @@ def setting_of(config: dict[str, Any]) -> Setting:
     gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
     wanted = gpu if config["measure"] == "auto" else config["measure"]
     device = ("cuda" if gpu else "cpu") if wanted else None
-    limit = None if config["budget"] is None else parse_budget(config["budget"])
+    limit = None if config["budget"] is None else parse_budget(config["budget"]) - config["reserve_mib"]
     return Setting(size, planned_classes(config["dataset"]), device, config["warmup"], config["repeats"], limit)
 
 
