@@ -44,7 +44,7 @@ from e3va_cli.memory.result import saved_pct  # noqa: E402
 MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
 OTHERS = tuple(method for method in METHODS if method not in MAIN)
 CARD = "11GiB"
-TESTS_S, MEASUREMENT_S, PROFILE_S = 160, 7, 25  # expected; nothing is begun that these say would end too late
+TESTS_S, MEASUREMENT_S, PROFILE_S = 160, 7, 75  # expected; nothing is begun that these say would end too late
 PLANS_S = 45  # for planning what was measured; after it, as that would take the processor from the steps
 
 

@@ -58,7 +58,7 @@ def test_a_command_is_ended_with_the_time(tmp_path):
 
 
 def test_the_list_says_what_is_skipped(capsys):
-    assert gpu_check.main(["--dry-run", "--minutes", "3"]) == 0
+    assert gpu_check.main(["--dry-run", "--minutes", "5"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert listed[0].endswith("tests") and listed[-3].startswith("-") and not listed[1].startswith("-")
 
