@@ -73,12 +73,12 @@ def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
         with pytest.raises(UserError, match=f"one: holds a run already; go on with it by resume={one}"):
-            require_place([f"hydra.run.dir={one}", *words])
-    require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"])
-    require_place([f"hydra.run.dir={tmp_path}/new"])
-    require_place([])
+            require_place([f"hydra.run.dir={one}", *words], writes=False)
+    require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
+    require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)
+    require_place([], writes=False)
     monkeypatch.setenv("LOCAL_RANK", "1")  # the first process may have put its checkpoint there already
-    require_place([f"hydra.run.dir={one}", f"resume={other}"])
+    require_place([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
 
 
 def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
