@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from e3va_cli.config.legacy import BY_NAME, LEGACY_OPTIONS, fill_legacy_options, missing_options
+from e3va_cli.config.legacy import LEGACY_OPTIONS, fill_legacy_options, missing_options
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.export.overrides import as_value, evaluation_words
 from e3va_cli.export.trained import outlined, read_trained
 from e3va_cli.hydra_app import on_top_of_run
-from tests.export.crafted_runs import craft
+from tests.export.crafted_runs import aged, craft
 
 VOC = ["dataset=voc", "dataset.root=x", "head.fpn_channels=32", "backbone=swin_nano", "dataset.classes=[a,b,c,d,e]"]
 VOC += ["dataset.num_classes=5"]
@@ -24,22 +23,6 @@ OLD = {
     "dataset.intensity_percentiles=[0.1,99.9]",
     "dataset.encoding='latin-1'",
 }
-
-
-def aged(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it was before the options of the table existed."""
-    config = copy.deepcopy(config)
-
-    def remove(part: dict[str, Any], options: dict[str, Any]) -> None:
-        for key, value in options.items():
-            if isinstance(value, dict) and isinstance(part[key], dict):
-                remove(part[key], value)
-            else:
-                del part[key]
-
-    for group, table in LEGACY_OPTIONS.items():
-        remove(config[group], table.get(config[group]["name"], {}) if group in BY_NAME else table)
-    return config
 
 
 def test_every_option_of_the_table_exists(config: Callable[..., dict[str, Any]]) -> None:

@@ -93,10 +93,9 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
         if config is not None:
             if command == "evaluate" and "dataset" in given:  # the head and more that the run's data set had chosen
                 base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
-            if command == "train":
-                warn_of_legacy_options(place, config)
             base += [f"{key}={as_value(value)}" for key, value in missing_options(config).items()]
             if command == "train":
+                warn_of_legacy_options(place, config)
                 base += recipe_words(base, config)
     taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
     left_out = ("resume", "checkpoint") if command == "train" else ("resume", "checkpoint", "budget")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
 
 from e3va_cli.composition import CONFIG_MODULE, plain
 from e3va_cli.config import register_schemas
+from e3va_cli.config.legacy import BY_NAME, LEGACY_OPTIONS
 from e3va_cli.model import build_model
 from e3va_cli.training.checkpoints import ABOUT, about_model, trained_state
 
@@ -50,6 +53,22 @@ def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Pa
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("[]")
     return folder
+
+
+def aged(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as it was before the options of the table existed."""
+    config = copy.deepcopy(config)
+
+    def remove(part: dict[str, Any], options: dict[str, Any]) -> None:
+        for key, value in options.items():
+            if isinstance(value, dict) and isinstance(part[key], dict):
+                remove(part[key], value)
+            else:
+                del part[key]
+
+    for group, table in LEGACY_OPTIONS.items():
+        remove(config[group], table.get(config[group]["name"], {}) if group in BY_NAME else table)
+    return config
 
 
 @contextmanager

@@ -7,36 +7,27 @@ import pytest
 import torch
 import yaml
 
-from e3va_cli.config.legacy import LEGACY_OPTIONS, LegacyWarning
+from e3va_cli.config.legacy import LegacyWarning
 from e3va_cli.errors import UserError
 from e3va_cli.export.predictor import load_adapters
 from e3va_cli.export.trained import backbone_of, build_trained, read_trained
 from e3va_cli.hydra_app import on_top_of_run
 from e3va_cli.training.checkpoints import ABOUT, verify
-from tests.export.crafted_runs import SMALL, craft
+from tests.export.crafted_runs import SMALL, aged, craft
 from tests.export.test_adapter_folder import export, forge
 
 
-def drop(config):
-    """What an older version did not write."""
-
-    def without(part, options):
-        for option, value in options.items():
-            if isinstance(value, dict):
-                without(part[option], value)
-            else:
-                del part[option]
-
-    without(config["backbone"], LEGACY_OPTIONS["backbone"])
-    without(config["head"], LEGACY_OPTIONS["head"][config["head"]["name"]])
+def make_old(about):
+    """Leave out what an older version did not write, in place."""
+    about["config"] = aged(about["config"])
+    about["head"] = about["config"]["head"]
 
 
 def made_old(run):
     """Turn a run folder into one of an older version; returns it."""
     path = run / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
-    drop(content[ABOUT]["config"])
-    content[ABOUT]["head"] = content[ABOUT]["config"]["head"]
+    make_old(content[ABOUT])
     torch.save(content, path)
     (run / "config.yaml").write_text(yaml.safe_dump(content[ABOUT]["config"]))
     return run
@@ -53,12 +44,7 @@ def old(request, tmp_path, old_run):
     if request.param == "run":
         return old_run
     folder = export(craft(tmp_path / "new", *SMALL), tmp_path / "adapter")
-
-    def change(content):
-        drop(content["config"])
-        content["head"] = content["config"]["head"]
-
-    forge(folder, change)
+    forge(folder, make_old)
     return folder
 
 
