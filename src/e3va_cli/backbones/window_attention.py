@@ -44,9 +44,9 @@ def transform_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = 
 
 
 def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
-    """Pad a map (B, H, W, C) with zeros at its lower and right ends to whole windows."""
-    height, width = x.shape[1:3]
-    return pad(x, (0, 0, 0, -width % window_w, 0, -height % window_h))
+    """Pad a map (B, H, W, C) with zeros at its lower and right ends to whole windows; one of those stays itself."""
+    missing_h, missing_w = -x.shape[1] % window_h, -x.shape[2] % window_w
+    return pad(x, (0, 0, 0, missing_w, 0, missing_h)) if missing_h or missing_w else x  # pad would copy
 
 
 def attend_in_parts(

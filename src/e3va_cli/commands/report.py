@@ -71,8 +71,7 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     if checkpoint is not None:
         table.add_row("Resumes", escape(f"{checkpoint}, after step {step:,}"))
     console.print(table)
-    for note in warnings_of(course, schedule):
-        console.print(f"[yellow]Warning:[/] {note}")
+    print_warnings(warnings_of(course, schedule))
     if step >= course.total_steps:
         console.print("Nothing is left to train; a larger trainer.max_epochs or trainer.max_steps goes on.")
     if run.model.identity.weights == "random":
