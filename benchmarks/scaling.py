@@ -1,7 +1,7 @@
-"""Print how a step's memory and operations grow with image size, batch size, backbone and rank: planned, not measured.
+"""Print how a step's memory and operations grow with image size, batch size, backbone and so on: planned, not measured.
 
-    python benchmarks/scaling.py [--settings coco|voc] [--axes size,batch,backbone,rank] [--output FILE.json]
-                                 [KEY=VALUE ...]
+    python benchmarks/scaling.py [--settings coco|voc] [--axes size,batch,backbone,rank,precision] [--one-backward-pass]
+                                 [--output FILE.json] [KEY=VALUE ...]
 
 Each table varies one thing about one of the paper's two settings and leaves the others. Beside each figure stand its
 ratios to full fine-tuning and to training the head alone under the same conditions. Neither a GPU nor weights nor data
@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,6 +26,7 @@ from e3va_cli.commands.benchmark_memory import COMMAND, of_method
 from e3va_cli.composition import CONFIG_MODULE, checked
 from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
+from e3va_cli.heads.backward_at_once import one_backward_pass
 from e3va_cli.machine import MIB
 from e3va_cli.memory.benchmark import setting_of
 from e3va_cli.memory.planner import plan
@@ -43,6 +45,7 @@ class Point:
     batch: int
     backbone: str
     rank: int
+    precision: str = "32"
 
     @property
     def words(self) -> list[str]:
@@ -54,6 +57,7 @@ class Point:
             f"data.batch_size={self.batch}",
             f"backbone={self.backbone}",
             f"adapter.rank={self.rank}",
+            f"trainer.precision={self.precision}",
             "measure=false",
         ]
 
@@ -75,6 +79,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "batch": (1, 2, 4),
     "backbone": ("swin_t", "swin_s", "swin_b", "swin_l"),
     "rank": (4, 16, 64),
+    "precision": ("32", "16-mixed", "bf16-mixed"),
 }
 
 
@@ -85,6 +90,9 @@ def parser() -> argparse.ArgumentParser:
         "--settings", choices=BASES, default="coco", help="Cascade Mask R-CNN, Swin-B; RetinaNet, Swin-L"
     )
     parser.add_argument("--axes", default=",".join(AXES), help="what to vary, one table each")
+    parser.add_argument(
+        "--one-backward-pass", action="store_true", help="heads keep all activations for one backward pass"
+    )
     return parser
 
 
@@ -143,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for axis in axes:
         rows = []
         for point in points(base, axis):
-            found = ways_at(point, base, words)
+            with one_backward_pass() if given.one_backward_pass else nullcontext():
+                found = ways_at(point, base, words)
             for way, of_way in found.items():
                 rows.append([label(point, axis), way, *cells(of_way, found["full"], found["frozen"])])
                 figures.append({"axis": axis, **vars(point), "way": way, **vars(of_way)})

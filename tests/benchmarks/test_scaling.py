@@ -70,6 +70,20 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [cell.strip() for cell in of_row.split("|")[3:6]] == ["52", "3.250", "2.167"]  # 13 letters against 4 and 6
 
 
+def test_heads_may_keep_all_activations(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(scaling.BASES, "voc", dataclasses.replace(SMALL, size=(480, 640)))
+    monkeypatch.setitem(scaling.AXES, "batch", (2,))
+    peaks = []
+    for words in ([], ["--one-backward-pass"]):
+        scaling.planned.cache_clear()
+        scaling.main(["--settings", "voc", "--axes", "batch", *words])
+        row = next(
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 ") and "frozen" in line
+        )
+        peaks.append(int(row.split("|")[3]))
+    assert peaks[1] > peaks[0]
+
+
 def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match=r"--axes size,depth: no axis depth; choices: size, batch"):
         scaling.main(["--axes", "size,depth"])

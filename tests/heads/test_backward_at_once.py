@@ -1,11 +1,11 @@
-import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from e3va_cli.heads.backward_at_once import losses_in_parts
+from e3va_cli.heads.backward_at_once import losses_in_parts, one_backward_pass
 from e3va_cli.memory.step import StepSize, make_batch
 from e3va_cli.model import build_model
 
@@ -154,7 +154,7 @@ def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
 
 
 @pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
-def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(config, head, monkeypatch):
+def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(config, head):
     words = ["head.fpn_channels=32"]
     if head == "cascade_mask_rcnn":
         words += ["head.box.conv_channels=[32]", "head.box.hidden=32", "head.mask.channels=[32]"]
@@ -165,16 +165,14 @@ def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(c
     batch = make_batch(size, num_classes=3, needs=model.head.needs)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = []
-    for _ in range(2):
+    for backward_passes in (nullcontext(), one_backward_pass()):
         torch.manual_seed(1)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16), backward_passes:
             losses = model.losses(batch.images, batch.image_sizes, batch.targets)
         gradients.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(trained.values())))
-        monkeypatch.setattr(
-            sys.modules[type(model.head).__module__], "losses_in_parts", lambda p, i, _: plain_losses(p, i)
-        )
+    roundings = 2 * torch.finfo(torch.bfloat16).eps  # of gradients that are added up in another order
     for name, ours, expected in zip(trained, *gradients, strict=True):
-        assert expected.norm() > 0 and (ours - expected).norm() <= 0.01 * expected.norm(), name
+        assert expected.norm() > 0 and (ours - expected).norm() <= roundings * expected.norm(), name
 
 
 @pytest.mark.parametrize("total", [lambda losses: torch.stack(losses).sum() / 2, sum], ids=["stacked", "added"])

@@ -27,7 +27,7 @@ METHOD_KEYS = {
 
 
 def test_planned(e3va, tmp_path):
-    options = ["measure=false", "methods=[full,e3va]", "budget=90MiB", "reserve_mib=0", "adapter.rank=4"]
+    options = ["measure=false", "methods=[full,e3va]", "budget=154MiB", "reserve_mib=0", "adapter.rank=4"]
     done = e3va("benchmark-memory", *SMALL, *options)
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert set(content) == {"settings", "methods", "claims"}

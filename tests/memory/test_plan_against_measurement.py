@@ -128,6 +128,12 @@ def test_steady_state_has_optimizer_state_and_no_gradients_in_the_forward_pass(c
     assert kinds["optimizer"] == pytest.approx(2 * kinds["weights"], rel=0.02)
 
 
+def test_a_plan_of_a_gpu_has_the_workspaces_of_cublas(config):
+    cuda, cpu = (plan(config(), step(), num_classes=80, semantics=semantics) for semantics in ("cuda", "cpu"))
+    assert cuda.peak.by_kind["workspaces"] == 2 * 32 * MIB and cpu.peak.by_kind["workspaces"] == 0
+    assert cuda.peak.total_bytes - cpu.peak.total_bytes == cuda.resting_bytes - cpu.resting_bytes == 2 * 32 * MIB
+
+
 def test_the_largest_image_of_multi_scale_training(config):
     dataset = config("dataset=coco", "dataset.root=x")["dataset"]
     assert build_transforms(dataset).largest_image == (800, 1333)

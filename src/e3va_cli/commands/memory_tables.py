@@ -14,7 +14,13 @@ from e3va_cli.memory.published import published_setting
 from e3va_cli.memory.result import Result, against_full
 from e3va_cli.memory.tracker import KINDS
 
-SHORT = {"gradients": "grads", "optimizer": "optim.", "transient": "passing", "measured and planned": "both"}
+SHORT = {
+    "gradients": "grads",
+    "optimizer": "optim.",
+    "transient": "passing",
+    "workspaces": "cuBLAS",
+    "measured and planned": "both",
+}
 COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 
 

@@ -10,6 +10,8 @@ gradients of a sum, they hold for losses that are summed with one common factor;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +21,17 @@ from torch.autograd.function import once_differentiable
 from e3va_cli.autocast import autocast_dtype, without_autocast
 
 Parts = Callable[[dict[str, Tensor]], Iterator[dict[str, Tensor]]]
+_at_once = ContextVar("_at_once", default=True)
+
+
+@contextmanager
+def one_backward_pass() -> Iterator[None]:
+    """Within the block, the activations of all parts are kept for the step's one backward pass, as in most code."""
+    token = _at_once.set(False)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
 
 
 def losses_in_parts(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
@@ -33,7 +46,8 @@ def losses_in_parts(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[n
         modules: those that the parts use.
     """
     # Gradients in float16 need the scale that only the backward pass brings.
-    if not torch.is_grad_enabled() or any(autocast_dtype(t) == torch.float16 for t in inputs.values()):
+    scaled_later = any(autocast_dtype(t) == torch.float16 for t in inputs.values())
+    if scaled_later or not (_at_once.get() and torch.is_grad_enabled()):
         return {name: value for part in parts(inputs) for name, value in part.items()}
     weights = [weight for module in modules for weight in module.parameters()]
     names: list[str] = []

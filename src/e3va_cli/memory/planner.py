@@ -15,15 +15,20 @@ from typing import Any, Literal
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from e3va_cli.machine import MIB
 from e3va_cli.memory.autocast import CudaAutocast
 from e3va_cli.memory.follow import Followed, follow_step
 from e3va_cli.memory.operations import Operations
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch
+from e3va_cli.memory.tracker import WORKSPACES
 from e3va_cli.memory.worst_case import worst_case
 from e3va_cli.model import outline_model, parameter_counts
 from e3va_cli.training.optimizer import build_optimizer
 
 Semantics = Literal["cuda", "cpu"]
+# PyTorch gives cuBLAS a workspace for each thread that multiplies, of the forward and of the backward pass: 32 MiB from
+# Hopper on and where algorithms are deterministic, else 8 MiB (`parseChosenWorkspaceSize` in CublasHandlePool.cpp).
+CUBLAS_WORKSPACES = 2 * 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         config: with `backbone`, `adapter`, `head` and `optimizer`; weights are not looked at.
         size: of the step.
         num_classes: of the head.
-        semantics: the device whose rules hold for the operators that autocast leaves in float32.
+        semantics: the device whose rules hold, for what autocast leaves in float32 and for workspaces of libraries.
     """
     started = time.perf_counter()
     model = outline_model(config, num_classes=num_classes).train()
@@ -64,5 +69,12 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
         with Operations() as operations:
             followed = follow_step(model, optimizer, batch, size, rules)
         parameters = parameter_counts(model)
-    seconds = time.perf_counter() - started
-    return Plan(**vars(followed), parameters=parameters, operations=operations.total, seconds=seconds)
+    workspaces = CUBLAS_WORKSPACES if semantics == "cuda" else 0
+    return Plan(
+        peak=followed.peak.with_kind(WORKSPACES, workspaces),
+        resting_bytes=followed.resting_bytes + workspaces,
+        regions=followed.regions,
+        parameters=parameters,
+        operations=operations.total,
+        seconds=time.perf_counter() - started,
+    )

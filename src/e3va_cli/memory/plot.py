@@ -32,7 +32,7 @@ LAYERS = {  # what is stacked, bottom first: label, kinds, colour
     "backbone activations": (("backbone",), "#d1495b"),
     "adapter activations": (("adapters",), "#edae49"),
     "neck and head activations": (("neck", "head"), "#66a182"),
-    "in passing": (("transient",), "#c9c9c9"),
+    "in passing, cuBLAS": (("transient", "workspaces"), "#c9c9c9"),
 }
 OURS, OTHERS, GREY = "#d1495b", "#3b4a6b", "#5f6368"
 

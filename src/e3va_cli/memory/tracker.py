@@ -7,6 +7,7 @@ until its last tensor is gone, however many views share it. Each has a kind:
     batch                                    told by `own`: images and targets
     backbone, adapters, neck, head           activations: what autograd keeps, under the kind of the module keeping it
     transient                                everything else: results in passing, gradients of activations
+    workspaces                               told by `Peak.with_kind`: what libraries hold beside all tensors
 
 Not seen: memory that an operator takes and gives back inside itself (workspaces of convolutions), and what an
 allocator holds beyond the tensors (fragmentation).
@@ -17,7 +18,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ from torch.utils._pytree import tree_leaves
 OWNED = ("weights", "buffers", "gradients", "optimizer", "batch")
 ACTIVATIONS = ("backbone", "adapters", "neck", "head")
 TRANSIENT = "transient"
-KINDS = (*OWNED, *ACTIVATIONS, TRANSIENT)
+WORKSPACES = "workspaces"
+KINDS = (*OWNED, *ACTIVATIONS, TRANSIENT, WORKSPACES)
 CUDA_GRANULARITY = 512  # bytes; CUDA's caching allocator rounds every tensor up to a multiple of it
 
 
@@ -50,6 +52,11 @@ class Peak:
     phase: str = ""
     module: str = ""
     operator: str = ""
+
+    def with_kind(self, kind: str, nbytes: int) -> Peak:
+        """The same with `nbytes` more of a kind, held all the time."""
+        held = {**self.by_kind, kind: self.by_kind.get(kind, 0) + nbytes}
+        return replace(self, total_bytes=self.total_bytes + nbytes, by_kind=held)
 
     @property
     def place(self) -> str:
