@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -15,9 +14,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.config import NEEDED, problems
-from e3va_cli.config.effects import idle_options
+from e3va_cli.config.options import idle_options, instantiate
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.run_config import NEEDED, errors_in
 
 CONFIG_MODULE = "e3va_cli.conf"
 
@@ -124,17 +123,14 @@ def checked(config_name: str, words: list[str], typed: list[str] | None = None) 
             cfg = compose(config_name, overrides=[word for word in sweep_free if word])
         except (HydraException, OmegaConfBaseException) as whole:
             raise UserError(*unknown, *(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
-        mistakes = [*unknown, *problems(cfg)]
+        mistakes = [*unknown, *errors_in(cfg)]
         if not any(override.is_sweep_override() for override in overrides):
-            missing = OmegaConf.missing_keys(cfg)
-            mistakes += idle_options(
-                [o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in mistakes)],
-                lambda key: None if key in missing else OmegaConf.select(cfg, key),
-            )
+            given = {o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in mistakes)}
+            mistakes += idle_options(given, instantiate(cfg, missing=None))
         for override in overrides:
             for word in list(single_values(override))[1:]:  # the further values of a sweep
                 try:
-                    mistakes += problems(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
+                    mistakes += errors_in(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
                 except (HydraException, OmegaConfBaseException) as error:
                     mistakes.append(explain(config_name, parse([word])[0], error, cfg))
     if mistakes:
@@ -169,12 +165,7 @@ def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
         except (HydraException, OmegaConfBaseException) as error:
             mistakes.append(explain(config_name, override, error, cfg))
         else:
-            mistakes += [problem for problem in problems(cfg) if not problem.endswith(NEEDED)]
+            mistakes += [error for error in errors_in(cfg) if not error.endswith(NEEDED)]
             if override.key_or_group in groups():
                 choices.append(override.input_line or "")
     return mistakes
-
-
-def plain(cfg: DictConfig, *, complete: bool = True) -> dict[str, Any]:
-    """The resolved configuration as plain containers; unless `complete`, values may be missing (`???`)."""
-    return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=complete))

@@ -20,12 +20,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse, plain
-from e3va_cli.config import register_schemas
-from e3va_cli.config.legacy import LegacyWarning, fill_legacy_options, missing_options, warn_of_legacy_options
+from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, leaves, model_words
+from e3va_cli.run_config import (
+    LegacyWarning,
+    TrainConfig,
+    missing_options,
+    plain,
+    register_schemas,
+    typed,
+    warn_of_legacy_options,
+    with_older_options,
+)
 from e3va_cli.run_folder import (
     adapter_folder,
     config_of,
@@ -85,7 +93,7 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
     given = {override.key_or_group for override in parse(words)}
     adapter = adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
-        base = evaluation_words(fill_legacy_options(read_config(adapter)["config"]))
+        base = evaluation_words(with_older_options(read_config(adapter)["config"]))
     else:
         run, _ = locate(place, CONTINUES[command])
         base = overrides_of(run)
@@ -119,7 +127,7 @@ def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
         return []  # which is refused
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            today = plain(compose("train", overrides=words), complete=False)
+            today = plain(typed(compose("train", overrides=words), TrainConfig, complete=False))
     except (HydraException, OmegaConfBaseException):
         return []  # what is wrong with the words is said when they are checked
     then, now = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbon
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS, Detections, Head, Segmentation, Target, build_head
+from e3va_cli.run_config import RunConfig
 
 
 class DenseModel(nn.Module):
@@ -55,7 +56,7 @@ class DenseModel(nn.Module):
         return self.head.predict(self.extractor, self.normalise(images, image_sizes))
 
 
-def require_suited(config: dict[str, Any]) -> None:
+def require_suited(config: RunConfig) -> None:
     """Check, before anything is read, that method, backbone, head and data set go together.
 
     Raises:
@@ -63,17 +64,17 @@ def require_suited(config: dict[str, Any]) -> None:
             set cannot have what the head is trained on; names what goes together.
     """
     require_frozen_if_asked(config)
-    require_offered(config, SOURCES[config["dataset"]["name"]].offers)
+    require_offered(config, config.dataset.offers)
 
 
-def require_frozen_if_asked(config: dict[str, Any]) -> None:
+def require_frozen_if_asked(config: RunConfig) -> None:
     """Check that no gradient goes through a backbone kept in 16 bits or compiled; as `require_suited`."""
-    method = config["adapter"]["name"]
+    method = config.adapter.name
     if issubclass(METHODS[method], FrozenBackbone):
         return
     methods = " or ".join(name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone))
     for option, usual in (("dtype", "float32"), ("compile", False)):
-        value = config["backbone"].get(option, usual)
+        value = getattr(config.backbone, option)
         if value != usual:
             given, needed = (f"backbone.{option}={str(one).lower()}" for one in (value, usual))
             raise UserError(
@@ -82,12 +83,12 @@ def require_frozen_if_asked(config: dict[str, Any]) -> None:
             )
 
 
-def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
+def require_offered(config: RunConfig, offers: frozenset[str]) -> None:
     """Check that what a data set `offers` is what the configured head is trained on; as `require_suited`."""
-    name, needs = config["head"]["name"], HEADS[config["head"]["name"]].needs
+    name, needs = config.head.name, HEADS[config.head.name].needs
     if needs <= offers:
         return
-    dataset = config["dataset"]["name"]
+    dataset = config.dataset.name
     heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
     sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
     missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
@@ -97,32 +98,30 @@ def require_offered(config: dict[str, Any], offers: frozenset[str]) -> None:
     raise UserError(f"head={name} is trained on {missing}, which this data (dataset={dataset}) has none of; {advice}")
 
 
-def build_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
-    """The model of a plain, resolved configuration, to be trained."""
-    model = assemble(config, *build_backbone(**config["backbone"]), num_classes)
+def build_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+    """The model of a configuration, to be trained."""
+    model = assemble(config, *build_backbone(config.backbone), num_classes)
     guard_convolutions(model)
     return model
 
 
-def build_random_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
+def build_random_model(config: RunConfig, *, num_classes: int) -> DenseModel:
     """The same model on random weights, whatever the configuration says: for measurements."""
-    backbone = {**config["backbone"], "pretrained": False, "weights": None}
-    return build_model({**config, "backbone": backbone}, num_classes=num_classes)
+    backbone = replace(config.backbone, pretrained=False, weights=None)
+    return build_model(replace(config, backbone=backbone), num_classes=num_classes)
 
 
-def outline_model(config: dict[str, Any], *, num_classes: int) -> DenseModel:
+def outline_model(config: RunConfig, *, num_classes: int) -> DenseModel:
     """The same model as shapes only, on the meta device."""
     with torch.device("meta"):
-        return assemble(config, *outline_backbone(**config["backbone"]), num_classes)
+        return assemble(config, *outline_backbone(config.backbone), num_classes)
 
 
-def assemble(
-    config: dict[str, Any], backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int
-) -> DenseModel:
-    """The model of a plain, resolved configuration on a backbone that is there already."""
+def assemble(config: RunConfig, backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int) -> DenseModel:
+    """The model of a configuration on a backbone that is there already."""
     require_frozen_if_asked(config)
-    extractor = tune(backbone, **config["adapter"])
-    head = build_head(**config["head"], channels=backbone.widths, num_classes=num_classes)
+    extractor = tune(backbone, config.adapter)
+    head = build_head(config.head, channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)
     return DenseModel(extractor, head, identity)
 

@@ -13,10 +13,11 @@ from e3va_cli.adapters import (  # each import registers a method
     mona,
     partial_1,
 )
-from e3va_cli.adapters.method import METHODS, FeatureExtractor, FrozenBackbone, tune
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone, tune
 
 __all__ = [
     "METHODS",
+    "AdapterOptions",
     "FeatureExtractor",
     "FrozenBackbone",
     "adapter",

@@ -6,9 +6,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from e3va_cli.adapters.bottleneck import Bottleneck, draw_linears
+from e3va_cli.adapters.bottleneck import Bottleneck, BottleneckOptions, draw_linears
 from e3va_cli.adapters.insertion import Insertion, after_branch
-from e3va_cli.adapters.method import register
+from e3va_cli.adapters.method import METHODS
 from e3va_cli.backbones.residual import ResidualBackbone
 
 NEARLY_ZERO = 0.01  # standard deviation of the weights at the start, as in the paper
@@ -31,7 +31,7 @@ class SkipBottleneck(Bottleneck):
         return z + super().forward(z)
 
 
-@register("adapter")
+@METHODS.register("adapter", BottleneckOptions)
 class Adapter(Insertion):
     """Adapters after attention and after the MLP, before each residual addition.
 
@@ -48,8 +48,6 @@ class Adapter(Insertion):
         init_std: standard deviation of the weights at the start; None for the paper's 0.01, cut at twice that.
     """
 
-    def __init__(
-        self, backbone: ResidualBackbone, *, hidden: int, dropout: float, init_std: float | None = None
-    ) -> None:
-        build = partial(SkipBottleneck, hidden=hidden, dropout=dropout, init_std=init_std)
+    def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:
+        build = partial(SkipBottleneck, hidden=options.hidden, dropout=options.dropout, init_std=options.init_std)
         super().__init__(backbone, build, after_branch)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
 
-from e3va_cli.adapters.bottleneck import Bottleneck, draw_linears
+from e3va_cli.adapters.bottleneck import Bottleneck, BottleneckOptions, draw_linears
 from e3va_cli.adapters.insertion import Insertion, beside_branch
-from e3va_cli.adapters.method import register
+from e3va_cli.adapters.method import METHODS
 from e3va_cli.backbones.residual import ResidualBackbone
+from e3va_cli.config.options import option
 
 
 class ScaledBottleneck(Bottleneck):
@@ -29,7 +31,14 @@ class ScaledBottleneck(Bottleneck):
         return self.scale * super().forward(x)
 
 
-@register("adaptformer")
+@dataclass
+class AdaptFormerOptions(BottleneckOptions):
+    """Options of AdaptFormer."""
+
+    scale: float = option(help="factor of what a bottleneck adds", above=0)
+
+
+@METHODS.register("adaptformer", AdaptFormerOptions)
 class AdaptFormer(Insertion):
     """AdaptFormer: a bottleneck parallel to the MLP of each block.
 
@@ -49,14 +58,12 @@ class AdaptFormer(Insertion):
         init_std: standard deviation of the weights at the start; None for the paper's start, with Up zero.
     """
 
-    def __init__(
-        self,
-        backbone: ResidualBackbone,
-        *,
-        hidden: int,
-        dropout: float,
-        scale: float,
-        init_std: float | None = None,
-    ) -> None:
-        build = partial(ScaledBottleneck, hidden=hidden, dropout=dropout, scale=scale, init_std=init_std)
+    def __init__(self, backbone: ResidualBackbone, options: AdaptFormerOptions) -> None:
+        build = partial(
+            ScaledBottleneck,
+            hidden=options.hidden,
+            dropout=options.dropout,
+            scale=options.scale,
+            init_std=options.init_std,
+        )
         super().__init__(backbone, build, beside_branch, kinds=("mlp",))

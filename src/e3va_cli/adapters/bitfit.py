@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from e3va_cli.adapters.method import FeatureExtractor, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FeatureExtractor
 from e3va_cli.backbones.residual import ResidualBackbone
 
 
-@register("bitfit")
+@METHODS.register("bitfit", AdapterOptions)
 class BitFit(FeatureExtractor):
     """BitFit trains the bias terms, those of position included.
 
@@ -22,7 +22,7 @@ class BitFit(FeatureExtractor):
         backbone: any residual backbone; all but its biases are frozen.
     """
 
-    def __init__(self, backbone: ResidualBackbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: ResidualBackbone, options: AdapterOptions | None = None) -> None:
+        super().__init__(backbone, options)
         for name, parameter in backbone.named_parameters():
             parameter.requires_grad_("bias" in name)

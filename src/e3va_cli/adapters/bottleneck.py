@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from e3va_cli.adapters.method import AdapterOptions
+from e3va_cli.config.options import option
+
+
+@dataclass
+class BottleneckOptions(AdapterOptions):
+    """Options of methods with a bottleneck."""
+
+    hidden: int = option(help="width of the bottleneck; parameters grow with it, and memory a little", above=0)
+    dropout: float = option(
+        help="share of the bottleneck that is dropped; 0.0 saves a mask of its size", least=0, most=1
+    )
+    init_std: float | None = option(
+        None,
+        help="of the weights of both projections at the start; null: as the method's own paper has it",
+        above=0,
+        free=True,
+    )
 
 
 class Bottleneck(nn.Module):

@@ -18,6 +18,7 @@ the features start as the backbone's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,12 +28,40 @@ from torch.utils.checkpoint import checkpoint
 from e3va_cli.adapters.activations import keeping
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.low_rank import LowRankLinear
-from e3va_cli.adapters.method import FrozenBackbone, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FrozenBackbone
 from e3va_cli.adapters.recomputed import recomputed_stage
 from e3va_cli.backbones.residual import ResidualBackbone, Stage
+from e3va_cli.config.options import Under, option
 
 
-@register("e3va")
+@dataclass
+class E3VAOptions(AdapterOptions):
+    """Options of E3VA."""
+
+    rank: int = option(help="parameters grow with it; memory hardly does", above=0)
+    hidden_ratio: float = option(help="width of the bottleneck as a part of the stage's width", above=0)
+    init: str = option(
+        "zero",
+        help="zero: the last factor, so that training starts at the pre-trained features; kaiming: none, as LoRand starts",
+        choices=("zero", "kaiming"),
+        free=True,
+    )
+    activations: str = option(
+        "keep",
+        help="of adapters, for the backward pass: keep; compress saves memory; recompute more, at a second forward pass",
+        choices=("keep", "compress", "recompute"),
+        free=True,
+    )
+    compress_bits: int = option(
+        8,
+        help="with compress: 16 (bfloat16) or 8 (integers with scales); rounds the gradients of A, a little",
+        choices=(16, 8),
+        free=True,
+        under=(Under("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
+    )
+
+
+@METHODS.register("e3va", E3VAOptions)
 class E3VA(FrozenBackbone):
     """The highway: one adapter per residual branch of the frozen backbone.
 
@@ -47,31 +76,26 @@ class E3VA(FrozenBackbone):
         compress_bits: 16 or 8 per number.
     """
 
+    shares_backbone = True
     adapters: Any  # [stage][branch], the order of the backbone's stages and their branches
 
-    def __init__(
-        self,
-        backbone: ResidualBackbone,
-        *,
-        rank: int,
-        hidden_ratio: float,
-        init: str = "zero",
-        activations: str = "keep",
-        compress_bits: int = 8,
-    ) -> None:
-        super().__init__(backbone)
-        self.activations = activations
-        kept = keeping(activations, compress_bits)
+    def __init__(self, backbone: ResidualBackbone, options: E3VAOptions) -> None:
+        super().__init__(backbone, options)
+        self.activations = options.activations
+        kept = keeping(options.activations, options.compress_bits)
         self.adapters = nn.ModuleList(
             nn.ModuleList(
                 DualLowRankAdapter(
-                    stage.width, hidden=max(1, round(stage.width * hidden_ratio)), rank=rank, keeping=kept
+                    stage.width,
+                    hidden=max(1, round(stage.width * options.hidden_ratio)),
+                    rank=options.rank,
+                    keeping=kept,
                 )
                 for _ in stage.branches
             )
             for stage in backbone.stages
         )
-        if init == "kaiming":
+        if options.init == "kaiming":
             for module in self.adapters.modules():
                 if isinstance(module, LowRankLinear):
                     module.start_as_lorand()

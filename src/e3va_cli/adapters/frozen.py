@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from e3va_cli.adapters.method import FrozenBackbone, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FrozenBackbone
 
 
-@register("frozen")
+@METHODS.register("frozen", AdapterOptions)
 class Frozen(FrozenBackbone):
     """The pre-trained backbone as it is, in eval mode: the least that any method costs.
 
@@ -17,3 +17,5 @@ class Frozen(FrozenBackbone):
     Args:
         backbone: any residual backbone; it is frozen and put into eval mode.
     """
+
+    shares_backbone = True

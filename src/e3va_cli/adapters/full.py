@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from e3va_cli.adapters.method import FeatureExtractor, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FeatureExtractor
 from e3va_cli.backbones.residual import ResidualBackbone
 
 
-@register("full")
+@METHODS.register("full", AdapterOptions)
 class Full(FeatureExtractor):
     """Full fine-tuning, what every other method is measured against.
 
@@ -19,6 +19,6 @@ class Full(FeatureExtractor):
         backbone: any residual backbone.
     """
 
-    def __init__(self, backbone: ResidualBackbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: ResidualBackbone, options: AdapterOptions | None = None) -> None:
+        super().__init__(backbone, options)
         backbone.requires_grad_(True)

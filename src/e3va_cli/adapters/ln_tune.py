@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from e3va_cli.adapters.method import FeatureExtractor, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FeatureExtractor
 from e3va_cli.backbones.residual import ResidualBackbone
 
 
-@register("ln_tune")
+@METHODS.register("ln_tune", AdapterOptions)
 class LNTune(FeatureExtractor):
     """LN-tune trains scale and shift of every norm: in the blocks, the patch embedding and the patch merging.
 
@@ -21,8 +21,8 @@ class LNTune(FeatureExtractor):
         backbone: any residual backbone; all but its norms is frozen.
     """
 
-    def __init__(self, backbone: ResidualBackbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: ResidualBackbone, options: AdapterOptions | None = None) -> None:
+        super().__init__(backbone, options)
         backbone.requires_grad_(False)
         for module in backbone.modules():
             if isinstance(module, nn.LayerNorm):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from e3va_cli.adapters.method import FeatureExtractor, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FeatureExtractor
 from e3va_cli.backbones.residual import ResidualBackbone
+from e3va_cli.config.options import option
 from e3va_cli.errors import UserError
 
 
@@ -37,7 +40,17 @@ class QueryValueUpdate(nn.Module):
         return torch.cat((query + query_update, key, value + value_update), dim=-1)
 
 
-@register("lora")
+@dataclass
+class LoRAOptions(AdapterOptions):
+    """Options of LoRA."""
+
+    rank: int = option(
+        help="parameters grow with it, and memory a little: 2 * rank numbers per token and block", above=0
+    )
+    alpha: float = option(help="updates are scaled by alpha / rank; 1 is the default of the authors' code", above=0)
+
+
+@METHODS.register("lora", LoRAOptions)
 class LoRA(FeatureExtractor):
     """LoRA on the query and value projections of every attention.
 
@@ -57,14 +70,14 @@ class LoRA(FeatureExtractor):
         UserError: the backbone has no attention with such a projection.
     """
 
-    def __init__(self, backbone: ResidualBackbone, *, rank: int, alpha: float) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: ResidualBackbone, options: LoRAOptions) -> None:
+        super().__init__(backbone, options)
         backbone.requires_grad_(False)
         projections = [b.qkv for stage in backbone.stages for b in stage.branches if b.qkv is not None]
         if not projections:
             raise UserError("adapter=lora: this backbone has no query-key-value projection; use adapter=adapter")
         self.updates = nn.ModuleList()
         for qkv in projections:
-            update = QueryValueUpdate(qkv.in_features, rank=rank, alpha=alpha)
+            update = QueryValueUpdate(qkv.in_features, rank=options.rank, alpha=options.alpha)
             self.updates.append(update)
             qkv.register_forward_hook(update.after)

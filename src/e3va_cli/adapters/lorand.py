@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from e3va_cli.adapters.insertion import Insertion, after_branch
-from e3va_cli.adapters.method import register
+from e3va_cli.adapters.method import METHODS, AdapterOptions
 from e3va_cli.backbones.residual import ResidualBackbone
+from e3va_cli.config.options import option
 
 
 class MultiBranchLinear(nn.Module):
@@ -51,7 +53,18 @@ class LowRankBottleneck(nn.Module):
         return z + self.up(self.activation(self.down(z)))
 
 
-@register("lorand")
+@dataclass
+class LoRandOptions(AdapterOptions):
+    """Options of LoRand."""
+
+    hidden_ratio: float = option(
+        help="width of the bottleneck as a part of the stage's width; memory grows with it", above=0
+    )
+    branches: int = option(help="products summed to each weight; parameters grow with it, memory does not", above=0)
+    rank: int = option(help="of each product; parameters grow with it, memory does not", above=0)
+
+
+@METHODS.register("lorand", LoRandOptions)
 class LoRand(Insertion):
     """LoRand adapters after attention and after the MLP, before each residual addition.
 
@@ -70,6 +83,8 @@ class LoRand(Insertion):
         rank: rank of each product.
     """
 
-    def __init__(self, backbone: ResidualBackbone, *, hidden_ratio: float, branches: int, rank: int) -> None:
-        build = partial(LowRankBottleneck, hidden_ratio=hidden_ratio, branches=branches, rank=rank)
+    def __init__(self, backbone: ResidualBackbone, options: LoRandOptions) -> None:
+        build = partial(
+            LowRankBottleneck, hidden_ratio=options.hidden_ratio, branches=options.branches, rank=options.rank
+        )
         super().__init__(backbone, build, after_branch)

@@ -5,13 +5,23 @@ A tuning method turns a backbone into a feature extractor and decides, by `requi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from e3va_cli.backbones.residual import ResidualBackbone
+from e3va_cli.config.options import Options, option
+from e3va_cli.config.registry import Registry
+
+
+@dataclass
+class AdapterOptions(Options):
+    """Options of every tuning method; most have further ones."""
+
+    name: str = option()
 
 
 class FeatureExtractor(nn.Module):
@@ -21,9 +31,12 @@ class FeatureExtractor(nn.Module):
         backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
         norms: one trainable LayerNorm per stage, the same for every method.
         stages: those whose feature maps are wanted; all, unless `restrict_to` was called.
+        shares_backbone: whether the backbone computes what it would without the method, so that others can use its pass.
     """
 
-    def __init__(self, backbone: ResidualBackbone) -> None:
+    shares_backbone = False
+
+    def __init__(self, backbone: ResidualBackbone, options: Any = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
@@ -48,8 +61,8 @@ class FeatureExtractor(nn.Module):
 class FrozenBackbone(FeatureExtractor):
     """A feature extractor whose backbone has no trainable parameter and stays in eval mode (no drop path)."""
 
-    def __init__(self, backbone: ResidualBackbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: ResidualBackbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
         backbone.requires_grad_(False)
         backbone.eval()
 
@@ -66,20 +79,9 @@ class FrozenBackbone(FeatureExtractor):
         return self
 
 
-Method = TypeVar("Method", bound=type[FeatureExtractor])
-METHODS: dict[str, type[FeatureExtractor]] = {}
+METHODS: Registry[type[FeatureExtractor]] = Registry("adapter")
 
 
-def register(name: str) -> Callable[[Method], Method]:
-    """Make a method choosable as `adapter=name`; its keyword arguments are the keys of `conf/adapter/name.yaml`."""
-
-    def add(method: Method) -> Method:
-        METHODS[name] = method
-        return method
-
-    return add
-
-
-def tune(backbone: ResidualBackbone, name: str, **options: Any) -> FeatureExtractor:
-    """Put `backbone` under the method called `name`."""
-    return METHODS[name](backbone, **options)
+def tune(backbone: ResidualBackbone, options: AdapterOptions) -> FeatureExtractor:
+    """Return `backbone` under the method that its options name."""
+    return METHODS[options.name](backbone, options)

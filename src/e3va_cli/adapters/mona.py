@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from e3va_cli.adapters.bottleneck import draw_linears
+from e3va_cli.adapters.bottleneck import BottleneckOptions, draw_linears
 from e3va_cli.adapters.insertion import Insertion, after_addition
-from e3va_cli.adapters.method import register
+from e3va_cli.adapters.method import METHODS
 from e3va_cli.backbones.residual import ResidualBackbone
 
 KERNELS = (3, 5, 7)
@@ -47,7 +47,7 @@ class MultiCognitiveAdapter(nn.Module):
         return x + self.up(self.dropout(self.activation(y)))
 
 
-@register("mona")
+@METHODS.register("mona", BottleneckOptions)
 class Mona(Insertion):
     """Mona: multi-cognitive visual adapters in series with the stream, after each residual addition.
 
@@ -65,8 +65,8 @@ class Mona(Insertion):
         init_std: standard deviation of Down's and Up's weights at the start; None for PyTorch's linear layers.
     """
 
-    def __init__(
-        self, backbone: ResidualBackbone, *, hidden: int, dropout: float, init_std: float | None = None
-    ) -> None:
-        build = partial(MultiCognitiveAdapter, hidden=hidden, dropout=dropout, init_std=init_std)
+    def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:
+        build = partial(
+            MultiCognitiveAdapter, hidden=options.hidden, dropout=options.dropout, init_std=options.init_std
+        )
         super().__init__(backbone, build, after_addition)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from e3va_cli.adapters.method import FeatureExtractor, register
+from e3va_cli.adapters.method import METHODS, AdapterOptions, FeatureExtractor
 from e3va_cli.backbones.residual import ResidualBackbone
 
 
-@register("partial_1")
+@METHODS.register("partial_1", AdapterOptions)
 class Partial1(FeatureExtractor):
     """Partial-1 trains the last block of the last stage; nothing below it is in the backward pass.
 
@@ -19,7 +19,7 @@ class Partial1(FeatureExtractor):
         backbone: any residual backbone; the other blocks are frozen.
     """
 
-    def __init__(self, backbone: ResidualBackbone) -> None:
-        super().__init__(backbone)
+    def __init__(self, backbone: ResidualBackbone, options: AdapterOptions | None = None) -> None:
+        super().__init__(backbone, options)
         backbone.requires_grad_(False)
         backbone.stages[-1].branches[-1].block.requires_grad_(True)

@@ -11,12 +11,60 @@ Every backbone that fits the highway is a residual network: a block adds one or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from e3va_cli.config.options import MAX_SEED, Options, Under, option
+from e3va_cli.config.registry import Registry
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class BackboneOptions(Options):
+    """Options of a frozen network and its weights, of every family."""
+
+    name: str = option()
+    family: str = option("swin", help="whose code reads timm_name and model_args", before="swin")
+    timm_name: str = option(help="of the architecture")
+    model_args: dict[str, Any] = option({}, help="further ones of timm's constructor")
+    pretrained: bool = option(False, help="fetch timm's weights")
+    weights: str | None = option(None, help="or read them from a file: timm's, or the authors' .pth")
+    seed: int = option(
+        0,
+        help="of random weights, where neither is given",
+        least=0,
+        most=MAX_SEED,
+        under=(
+            Under("pretrained", lambda value: not value, "whose weights are not random"),
+            Under("weights", lambda value: value is None, "whose weights are not random"),
+        ),
+    )
+    drop_path_rate: float = option(
+        0.1,
+        help="of methods with gradients through the backbone; without effect with E3VA and frozen",
+        least=0,
+        below=1,
+        before=0.1,
+        of_training=True,
+    )
+    dtype: str = option(
+        "float32",
+        help="of the weight matrices; bfloat16 or float16 reduces memory, with E3VA or frozen",
+        choices=tuple(DTYPES),
+    )
+    compile: bool = option(
+        False, help="true: compiled by torch.compile, faster after a slow start, with E3VA or frozen"
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the weights."""
+        if self.pretrained and self.weights:
+            yield f"{at}.pretrained=true and {at}.weights= exclude each other: give one of them"
 
 
 @dataclass(frozen=True)
@@ -97,3 +145,7 @@ class ResidualBackbone(nn.Module):
                 x = x + branch(x) if torch.is_grad_enabled() else x.add_(branch(x))
             outputs.append(x)
         return outputs
+
+
+BACKBONES: Registry[Callable[[Any, bool], ResidualBackbone]] = Registry("backbone")
+"""What builds a backbone of each family, of its options and whether to fetch timm's weights."""

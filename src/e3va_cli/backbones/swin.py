@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -12,10 +15,52 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
 from e3va_cli.autocast import autocast_dtype
-from e3va_cli.backbones.residual import Branch, ResidualBackbone, Stage
+from e3va_cli.backbones.residual import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
 from e3va_cli.backbones.window_attention import attend_in_parts, pad_to_windows, separations, transform_in_parts
+from e3va_cli.config.options import option
 
 STAGES = 4  # of strides 4 to 32
+FIXED = frozenset(
+    {"timm_name", "pretrained", "num_classes", "strict_img_size", "always_partition", "pad_before_shift"}
+)  # not in model_args
+WEIGHTLESS = frozenset(
+    {"drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "img_size"}
+)  # change no weight: published ones fit
+NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
+
+
+@dataclass
+class SwinOptions(BackboneOptions):
+    """Options of a Swin Transformer of timm."""
+
+    pad_before_shift: bool = option(
+        True,
+        help="of maps that are no multiple of the window, as Swin's detection code does; false: as timm",
+        before=False,
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what makes the options more than those of an architecture, or of one that nobody has weights for."""
+        if self.pretrained and (others := sorted(set(self.model_args) - WEIGHTLESS)):
+            yield (
+                f"{at}.pretrained=true: nobody publishes weights for {self.name} with "
+                f"{', '.join(f'model_args.{name}' for name in others)}; choose swin_t, swin_s, swin_b or swin_l "
+                f"unchanged, or give {at}.weights=FILE"
+            )
+        if self.timm_name is not None:
+            yield from (f"{at}.{fault}" for fault in architecture_faults(self.timm_name, self.model_args))
+
+
+def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:
+    """What makes options more than those of an architecture: they come with checkpoints, and may name files to timm."""
+    if not NAME.fullmatch(timm_name):
+        yield f"timm_name={timm_name}: not the name of an architecture"
+    for key, value in model_args.items():
+        if key in FIXED:
+            yield f"model_args.{key}: not to be chosen"
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
+            yield f"model_args.{key} is no number or list of numbers"
 
 
 def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_before_shift: bool, x: Tensor) -> Tensor:
@@ -146,3 +191,10 @@ def build_swin(
     if not isinstance(model, SwinTransformer) or len(model.layers) != STAGES:
         raise TypeError(f"{timm_name} is no Swin Transformer of {STAGES} stages")
     return SwinBackbone(model, pad_before_shift=pad_before_shift)
+
+
+@BACKBONES.register("swin", SwinOptions)
+def swin_of(options: SwinOptions, pretrained: bool) -> SwinBackbone:
+    """Return the Swin that the options describe, random unless `pretrained`."""
+    args = {"drop_path_rate": options.drop_path_rate, **options.model_args}
+    return build_swin(options.timm_name, pretrained=pretrained, pad_before_shift=options.pad_before_shift, **args)

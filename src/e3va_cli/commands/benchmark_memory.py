@@ -23,7 +23,7 @@ from e3va_cli.commands.memory_tables import (
     peak_lines,
     results_table,
 )
-from e3va_cli.composition import parse, plain
+from e3va_cli.composition import parse
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
 from e3va_cli.machine import device_name, versions
@@ -34,6 +34,7 @@ from e3va_cli.memory.plot import draw
 from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
+from e3va_cli.run_config import BenchmarkMemoryConfig, plain, typed
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -41,12 +42,12 @@ COMMAND = "benchmark_memory"
 
 def run(cfg: DictConfig) -> None:
     """Plan or measure each method, judge the claims, write the files; exit code 1 if a claim does not hold."""
-    config = plain(cfg, complete=False)  # neither data nor weights are needed
+    config = typed(cfg, BenchmarkMemoryConfig, complete=False)  # neither data nor weights are needed
     folder = Path(HydraConfig.get().runtime.output_dir)
     words = list(HydraConfig.get().overrides.task)
-    configs = {method: of_method(words, method) for method in known(config["methods"])}
+    configs = {method: of_method(words, method) for method in known(config.methods)}
     setting = setting_of(config)
-    limit = None if config["budget"] is None else parse_budget(config["budget"]) - config["reserve_mib"]
+    limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
     console.print(describe(config, setting))
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
@@ -54,8 +55,8 @@ def run(cfg: DictConfig) -> None:
         results = follow(bar, "Measuring" if setting.device else "Planning", configs, setting)
         others = published_runs(bar, config, setting)
         batches = None if limit is None else batches_within(bar, configs, setting, limit)
-    ours = Run(config["backbone"]["name"], config["head"]["name"], setting.size.image_size, results)
-    claims = judge([ours, *others], reserve_mib=config["reserve_mib"])
+    ours = Run(config.backbone.name, config.head.name, setting.size.image_size, results)
+    claims = judge([ours, *others], reserve_mib=config.reserve_mib)
     write(folder, config, setting, results, claims, batches)
     show(config, setting, results, claims, batches, folder)
     if any(claim.verdict == "does not hold" for claim in claims):
@@ -79,7 +80,7 @@ def known(methods: list[str]) -> list[str]:
     return list(dict.fromkeys(methods))
 
 
-def of_method(words: list[str], method: str) -> dict[str, Any]:
+def of_method(words: list[str], method: str) -> BenchmarkMemoryConfig:
     """The configuration with `adapter=method`; of the options `adapter.*` given, those that this method has."""
     given = [o for o in parse(words) if o.key_or_group != "adapter"]
     shared = [str(o.input_line) for o in given if not o.key_or_group.startswith("adapter.")]
@@ -90,10 +91,10 @@ def of_method(words: list[str], method: str) -> dict[str, Any]:
         for o in given
         if o.key_or_group.startswith("adapter.") and o.key_or_group.removeprefix("adapter.") in options.adapter
     ]
-    return plain(compose(COMMAND, overrides=[*base, *own]), complete=False)
+    return typed(compose(COMMAND, overrides=[*base, *own]), BenchmarkMemoryConfig, complete=False)
 
 
-def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], setting: Setting) -> list[Result]:
+def follow(bar: Progress, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: Setting) -> list[Result]:
     """All results, one method after another."""
     task = bar.add_task(doing, total=len(configs))
     results: list[Result] = []
@@ -105,9 +106,9 @@ def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], settin
     return results
 
 
-def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> list[Run]:
+def published_runs(bar: Progress, config: BenchmarkMemoryConfig, setting: Setting) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
-    chosen = published_setting(config["backbone"]["name"])
+    chosen = published_setting(config.backbone.name)
     if chosen is None or setting.size.image_size != chosen.image_size:
         return []
     shared = [f"data.batch_size={setting.size.batch_size}", f"trainer.precision={setting.size.precision}"]
@@ -118,13 +119,13 @@ def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> l
         configs = {method: of_method([*words, "measure=false"], method) for method in methods}
         first = next(iter(configs.values()))
         theirs = setting_of(first)
-        results = follow(bar, f"Planning {first['backbone']['name']} for the claims:", configs, theirs)
-        runs.append(Run(first["backbone"]["name"], first["head"]["name"], theirs.size.image_size, results))
+        results = follow(bar, f"Planning {first.backbone.name} for the claims:", configs, theirs)
+        runs.append(Run(first.backbone.name, first.head.name, theirs.size.image_size, results))
     return runs
 
 
 def batches_within(
-    bar: Progress, configs: dict[str, dict[str, Any]], setting: Setting, limit_mib: float
+    bar: Progress, configs: dict[str, BenchmarkMemoryConfig], setting: Setting, limit_mib: float
 ) -> dict[str, int]:
     """The largest batch of each method within the budget."""
     task = bar.add_task("Largest batch", total=len(configs))
@@ -136,27 +137,27 @@ def batches_within(
     return batches
 
 
-def describe(config: dict[str, Any], setting: Setting) -> str:
+def describe(config: BenchmarkMemoryConfig, setting: Setting) -> str:
     """One line on what is compared."""
     size = setting.size
     height, width = size.image_size
     where = f"measured on {setting.device}" if setting.device else "planned: no GPU and no weights needed"
     return (
-        f"{config['backbone']['name']} with {config['head']['name']}, batch {size.batch_size} of {height}x{width}, "
+        f"{config.backbone.name} with {config.head.name}, batch {size.batch_size} of {height}x{width}, "
         f"{size.instances_per_image} instances an image, precision {size.precision}, AdamW; {where}"
     )
 
 
-def settings_entry(config: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def settings_entry(config: BenchmarkMemoryConfig, setting: Setting) -> dict[str, Any]:
     """`settings` of `benchmark.json`."""
     import torch
 
     size = setting.size
     device = setting.device
     return {
-        "backbone": config["backbone"]["name"],
-        "head": config["head"]["name"],
-        "dataset": config["dataset"]["name"],
+        "backbone": config.backbone.name,
+        "head": config.head.name,
+        "dataset": config.dataset.name,
         "batch_size": size.batch_size,
         "image_size": list(size.image_size),
         "instances_per_image": size.instances_per_image,
@@ -166,15 +167,15 @@ def settings_entry(config: dict[str, Any], setting: Setting) -> dict[str, Any]:
         "device": device,
         "device_name": None if device is None else device_name(torch.device(device)),
         "planned_for": setting.semantics,
-        "budget": config["budget"],
-        "reserve_mib": config["reserve_mib"],
+        "budget": config.budget,
+        "reserve_mib": config.reserve_mib,
         "versions": versions(),
     }
 
 
 def write(
     folder: Path,
-    config: dict[str, Any],
+    config: BenchmarkMemoryConfig,
     setting: Setting,
     results: list[Result],
     claims: list[Claim],
@@ -183,14 +184,14 @@ def write(
     """Leave the files in the run folder."""
     write_json(folder / BENCHMARK, benchmark_json(settings_entry(config, setting), results, claims))
     details = {r.method: {**r.details, "largest_batch_size": (batches or {}).get(r.method)} for r in results}
-    write_json(folder / DETAILS, {"methods": details, "config": config})
+    write_json(folder / DETAILS, {"methods": details, "config": plain(config)})
     if any(r.peak_mib is not None for r in results):
-        title = f"{config['backbone']['name']} + {config['head']['name']}: memory of a training step"
+        title = f"{config.backbone.name} + {config.head.name}: memory of a training step"
         draw(results, folder / PLOT, title=title, subtitle=describe(config, setting).partition(", ")[2])
 
 
 def show(
-    config: dict[str, Any],
+    config: BenchmarkMemoryConfig,
     setting: Setting,
     results: list[Result],
     claims: list[Claim],
@@ -198,7 +199,7 @@ def show(
     folder: Path,
 ) -> None:
     """Print the tables and where the files lie."""
-    console.print(results_table(results, config["backbone"]["name"]))
+    console.print(results_table(results, config.backbone.name))
     for result in results:
         for warning in [*result.details.get("warnings", []), result.details.get("error")]:
             if warning:
@@ -209,7 +210,7 @@ def show(
     if batches is not None:
         console.print(budget_table(config, setting, batches))
         height, width = setting.size.image_size
-        if config["image_size"] is None and height != width:
+        if config.image_size is None and height != width:
             console.print(
                 f"A batch with an upright and a lying image is padded to both their sides: plan for it with "
                 f"image_size=[{width},{width}]."

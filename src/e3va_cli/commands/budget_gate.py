@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from dataclasses import fields, replace
 
 from hydra import compose
 
+from e3va_cli.adapters.e3va import E3VAOptions
 from e3va_cli.commands.console import console
-from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
 from e3va_cli.machine import MIB
 from e3va_cli.memory.benchmark import Setting, largest_batch_of, setting_of
 from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.planner import plan
+from e3va_cli.run_config import BenchmarkMemoryConfig, RunConfig, TrainConfig, typed
 
 
-def require_fit(config: dict[str, Any], budget: str) -> None:
+def require_fit(config: RunConfig, budget: str) -> None:
     """Plan the largest step of a run; numbers that a training run does not have are those of benchmark_memory.yaml.
 
     Raises:
         UserError: it needs more than `budget`; names what would fit.
     """
     setting = setting_of_run(config)
-    reserve_mib = benchmark_options()["reserve_mib"]
+    reserve_mib = benchmark_options().reserve_mib
     limit_mib = parse_budget(budget) - reserve_mib
     needed = peak_mib(config, setting)
     height, width = setting.size.image_size
@@ -36,39 +36,41 @@ def require_fit(config: dict[str, Any], budget: str) -> None:
     raise UserError(f"budget={budget}: this run cannot fit: it needs {about}{hint}")
 
 
-def benchmark_options() -> dict[str, Any]:
-    """What `e3va benchmark-memory` has by default."""
-    return plain(compose("benchmark_memory"), complete=False)
+def benchmark_options() -> BenchmarkMemoryConfig:
+    """Return what `e3va benchmark-memory` has by default."""
+    return typed(compose("benchmark_memory"), BenchmarkMemoryConfig, complete=False)
 
 
-def setting_of_run(config: dict[str, Any]) -> Setting:
-    """The largest step of a run, on a GPU; numbers that a training run does not have are benchmark_memory.yaml's."""
-    return setting_of({**benchmark_options(), **config, "measure": False, "budget": None})
+def setting_of_run(config: RunConfig) -> Setting:
+    """Return the largest step of a run, on a GPU; what a training run does not have is benchmark_memory.yaml's."""
+    shared = {one.name: getattr(config, one.name) for one in fields(RunConfig)}
+    return setting_of(replace(benchmark_options(), **shared, measure=False, budget=None))
 
 
-def peak_mib(config: dict[str, Any], setting: Setting) -> float:
+def peak_mib(config: RunConfig, setting: Setting) -> float:
     """What the tensors of a step will need."""
     return plan(config, setting.size, num_classes=setting.num_classes).peak.total_bytes / MIB
 
 
-def what_would_fit(config: dict[str, Any], setting: Setting, limit_mib: float) -> list[str]:
+def what_would_fit(config: RunConfig, setting: Setting, limit_mib: float) -> list[str]:
     """Overrides of which each alone makes the run fit."""
     remedies = []
-    batch, accumulated = setting.size.batch_size, config["trainer"]["accumulate_grad_batches"]
+    batch, accumulated = setting.size.batch_size, config.trainer.accumulate_grad_batches
     largest = largest_batch_of(config, setting, limit_mib)
     if largest:
         steps = -(-batch * accumulated // largest)
         remedies.append(f"data.batch_size={largest} trainer.accumulate_grad_batches={steps}")
     if setting.size.precision == "32":
-        mixed = dataclasses.replace(setting, size=dataclasses.replace(setting.size, precision="bf16-mixed"))
+        mixed = replace(setting, size=replace(setting.size, precision="bf16-mixed"))
         if peak_mib(config, mixed) <= limit_mib:
             remedies.append("trainer.precision=bf16-mixed")
-    for activations in ("compress", "recompute"):
-        adapter = {**config["adapter"], "activations": activations}
-        other = config["adapter"].get("activations", activations) != activations
-        if other and peak_mib({**config, "adapter": adapter}, setting) <= limit_mib:
-            remedies.append(f"adapter.activations={activations}")
-    ours = plain(compose("train", overrides=["adapter=e3va"]))["adapter"]
-    if config["adapter"]["name"] != ours["name"] and peak_mib({**config, "adapter": ours}, setting) <= limit_mib:
-        remedies.append("adapter=e3va")
+    if isinstance(config.adapter, E3VAOptions):
+        for activations in (one for one in ("compress", "recompute") if one != config.adapter.activations):
+            other = replace(config, adapter=replace(config.adapter, activations=activations))
+            if peak_mib(other, setting) <= limit_mib:
+                remedies.append(f"adapter.activations={activations}")
+    else:
+        ours = typed(compose("train", overrides=["adapter=e3va"]), TrainConfig, complete=False).adapter
+        if peak_mib(replace(config, adapter=ours), setting) <= limit_mib:
+            remedies.append("adapter=e3va")
     return remedies

@@ -16,14 +16,14 @@ from rich.table import Table
 from e3va_cli.commands.console import console
 from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.commands.report import print_warnings
-from e3va_cli.composition import plain
-from e3va_cli.data import SPLITS, DenseDataset, Source, Split, build_source
+from e3va_cli.data import SPLITS, DenseDataset, Source, Split
 from e3va_cli.data.report import Report
 from e3va_cli.data.source import require_class_count
 from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics.limits import limit_note
+from e3va_cli.run_config import CheckDataConfig, typed
 
 
 def run(cfg: DictConfig) -> None:
@@ -32,10 +32,10 @@ def run(cfg: DictConfig) -> None:
     Raises:
         UserError: a split is not there or cannot be looked at; the other one is reported on before.
     """
-    config = plain(cfg)
+    config = typed(cfg, CheckDataConfig)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    source = build_source(config["dataset"])
-    targets = HEADS[config["head"]["name"]].needs
+    source = config.dataset
+    targets = HEADS[config.head.name].needs
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
     sound, refusals, opened, left_out = True, [], [], 0
     for split in SPLITS:
@@ -48,16 +48,16 @@ def run(cfg: DictConfig) -> None:
         sound = sound and report.ok
         try:
             dataset = source.open(split, None, targets=targets)
-            require_class_count(config["dataset"], dataset)
+            require_class_count(source, dataset)
         except UserError as error:
             print_refusal(error)
             sound = False
             continue
         opened.append(dataset)
         left_out += print_left_out(dataset, split)
-        print_warnings([limit_note(dataset, config["head"])])
+        print_warnings([limit_note(dataset, config.head)])
         picture = folder / f"{split}.png"
-        if draw_annotations(dataset, config["pictures"], picture):
+        if draw_annotations(dataset, config.pictures, picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
     if len(opened) == len(SPLITS):
         try:

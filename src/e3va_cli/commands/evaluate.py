@@ -14,23 +14,23 @@ from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import hide_lightning_hints, print_results, print_warnings
-from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
 from e3va_cli.export.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
 from e3va_cli.export.passes import Adapter, passes_of
 from e3va_cli.files import write_json
 from e3va_cli.metrics import Results
 from e3va_cli.metrics.limits import limit_note
+from e3va_cli.run_config import EvaluateConfig, typed
 from e3va_cli.run_folder import METRICS, PICTURES
 
 
 def run(cfg: DictConfig, *others: DictConfig) -> None:
     """Measure what was trained on the validation images; `others` are the configurations of further checkpoints."""
     hide_lightning_hints()
-    configs = [plain(one) for one in (cfg, *others)]
-    if configs[0]["trainer"]["limit_val_batches"] == 0:
+    configs = [typed(one, EvaluateConfig) for one in (cfg, *others)]
+    if configs[0].trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
-    (paths, *_) = [listed(config.pop("checkpoint")) for config in configs]
+    paths = listed(configs[0].checkpoint)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line(folder, of_evaluation):
         measure(read_candidates(paths, configs), folder)
@@ -51,7 +51,7 @@ def measure(candidates: list[Candidate], folder: Path) -> None:
             results |= evaluation.results
             places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
             files |= {one.name: leave(evaluation, one, places[one.name]) for one in evaluation.adapters}
-            limits += [limit_note(evaluation.run.val, one.config["head"]) for one in evaluation.adapters]
+            limits += [limit_note(evaluation.run.val, one.config.head) for one in evaluation.adapters]
     if trainer.is_global_zero:
         report(results, files, folder, limits)
 
@@ -62,7 +62,7 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
     files = {METRICS: "all of these results", **evaluator.leave(folder)}
     model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
-    if draw_predictions(model, val, evaluator.images, adapter.config["pictures"], folder / PICTURES):
+    if draw_predictions(model, val, evaluator.images, adapter.config.pictures, folder / PICTURES):
         files[PICTURES] = "validation images with what was found"
     return files
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from e3va_cli.commands.console import console
-from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.export.trained import outlined, read_trained
 from e3va_cli.machine import MIB
+from e3va_cli.run_config import ExportAdapterConfig, typed
 from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
 
 WHAT = {
@@ -24,15 +24,15 @@ WHAT = {
 
 def run(cfg: DictConfig) -> None:
     """Make an adapter's folder of a run, and say what is in it."""
-    config = plain(cfg)
-    if not config["output"]:
+    config = typed(cfg, ExportAdapterConfig)
+    if not config.output:
         raise UserError("output: the name of a folder is needed")
-    folder = Path(config["output"])
-    run_folder, _ = locate(config["checkpoint"], "checkpoint")
+    folder = Path(config.output)
+    run_folder, _ = locate(config.checkpoint, "checkpoint")
     require_new(folder)
-    trained = read_trained(config["checkpoint"], "checkpoint")
+    trained = read_trained(config.checkpoint, "checkpoint")
     description = describe(trained, outlined(trained), run_folder)
-    write_adapter(folder, trained.state, description, config["precision"])
+    write_adapter(folder, trained.state, description, config.precision)
     print_made(folder, description["parameters"])
 
 

@@ -8,30 +8,30 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from e3va_cli.commands.console import console
-from e3va_cli.composition import plain
 from e3va_cli.errors import UserError
 from e3va_cli.export.deployment import DifferenceError, Exported, export_dense, require_exportable
 from e3va_cli.export.trained import backbone_of, build_trained, read_trained
+from e3va_cli.run_config import ExportOnnxConfig, typed
 
 MB = 10**6
 
 
 def run(cfg: DictConfig) -> None:
     """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
-    config = plain(cfg)
-    if not config["output"]:
+    config = typed(cfg, ExportOnnxConfig)
+    if not config.output:
         raise UserError("output: the name of a file is needed")
-    path, image_size = Path(config["output"]), config["image_size"]
+    path, image_size = Path(config.output), config.image_size
     require_exportable(path, image_size)
-    trained = read_trained(config["checkpoint"], "checkpoint")
-    model = build_trained(trained, *backbone_of(trained, **config["backbone"]))
+    trained = read_trained(config.checkpoint, "checkpoint")
+    model = build_trained(trained, *backbone_of(trained, **vars(config.backbone)))
     about = {
         "classes": trained.about["classes"],
         "category_ids": trained.about["category_ids"],
         "padding": model.mean.flatten().tolist(),
     }
     try:
-        exported = export_dense(model, path, tuple(image_size), tolerance=config["tolerance"], about=about)
+        exported = export_dense(model, path, tuple(image_size), tolerance=config.tolerance, about=about)
     except DifferenceError as error:
         print(f"e3va: error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
@@ -21,6 +20,7 @@ from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_f
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.machine import MIB, is_out_of_memory, process_peak_rss_mib
 from e3va_cli.memory.benchmark import free_mib
+from e3va_cli.run_config import RunConfig
 from e3va_cli.training.task import DenseTask
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
@@ -80,7 +80,7 @@ def _without_full_disks(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
-def of_training(config: dict[str, Any], trainer: L.Trainer, task: DenseTask, what: str) -> str:
+def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: str) -> str:
     """Where memory did not suffice, with which images, what was planned, and what would fit.
 
     Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -13,6 +11,7 @@ from e3va_cli.memory.claims import Claim
 from e3va_cli.memory.published import published_setting
 from e3va_cli.memory.result import Result, against_full
 from e3va_cli.memory.tracker import KINDS
+from e3va_cli.run_config import BenchmarkMemoryConfig
 
 SHORT = {
     "gradients": "grads",
@@ -103,7 +102,7 @@ def peak_lines(results: list[Result]) -> list[str]:
     return [f"The peak falls in the {place}: {', '.join(methods)}" for place, methods in places.items()]
 
 
-def budget_table(config: dict[str, Any], setting: Setting, batches: dict[str, int]) -> Table:
+def budget_table(config: BenchmarkMemoryConfig, setting: Setting, batches: dict[str, int]) -> Table:
     """Which methods fit, how large a batch does, and the words to use."""
     height, width = setting.size.image_size
     table = Table(
@@ -111,7 +110,7 @@ def budget_table(config: dict[str, Any], setting: Setting, batches: dict[str, in
         "fits",
         "largest batch",
         "overrides",
-        title=f"Within {config['budget']}, {config['reserve_mib']:.0f} MiB of it kept for what no tensor tells of; "
+        title=f"Within {config.budget}, {config.reserve_mib:.0f} MiB of it kept for what no tensor tells of; "
         f"images of {height}x{width}",
     )
     for method, batch in batches.items():

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,10 +17,10 @@ from e3va_cli.commands.image_inputs import find_images
 from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.prediction_files import PREDICTIONS, PredictionFiles
-from e3va_cli.composition import plain
 from e3va_cli.data.targets import RawImage, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.predictor import load_adapters
+from e3va_cli.run_config import PredictConfig, typed
 from e3va_cli.run_folder import claim_folder
 
 RUNS = "runs"  # where a folder for results is made, if none is given
@@ -31,22 +30,22 @@ DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda"}
 
 def run(cfg: DictConfig) -> None:
     """Find and draw; exit code 1 if a file could not be read."""
-    config = plain(cfg)
+    config = typed(cfg, PredictConfig)
     require_usable(config)
-    files = find_images(listed(config["input"]))
-    with in_one_line(Path(config["output"] or RUNS), of_prediction):
+    files = find_images(listed(config.input))
+    with in_one_line(Path(config.output or RUNS), of_prediction):
         skipped = predict(config, files)
     if skipped:
         print(f"e3va: {skipped:,} of {len(files):,} files skipped, as they cannot be read", file=sys.stderr)
         sys.exit(1)
 
 
-def predict(config: dict[str, Any], files: Sequence[Path]) -> int:
+def predict(config: PredictConfig, files: Sequence[Path]) -> int:
     """Find and draw; returns how many files could not be read."""
-    device = DEVICES[config["accelerator"]]
-    together = load_adapters(listed(config["checkpoint"]), device=device, option="checkpoint", **config["backbone"])
-    folder = Path(config["output"]) if config["output"] else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
-    output = PredictionFiles(folder, files, together.adapters, score=config["score"], pictures=config["pictures"])
+    device = DEVICES[config.accelerator]
+    together = load_adapters(listed(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
+    folder = Path(config.output) if config.output else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
+    output = PredictionFiles(folder, files, together.adapters, score=config.score, pictures=config.pictures)
     for adapter in together.adapters:
         line = f"{adapter.name}: {adapter.task}, {len(adapter.classes)} classes, of {adapter.path}"
         console.print(line, markup=False)
@@ -54,8 +53,8 @@ def predict(config: dict[str, Any], files: Sequence[Path]) -> int:
         print_passes(together.passes)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("Predicting", total=len(files))
-        for batch in batches(files, config["batch_size"], output.skip):
-            found = together.predict([image for _, image in batch], score=config["score"], batch_size=len(batch))
+        for batch in batches(files, config.batch_size, output.skip):
+            found = together.predict([image for _, image in batch], score=config.score, batch_size=len(batch))
             for (index, raw), of_adapters in zip(batch, found, strict=True):
                 output.add(index, of_adapters, orientation=raw.orientation)
             bar.update(task, completed=len(output.images) + len(output.skipped))
@@ -65,11 +64,11 @@ def predict(config: dict[str, Any], files: Sequence[Path]) -> int:
     return len(output.skipped)
 
 
-def require_usable(config: dict[str, Any]) -> None:
+def require_usable(config: PredictConfig) -> None:
     """Raises UserError for what cannot be done here, before anything is loaded."""
-    if config["accelerator"] == "gpu" and not torch.cuda.is_available():
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu: PyTorch sees no CUDA GPU here; use accelerator=cpu")
-    if not listed(config["checkpoint"]):
+    if not listed(config.checkpoint):
         raise UserError("checkpoint=[]: nothing to do; give at least one run or adapter")
 
 

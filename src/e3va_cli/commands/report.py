@@ -15,10 +15,12 @@ from e3va_cli.adapters import METHODS, FrozenBackbone
 from e3va_cli.commands.console import console
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
+from e3va_cli.run_config import RunConfig
 from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.text import first_few
-from e3va_cli.training.course import Course
+from e3va_cli.training.course import Course, ScheduleOptions
 from e3va_cli.training.run import Run
+from e3va_cli.training.schedules import MultiStepOptions
 
 CLASSES_SHOWN = 20
 NUMBER = len("50.0")
@@ -40,33 +42,31 @@ def hide_lightning_hints() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None, step: int = 0) -> None:
+def print_start(config: RunConfig, run: Run, folder: Path, checkpoint: Path | None, step: int = 0) -> None:
     """What is about to be trained, on what, and where it will lie; a resumed run goes on after `step`."""
     counts = parameter_counts(run.model)
     assert run.train is not None
     table = Table.grid(padding=(0, 2))
-    table.add_row(
-        "Backbone", f"{config['backbone']['name']}, {counts['backbone_params']:,} parameters, {drop_path(config)}"
-    )
+    table.add_row("Backbone", f"{config.backbone.name}, {counts['backbone_params']:,} parameters, {drop_path(config)}")
     table.add_row(
         "Method",
-        f"{config['adapter']['name']}, {counts['trainable_backbone_params']:,} trainable "
+        f"{config.adapter.name}, {counts['trainable_backbone_params']:,} trainable "
         f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
     )
     table.add_row(
         "Head",
-        f"{config['head']['name']}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable",
+        f"{config.head.name}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable",
     )
     empty = run.train.left_out_images
     left_out = f" ({empty:,} without objects are left out)" if empty else ""
     table.add_row(
         "Data",
-        f"{config['dataset']['name']}, {len(run.train):,} images to train on{left_out}, {len(run.val):,} to evaluate",
+        f"{config.dataset.name}, {len(run.train):,} images to train on{left_out}, {len(run.val):,} to evaluate",
     )
     table.add_row("Classes", escape(named(run.val.classes)))
     assert run.course is not None
-    course, schedule = run.course, config["schedule"]
-    table.add_row("Schedule", described(course, schedule["name"]))
+    course, schedule = run.course, config.schedule
+    table.add_row("Schedule", described(course, schedule.name))
     table.add_row("Run folder", escape(str(folder)))
     if checkpoint is not None:
         table.add_row("Resumes", escape(f"{checkpoint}, after step {step:,}"))
@@ -82,15 +82,15 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     if run.train.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
-    print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config["head"])])
+    print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config.head)])
 
 
-def drop_path(config: dict[str, Any]) -> str:
+def drop_path(config: RunConfig) -> str:
     """What `backbone.drop_path_rate` comes to under the method."""
-    if issubclass(METHODS[config["adapter"]["name"]], FrozenBackbone):
+    if issubclass(METHODS[config.adapter.name], FrozenBackbone):
         return "frozen, so without drop path"
-    backbone = config["backbone"]
-    return f"drop path {backbone['model_args'].get('drop_path_rate', backbone['drop_path_rate']):g}"
+    backbone = config.backbone
+    return f"drop path {backbone.model_args.get('drop_path_rate', backbone.drop_path_rate):g}"
 
 
 def named(classes: list[str]) -> str:
@@ -109,14 +109,15 @@ def described(course: Course, schedule: str) -> str:
     )
 
 
-def warnings_of(course: Course, schedule: dict[str, Any]) -> Iterator[str]:
+def warnings_of(course: Course, schedule: ScheduleOptions) -> Iterator[str]:
     """What of a schedule does not fit a run of this length, a line each."""
     if course.warmup_steps < course.recipe_warmup:
         yield (
             f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
-            f"{course.total_steps:,} steps (schedule.warmup_max_fraction={schedule['warmup_max_fraction']:g})"
+            f"{course.total_steps:,} steps (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
         )
-    late = [epoch for epoch in schedule.get("milestones", []) if round(epoch * course.stretch) >= course.epochs]
+    milestones = schedule.milestones if isinstance(schedule, MultiStepOptions) else []
+    late = [epoch for epoch in milestones if round(epoch * course.stretch) >= course.epochs]
     if late:
         yield (
             f"the run ends after {course.epochs:,} epochs, before the learning rate falls at "

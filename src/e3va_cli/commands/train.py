@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +20,9 @@ from e3va_cli.commands.report import (
     print_start,
     print_warnings,
 )
-from e3va_cli.composition import plain
 from e3va_cli.files import replacing
 from e3va_cli.metrics.limits import limit_note
+from e3va_cli.run_config import TrainConfig, typed
 from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, is_first_process, locate
 from e3va_cli.run_lock import hold
 from e3va_cli.training.checkpoints import (
@@ -40,10 +39,10 @@ from e3va_cli.training.run import Run, build_run
 def run(cfg: DictConfig) -> None:
     """Train, evaluate after every epoch, and say where the results lie."""
     hide_lightning_hints()
-    config = plain(cfg)
-    resume, budget = config.pop("resume"), config.pop("budget")
-    if budget is not None:
-        require_fit(config, budget)
+    config = typed(cfg, TrainConfig)
+    resume = config.resume
+    if config.budget is not None:
+        require_fit(config, config.budget)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if is_first_process():
         hold(folder)
@@ -69,7 +68,7 @@ def run(cfg: DictConfig) -> None:
         finish(config, run, folder)
 
 
-def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
+def finish(config: TrainConfig, run: Run, folder: Path) -> None:
     """Evaluate what has not been evaluated, and say where the results lie."""
     for history in histories(run.trainer):
         history.last_step = run.trainer.global_step - 1
@@ -85,9 +84,9 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
         console.print(f"Not evaluated: {reason}.")
     else:
         print_results(run.task.results)
-        print_warnings([limit_note(run.val, config["head"])])
+        print_warnings([limit_note(run.val, config.head)])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
-        draw_predictions(model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
+        draw_predictions(model, run.val, run.task.evaluator.images, config.pictures, folder / PICTURES)
     print_next(folder)
 
 

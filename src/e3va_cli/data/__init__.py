@@ -2,16 +2,13 @@
 
 from e3va_cli.data import ade20k, coco, shapes, voc
 from e3va_cli.data.batch import Batch, collate
-from e3va_cli.data.module import DenseData
+from e3va_cli.data.module import DenseData, LoaderOptions
 from e3va_cli.data.source import (
     SOURCES,
     SPLITS,
     Source,
     Split,
-    build_source,
-    build_transforms,
     open_splits,
-    planned_classes,
 )
 from e3va_cli.data.targets import DenseDataset, DetectionDataset, Target
 
@@ -22,16 +19,14 @@ __all__ = [
     "DenseData",
     "DenseDataset",
     "DetectionDataset",
+    "LoaderOptions",
     "Source",
     "Split",
     "Target",
     "ade20k",
-    "build_source",
-    "build_transforms",
     "coco",
     "collate",
     "open_splits",
-    "planned_classes",
     "shapes",
     "voc",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from e3va_cli.config.options import Under, option
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.image_survey import survey_images
@@ -27,7 +28,7 @@ from e3va_cli.data.packed import PackedList
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.report import ADVICE, Finding, Place, Report
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
-from e3va_cli.data.source import Split, register
+from e3va_cli.data.source import SOURCES, Source, Split
 from e3va_cli.data.targets import IMAGE_SUFFIXES, USUAL_SCALING, Target, decode_image, head_of, read_image
 from e3va_cli.errors import UserError
 from e3va_cli.text import and_more, printable
@@ -118,25 +119,40 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
 
-@register("ade20k")
-@dataclass(frozen=True)
-class Ade20kSource(ImageFileOptions):
-    """Both splits of a folder in ADE20K's layout; the keys of `conf/dataset/ade20k.yaml`, names relative to `root`."""
+@SOURCES.register("ade20k")
+@dataclass
+class Ade20kSource(ImageFileOptions, SegmentationTransforms, Source):
+    """Both splits of a folder in ADE20K's layout; names are relative to `root`."""
 
     offers: ClassVar[frozenset[str]] = SEMANTIC
-    transforms: ClassVar[type[SegmentationTransforms]] = SegmentationTransforms
     usual_classes: ClassVar[int] = 150
 
-    root: str
-    train_images: str
-    train_labels: str
-    val_images: str
-    val_labels: str
-    num_classes: int | None
-    classes: Sequence[str] | str | None
-    reduce_zero_label: bool = True
-    ignore_index: Any = None
-    label_map: Any = None
+    root: str = option(help="the folder that holds the four below, or the ADEChallengeData2016 that does")
+    train_images: str = option(help="folder")
+    train_labels: str = option(help="folder")
+    val_images: str = option(help="folder")
+    val_labels: str = option(help="folder")
+    num_classes: int | None = option(None, help="null: as many as label_map has or names there are", above=0)
+    classes: Any = option(
+        None,
+        help="names, or a text file of them; null: objectInfo150.txt, classes.txt or names.txt in root, or numbers",
+    )
+    reduce_zero_label: bool = option(
+        True,
+        help="0 is not labelled, classes from 1; false: classes from 0, such as a background",
+        before=True,
+        under=(Under("label_map", lambda value: value is None, "which tells the classes by itself"),),
+    )
+    ignore_index: Any = option(
+        None,
+        help="values, or colors as [[r,g,b]], that are not labelled; null: 255, unless it is a class",
+        before=None,
+    )
+    label_map: Any = option(
+        None,
+        help="value or [r,g,b] of each class, as [0,255], or a file of lines NAME:R,G,B (labelmap.txt of CVAT)",
+        before=None,
+    )
 
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = SEMANTIC

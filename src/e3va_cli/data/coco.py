@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from e3va_cli.config.options import option
 from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco_format import (
     CocoFile,
@@ -29,7 +30,7 @@ from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import ADVICE, Report
-from e3va_cli.data.source import Split, register
+from e3va_cli.data.source import SOURCES, Source, Split
 from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, Target, read_image
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.errors import UserError
@@ -231,22 +232,27 @@ def open_coco(
     return CocoDetection(coco, images, name=name, targets=targets, scaling=scaling, transforms=transforms)
 
 
-@register("coco")
-@dataclass(frozen=True)
-class CocoSource(ImageFileOptions):
-    """Both splits of a folder in COCO's layout; the keys of `conf/dataset/coco.yaml`, names relative to `root`."""
+@SOURCES.register("coco")
+@dataclass
+class CocoSource(ImageFileOptions, DetectionTransforms, Source):
+    """Both splits of a folder in COCO's layout; names are relative to `root`."""
 
     offers: ClassVar[frozenset[str]] = DETECTION
-    transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
     usual_classes: ClassVar[int] = 80
 
-    root: str
-    train_images: str
-    train_annotations: str
-    val_images: str
-    val_annotations: str
-    use_iscrowd: bool = True
-    filter_empty: bool = False
+    root: str = option(help="the folder that holds the four below")
+    train_images: str = option(help="folder")
+    train_annotations: str = option(help="file")
+    val_images: str = option(help="folder")
+    val_annotations: str = option(help="file")
+    use_iscrowd: bool = option(
+        True,
+        help="annotations with iscrowd 1 are crowds, which are ignored; false: objects, as CVAT's brush masks",
+        before=True,
+    )
+    filter_empty: bool = option(
+        False, help="true: images without objects are left out of training", before=False, of_training=True
+    )
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":

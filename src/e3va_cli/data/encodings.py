@@ -57,3 +57,12 @@ def _wider(name: str) -> str:
     "".encode(name)  # raises for what is no encoding of text
     found = codecs.lookup(name).name.replace("-", "_")
     return WIDER.get(found, found.replace("_", "-") if found == "utf_8" else found)
+
+
+def is_encoding(name: str) -> bool:
+    """Return whether Python has an encoding of text of that name."""
+    try:
+        "".encode(name)
+    except (LookupError, UnicodeError, ValueError):
+        return False
+    return True

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from e3va_cli.config.options import Options, Under, option
 
 DARK = 1 / 8  # of the range: an image that stays below it is taken for one that the range does not suit
 USUAL_PERCENTILES = (0.1, 99.9)
@@ -59,28 +60,36 @@ def _percentiles(values: np.ndarray, percentiles: Sequence[float]) -> tuple[floa
     return float(np.percentile(finite, low, method="lower")), float(np.percentile(finite, high, method="higher"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageFileOptions:
-    """Options of all data sets whose images are files.
+@dataclass(kw_only=True)
+class ImageFileOptions(Options):
+    """Options of all data sets whose images are files."""
 
-    Attributes:
-        intensity_range: what becomes black and white in images of more than 8 bits; None for the percentiles.
-        intensity_percentiles: of each image's own values.
-    """
+    intensity_range: list[float] | None = option(
+        None,
+        help="of images of more than 8 bits: what is black and white in all, as [0,4095]; null: as below",
+        before=[0.0, 65535.0],
+    )
+    intensity_percentiles: list[float] = option(
+        list(USUAL_PERCENTILES),
+        help="what is black and white, of each image's own values",
+        before=list(USUAL_PERCENTILES),
+        under=(Under("intensity_range", lambda value: value is None, "set it to null"),),
+    )
 
-    intensity_range: Sequence[float] | None = None
-    intensity_percentiles: Sequence[float] = USUAL_PERCENTILES
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with ranges."""
+        limits = self.intensity_range
+        if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
+            yield f"{at}.intensity_range={limits}: [least,most], what becomes black and white, such as [0,4095]"
+        percentiles = self.intensity_percentiles
+        if percentiles is not None and (len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100):
+            yield f"{at}.intensity_percentiles={percentiles}: [least,most], from 0 to 100"
 
     @property
     def scaling(self) -> IntensityScaling:
         """How images of more than 8 bits are read."""
-        return scaling_of(
-            {"intensity_range": self.intensity_range, "intensity_percentiles": self.intensity_percentiles}
+        low, high = self.intensity_percentiles
+        given = self.intensity_range
+        return IntensityScaling(
+            None if given is None else (float(given[0]), float(given[1])), (float(low), float(high))
         )
-
-
-def scaling_of(config: dict[str, Any]) -> IntensityScaling:
-    """The scaling of a plain `dataset` configuration; the usual one of a data set that has no files."""
-    low, high = config.get("intensity_percentiles") or USUAL_PERCENTILES
-    given = config.get("intensity_range")
-    return IntensityScaling(None if given is None else (float(given[0]), float(given[1])), (float(low), float(high)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from e3va_cli.config.options import Options, option
 from e3va_cli.data.batch import Batch, collate
 from e3va_cli.data.sampling import EpochSampler, Reproducible
 from e3va_cli.data.targets import DenseDataset
@@ -44,32 +46,30 @@ class ResumableLoader(DataLoader[Batch]):
         self.resumed, self.batches = (state["epoch"], state["batches"]), state["batches"]
 
 
+@dataclass
+class LoaderOptions(Options):
+    """Options of loading batches."""
+
+    batch_size: int = option(help="images per step and device; memory grows with it", above=0)
+    val_batch_size: int = option(help="the same in evaluation", above=0)
+    num_workers: int = option(help="processes that read and transform images, per device", least=0)
+
+
 class DenseData(L.LightningDataModule):
     """Shuffled training batches and validation batches in order, each rank its share.
 
     Args:
         train: the training split, or None where only evaluation is wanted.
         val: the validation split.
-        batch_size: training images per step and device.
-        val_batch_size: validation images per step and device.
-        num_workers: loader processes per device.
+        options: of loading.
         seed: of the order of the training images and of their random transforms.
     """
 
-    def __init__(
-        self,
-        train: DenseDataset | None,
-        val: DenseDataset,
-        *,
-        batch_size: int,
-        val_batch_size: int,
-        num_workers: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, train: DenseDataset | None, val: DenseDataset, options: LoaderOptions, *, seed: int) -> None:
         super().__init__()
         self.train, self.val = train, val
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.batch_size, self.val_batch_size = options.batch_size, options.val_batch_size
+        self.num_workers, self.seed = options.num_workers, seed
 
     def _loader(self, dataset: DenseDataset, batch_size: int, *, shuffle: bool) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

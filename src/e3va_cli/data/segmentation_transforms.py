@@ -6,7 +6,7 @@ random crop, flip, distortion of colours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision's own alias)
 
+from e3va_cli.config.options import Options, option
 from e3va_cli.data.targets import Target
 from e3va_cli.data.transforms import ShortestSide, Transforms
 
@@ -87,37 +88,35 @@ class PhotometricDistortion(v2.RandomPhotometricDistort):
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
-@dataclass(frozen=True)
-class SegmentationTransforms:
-    """Resizing and augmentation of images with label maps; the keys of every segmentation data set's YAML.
+@dataclass(kw_only=True)
+class SegmentationTransforms(Options):
+    """Resizing and augmentation of images with label maps; options of every segmentation data set.
 
     Nothing is padded here: `collate` pads what is smaller than the others of its batch, so that the model knows the
     padding and makes it the mean colour, and heads count it as not labelled.
-
-    Attributes:
-        short_side: pixels.
-        max_size: pixels of the long side, which the short side gives way to.
-        scales: least and most of the random factor of both in training.
-        crop_size: pixels of both sides of what training sees, at most.
-        crop_one_class: part of a crop's labelled pixels that one class may cover.
-        flip: probability of a horizontal flip.
-        distort: whether training distorts the colours.
     """
 
-    short_side: int
-    max_size: int
-    scales: Sequence[float]
-    crop_size: int
-    crop_one_class: float
-    flip: float
-    distort: bool
+    short_side: int = option(help="pixels", above=0)
+    max_size: int = option(help="pixels of the longest side, which the short side gives way to", above=0)
+    scales: list[float] = option(help="least and most of the random factor of both in training")
+    crop_size: int = option(
+        help="pixels, height and width of what training sees, at most; memory grows with it", above=0
+    )
+    crop_one_class: float = option(help="part of a crop's labelled pixels that one class may cover", least=0, most=1)
+    flip: float = option(help="probability of a horizontal flip", least=0, most=1)
+    distort: bool = option(help="whether training distorts brightness, contrast, saturation and hue")
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the factors."""
+        if self.scales is not None and (len(self.scales) != 2 or not 0 < self.scales[0] <= self.scales[1]):
+            yield f"{at}.scales={self.scales}: [least,most], factors of the size above 0"
 
     @property
     def largest_image(self) -> tuple[int, int]:
         """Height and width of the largest image that training can meet."""
         return self.crop_size, self.crop_size
 
-    def train(self) -> Transforms:
+    def train_transforms(self) -> Transforms:
         """Random scale, crop and flip of image and label map; random colours."""
         steps = [
             RandomScale(self.short_side, self.max_size, self.scales),
@@ -128,6 +127,6 @@ class SegmentationTransforms:
         ]
         return v2.Compose(steps)
 
-    def val(self) -> Transforms:
+    def val_transforms(self) -> Transforms:
         """Resize the image to one size; the label map stays as it is."""
         return v2.Compose([ShortestSide(self.short_side, self.max_size), v2.ToPureTensor()])

@@ -18,8 +18,9 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision import tv_tensors
 
+from e3va_cli.config.options import MAX_SEED, option
 from e3va_cli.data.report import Report
-from e3va_cli.data.source import SPLITS, Split, register
+from e3va_cli.data.source import SOURCES, SPLITS, Source, Split
 from e3va_cli.data.targets import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 
@@ -218,19 +219,18 @@ class Shapes:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-@register("shapes")
-@dataclass(frozen=True)
-class ShapesSource:
-    """Both splits; the keys of `conf/dataset/shapes.yaml`."""
+@SOURCES.register("shapes")
+@dataclass
+class ShapesSource(DetectionTransforms, Source):
+    """Both splits of images generated from a seed."""
 
     offers: ClassVar[frozenset[str]] = DETECTION
-    transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
     usual_classes: ClassVar[int] = len(CLASSES)
 
-    image_size: int
-    train_images: int
-    val_images: int
-    seed: int
+    image_size: int = option(help="pixels, height and width", above=0)
+    train_images: int = option(help="how many", above=0)
+    val_images: int = option(help="how many", above=0)
+    seed: int = option(help="of what is drawn", least=0, most=MAX_SEED)
 
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION

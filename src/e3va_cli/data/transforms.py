@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision's own alias)
 
+from e3va_cli.config.options import Options, option
 from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.targets import Target
 
 Transforms = Callable[..., tuple[Any, Target]]
-
-
-class SplitTransforms(Protocol):
-    """The transforms of both splits; made of keys of a data set's YAML."""
-
-    @property
-    def largest_image(self) -> tuple[int, int]:
-        """Height and width of the largest image that training can meet, in pixels."""
-        ...
-
-    def train(self) -> Transforms:
-        """Resize and augment an image with its target."""
-        ...
-
-    def val(self) -> Transforms:
-        """Resize an image; evaluation compares at the original size, so the target stays as it is."""
-        ...
 
 
 class ShortestSide(torch.nn.Module):
@@ -107,35 +91,53 @@ def drawn(least: int, most: int) -> int:
     return int(torch.randint(least, most + 1, ()))
 
 
-@dataclass(frozen=True)
-class DetectionTransforms:
-    """Resizing and augmentation of images with boxes; the keys of every detection data set's YAML.
+@dataclass(kw_only=True)
+class DetectionTransforms(Options):
+    """Resizing and augmentation of images with boxes; options of every detection data set.
 
-    Attributes:
-        train_short_sides: pixels; one is drawn for each image.
-        val_short_side: pixels.
-        max_size: pixels of the long side, which a short side gives way to.
-        flip: probability of a horizontal flip.
-        crop_probability: of resizing to one of `crop_short_sides` and cropping, before the resize to one of
-            `train_short_sides` (DETR, arXiv 2005.12872, section 4; Swin's and mmdetection's detection recipes).
-        crop_short_sides: pixels; one is drawn for each image that is cropped.
-        crop_range: least and most pixels of either side of a crop.
+    A crop comes before the resize to one of `train_short_sides` (DETR, arXiv 2005.12872, section 4; Swin's and
+    mmdetection's detection recipes).
     """
 
-    train_short_sides: Sequence[int]
-    val_short_side: int
-    max_size: int
-    flip: float
-    crop_probability: float = 0.0
-    crop_short_sides: Sequence[int] = ()
-    crop_range: Sequence[int] = ()
+    train_short_sides: list[int] = option(help="pixels; one is drawn for each image")
+    val_short_side: int = option(help="pixels", above=0)
+    max_size: int = option(
+        help="pixels of the longest side, which a short side gives way to; memory grows with it", above=0
+    )
+    flip: float = option(help="probability of a horizontal flip", least=0, most=1)
+    crop_probability: float = option(
+        0.0,
+        help="of resizing to one of crop_short_sides and cropping, before the resize",
+        least=0,
+        most=1,
+        before=0.0,
+        of_training=True,
+    )
+    crop_short_sides: list[int] = option(
+        [], help="pixels; one is drawn for each image that is cropped", before=[400, 500, 600], of_training=True
+    )
+    crop_range: list[int] = option(
+        [], help="least and most pixels of height and width of a crop", before=[384, 600], of_training=True
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with sizes."""
+        sides = self.train_short_sides
+        if sides is not None and (not sides or min(sides) < 1):
+            yield f"{at}.train_short_sides={sides}: at least one size, in pixels"
+        if self.crop_probability:
+            sides, crop = self.crop_short_sides, self.crop_range
+            if not sides or min(sides) < 1:
+                yield f"{at}.crop_short_sides={sides}: at least one size, in pixels"
+            if not crop or len(crop) != 2 or not 0 < crop[0] <= crop[1]:
+                yield f"{at}.crop_range={crop}: [least,most] of the sides of a crop, in pixels"
 
     @property
     def largest_image(self) -> tuple[int, int]:
         """Height and width of the largest image that training can meet, lying on its side: a crop is resized too."""
         return min(max(self.train_short_sides), self.max_size), self.max_size
 
-    def train(self) -> Transforms:
+    def train_transforms(self) -> Transforms:
         """Crop or none, multi-scale resize and horizontal flip; drops boxes that vanish."""
         return ResizeFirst(
             [
@@ -155,6 +157,6 @@ class DetectionTransforms:
         part = v2.Compose([before, RandomCropInRange(*self.crop_range), whole])
         return v2.RandomChoice([whole, part], p=[1 - self.crop_probability, self.crop_probability])
 
-    def val(self) -> Transforms:
+    def val_transforms(self) -> Transforms:
         """Resize to one size."""
         return ResizeFirst([ShortestSide(self.val_short_side, self.max_size), v2.ToPureTensor()])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from e3va_cli.config.options import option
 from e3va_cli.data.checks import check_coco
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.coco import CocoDetection
 from e3va_cli.data.coco_format import CocoFile, Entry
+from e3va_cli.data.encodings import is_encoding
 from e3va_cli.data.intensity import ImageFileOptions
 from e3va_cli.data.report import ADVICE, Findings, Place, Report
-from e3va_cli.data.source import SPLITS, Split, register
+from e3va_cli.data.source import SOURCES, SPLITS, Source, Split
 from e3va_cli.data.targets import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.voc_format import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
@@ -57,32 +59,38 @@ def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
     return CocoFile(entries, annotations, categories), left_out
 
 
-@register("voc")
-@dataclass(frozen=True)
-class VocSource(ImageFileOptions):
-    """Both splits of VOC2007, VOC2012 or both together; the keys of `conf/dataset/voc.yaml`.
-
-    Attributes:
-        root: the folder that holds VOC2007 or VOC2012, or a VOCdevkit that does.
-        train_set: name of a list in ImageSets/Main, of all years that have it; None for trainval where VOC2007 has
-            a test set, else train.
-        val_set: likewise; None for VOC2007's test, else val.
-        classes: names, or a text file of them; None for VOC's 20 where the annotations use no others, else those
-            that they use.
-        encoding: of files that are not UTF-8 and declare none.
-        filter_empty: training leaves out images without objects, or with difficult ones alone.
-    """
+@SOURCES.register("voc")
+@dataclass
+class VocSource(ImageFileOptions, DetectionTransforms, Source):
+    """Both splits of VOC2007, VOC2012 or both together."""
 
     offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
-    transforms: ClassVar[type[DetectionTransforms]] = DetectionTransforms
     usual_classes: ClassVar[int] = len(CLASSES)
 
-    root: str
-    train_set: str | None
-    val_set: str | None
-    classes: Sequence[str] | str | None
-    encoding: str | None = None
-    filter_empty: bool = False
+    root: str = option(
+        help="the folder that holds VOC2007, VOC2012 or both, which are taken together, or their VOCdevkit"
+    )
+    train_set: str | None = option(
+        None, help="of ImageSets/Main; null: trainval where VOC2007 has a test set, else train"
+    )
+    val_set: str | None = option(None, help="null: VOC2007's test set, else val")
+    classes: Any = option(
+        None, help="names, or a text file of them; null: VOC's 20, or those that the annotations have instead"
+    )
+    encoding: str | None = option(
+        None, help="of XML files that are not UTF-8 and declare none, such as gbk or cp1251", before="latin-1"
+    )
+    filter_empty: bool = option(
+        False,
+        help="true: images without objects, or with difficult ones alone, are left out of training",
+        before=False,
+        of_training=True,
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the encoding."""
+        if self.encoding is not None and not is_encoding(self.encoding):
+            yield f"{at}.encoding={self.encoding}: no encoding of text, such as gbk, cp1251 or latin-1"
 
     def open(
         self,

@@ -13,15 +13,9 @@ from typing import Any, NoReturn, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.config import NEEDED, SCHEMAS, problems
-from e3va_cli.config.adapters import AdapterConfig
-from e3va_cli.config.backbones import NAME, BackboneConfig, architecture_faults
-from e3va_cli.config.checks import EXPORT_PRECISIONS
-from e3va_cli.config.commands import Config
-from e3va_cli.config.datasets import DataConfig
-from e3va_cli.config.legacy import fill_legacy_options
-from e3va_cli.config.training import OptimizerConfig, TrainerConfig
+from e3va_cli.backbones.swin import NAME
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.run_config import EXPORT_PRECISIONS, NEEDED, RunConfig, errors_in, kind_of, structured, with_older_options
 from e3va_cli.run_folder import ADAPTER_CONFIG
 from e3va_cli.text import brief, is_name
 
@@ -35,7 +29,7 @@ ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "category_ids": [int],
     "config": dict,
 }
-CONFIG_FORM = {field.name: dict if field.name in SCHEMAS else int for field in fields(Config)}
+CONFIG_FORM = {one.name: int if one.name in ("seed", "pictures") else dict for one in fields(RunConfig)}
 FORM: dict[str, Any] = {
     **ABOUT_FORM,
     "format": str,
@@ -48,12 +42,6 @@ FORM: dict[str, Any] = {
     "versions": dict,
     "overrides": [str],
     "weights": {"sha256": str, "bytes": int, "precision": str},
-}
-TYPES: dict[str, type] = {
-    "backbone": BackboneConfig,
-    "data": DataConfig,
-    "optimizer": OptimizerConfig,
-    "trainer": TrainerConfig,
 }
 LATER_OPTIONS = ("backbone", "adapter", "head", "data", "optimizer", "schedule", "trainer")
 """Where an option may be missing: one that is newer than the run. Building the model tells if it was needed."""
@@ -160,34 +148,31 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
     for at, text in _texts(config, "config"):
         if "${" in text:  # would be looked up in the environment
             yield f"{at} is no plain text"
-    config = fill_legacy_options(config)
-    whole = OmegaConf.create({key: value for key, value in config.items() if key not in SCHEMAS})
-    for group in (key for key in config if key in SCHEMAS):
-        kind = TYPES.get(group) or SCHEMAS[group].get(f"{config[group].get('name')}_schema")
-        if kind is None and group == "adapter":
-            kind = AdapterConfig
+    config = with_older_options(config)
+    for group, options in config.items():
+        if not isinstance(options, dict):
+            continue
+        kind = kind_of(group, options)
         if kind is None:
-            yield f"config.{group}.name={config[group].get('name')}: no such {group}"
+            yield f"config.{group}.name={options.get('name')}: no such {group}"
             return
         try:
-            typed = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(kind), config[group]))
+            typed = cast(DictConfig, OmegaConf.merge(OmegaConf.structured(kind), options))
         except (OmegaConfBaseException, ValueError, TypeError) as error:
             yield f"config.{group}: {first_line(error)}"
             return
-        missing = sorted(OmegaConf.missing_keys(typed)) or sorted(set(typed) - config[group].keys())
+        missing = sorted(OmegaConf.missing_keys(typed)) or sorted(set(typed) - options.keys())
         if group in LATER_OPTIONS:
             missing = [key for key in missing if "." in key]
         if missing:
             yield f"config.{group}.{missing[0]} is missing"
-        if _differs(OmegaConf.to_container(typed), config[group]):
+            return
+        if _differs(OmegaConf.to_container(typed), options):
             yield f"config.{group} has values of the wrong type"
-        whole[group] = typed
-    yield from (f"config.{problem}" for problem in problems(whole) if not problem.endswith(NEEDED))
-    backbone = config["backbone"]
-    if not NAME.fullmatch(backbone["name"]):
-        yield f"config.backbone.name={backbone['name']}: not the name of an architecture"
-    for fault in architecture_faults(backbone["timm_name"], backbone["model_args"]):
-        yield f"config.backbone.{fault}"
+            return
+    yield from (f"config.{error}" for error in errors_in(structured(config)) if not error.endswith(NEEDED))
+    if not NAME.fullmatch(config["backbone"]["name"]):
+        yield f"config.backbone.name={config['backbone']['name']}: not the name of an architecture"
 
 
 def _differs(typed: Any, given: Any) -> bool:

@@ -11,12 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from e3va_cli.composition import parse
-from e3va_cli.config.commands import Config
-from e3va_cli.data.source import build_transforms
 from e3va_cli.export.adapter_config import FORMAT, VERSION
 from e3va_cli.export.trained import EXTRACTOR, Trained
 from e3va_cli.machine import versions
 from e3va_cli.model import DenseModel, parameter_counts
+from e3va_cli.run_config import RunConfig
 from e3va_cli.run_folder import METRICS, METRICS_HISTORY, overrides_of
 
 NOT_OF_TRAINING = ("hydra", "resume", "checkpoint", "budget")
@@ -44,7 +43,7 @@ def describe(trained: Trained, model: DenseModel, run: Path) -> dict[str, Any]:
         "category_ids": about["category_ids"],
         "image_size": {
             **{key: config["dataset"][key] for key in SIZES if key in config["dataset"]},
-            "largest_in_training": list(build_transforms(config["dataset"]).largest_image),
+            "largest_in_training": list(trained.config.dataset.largest_image),
         },
         "normalisation": {"mean": list(backbone.mean), "std": list(backbone.std)},
         "parameters": {**counts(trained.state), **parameter_counts(model)},
@@ -54,7 +53,7 @@ def describe(trained: Trained, model: DenseModel, run: Path) -> dict[str, Any]:
         "overrides": [
             word for word in overrides_of(run) if not parse([word])[0].key_or_group.startswith(NOT_OF_TRAINING)
         ],
-        "config": {field.name: config[field.name] for field in fields(Config)},
+        "config": {field.name: config[field.name] for field in fields(RunConfig)},
     }
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from e3va_cli.backbones import build_backbone
 from e3va_cli.data import SOURCES, Batch, Target
+from e3va_cli.data.segmentation_transforms import SegmentationTransforms
+from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
 from e3va_cli.export.passes import Adapter, Found, find, image_size, names_of, passes_of
 from e3va_cli.export.predictor import require_one_backbone
@@ -22,6 +24,7 @@ from e3va_cli.export.trained import Trained, load_trained, read_trained
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import Evaluator, Results, build_evaluator
 from e3va_cli.model import DenseModel, assemble
+from e3va_cli.run_config import RunConfig, plain
 from e3va_cli.training.checkpoints import ABOUT, about_model, verify
 from e3va_cli.training.run import Run, build_run
 
@@ -30,16 +33,16 @@ OPTION = "checkpoint"
 
 @dataclass(frozen=True)
 class Candidate:
-    """What is to be evaluated: trained weights, what they are called, and the plain configuration of the evaluation."""
+    """What is to be evaluated: trained weights, what they are called, and the configuration of the evaluation."""
 
     name: str
     trained: Trained
-    config: dict[str, Any]
+    config: RunConfig
 
     @property
     def leaves_backbone(self) -> bool:
         """Whether others can use the same backbone."""
-        return leaves_backbone(self.config["adapter"]["name"])
+        return leaves_backbone(self.config.adapter.name)
 
 
 class ModelsTogether(nn.Module):
@@ -109,7 +112,7 @@ class EvaluatorsTogether:
         }
 
 
-def read_candidates(paths: Sequence[str], configs: Sequence[dict[str, Any]]) -> list[Candidate]:
+def read_candidates(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[Candidate]:
     """What is to be evaluated together, on the data that the configurations agree on.
 
     Args:
@@ -132,10 +135,10 @@ def _require_together(first: Candidate, other: Candidate) -> None:
     apart = "or evaluate them one at a time"
     ours, theirs = measured_by(first.config), measured_by(other.config)
     for one in (first, other):
-        if not HEADS[one.config["head"]["name"]].needs <= SOURCES[ours["dataset"]].offers:
+        if not HEADS[one.config.head.name].needs <= SOURCES[ours["dataset"]].offers:
             raise UserError(
                 f"{pair}: they are measured on one data set, and dataset={ours['dataset']} does not suit "
-                f"head={one.config['head']['name']} of {one.name}; give one that suits both, {apart}"
+                f"head={one.config.head.name} of {one.name}; give one that suits both, {apart}"
             )
     differing = [key for key, value in ours.items() if theirs.get(key) != value]
     if "dataset" in differing:
@@ -148,16 +151,22 @@ def _require_together(first: Candidate, other: Candidate) -> None:
             raise UserError(f"{pair}: they were trained on other {key.replace('_', ' ')}; evaluate them one at a time")
 
 
-def measured_by(config: dict[str, Any]) -> dict[str, Any]:
+def measured_by(config: RunConfig) -> dict[str, Any]:
     """What any model's results depend on beside the model and the size of its images, by option."""
-    dataset, trainer = config["dataset"], config["trainer"]
-    resizing = {field.name for field in fields(SOURCES[dataset["name"]].transforms)}
+    dataset, trainer = config.dataset, config.trainer
+    resizing = {
+        one.name
+        for kind in (DetectionTransforms, SegmentationTransforms)
+        if isinstance(dataset, kind)
+        for one in fields(kind)
+    }
     left_out = {"name", "num_classes", *resizing}
     return {
-        "dataset": dataset["name"],
-        **{f"dataset.{k}": v for k, v in dataset.items() if k not in left_out and not k.startswith("train_")},
-        "data.val_batch_size": config["data"]["val_batch_size"],
-        **{f"trainer.{key}": trainer[key] for key in ("precision", "limit_val_batches")},
+        "dataset": dataset.name,
+        **{f"dataset.{k}": v for k, v in plain(dataset).items() if k not in left_out and not k.startswith("train_")},
+        "data.val_batch_size": config.data.val_batch_size,
+        "trainer.precision": trainer.precision,
+        "trainer.limit_val_batches": trainer.limit_val_batches,
     }
 
 
@@ -192,7 +201,7 @@ def build_evaluation(candidates: Sequence[Candidate], folder: Path) -> Evaluatio
     """
     first = next((one for one in candidates if one.leaves_backbone), candidates[0])
     run = build_run(first.config, folder, evaluate_only=True)
-    metric = first.config["dataset"]["metric"]
+    metric = first.config.dataset.metric
     adapters: list[Adapter] = []
     evaluators: dict[str, Evaluator] = {}
     for one in candidates:
@@ -214,5 +223,5 @@ def _model(candidate: Candidate, run: Run) -> DenseModel:
     if candidate.leaves_backbone:
         backbone, identity = run.model.extractor.backbone, run.model.identity
     else:
-        backbone, identity = build_backbone(**candidate.config["backbone"])
+        backbone, identity = build_backbone(candidate.config.backbone)
     return assemble(candidate.config, backbone, identity, len(run.val.classes))

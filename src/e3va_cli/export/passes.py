@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from e3va_cli.data import Batch, build_transforms
-from e3va_cli.data.intensity import IntensityScaling, scaling_of
+from e3va_cli.data import Batch
+from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.transforms import ShortestSide
 from e3va_cli.export.together import leaves_backbone, predict_together
 from e3va_cli.heads import Detections, Segmentation
 from e3va_cli.model import DenseModel
+from e3va_cli.run_config import RunConfig
 from e3va_cli.run_folder import CHECKPOINTS, adapter_folder
 
 Found = Detections | Segmentation
@@ -27,14 +28,14 @@ class Adapter:
         name: its run's or folder's; no two that are used together have the same.
         path: what it was read from.
         model: in eval mode.
-        config: plain, of the model and its data.
+        config: of the model and its data.
         classes, category_ids: of label k at index k - 1.
     """
 
     name: str
     path: Path
     model: DenseModel
-    config: dict[str, Any]
+    config: RunConfig
     classes: list[str]
     category_ids: list[int]
 
@@ -46,7 +47,7 @@ class Adapter:
     @property
     def precision(self) -> str:
         """Of its run, `trainer.precision`."""
-        return str(self.config["trainer"].get("precision", "32"))
+        return self.config.trainer.precision
 
     @property
     def resize(self) -> ShortestSide:
@@ -56,7 +57,8 @@ class Adapter:
     @property
     def scaling(self) -> IntensityScaling:
         """How its images of more than 8 bits are read, as in training."""
-        return scaling_of(self.config["dataset"])
+        scaling: IntensityScaling = self.config.dataset.scaling
+        return scaling
 
     @property
     def alone(self) -> str:
@@ -64,25 +66,25 @@ class Adapter:
         return why_alone(self.config)
 
 
-def resize_of(config: dict[str, Any]) -> ShortestSide:
+def resize_of(config: RunConfig) -> ShortestSide:
     """How the images of an evaluation are resized."""
-    val: Any = build_transforms(config["dataset"]).val()
+    val: Any = config.dataset.val_transforms()
     (resize,) = (step for step in val.transforms if isinstance(step, ShortestSide))
     return resize
 
 
-def image_size(config: dict[str, Any]) -> tuple[int, int]:
+def image_size(config: RunConfig) -> tuple[int, int]:
     """The short side and the most of the long side, in pixels, that images of an evaluation are resized to."""
     resize = resize_of(config)
     return resize.size, resize.max_size
 
 
-def why_alone(config: dict[str, Any]) -> str:
+def why_alone(config: RunConfig) -> str:
     """Why the model of a configuration cannot share a pass of its backbone with others; empty if it can."""
-    method = config["adapter"]["name"]
+    method = config.adapter.name
     if not leaves_backbone(method):
         return f"on a backbone of its own, which adapter={method} changes"
-    return "in passes of its own, as its windows slide" if config["head"].get("window") else ""
+    return "in passes of its own, as its windows slide" if getattr(config.head, "window", None) else ""
 
 
 def passes_of(adapters: Iterable[Adapter]) -> list[list[Adapter]]:

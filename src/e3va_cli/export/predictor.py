@@ -158,7 +158,7 @@ def _adapters(names: Sequence[str], trained: Sequence[Trained], moved: dict[str,
             model = build_trained(one, *shared)
         else:
             model = build_trained(one, *backbone_of(one, **moved))
-        yield Adapter(name, one.path, model, about["config"], about["classes"], about["category_ids"])
+        yield Adapter(name, one.path, model, one.config, about["classes"], about["category_ids"])
 
 
 def require_one_backbone(trained: Sequence[Trained], option: str) -> None:

@@ -20,7 +20,7 @@ from e3va_cli.model import DenseModel
 
 def leaves_backbone(method: str) -> bool:
     """Whether the method called `method` computes the backbone's own activations, so that others can use them."""
-    return issubclass(METHODS[method], E3VA | Frozen)
+    return METHODS[method].shares_backbone
 
 
 class OwnStream(E3VA):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from e3va_cli.backbones import BackboneIdentity, ResidualBackbone, build_backbone
-from e3va_cli.config.legacy import fill_legacy_options, warn_of_legacy_options
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.model import DenseModel, assemble, outline_model
+from e3va_cli.run_config import RunConfig, from_plain, warn_of_legacy_options, with_older_options
 from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
 from e3va_cli.training.checkpoints import ABOUT, OF_TASK, read_checkpoint, require_same_weights, verify
 
@@ -26,8 +27,8 @@ class Trained:
 
     Attributes:
         path: the file or folder that they were read from.
-        about: what they belong to: `backbone` (its identity), `adapter`, `head`, `classes`, `category_ids`, and the
-            plain `config` of the run.
+        about: what they belong to, plain: `backbone` (its identity), `adapter`, `head`, `classes`, `category_ids`, and
+            the `config` of the run.
         state: the weights, by their names in a `DenseModel`.
         steps: optimizer steps that made them.
     """
@@ -36,6 +37,11 @@ class Trained:
     about: dict[str, Any]
     state: dict[str, Tensor]
     steps: int = 0
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Of the run."""
+        return from_plain(self.about["config"])
 
 
 def read_trained(given: str, option: str) -> Trained:
@@ -70,28 +76,29 @@ def read_trained(given: str, option: str) -> Trained:
 def _about(place: Path, saved: dict[str, Any]) -> dict[str, Any]:
     """What weights belong to, with the options that are younger than they are."""
     warn_of_legacy_options(place, saved["config"])
-    config = fill_legacy_options(saved["config"])
+    config = with_older_options(saved["config"])
     about = {key: saved[key] for key in ABOUT_FORM}
     return {**about, "config": config, "adapter": config["adapter"], "head": config["head"]}
 
 
-def backbone_of(trained: Trained, **options: Any) -> tuple[ResidualBackbone, BackboneIdentity]:
+def backbone_of(
+    trained: Trained, *, weights: str | None = None, pretrained: bool | None = None
+) -> tuple[ResidualBackbone, BackboneIdentity]:
     """The backbone that the weights were trained on.
 
     Args:
-        options: in place of the run's own, such as `weights=FILE` where the file has moved; those that are None count
-            as not given.
+        weights: their file, where it has moved.
+        pretrained: whether to fetch timm's in place of the run's own.
 
     Raises:
         UserError: its weights cannot be had, or are others than the run's.
     """
-    own = {**trained.about["config"]["backbone"], "compile": False}  # which pays over many steps
-    given = {key: value for key, value in options.items() if value is not None}
-    if given.get("weights") and "pretrained" not in given:
-        own["pretrained"] = False
-    if given.get("pretrained") and "weights" not in given:
-        own["weights"] = None
-    backbone, identity = build_backbone(**{**own, **given})
+    own = replace(trained.config.backbone, compile=False)  # which pays over many steps
+    if weights is not None:
+        own = replace(own, weights=weights, pretrained=bool(pretrained))
+    elif pretrained is not None:
+        own = replace(own, pretrained=pretrained, weights=None if pretrained else own.weights)
+    backbone, identity = build_backbone(own)
     require_same_backbone(trained, identity)
     return backbone, identity
 
@@ -107,8 +114,7 @@ def build_trained(trained: Trained, backbone: ResidualBackbone, identity: Backbo
     Raises:
         UserError: weights are missing, too many, or of other sizes.
     """
-    about = trained.about
-    model = assemble(about["config"], backbone, identity, len(about["classes"]))
+    model = assemble(trained.config, backbone, identity, len(trained.about["classes"]))
     load_trained(model, trained)
     return model.eval()
 
@@ -130,7 +136,7 @@ def outlined(trained: Trained) -> DenseModel:
         UserError: its configuration, which may come from anywhere, is of no model that can be built.
     """
     try:
-        return outline_model(trained.about["config"], num_classes=len(trained.about["classes"]))
+        return outline_model(trained.config, num_classes=len(trained.about["classes"]))
     except Exception as error:  # what timm, torch and torchvision raise of values that make no sense
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{trained.path}: its configuration is of no model that can be built ({reason})") from None

@@ -2,7 +2,7 @@
 
 from e3va_cli.heads import cascade_mask_rcnn, mask_rcnn, retinanet, upernet
 from e3va_cli.heads.detections import Detections
-from e3va_cli.heads.head import HEADS, Extract, Head, Target, build_head
+from e3va_cli.heads.head import HEADS, Extract, Head, HeadOptions, Target, build_head
 from e3va_cli.heads.segmentation import Segmentation
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Detections",
     "Extract",
     "Head",
+    "HeadOptions",
     "Segmentation",
     "Target",
     "build_head",

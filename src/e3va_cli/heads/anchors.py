@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+
+LEVELS = 5  # of the pyramids of detectors
 
 
 class ExactAnchors(AnchorGenerator):
@@ -46,6 +48,12 @@ class ExactAnchors(AnchorGenerator):
         self.set_cell_anchors(torch.float32, feature_maps[0].device)
         anchors = torch.cat(self.grid_anchors([m.shape[-2:] for m in feature_maps], [[s, s] for s in self.strides]))
         return [anchors] * len(images.image_sizes)
+
+
+def anchor_errors(key: str, sizes: Sequence[int] | None) -> Iterator[str]:
+    """Yield what is wrong with the sizes of anchors that the option `key` gives to a pyramid's levels."""
+    if sizes is not None and (len(sizes) != LEVELS or min(sizes) < 1):
+        yield f"{key}={sizes}: {LEVELS} sizes in pixels, one for each level of the feature pyramid"
 
 
 def build_anchors(

@@ -7,6 +7,7 @@ with the annotated boxes, and refines them further. Scores are averaged over the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,16 +20,18 @@ from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, generali
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from e3va_cli.config.options import option
 from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
-from e3va_cli.heads.head import Extract, Head, Target, register
-from e3va_cli.heads.mask_branch import MaskBranch
+from e3va_cli.heads.head import HEADS, Extract, Head, HeadOptions, Target
+from e3va_cli.heads.mask_branch import MaskBranch, MaskBranchOptions
 from e3va_cli.heads.norms import group_norm
 from e3va_cli.heads.predictors import CascadeBoxPredictor
 from e3va_cli.heads.pyramid import pyramid_of
 from e3va_cli.heads.region_sampling import Regions, sample_regions
 from e3va_cli.heads.roi_align import PyramidRoIAlign
-from e3va_cli.heads.rpn import build_rpn
+from e3va_cli.heads.rpn import RPNOptions, build_rpn
+from e3va_cli.heads.two_stage import BoxOptions, are_weights
 
 SMOOTH_L1_BETA = 1 / 9  # as torchvision has it in its two-stage detectors
 LEAST_SIDE = 1e-2  # pixels of a box that is kept
@@ -36,51 +39,87 @@ LEAST_SIDE = 1e-2  # pixels of a box that is kept
 Sizes = list[tuple[int, int]]
 
 
+@dataclass
+class CascadeBoxOptions(BoxOptions):
+    """Options of the box stages; of what is a list, one entry for each stage."""
+
+    aligned: bool = option(
+        help="false, as torchvision has it: regions are half a cell of the feature map off", before=False
+    )
+    class_agnostic: bool = option(help="true: one box for all classes of a region, not one for each", before=True)
+    score_averaging: str = option(
+        help="over the stages", choices=("logits", "probabilities"), free=True, before="probabilities"
+    )
+    conv_channels: list[int] = option(help="of the convolutions before the linear layer; fewer reduces memory")
+    fg_iou: list[float] = option(help="overlap from which on a region holds an object, one for each stage")
+    regression_weights: list[Any] = option(help="factors of (x, y, width, height) deltas, four for each stage")
+    stage_loss_weights: list[float] = option(help="of each stage's losses")
+    loss: str = option(help="giou (arXiv 1902.09630), or smooth_l1, with loss_weight 1", choices=("giou", "smooth_l1"))
+    loss_weight: float = option(help="of the boxes against the classes", least=0)
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the lists."""
+        lists = {name: getattr(self, name) for name in ("fg_iou", "regression_weights", "stage_loss_weights")}
+        if any(one is None for one in lists.values()):
+            return
+        for one in self.regression_weights:
+            if not are_weights(one):
+                yield f"{at}.regression_weights: {one} is no list of four numbers above 0"
+        if len({len(one) for one in lists.values()}) > 1:
+            counts = ", ".join(f"{at}.{key} has {len(one)}" for key, one in lists.items())
+            yield f"{counts}: each needs one entry for each stage"
+
+
+@dataclass
+class CascadeMaskOptions(MaskBranchOptions):
+    """Options of the mask branches."""
+
+    every_stage: bool = option(help="false trains masks on the last stage only and reduces memory")
+
+
+@dataclass
+class CascadeMaskRCNNOptions(HeadOptions):
+    """Options of Cascade Mask R-CNN."""
+
+    fpn_channels: int = option(help="width of every pyramid level", above=0)
+    rpn: RPNOptions = option(RPNOptions)
+    box: CascadeBoxOptions = option(CascadeBoxOptions)
+    mask: CascadeMaskOptions = option(CascadeMaskOptions)
+
+
 class BoxStage(nn.Module):
     """One stage: cuts regions out, classifies them, and refines their boxes.
 
     Args:
+        options: of all stages.
         in_channels: of every pyramid level.
         num_classes: background counted.
         fg_iou: overlap with an annotated box from which on a region holds the object.
         regression_weights: factors of (x, y, width, height) deltas; larger ones for finer corrections.
-        class_agnostic: one box for all classes of a region, not one for each.
-        sampling_ratio, aligned: of `PyramidRoIAlign`.
-        loss: giou (arXiv 1902.09630) or smooth_l1, of the boxes.
-        loss_weight: of the boxes against the classes.
     """
 
     def __init__(
         self,
+        options: CascadeBoxOptions,
         in_channels: int,
         num_classes: int,
         *,
         fg_iou: float,
         regression_weights: Sequence[float],
-        roi_size: int,
-        sampling_ratio: int,
-        aligned: bool,
-        class_agnostic: bool,
-        conv_channels: Sequence[int],
-        hidden: int,
-        batch_size_per_image: int,
-        positive_fraction: float,
-        loss: str,
-        loss_weight: float,
     ) -> None:
         super().__init__()
-        self.loss, self.loss_weight = loss, loss_weight
+        self.loss, self.loss_weight = options.loss, options.loss_weight
         self.coder = BoxCoder(tuple(regression_weights))
         self.matcher = Matcher(fg_iou, fg_iou, allow_low_quality_matches=False)
-        self.sampler = BalancedPositiveNegativeSampler(batch_size_per_image, positive_fraction)
-        self.pool = PyramidRoIAlign(roi_size, sampling_ratio, aligned=aligned)
-        size = (in_channels, roi_size, roi_size)
-        self.head = FastRCNNConvFCHead(size, list(conv_channels), [hidden], group_norm)
+        self.sampler = BalancedPositiveNegativeSampler(options.batch_size_per_image, options.positive_fraction)
+        self.pool = PyramidRoIAlign(options.roi_size, options.sampling_ratio, aligned=options.aligned)
+        size = (in_channels, options.roi_size, options.roi_size)
+        self.head = FastRCNNConvFCHead(size, list(options.conv_channels), [options.hidden], group_norm)
         for layer in self.head:
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)  # as mmdetection has it
                 nn.init.zeros_(layer.bias)
-        self.predictor = CascadeBoxPredictor(hidden, num_classes, class_agnostic=class_agnostic)
+        self.predictor = CascadeBoxPredictor(options.hidden, num_classes, class_agnostic=options.class_agnostic)
 
     def forward(self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes) -> tuple[Tensor, Tensor]:
         """Return class logits (N, K + 1) and box deltas (N, 4 K), or (N, 4), of all regions."""
@@ -123,51 +162,35 @@ class BoxStage(nn.Module):
         return clip_each(moved.unflatten(1, (-1, 4)), boxes, sizes)
 
 
-@register("cascade_mask_rcnn")
+@HEADS.register("cascade_mask_rcnn", CascadeMaskRCNNOptions)
 class CascadeMaskRCNN(Head):
     """Boxes in several stages, masks on each of them or on the last.
 
     Args:
+        options: see `CascadeMaskRCNNOptions`.
         channels: of the four feature maps, strides 4 to 32.
         num_classes: kinds of objects, background not counted.
-        fpn_channels: width of every pyramid level.
-        rpn: options of `build_rpn`; one anchor size for each of the five levels (the last is pooled from the fourth).
-        box: options of `BoxStage` and of the selection of what is found; `fg_iou`, `regression_weights` and
-            `stage_loss_weights` have an entry for each stage. `score_averaging`: of the stages' logits, or of their
-            probabilities.
-        mask: options of `MaskBranch`; with `every_stage`, each stage is trained with masks, and their results averaged.
     """
 
     needs = frozenset({"boxes", "masks"})
     box_stages: Any  # BoxStage
     masks: Any  # MaskBranch, of the last stages
 
-    def __init__(
-        self,
-        *,
-        channels: Sequence[int],
-        num_classes: int,
-        fpn_channels: int,
-        rpn: dict[str, Any],
-        box: dict[str, Any],
-        mask: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        box, mask = dict(box), dict(mask)
-        self.score_threshold, self.nms_iou = box.pop("score_threshold"), box.pop("nms_iou")
-        self.detections_per_image = box.pop("detections_per_image")
-        self.averages_logits = box.pop("score_averaging") == "logits"
-        self.loss_weights = box.pop("stage_loss_weights")
-        per_stage = zip(box.pop("fg_iou"), box.pop("regression_weights"), strict=True)
-        every_stage = mask.pop("every_stage")
-        self.neck = FeaturePyramidNetwork(list(channels), fpn_channels, LastLevelMaxPool())
-        self.rpn = build_rpn(channels=fpn_channels, **rpn)
+    def __init__(self, options: CascadeMaskRCNNOptions, *, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__(options, channels=channels, num_classes=num_classes)
+        box, width = options.box, options.fpn_channels
+        self.score_threshold, self.nms_iou = box.score_threshold, box.nms_iou
+        self.detections_per_image = box.detections_per_image
+        self.averages_logits = box.score_averaging == "logits"
+        self.loss_weights = box.stage_loss_weights
+        self.neck = FeaturePyramidNetwork(list(channels), width, LastLevelMaxPool())
+        self.rpn = build_rpn(options.rpn, channels=width)
         self.box_stages = nn.ModuleList(
-            BoxStage(fpn_channels, num_classes + 1, fg_iou=iou, regression_weights=weights, **box)
-            for iou, weights in per_stage
+            BoxStage(box, width, num_classes + 1, fg_iou=iou, regression_weights=weights)
+            for iou, weights in zip(box.fg_iou, box.regression_weights, strict=True)
         )
-        branches = len(self.box_stages) if every_stage else 1
-        self.masks = nn.ModuleList(MaskBranch(fpn_channels, num_classes + 1, **mask) for _ in range(branches))
+        branches = len(self.box_stages) if options.mask.every_stage else 1
+        self.masks = nn.ModuleList(MaskBranch(options.mask, width, num_classes + 1) for _ in range(branches))
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Objectness and proposal box; class, box and mask of each stage, weighted."""

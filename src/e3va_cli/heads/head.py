@@ -6,18 +6,31 @@ A head gets one feature map for each backbone stage that it reads, whatever the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection.image_list import ImageList
 
+from e3va_cli.config.options import Options, option
+from e3va_cli.config.registry import Registry
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.segmentation import Segmentation
 
 Target = dict[str, Any]
 Extract = Callable[[Tensor], list[Tensor]]  # images (B, 3, H, W) to one feature map per stage that the head reads
+
+
+@dataclass
+class HeadOptions(Options):
+    """Options of every head; each has further ones."""
+
+    name: str = option()
+    recompute_neck: bool = option(
+        False, help="true: the neck once more in the backward pass, which reduces memory", free=True
+    )
 
 
 class Head(nn.Module):
@@ -33,6 +46,9 @@ class Head(nn.Module):
     needs: frozenset[str]
     stages: tuple[int, ...] = (0, 1, 2, 3)
 
+    def __init__(self, options: Any, *, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Named scalar losses; their sum is minimised."""
         raise NotImplementedError
@@ -42,29 +58,16 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
-HeadClass = TypeVar("HeadClass", bound=type[Head])
-HEADS: dict[str, type[Head]] = {}
+HEADS: Registry[type[Head]] = Registry("head")
 
 
-def register(name: str) -> Callable[[HeadClass], HeadClass]:
-    """Make a head choosable by `head.name`; its keyword arguments are the other keys of its YAML."""
-
-    def add(head: HeadClass) -> HeadClass:
-        HEADS[name] = head
-        return head
-
-    return add
-
-
-def build_head(
-    name: str, *, channels: Sequence[int], num_classes: int, recompute_neck: bool = False, **options: Any
-) -> Head:
-    """A new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted).
+def build_head(options: HeadOptions, *, channels: Sequence[int], num_classes: int) -> Head:
+    """Return a new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted).
 
     With `recompute_neck`, training keeps nothing within the neck: it runs again in the backward pass.
     """
-    kind = HEADS[name]
-    head = kind(channels=[channels[stage] for stage in kind.stages], num_classes=num_classes, **options)
-    if recompute_neck:
+    kind = HEADS[options.name]
+    head = kind(options, channels=[channels[stage] for stage in kind.stages], num_classes=num_classes)
+    if options.recompute_neck:
         head.neck.forward = partial(checkpoint, head.neck.forward, use_reentrant=False, determinism_check="none")
     return head

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +11,39 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.models.detection.roi_heads import maskrcnn_inference
 from torchvision.ops import roi_align
 
+from e3va_cli.config.options import option
 from e3va_cli.heads.detections import MASK_THRESHOLD
 from e3va_cli.heads.head import Target
 from e3va_cli.heads.predictors import Float32MaskPredictor
 from e3va_cli.heads.region_sampling import Regions
 from e3va_cli.heads.roi_align import PyramidRoIAlign
+from e3va_cli.heads.two_stage import MaskOptions
+
+
+@dataclass
+class MaskBranchOptions(MaskOptions):
+    """Options of a mask branch."""
+
+    aligned: bool = option(
+        help="false, as torchvision has it: regions are half a cell of the feature map off", before=False
+    )
 
 
 class MaskBranch(nn.Module):
     """A mask for every class in each region.
 
     Args:
+        options: of the branch.
         in_channels: of every pyramid level.
         num_classes: background counted.
-        roi_size: height and width that regions are cut out at.
-        sampling_ratio, aligned: of `PyramidRoIAlign`.
-        channels: of the convolutions.
-        predictor_channels: of the transposed convolution that doubles the resolution.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        num_classes: int,
-        *,
-        roi_size: int,
-        sampling_ratio: int,
-        aligned: bool,
-        channels: Sequence[int],
-        predictor_channels: int,
-    ) -> None:
+    def __init__(self, options: MaskBranchOptions, in_channels: int, num_classes: int) -> None:
         super().__init__()
-        self.pool = PyramidRoIAlign(roi_size, sampling_ratio, aligned=aligned)
+        channels = options.channels
+        self.pool = PyramidRoIAlign(options.roi_size, options.sampling_ratio, aligned=options.aligned)
         self.head = MaskRCNNHeads(in_channels, channels, dilation=1)
-        self.predictor = Float32MaskPredictor(channels[-1], predictor_channels, num_classes)
+        self.predictor = Float32MaskPredictor(channels[-1], options.predictor_channels, num_classes)
 
     def forward(self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
         """Mask logits (N, K + 1, M, M) of all regions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
+from e3va_cli.config.options import option
 from e3va_cli.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.heads.anchors import build_anchors
+from e3va_cli.heads.anchors import anchor_errors, build_anchors
 from e3va_cli.heads.backward_at_once import losses_in_parts
 from e3va_cli.heads.detections import Detections
-from e3va_cli.heads.head import Extract, Head, Target, register
+from e3va_cli.heads.head import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.heads.pyramid import STRIDES, pyramid_of
 
 COARSEST_STRIDE = STRIDES[-1]  # of the backbone, whose multiples images are padded to
@@ -56,64 +58,69 @@ class P6P7OfC5(ExtraFPNBlock):
         return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
 
 
-@register("retinanet")
+@dataclass
+class RetinaNetOptions(HeadOptions):
+    """Options of RetinaNet."""
+
+    fpn_channels: int = option(help="width of every pyramid level", above=0)
+    p6_from: str = option(
+        help="c5: the backbone's last feature map; p5, as torchvision has it: the pyramid's, with a ReLU before P7",
+        choices=("c5", "p5"),
+        before="p5",
+    )
+    anchor_sizes: list[int] = option(help="smallest side of the anchors, pixels, one per pyramid level")
+    anchors_per_octave: int = option(help="sizes from each of the above up to its double", above=0)
+    aspect_ratios: list[float] = option(help="height over width of the anchors at each place")
+    exact_anchors: bool = option(
+        help="false, as torchvision has it: whole sides, and image side // map side from one anchor to the next",
+        before=False,
+    )
+    fg_iou: float = option(help="overlap from which on an anchor holds an object", least=0, most=1)
+    bg_iou: float = option(help="overlap below which it holds none", least=0, most=1)
+    score_threshold: float = option(help="least score of a detection", least=0, most=1, free=True)
+    candidates_per_level: int = option(help="best-scored anchors that go into NMS", above=0, free=True)
+    nms_iou: float = option(help="overlap above which NMS drops a detection", least=0, most=1, free=True)
+    detections_per_image: int = option(help="most detections in an image", above=0, free=True)
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the anchors."""
+        return anchor_errors(f"{at}.anchor_sizes", self.anchor_sizes)
+
+
+@HEADS.register("retinanet", RetinaNetOptions)
 class RetinaNet(Head):
     """Boxes in one stage, trained with the focal loss.
 
     Args:
+        options: see `RetinaNetOptions`.
         channels: of the three feature maps, strides 8 to 32.
         num_classes: kinds of objects.
-        fpn_channels: width of every pyramid level.
-        anchor_sizes: smallest side of the anchors of each of the five levels, in pixels.
-        anchors_per_octave: sizes from one level's up to its double.
-        exact_anchors: see `build_anchors`.
-        p6_from: c5, the backbone's last feature map, or p5, the pyramid's, with a ReLU before P7 (torchvision's).
-        fg_iou, bg_iou: overlap from which on an anchor holds an object, and below which it holds none.
-        candidates_per_level: best-scored anchors that go into NMS.
     """
 
     needs = frozenset({"boxes"})
     stages = (1, 2, 3)
 
-    def __init__(
-        self,
-        *,
-        channels: Sequence[int],
-        num_classes: int,
-        fpn_channels: int,
-        anchor_sizes: Sequence[int],
-        anchors_per_octave: int,
-        aspect_ratios: Sequence[float],
-        exact_anchors: bool,
-        p6_from: str,
-        fg_iou: float,
-        bg_iou: float,
-        score_threshold: float,
-        candidates_per_level: int,
-        nms_iou: float,
-        detections_per_image: int,
-    ) -> None:
-        super().__init__()
-        extra_levels = (
-            P6P7OfC5(channels[-1], fpn_channels) if p6_from == "c5" else LastLevelP6P7(fpn_channels, fpn_channels)
-        )
-        self.neck = FeaturePyramidNetwork(list(channels), fpn_channels, extra_levels)
-        octaves = [2 ** (step / anchors_per_octave) for step in range(anchors_per_octave)]
-        sizes = [[size * octave for octave in octaves] for size in anchor_sizes]
-        anchors = build_anchors(sizes, aspect_ratios, ANCHOR_STRIDES, exact=exact_anchors)
+    def __init__(self, options: RetinaNetOptions, *, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__(options, channels=channels, num_classes=num_classes)
+        width = options.fpn_channels
+        extra_levels = P6P7OfC5(channels[-1], width) if options.p6_from == "c5" else LastLevelP6P7(width, width)
+        self.neck = FeaturePyramidNetwork(list(channels), width, extra_levels)
+        octaves = [2 ** (step / options.anchors_per_octave) for step in range(options.anchors_per_octave)]
+        sizes = [[size * octave for octave in octaves] for size in options.anchor_sizes]
+        anchors = build_anchors(sizes, options.aspect_ratios, ANCHOR_STRIDES, exact=options.exact_anchors)
         self.detector = retinanet.RetinaNet(
-            _NoBackbone(fpn_channels),
+            _NoBackbone(width),
             num_classes,
             anchor_generator=anchors,
-            head=_Float32Head(fpn_channels, anchors.num_anchors_per_location()[0], num_classes),
-            score_thresh=score_threshold,
-            nms_thresh=nms_iou,
-            detections_per_img=detections_per_image,
-            fg_iou_thresh=fg_iou,
-            bg_iou_thresh=bg_iou,
-            topk_candidates=candidates_per_level,
+            head=_Float32Head(width, anchors.num_anchors_per_location()[0], num_classes),
+            score_thresh=options.score_threshold,
+            nms_thresh=options.nms_iou,
+            detections_per_img=options.detections_per_image,
+            fg_iou_thresh=options.fg_iou,
+            bg_iou_thresh=options.bg_iou,
+            topk_candidates=options.candidates_per_level,
         )
-        self.matcher = MaxIoUMatcher(fg_iou, bg_iou, least_iou=0)
+        self.matcher = MaxIoUMatcher(options.fg_iou, options.bg_iou, least_iou=0)
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Return the two losses, class (focal) and box (L1), both over the objects' anchors of the whole batch."""

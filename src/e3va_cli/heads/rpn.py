@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,38 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
+from e3va_cli.config.options import Options, option
 from e3va_cli.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.heads.anchors import build_anchors
+from e3va_cli.heads.anchors import anchor_errors, build_anchors
 from e3va_cli.heads.head import Target
 from e3va_cli.heads.predictors import Float32RPNHead
 from e3va_cli.heads.pyramid import STRIDES
+
+
+@dataclass
+class RPNOptions(Options):
+    """Options of a region proposal network."""
+
+    anchor_sizes: list[int] = option(help="pixels, one per pyramid level")
+    aspect_ratios: list[float] = option(help="height over width of the anchors at each place")
+    fg_iou: float = option(help="overlap from which on an anchor holds an object", least=0, most=1)
+    bg_iou: float = option(help="overlap below which it holds none", least=0, most=1)
+    batch_size_per_image: int = option(help="anchors that training samples in an image", above=0)
+    positive_fraction: float = option(help="most of them that hold an object", least=0, most=1)
+    pre_nms_train: int = option(help="best proposals of a level that go into NMS, in training", above=0)
+    pre_nms_test: int = option(help="the same in evaluation", above=0, free=True)
+    post_nms_train: int = option(help="best proposals of an image after NMS, in training", above=0)
+    post_nms_test: int = option(help="the same in evaluation", above=0, free=True)
+    nms_iou: float = option(help="overlap above which NMS drops a proposal", least=0, most=1)
+    inside_only: bool = option(help="train only anchors inside the image", before=False)
+    exact_anchors: bool = option(
+        help="false, as torchvision has it: whole sides, and image side // map side from one anchor to the next",
+        before=False,
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the anchors."""
+        return anchor_errors(f"{at}.anchor_sizes", self.anchor_sizes)
 
 
 class InsideRPN(RegionProposalNetwork):
@@ -62,34 +90,19 @@ def inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
     return within | ~within.any()
 
 
-def build_rpn(
-    *,
-    channels: int,
-    anchor_sizes: Sequence[int],
-    aspect_ratios: Sequence[float],
-    fg_iou: float,
-    bg_iou: float,
-    batch_size_per_image: int,
-    positive_fraction: float,
-    pre_nms_train: int,
-    pre_nms_test: int,
-    post_nms_train: int,
-    post_nms_test: int,
-    nms_iou: float,
-    inside_only: bool,
-    exact_anchors: bool,
-) -> RegionProposalNetwork:
+def build_rpn(options: RPNOptions, *, channels: int) -> RegionProposalNetwork:
     """Return a region proposal network with one anchor size per pyramid level."""
     strides = (*STRIDES, 2 * STRIDES[-1])
-    network = InsideRPN if inside_only else RegionProposalNetwork
+    sizes = [[size] for size in options.anchor_sizes]
+    network = InsideRPN if options.inside_only else RegionProposalNetwork
     return network(
-        build_anchors([[size] for size in anchor_sizes], aspect_ratios, strides, exact=exact_anchors),
-        Float32RPNHead(channels, len(aspect_ratios)),
-        fg_iou,
-        bg_iou,
-        batch_size_per_image,
-        positive_fraction,
-        {"training": pre_nms_train, "testing": pre_nms_test},
-        {"training": post_nms_train, "testing": post_nms_test},
-        nms_iou,
+        build_anchors(sizes, options.aspect_ratios, strides, exact=options.exact_anchors),
+        Float32RPNHead(channels, len(options.aspect_ratios)),
+        options.fg_iou,
+        options.bg_iou,
+        options.batch_size_per_image,
+        options.positive_fraction,
+        {"training": options.pre_nms_train, "testing": options.pre_nms_test},
+        {"training": options.post_nms_train, "testing": options.post_nms_test},
+        options.nms_iou,
     )

@@ -7,7 +7,8 @@ group norms (arXiv 1803.08494).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import Conv2dNormActivation
 
-from e3va_cli.errors import UserError
-from e3va_cli.heads.head import Extract, Head, Target, register
+from e3va_cli.config.options import Under, option
+from e3va_cli.heads.head import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.heads.norms import group_norm
 from e3va_cli.heads.pixel_loss import pixel_loss
 from e3va_cli.heads.segmentation import Segmentation
@@ -85,61 +86,70 @@ def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
 
 
-@register("upernet")
+@dataclass
+class UPerNetOptions(HeadOptions):
+    """Options of UPerNet."""
+
+    fpn_channels: int = option(help="width of every pyramid level; fewer reduces memory", above=0)
+    pool_scales: list[int] = option(help="cells along a side of each grid that the last stage is pooled to")
+    dropout: float = option(help="of channels, before classification", least=0, most=1)
+    auxiliary_stage: int = option(
+        help="of the backbone, from 0: the one that is also classified by itself, in training",
+        under=(Under("auxiliary_weight", bool, "set it above 0"),),
+    )
+    auxiliary_channels: int = option(
+        help="width of that classifier", above=0, under=(Under("auxiliary_weight", bool, "set it above 0"),)
+    )
+    auxiliary_weight: float = option(help="of its loss; 0 leaves it out, which reduces memory", least=0)
+    window: int | None = option(
+        None,
+        help="pixels, a multiple of 32: predict in sliding windows, such as 512 after training on crops of that size",
+        above=0,
+        free=True,
+    )
+    stride: int = option(
+        help="pixels from one window to the next",
+        above=0,
+        free=True,
+        under=(Under("window", lambda value: value is not None, "set head.window, such as 512"),),
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with stages and windows."""
+        if any(cells < 1 for cells in self.pool_scales or ()):
+            yield f"{at}.pool_scales={self.pool_scales}: grids have at least 1 cell along a side"
+        if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.stages:
+            yield f"{at}.auxiliary_stage={self.auxiliary_stage}: one of {', '.join(map(str, Head.stages))}"
+        if self.window is not None and self.window % COARSEST_STRIDE:
+            yield f"{at}.window={self.window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images"
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            yield f"{at}.stride={self.stride}: from 1 to {at}.window={self.window}, or pixels would be left out"
+
+
+@HEADS.register("upernet", UPerNetOptions)
 class UPerNet(Head):
     """A class for every pixel.
 
     Args:
+        options: see `UPerNetOptions`.
         channels: of the four feature maps, strides 4 to 32.
         num_classes: all of them are found; what is not labelled is no class.
-        fpn_channels: width of every pyramid level.
-        pool_scales: cells along a side of each grid that the last stage is pooled to.
-        dropout: probability of leaving out a channel before classification.
-        auxiliary_stage: of the backbone, the one that is also classified by itself, in training.
-        auxiliary_channels: width of that classifier.
-        auxiliary_weight: of its loss; 0 leaves the classifier out.
-        window: side of sliding windows in pixels, or None to predict whole images.
-        stride: pixels from one window to the next.
-
-    Raises:
-        UserError: an option is out of its range.
     """
 
     needs = frozenset({"semantic"})
 
-    def __init__(
-        self,
-        *,
-        channels: Sequence[int],
-        num_classes: int,
-        fpn_channels: int,
-        pool_scales: Sequence[int],
-        dropout: float,
-        auxiliary_stage: int,
-        auxiliary_channels: int,
-        auxiliary_weight: float,
-        window: int | None,
-        stride: int,
-    ) -> None:
-        super().__init__()
-        if any(cells < 1 for cells in pool_scales):
-            raise UserError(f"head.pool_scales={list(pool_scales)}: grids have at least 1 cell along a side")
-        if auxiliary_stage not in self.stages:
-            raise UserError(f"head.auxiliary_stage={auxiliary_stage}: one of {', '.join(map(str, self.stages))}")
-        if window is not None and (window < 1 or window % COARSEST_STRIDE):
-            raise UserError(f"head.window={window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images")
-        if window is not None and not 0 < stride <= window:
-            raise UserError(f"head.stride={stride}: from 1 to head.window={window}, or pixels would be left out")
-        self.neck = FusedPyramid(channels, fpn_channels, pool_scales)
-        self.classifier = classifier(fpn_channels, num_classes, dropout)
+    def __init__(self, options: UPerNetOptions, *, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__(options, channels=channels, num_classes=num_classes)
+        self.neck = FusedPyramid(channels, options.fpn_channels, options.pool_scales)
+        self.classifier = classifier(options.fpn_channels, num_classes, options.dropout)
         self.auxiliary: nn.Sequential | None = None
-        if auxiliary_weight > 0:
+        if options.auxiliary_weight > 0:
             self.auxiliary = nn.Sequential(
-                conv_norm_relu(channels[auxiliary_stage], auxiliary_channels, 3),
-                classifier(auxiliary_channels, num_classes, dropout),
+                conv_norm_relu(channels[options.auxiliary_stage], options.auxiliary_channels, 3),
+                classifier(options.auxiliary_channels, num_classes, options.dropout),
             )
-        self.auxiliary_stage, self.auxiliary_weight = auxiliary_stage, auxiliary_weight
-        self.window, self.stride = window, stride
+        self.auxiliary_stage, self.auxiliary_weight = options.auxiliary_stage, options.auxiliary_weight
+        self.window, self.stride = options.window, options.stride
 
     def scores(self, features: list[Tensor]) -> Tensor:
         """Class scores before softmax, float32 (B, K, H / 4, W / 4)."""

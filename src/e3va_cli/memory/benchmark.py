@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from e3va_cli.data import build_transforms, planned_classes
 from e3va_cli.machine import MIB
 from e3va_cli.memory.budget import largest_batch, parse_budget
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request
@@ -18,6 +16,7 @@ from e3va_cli.memory.planner import Semantics, plan
 from e3va_cli.memory.result import Result, measured, planned
 from e3va_cli.memory.step import StepSize
 from e3va_cli.model import require_suited
+from e3va_cli.run_config import BenchmarkMemoryConfig, RunConfig
 
 ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
 
@@ -47,26 +46,26 @@ class Setting:
         return "cpu" if self.device == "cpu" else "cuda"
 
 
-def setting_of(config: dict[str, Any]) -> Setting:
-    """The setting of a plain configuration of `e3va benchmark-memory`."""
+def setting_of(config: BenchmarkMemoryConfig) -> Setting:
+    """Return the setting of a configuration of `e3va benchmark-memory`."""
     require_suited(config)
-    image_size = config["image_size"] or build_transforms(config["dataset"]).largest_image
+    image_size = config.image_size or config.dataset.largest_image
     size = StepSize(
-        batch_size=config["data"]["batch_size"],
+        batch_size=config.data.batch_size,
         image_size=(image_size[0], image_size[1]),
-        instances_per_image=config["instances_per_image"],
-        precision=config["trainer"]["precision"],
-        clip_norm=config["trainer"]["gradient_clip_norm"],
-        accumulates=config["trainer"]["accumulate_grad_batches"] > 1,
+        instances_per_image=config.instances_per_image,
+        precision=config.trainer.precision,
+        clip_norm=config.trainer.gradient_clip_norm,
+        accumulates=config.trainer.accumulate_grad_batches > 1,
     )
-    gpu = torch.cuda.is_available() and config["trainer"]["accelerator"] != "cpu"
-    wanted = gpu if config["measure"] == "auto" else config["measure"]
+    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    wanted = gpu if config.measure == "auto" else config.measure
     device = ("cuda" if gpu else "cpu") if wanted else None
-    limit = None if config["budget"] is None else parse_budget(config["budget"]) - config["reserve_mib"]
-    return Setting(size, planned_classes(config["dataset"]), device, config["warmup"], config["repeats"], limit)
+    limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
+    return Setting(size, config.dataset.planned_classes, device, config.warmup, config.repeats, limit)
 
 
-def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Iterator[Result]:
+def results_of(configs: Mapping[str, RunConfig], setting: Setting) -> Iterator[Result]:
     """The result of each method, as it comes in."""
     with MeasuringProcess() as process:
         for method, config in configs.items():
@@ -92,7 +91,7 @@ def results_of(configs: Mapping[str, dict[str, Any]], setting: Setting) -> Itera
             yield measured(method, measurement, of_plan)
 
 
-def largest_batch_of(config: dict[str, Any], setting: Setting, limit_mib: float) -> int:
+def largest_batch_of(config: RunConfig, setting: Setting, limit_mib: float) -> int:
     """The most images that a step of one method can take within `limit_mib` of tensors."""
 
     def peak_mib(batch_size: int) -> float:

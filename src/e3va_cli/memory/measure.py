@@ -28,6 +28,7 @@ from e3va_cli.memory.follow import follow_step
 from e3va_cli.memory.regions import counted_regions, matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
 from e3va_cli.model import build_random_model, parameter_counts
+from e3va_cli.run_config import RunConfig
 from e3va_cli.training.optimizer import build_optimizer
 
 OUT_OF_MEMORY = "out of memory"
@@ -39,14 +40,14 @@ class Request:
     """What to measure.
 
     Attributes:
-        config: the plain configuration, with `backbone`, `adapter`, `head` and `optimizer`.
+        config: of the run; of it `backbone`, `adapter`, `head` and `optimizer`.
         size: of the step.
         device: cpu or cuda.
         warmup, repeats: steps that are not timed, and that are.
         memory_limit_mib: no more of a GPU than this may be used.
     """
 
-    config: dict[str, Any]
+    config: RunConfig
     size: StepSize
     num_classes: int
     device: str
@@ -155,7 +156,7 @@ def measure_here(request: Request) -> Measurement:
     torch.manual_seed(0)
     with device:  # a large network is made on a GPU in a fraction of the time
         model = build_random_model(request.config, num_classes=request.num_classes).to(device).train()
-    optimizer = build_optimizer(model, **request.config["optimizer"])
+    optimizer = build_optimizer(model, request.config.optimizer)
     batch = make_batch(request.size, num_classes=request.num_classes, needs=model.head.needs, device=request.device)
     about: dict[str, Any] = {
         "device_name": device_name(device),

@@ -23,6 +23,7 @@ from e3va_cli.memory.step import DTYPES, StepSize, make_batch
 from e3va_cli.memory.tracker import WORKSPACES
 from e3va_cli.memory.worst_case import worst_case
 from e3va_cli.model import outline_model, parameter_counts
+from e3va_cli.run_config import RunConfig
 from e3va_cli.training.optimizer import build_optimizer
 
 Semantics = Literal["cuda", "cpu"]
@@ -46,7 +47,7 @@ class Plan(Followed):
     seconds: float
 
 
-def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics: Semantics = "cuda") -> Plan:
+def plan(config: RunConfig, size: StepSize, *, num_classes: int, semantics: Semantics = "cuda") -> Plan:
     """Plan one step of the configured network.
 
     Args:
@@ -57,12 +58,12 @@ def plan(config: dict[str, Any], size: StepSize, *, num_classes: int, semantics:
     """
     started = time.perf_counter()
     model = outline_model(config, num_classes=num_classes).train()
-    mixed = DTYPES[size.precision] is not None or config["backbone"].get("dtype", "float32") != "float32"
+    mixed = DTYPES[size.precision] is not None or config.backbone.dtype != "float32"
     contents: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True) if mixed else nullcontext()
     with contents, worst_case():
         if mixed:
             model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
-        optimizer = build_optimizer(model, **config["optimizer"])
+        optimizer = build_optimizer(model, config.optimizer)
         device = "cpu" if mixed else "meta"
         batch = make_batch(size, num_classes=num_classes, needs=model.head.needs, device=device)
         rules = CudaAutocast() if mixed and semantics == "cuda" else None

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from e3va_cli.config.options import walk
 from e3va_cli.data import DenseDataset
+from e3va_cli.heads import HeadOptions
 
 OPTION = "detections_per_image"
 
 
-def limit_note(dataset: DenseDataset, head: dict[str, Any]) -> str | None:
+def limit_note(dataset: DenseDataset, head: HeadOptions) -> str | None:
     """What a head's limit means for a data set; None where no image has more objects.
 
     Args:
         dataset: of objects, or of anything else, which has no such limit.
-        head: a plain `head` configuration.
+        head: its options.
     """
     objects = getattr(dataset, "objects_per_image", None)
-    name = f"head.{OPTION}" if OPTION in head else f"head.box.{OPTION}"
-    limit = head.get(OPTION, head.get("box", {}).get(OPTION))
+    name, limit = next(((key, value) for key, value, one in walk(head, "head.") if one.name == OPTION), ("", None))
     if objects is None or limit is None or objects.max(initial=0) <= limit:
         return None
     reachable = np.minimum(objects, limit).sum() / objects.sum()

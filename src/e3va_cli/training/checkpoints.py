@@ -16,12 +16,10 @@ from torch.optim import Optimizer
 
 from e3va_cli.backbones import BackboneIdentity
 from e3va_cli.backbones.weights import is_state_dict, load_plain
-from e3va_cli.config import SCHEMAS
-from e3va_cli.config.adapters import AdapterConfig
-from e3va_cli.config.free import binding_options
-from e3va_cli.config.legacy import fill_legacy_options
+from e3va_cli.config.options import binding_options
 from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
+from e3va_cli.run_config import RunConfig, kind_of, plain, with_older_options
 from e3va_cli.text import first_few
 
 CLASSES_SHOWN = 4
@@ -106,7 +104,7 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
             f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
             "give the same backbone.weights or backbone.pretrained as the run had"
         )
-    padded, pads = (fill_legacy_options(one["config"])["backbone"]["pad_before_shift"] for one in (saved, about))
+    padded, pads = (with_older_options(one["config"])["backbone"]["pad_before_shift"] for one in (saved, about))
     if padded != pads:
         mistakes.append(f"{path}: trained with backbone.pad_before_shift={str(padded).lower()}; give it")
     for part in ("adapter", "head"):
@@ -127,8 +125,8 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
 
 def binding(part: str, options: dict[str, Any]) -> dict[str, Any]:
     """Those options of an `adapter` or a `head` that trained weights depend on; the others may change."""
-    schema = SCHEMAS[part].get(f"{options.get('name')}_schema", AdapterConfig)
-    return binding_options(schema, options)
+    kind = kind_of(part, options)
+    return options if kind is None else binding_options(kind, options)
 
 
 def require_same_weights(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
@@ -178,14 +176,15 @@ def _kind(value: Tensor) -> tuple[torch.Size, bool]:
 
 
 def about_model(
-    identity: BackboneIdentity, config: dict[str, Any], classes: list[str], category_ids: list[int]
+    identity: BackboneIdentity, config: RunConfig, classes: list[str], category_ids: list[int]
 ) -> dict[str, Any]:
-    """What a checkpoint needs to be used: its backbone, method, head and classes."""
+    """What a checkpoint needs to be used, plain: its backbone, method, head and classes."""
+    kept = plain(config)
     return {
         "backbone": asdict(identity),
-        "adapter": config["adapter"],
-        "head": config["head"],
+        "adapter": kept["adapter"],
+        "head": kept["head"],
         "classes": list(classes),
         "category_ids": list(category_ids),
-        "config": config,
+        "config": kept,
     }

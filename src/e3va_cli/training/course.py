@@ -14,12 +14,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-COURSE_OPTIONS = frozenset(
-    {"epochs", "min_steps", "iterations", "warmup_steps", "warmup_max_fraction", "total_batch", "lr_scaling"}
-)  # of a schedule, that are settled here
+from e3va_cli.config.options import Options, Under, option
+
 LR_FACTORS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
+
+
+@dataclass
+class ScheduleOptions(Options):
+    """Options of every schedule: how long a run is, and how its learning rate rises."""
+
+    name: str = option()
+    epochs: int | None = option(
+        None, help="passes over the training images; trainer.max_epochs, where it is given, holds instead", above=0
+    )
+    min_steps: int = option(
+        0, help="optimizer steps; a small data set is passed over more often until there are so many", least=0
+    )
+    iterations: int | None = option(
+        None,
+        help="optimizer steps instead of epochs, rounded up to whole ones; trainer.max_epochs may end them earlier",
+        above=0,
+    )
+    warmup_steps: int = option(help="over which the learning rate rises", least=0)
+    warmup_ratio: float = option(
+        help="of the learning rate, at the first step",
+        above=0,
+        most=1,
+        under=(Under("warmup_steps", bool, "set it above 0"),),
+    )
+    warmup_max_fraction: float = option(
+        1.0, help="of the run; a longer warm-up is shortened to it", above=0, most=1, before=1.0
+    )
+    total_batch: int | None = option(
+        None,
+        help="images per optimizer step that the learning rate and the counts of steps are meant for",
+        above=0,
+    )
+    lr_scaling: str = option(
+        help="of the learning rate to another total batch: its square root, as for Adam; linear or none",
+        choices=tuple(LR_FACTORS),
+        under=(Under("total_batch", lambda value: value is not None, "set the batch that the recipe is meant for"),),
+    )
 
 
 @dataclass(frozen=True)
@@ -54,45 +90,56 @@ class Course:
         return self.recipe_batch not in (None, self.total_batch)
 
 
-def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int) -> Course:
-    """The course of a run with this plain configuration.
+def plan_course(
+    schedule: ScheduleOptions,
+    *,
+    lr: float,
+    batch_size: int,
+    accumulated: int = 1,
+    max_epochs: int | None = None,
+    max_steps: int | None = None,
+    batches_per_epoch: int,
+    devices: int,
+) -> Course:
+    """Return the course of a run.
 
     Args:
+        schedule: of the recipe.
+        lr: the recipe's learning rate.
+        batch_size: images of a batch on each device.
+        accumulated: batches of an optimizer step.
+        max_epochs, max_steps: that end the run, if given.
         batches_per_epoch: on each device.
         devices: that share the images.
     """
-    schedule, trainer = config["schedule"], config["trainer"]
-    accumulated = trainer["accumulate_grad_batches"]
-    total_batch = config["data"]["batch_size"] * accumulated * devices
-    recipe_batch = schedule["total_batch"]
-    ratio = total_batch / recipe_batch if recipe_batch else 1.0
-    if trainer["limit_train_batches"] is not None:
-        batches_per_epoch = min(batches_per_epoch, trainer["limit_train_batches"])
+    total_batch = batch_size * accumulated * devices
+    ratio = total_batch / schedule.total_batch if schedule.total_batch else 1.0
     steps_per_epoch = max(1, -(-batches_per_epoch // accumulated))
-    epochs, stretch = _length(schedule, trainer["max_epochs"], ratio, steps_per_epoch)
+    epochs, stretch = _length(schedule, max_epochs, ratio, steps_per_epoch)
     total_steps = epochs * steps_per_epoch
-    if trainer["max_steps"] is not None:
-        total_steps = min(total_steps, trainer["max_steps"])
-    warmup = round(schedule["warmup_steps"] / ratio)
+    if max_steps is not None:
+        total_steps = min(total_steps, max_steps)
+    warmup = round(schedule.warmup_steps / ratio)
     return Course(
         total_batch=total_batch,
-        lr=config["optimizer"]["lr"] * LR_FACTORS[schedule["lr_scaling"]](ratio),
-        warmup_steps=min(warmup, math.ceil(schedule["warmup_max_fraction"] * total_steps)),
+        lr=lr * LR_FACTORS[schedule.lr_scaling](ratio),
+        warmup_steps=min(warmup, math.ceil(schedule.warmup_max_fraction * total_steps)),
         recipe_warmup=warmup,
         epochs=epochs,
         stretch=stretch,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
-        recipe_batch=recipe_batch,
+        recipe_batch=schedule.total_batch,
     )
 
 
-def _length(schedule: dict[str, Any], max_epochs: int | None, ratio: float, steps_per_epoch: int) -> tuple[int, float]:
+def _length(schedule: ScheduleOptions, max_epochs: int | None, ratio: float, steps_per_epoch: int) -> tuple[int, float]:
     """Epochs of a run, and by how much they are more than the recipe's to make up its least number of steps."""
-    if schedule["iterations"] is not None:
-        epochs = math.ceil(schedule["iterations"] / ratio / steps_per_epoch)
+    if schedule.iterations is not None:
+        epochs = math.ceil(schedule.iterations / ratio / steps_per_epoch)
         return epochs if max_epochs is None else min(epochs, max_epochs), 1.0
     if max_epochs is not None:
         return max_epochs, 1.0
-    epochs = max(schedule["epochs"], math.ceil(schedule["min_steps"] / steps_per_epoch))
-    return epochs, epochs / schedule["epochs"]
+    assert schedule.epochs is not None  # or the configuration is refused
+    epochs = max(schedule.epochs, math.ceil(schedule.min_steps / steps_per_epoch))
+    return epochs, epochs / schedule.epochs

@@ -7,7 +7,8 @@ them alone, and so does this by default; mmdetection's Swin configurations (`cus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,14 +16,31 @@ from torch import nn
 from torch.optim import AdamW
 
 from e3va_cli.backbones import ResidualBackbone
+from e3va_cli.config.options import Options, option
 
 FUSED_ON = frozenset({"cuda"})  # kinds of devices
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def build_optimizer(
-    model: nn.Module, *, lr: float, weight_decay: float, betas: Sequence[float], decay_biases: bool = False
-) -> AdamW:
+@dataclass
+class OptimizerOptions(Options):
+    """Options of AdamW."""
+
+    lr: float = option(help="the highest learning rate, at the schedule's total_batch", above=0)
+    weight_decay: float = option(help="norms and relative position biases have none", least=0)
+    betas: list[float] = option(help="of the two moments")
+    decay_biases: bool = option(
+        False, help="true: biases and other vectors are decayed too, as mmdetection does", before=False
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the moments."""
+        betas = self.betas
+        if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
+            yield f"{at}.betas={betas}: two numbers from 0 to below 1"
+
+
+def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
     """AdamW in two groups, with weight decay and without.
 
     Never decayed are norms and what a backbone exempts; all other vectors only if `decay_biases`. On a GPU it is fused:
@@ -36,12 +54,12 @@ def build_optimizer(
     }
     exempt |= {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if (p.ndim > 1 or decay_biases) and id(p) not in exempt]
+    decayed = [p for p in trainable if (p.ndim > 1 or options.decay_biases) and id(p) not in exempt]
     kept = {id(p) for p in decayed}
     plain = [p for p in trainable if id(p) not in kept]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     fused = bool(trainable) and all(p.device.type in FUSED_ON for p in trainable)
-    return AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=fused or None)
+    return AdamW(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), fused=fused or None)
 
 
 def fit_to_device(optimizer_state: dict[str, Any], device: torch.device) -> None:

@@ -1,11 +1,10 @@
-"""A run put together from a plain configuration: data, model, task and trainer."""
+"""A run put together from a configuration: data, model, task and trainer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
@@ -15,9 +14,10 @@ from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import build_evaluator
 from e3va_cli.model import DenseModel, build_model, require_offered, require_suited
+from e3va_cli.run_config import RunConfig
 from e3va_cli.run_folder import BAD_BATCHES
 from e3va_cli.training.checkpoints import about_model
-from e3va_cli.training.course import COURSE_OPTIONS, Course, plan_course
+from e3va_cli.training.course import Course, plan_course
 from e3va_cli.training.guard import StepGuard
 from e3va_cli.training.optimizer import build_optimizer
 from e3va_cli.training.saving import Checkpoints
@@ -39,42 +39,51 @@ class Run:
     course: Course | None
 
 
-def build_run(config: dict[str, Any], folder: Path, *, evaluate_only: bool = False) -> Run:
+def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> Run:
     """Open the data first, as that fails fastest, then build the model and the trainer.
 
     Raises:
         UserError: data or weights that cannot be used.
     """
     require_suited(config)
-    L.seed_everything(config["seed"], workers=True, verbose=False)
-    needs = HEADS[config["head"]["name"]].needs
-    train, val = open_splits(config["dataset"], train=not evaluate_only, targets=needs)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    needs = HEADS[config.head.name].needs
+    train, val = open_splits(config.dataset, train=not evaluate_only, targets=needs)
     for split in filter(None, (train, val)):
         require_offered(config, split.offers)
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     model = build_model(config, num_classes=len(val.classes))
-    evaluator = build_evaluator(config["dataset"]["metric"], val, sorted(model.head.needs))
-    data = DenseData(train, val, **config["data"], seed=config["seed"])
+    evaluator = build_evaluator(config.dataset.metric, val, sorted(model.head.needs))
+    data = DenseData(train, val, config.data, seed=config.seed)
     trainer = build_trainer(config, folder, monitor=f"val/{evaluator.monitor}", evaluate_only=evaluate_only)
-    options = config["trainer"]
-    require_enough(trainer.world_size, train, val, skip_oom=options["skip_oom"])
+    options = config.trainer
+    require_enough(trainer.world_size, train, val, skip_oom=options.skip_oom)
     course = schedule = None
-    optimizer = config["optimizer"]
+    optimizer = config.optimizer
     if not evaluate_only:
         devices = trainer.world_size
-        course = plan_course(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
+        batches = data.batches_per_epoch(devices)
+        course = plan_course(
+            config.schedule,
+            lr=optimizer.lr,
+            batch_size=config.data.batch_size,
+            accumulated=options.accumulate_grad_batches,
+            max_epochs=options.max_epochs,
+            max_steps=options.max_steps,
+            batches_per_epoch=min(batches, options.limit_train_batches or batches),
+            devices=devices,
+        )
         follow(course, trainer)
-        optimizer = {**optimizer, "lr": course.lr}
-        curve = {key: value for key, value in config["schedule"].items() if key not in COURSE_OPTIONS}
-        schedule = build_schedule(course=course, **curve)
+        optimizer = replace(optimizer, lr=course.lr)
+        schedule = build_schedule(config.schedule, course)
     task = DenseTask(
         model,
         evaluator,
-        optimizer=partial(build_optimizer, **optimizer),
+        optimizer=partial(build_optimizer, options=optimizer),
         schedule=schedule,
         about=about_model(model.identity, config, val.classes, val.category_ids),
-        seed=config["seed"],
-        guard=StepGuard(folder / BAD_BATCHES, options["max_bad_losses"], skip_oom=options["skip_oom"]),
+        seed=config.seed,
+        guard=StepGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
     )
     return Run(train, val, model, task, data, trainer, course)
 

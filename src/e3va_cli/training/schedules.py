@@ -3,40 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from e3va_cli.training.course import Course
+from e3va_cli.config.options import option
+from e3va_cli.config.registry import Registry
+from e3va_cli.training.course import Course, ScheduleOptions
 
 Factor = Callable[[int], float]
+SCHEDULES: Registry[Callable[[Course, Any], Factor]] = Registry("schedule")
 
 
-def multistep(course: Course, *, milestones: Sequence[int], gamma: float) -> Factor:
+@dataclass
+class MultiStepOptions(ScheduleOptions):
+    """Options of the learning rate that falls in steps."""
+
+    milestones: list[int] = option(
+        help="epochs after which the learning rate falls, of `epochs` where min_steps makes them more"
+    )
+    gamma: float = option(help="factor of each fall")
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with the milestones."""
+        if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
+            yield f"{at}.milestones={self.milestones}: must rise"
+
+
+@dataclass
+class CosineOptions(ScheduleOptions):
+    """Options of the learning rate that falls along a half cosine."""
+
+    min_ratio: float = option(help="of the learning rate, at the last step")
+
+
+@dataclass
+class PolyOptions(CosineOptions):
+    """Options of the learning rate that falls as a power of what is left of the run."""
+
+    power: float = option(help="of the part of the run that is left")
+
+
+@SCHEDULES.register("multistep", MultiStepOptions)
+def multistep(course: Course, options: MultiStepOptions) -> Factor:
     """Falls by `gamma` at the end of each milestone epoch, which moves back where the course is stretched."""
-    boundaries = [round(epoch * course.stretch) * course.steps_per_epoch for epoch in milestones]
-    return lambda step: gamma ** sum(step >= boundary for boundary in boundaries)
+    boundaries = [round(epoch * course.stretch) * course.steps_per_epoch for epoch in options.milestones]
+    return lambda step: options.gamma ** sum(step >= boundary for boundary in boundaries)
 
 
-def cosine(course: Course, *, min_ratio: float) -> Factor:
+@SCHEDULES.register("cosine", CosineOptions)
+def cosine(course: Course, options: CosineOptions) -> Factor:
     """Falls along a half cosine from 1 to `min_ratio` (arXiv 1608.03983, without restarts)."""
-    total = course.total_steps
-    return lambda step: min_ratio + (1 - min_ratio) * (1 + math.cos(math.pi * min(1, step / total))) / 2
+    total, least = course.total_steps, options.min_ratio
+    return lambda step: least + (1 - least) * (1 + math.cos(math.pi * min(1, step / total))) / 2
 
 
-def poly(course: Course, *, power: float, min_ratio: float) -> Factor:
+@SCHEDULES.register("poly", PolyOptions)
+def poly(course: Course, options: PolyOptions) -> Factor:
     """Falls as (1 - step / total) ** power from 1 to `min_ratio`."""
-    return lambda step: max(min_ratio, (1 - min(1, step / course.total_steps)) ** power)
+    return lambda step: max(options.min_ratio, (1 - min(1, step / course.total_steps)) ** options.power)
 
 
-SCHEDULES: dict[str, Callable[..., Factor]] = {"multistep": multistep, "cosine": cosine, "poly": poly}
-
-
-def build_schedule(name: str, course: Course, *, warmup_ratio: float, **options: object) -> Factor:
-    """The schedule called `name`, with a linear rise from `warmup_ratio` to 1 over the course's warm-up."""
-    after = SCHEDULES[name](course, **options)
-    warmup = course.warmup_steps
+def build_schedule(options: ScheduleOptions, course: Course) -> Factor:
+    """Return the schedule of the options, with a linear rise from `warmup_ratio` to 1 over the course's warm-up."""
+    after = SCHEDULES[options.name](course, options)
+    warmup, ratio = course.warmup_steps, options.warmup_ratio
 
     def factor(step: int) -> float:
-        rise = 1.0 if step >= warmup else warmup_ratio + (1 - warmup_ratio) * step / warmup
+        rise = 1.0 if step >= warmup else ratio + (1 - ratio) * step / warmup
         return rise * after(step)
 
     return factor

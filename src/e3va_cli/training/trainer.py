@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.run_config import RunConfig, plain
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
 from e3va_cli.training.history import MetricsHistory, StepLog
@@ -24,11 +25,11 @@ from e3va_cli.training.steps import StepLimit
 from e3va_cli.training.stopping import StopSignals
 
 
-def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:
+def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:
     """A trainer that leaves its files in `folder`.
 
     Args:
-        config: the whole plain configuration.
+        config: of the run.
         folder: the run folder.
         monitor: the metric that decides what is best; higher is better.
         evaluate_only: without what only training needs.
@@ -36,26 +37,28 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
     Raises:
         UserError: there is no such accelerator, device or strategy on this machine.
     """
-    options = config["trainer"]
-    stop = StopSignals(None if evaluate_only else folder, options["preemption_signal"])
-    resources = None if evaluate_only else Resources(folder / RESOURCES, config, window=options["log_every_n_steps"])
+    options = config.trainer
+    stop = StopSignals(None if evaluate_only else folder, options.preemption_signal)
+    resources = (
+        None if evaluate_only else Resources(folder / RESOURCES, plain(config), window=options.log_every_n_steps)
+    )
     callbacks: list[Callback] = [Ranks(), Progress(resources), Results(folder), stop]
     loggers: list[Logger] = []
     if resources is not None:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))
-        if options["tensorboard"]:
+        if options.tensorboard:
             loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
         callbacks += [
             resources,
             LearningRateMonitor("step"),
-            StepLog(options["log_every_n_steps"]),
-            Checkpoints(folder / CHECKPOINTS, monitor, options["checkpoint_every_steps"], stop),
+            StepLog(options.log_every_n_steps),
+            Checkpoints(folder / CHECKPOINTS, monitor, options.checkpoint_every_steps, stop),
         ]
-        if options["max_steps"] is not None:
-            callbacks.append(StepLimit(options["max_steps"]))
-        if options["early_stopping_patience"] is not None:
+        if options.max_steps is not None:
+            callbacks.append(StepLimit(options.max_steps))
+        if options.early_stopping_patience is not None:
             # Not strict: an evaluation without anything to measure neither stops the run nor counts as a worse one.
-            patience = options["early_stopping_patience"]
+            patience = options.early_stopping_patience
             callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, strict=False))
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
@@ -63,19 +66,19 @@ def build_trainer(config: dict[str, Any], folder: Path, *, monitor: str, evaluat
     try:
         return L.Trainer(
             default_root_dir=folder,
-            accelerator=options["accelerator"],
-            devices=options["devices"],
-            num_nodes=options["num_nodes"],
-            strategy=options["strategy"],
-            precision=options["precision"],
-            max_epochs=-1 if options["max_epochs"] is None else options["max_epochs"],
-            limit_train_batches=options["limit_train_batches"],
-            limit_val_batches=options["limit_val_batches"],
-            check_val_every_n_epoch=options["val_every_epochs"],
-            accumulate_grad_batches=options["accumulate_grad_batches"],
-            gradient_clip_val=options["gradient_clip_norm"],
-            deterministic=options["deterministic"],
-            log_every_n_steps=options["log_every_n_steps"],
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            strategy=options.strategy,
+            precision=options.precision,
+            max_epochs=-1 if options.max_epochs is None else options.max_epochs,
+            limit_train_batches=options.limit_train_batches,
+            limit_val_batches=options.limit_val_batches,
+            check_val_every_n_epoch=options.val_every_epochs,
+            accumulate_grad_batches=options.accumulate_grad_batches,
+            gradient_clip_val=options.gradient_clip_norm,
+            deterministic=options.deterministic,
+            log_every_n_steps=options.log_every_n_steps,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the data module shares out the images itself
             callbacks=callbacks,

@@ -1,0 +1,203 @@
+"""Options as fields of dataclasses: type and default in the field, everything else about an option in its metadata.
+
+A component declares its options once, in a dataclass beside its class; the schema that Hydra holds the YAML files to, the
+checks of values, `--help` and what a checkpoint depends on are made from that.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import Any, Final
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from e3va_cli.errors import UserError
+
+ABOUT: Final = "about"  # the key of a field's metadata
+MAX_SEED: Final = 2**32 - 1
+UNCHANGED: Final = object()  # of an option as old as its component
+
+
+@dataclass(frozen=True)
+class Under:
+    """What an option is read under: a value of another option of the same dataclass, and what to do about it."""
+
+    option: str
+    holds: Callable[[Any], bool]
+    remedy: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of an option beside its type and default.
+
+    Attributes:
+        help: one line for `--help`.
+        above, below: bounds that a number lies between.
+        least, most: bounds that a number may reach.
+        choices: all values that are allowed.
+        free: whether weights may be used with any value of it, however they were trained.
+        of_training: whether it concerns training alone, not how trained weights are used.
+        before: its value before it existed, which weights from then were trained with.
+        under: what it is read under; given where it does nothing, it is refused.
+    """
+
+    help: str = ""
+    above: float | None = None
+    least: float | None = None
+    below: float | None = None
+    most: float | None = None
+    choices: tuple[Any, ...] = ()
+    free: bool = False
+    of_training: bool = False
+    before: Any = UNCHANGED
+    under: tuple[Under, ...] = ()
+
+    def error(self, value: Any) -> str:
+        """Return what is wrong with a value, or nothing."""
+        if value is None:
+            return ""
+        if self.choices:
+            return "" if value in self.choices else f"one of {', '.join(str(one).lower() for one in self.choices)}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return ""
+        if self.least is not None and self.most is not None:
+            return "" if self.least <= value <= self.most else f"from {self.least:g} to {self.most:.10g}"
+        if self.least is not None and self.below is not None:
+            return "" if self.least <= value < self.below else f"from {self.least:g} to below {self.below:g}"
+        if self.above is not None and self.most is not None:
+            return "" if self.above < value <= self.most else f"above {self.above:g} and at most {self.most:g}"
+        if self.above is not None:
+            return "" if value > self.above else f"must be above {self.above:g}"
+        if self.least is not None:
+            return "" if value >= self.least else f"must be {self.least:g} or above"
+        return ""
+
+
+def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
+    """Declare an option.
+
+    Args:
+        default: its value where the YAML has none; a list or dict is copied, a dataclass is a group of options.
+        help: one line for `--help`.
+        about: further attributes of `About`.
+    """
+    metadata = {ABOUT: About(help=help, **about)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def about(one: Field[Any]) -> About:
+    """Return what is known of an option."""
+    known = one.metadata.get(ABOUT)
+    return known if isinstance(known, About) else About()
+
+
+def group_of(one: Field[Any]) -> type | None:
+    """Return the dataclass of a field that is a group of options."""
+    made = one.default_factory
+    return made if isinstance(made, type) and is_dataclass(made) else None
+
+
+@dataclass
+class Options:
+    """A group of options that belong together."""
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what no single option tells, one line each; missing values are None.
+
+        Those of all base classes are asked for. `at` is the group's dotted key.
+        """
+        return iter(())
+
+
+def instantiate(node: Any, *, missing: Any = MISSING) -> Any:
+    """Return a composed configuration as dataclasses, plain lists and dicts; `missing` stands for missing values."""
+    if not isinstance(node, DictConfig) or not is_dataclass(kind := OmegaConf.get_type(node)):
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return kind(
+        **{
+            str(key): missing if OmegaConf.is_missing(node, key) else instantiate(node[key], missing=missing)
+            for key in node
+        }
+    )
+
+
+def walk(options: Any, at: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Yield every option below a dataclass that is no group: dotted key, value and field."""
+    for one in fields(options):
+        key, value = f"{at}{one.name}", getattr(options, one.name)
+        if is_dataclass(value):
+            yield from walk(value, f"{key}.")
+        else:
+            yield key, value, one
+
+
+def groups_in(options: Any, at: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a dataclass and all dataclasses below it with their dotted keys."""
+    yield at, options
+    for one in fields(options):
+        value = getattr(options, one.name)
+        if is_dataclass(value):
+            yield from groups_in(value, f"{at}.{one.name}" if at else one.name)
+
+
+def errors_of(options: Any, at: str = "") -> Iterator[str]:
+    """Yield every error of options that types alone do not show, missing values being None, one line each."""
+    for key, value, one in walk(options, f"{at}." if at else ""):
+        if error := about(one).error(value):
+            yield f"{key}={str(value).lower() if isinstance(value, bool) else value}: {error}"
+    for key, group in groups_in(options, at):
+        for kind in type(group).__mro__:
+            if issubclass(kind, Options) and "errors" in vars(kind):
+                yield from kind.errors(group, key)
+
+
+def require_valid(options: Any, at: str = "") -> None:
+    """Raise UserError with one line for each error of a dataclass of options, whose dotted key is `at`."""
+    if errors := list(errors_of(options, at)):
+        raise UserError(*errors)
+
+
+def idle_options(given: set[str], options: Any) -> Iterator[str]:
+    """Yield one line for each option of the dotted keys `given` that does nothing, missing values being None."""
+    owners = dict(groups_in(options))
+    for key, value, one in walk(options):
+        if key not in given or value is None:
+            continue
+        path = key.rpartition(".")[0]
+        for condition in about(one).under:
+            other = getattr(owners[path], condition.option)
+            if not condition.holds(other):
+                name = f"{path}.{condition.option}" if path else condition.option
+                written = "null" if other is None else str(other).lower() if isinstance(other, bool) else other
+                yield (f"{key}={value}: does nothing with {name}={written}: {condition.remedy}, or leave out {key}")
+
+
+def binding_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of plain options, nested ones too, that trained weights depend on; unknown ones count as such."""
+    declared = {one.name: one for one in fields(kind)}
+    binding: dict[str, Any] = {}
+    for name, value in options.items():
+        one = declared.get(name)
+        if one is not None and about(one).free:
+            continue
+        group = None if one is None else group_of(one)
+        binding[name] = binding_options(group, value) if group and isinstance(value, dict) else value
+    return binding
+
+
+def older_options(kind: type, options: dict[str, Any], at: str) -> Iterator[tuple[str, Any, About]]:
+    """Yield the options that plain ones lack and are younger than they: dotted key, value before, and what is known."""
+    for one in fields(kind):
+        known, group = about(one), group_of(one)
+        if one.name not in options:
+            if known.before is not UNCHANGED:
+                yield f"{at}.{one.name}", copy.deepcopy(known.before), known
+        elif group and isinstance(options[one.name], dict):
+            yield from older_options(group, options[one.name], f"{at}.{one.name}")
