@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.composition import CONFIG_MODULE, checked, plain
-from e3va_cli.config import register_schemas
+from e3va_cli.composition import checked, load_config
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.files import write_json
 from e3va_cli.machine import device_name, versions
+from e3va_cli.run_config import register_schemas
 
 console = Console(highlight=False, soft_wrap=True, width=200)  # tables as wide as they are, in a file too
 
@@ -56,16 +55,15 @@ def positive(text: str) -> int:
     return number
 
 
-def composed(command: str, words: Sequence[str], *, complete: bool = True) -> dict[str, Any]:
-    """The plain configuration of an `e3va` command under `words`; not `complete` where places of data may be missing.
+def composed(command: str, words: Sequence[str], *, complete: bool = True) -> Any:
+    """Return the configuration of an `e3va` command under `words`; not `complete` where places of data may be missing.
 
     Raises:
         UserError: words that it does not take, all of them at once.
     """
     register_schemas()
     checked(command, list(words))
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return plain(compose(command, overrides=list(words)), complete=complete)
+    return load_config(command, words, complete=complete)
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> None:

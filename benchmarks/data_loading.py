@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -29,7 +30,8 @@ from e3va_cli.machine import synchronise
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.model import build_random_model, require_offered, require_suited
-from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.optim.optimizer import build_optimizer
+from e3va_cli.run_config import RunConfig, to_dict
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,9 +44,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def loading(config: dict[str, Any], train: DenseDataset, val: DenseDataset, workers: int) -> tuple[float, int]:
+def loading(config: RunConfig, train: DenseDataset, val: DenseDataset, workers: int) -> tuple[float, int]:
     """Seconds of a whole pass over `train`, the second one, and its images."""
-    data = DenseData(train, val, **{**config["data"], "num_workers": workers}, seed=config["seed"])
+    data = DenseData(train, val, replace(config.data, num_workers=workers), seed=config.seed)
     loader = data.train_dataloader()
     for epoch in range(2):
         cast("Any", loader.sampler).set_epoch(epoch)
@@ -53,19 +55,19 @@ def loading(config: dict[str, Any], train: DenseDataset, val: DenseDataset, work
     return time.perf_counter() - started, images
 
 
-def batches(config: dict[str, Any], train: DenseDataset, val: DenseDataset, count: int) -> list[Batch]:
+def batches(config: RunConfig, train: DenseDataset, val: DenseDataset, count: int) -> list[Batch]:
     """The first so many training batches, or all if there are fewer."""
-    data = DenseData(train, val, **{**config["data"], "num_workers": 0}, seed=config["seed"])
+    data = DenseData(train, val, replace(config.data, num_workers=0), seed=config.seed)
     return list(islice(data.train_dataloader(), count))
 
 
-def step_s(config: dict[str, Any], given: Sequence[Batch], *, classes: int, steps: int, device: str) -> float:
+def step_s(config: RunConfig, given: Sequence[Batch], *, classes: int, steps: int, device: str) -> float:
     """Median seconds of a training step on the `given` batches in turn, which are on the device when it begins."""
-    torch.manual_seed(config["seed"])
+    torch.manual_seed(config.seed)
     model = build_random_model(config, num_classes=classes).to(device).train()
-    optimizer = build_optimizer(model, **config["optimizer"])
-    options = config["trainer"]
-    size = StepSize(len(given[0]), (0, 0), 0, options["precision"], options["gradient_clip_norm"])
+    optimizer = build_optimizer(model, config.optimizer)
+    options = config.trainer
+    size = StepSize(len(given[0]), (0, 0), 0, options.precision, options.gradient_clip_norm)
     times = []
     with matching_proposals(model):
         for step in range(steps + 1):
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_intermixed_args(arguments)
     config = common.composed("train", given.words)
     require_suited(config)
-    train, val = open_splits(config["dataset"])
+    train, val = open_splits(config.dataset)
     require_offered(config, val.offers)
     part = cast("DenseDataset", Subset(cast("Any", train), range(min(given.images, len(cast("Any", train))))))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ratios = {n: seconds / step for n, seconds in per_batch.items()}
     about = common.about(device)
     common.console.print(
-        f"Measured: {config['dataset']['name']}, {len(part)} images, batches of {len(of_step[0])}, "
-        f"{config['backbone']['name']} with {config['head']['name']}, precision {config['trainer']['precision']}, "
+        f"Measured: {config.dataset.name}, {len(part)} images, batches of {len(of_step[0])}, "
+        f"{config.backbone.name} with {config.head.name}, precision {config.trainer.precision}, "
         f"torch {torch.__version__}, {about['device']}; step {step:.3f} s, the median of {given.steps}\n"
     )
     rows = [
@@ -123,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "images_per_second": {n: images / seconds for n, (seconds, images) in passes.items()},
         "of_a_step": ratios,
         "enough_workers": enough(ratios),
-        "config": config,
+        "config": to_dict(config),
     }
     common.write(given.output, device, figures)
     return 0

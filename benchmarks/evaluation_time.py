@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, roi_align
 
-from e3va_cli.data import DetectionDataset, Target, build_source
+from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
 from e3va_cli.heads import Detections
 from e3va_cli.metrics import AveragePrecision, Results
@@ -157,16 +157,16 @@ def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, An
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table."""
     given = parser().parse_intermixed_args(arguments)
-    config = common.composed("train", given.words)["dataset"]
-    dataset = cast("DetectionDataset", build_source(config).open("val", None))
+    source = common.composed("train", given.words).dataset
+    dataset = cast("DetectionDataset", source.open("val"))
     if "boxes" not in dataset.offers:
-        raise UserError(f"dataset={config['name']}: has no boxes to measure; use dataset=coco, voc or shapes")
+        raise UserError(f"dataset={source.name}: has no boxes to measure; use dataset=coco, voc or shapes")
     started = time.perf_counter()
     evaluator = collect(dataset, given)
     collecting = time.perf_counter() - started
     about = common.about("cpu")
     common.console.print(
-        f"Measured: {config['name']}, {given.images} images of {len(dataset)} different ones, "
+        f"Measured: {source.name}, {given.images} images of {len(dataset)} different ones, "
         f"{sum(len(f) for f in evaluator.found.values()):,} findings, {len(dataset.classes)} classes, "
         f"{about['device']}; medians of {given.repeats}, in turns\n"
     )

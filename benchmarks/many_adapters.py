@@ -27,6 +27,7 @@ from e3va_cli.export.together import predict_together
 from e3va_cli.machine import MIB, device_name
 from e3va_cli.memory.tracker import StorageTracker
 from e3va_cli.model import DenseModel, assemble
+from e3va_cli.run_config import RunConfig
 
 NUM_CLASSES = 5
 COLUMNS = [
@@ -47,14 +48,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(configs: Sequence[dict[str, Any]], count: int) -> tuple[list[DenseModel], list[DenseModel]]:
+def build(configs: Sequence[RunConfig], count: int) -> tuple[list[DenseModel], list[DenseModel]]:
     """The same adapters, of the configurations in turn, twice: on one backbone, and each on a backbone of its own."""
-    shared = build_backbone(**configs[0]["backbone"])
+    shared = build_backbone(configs[0].backbone)
     together: list[DenseModel] = []
     separately: list[DenseModel] = []
     for index in range(count):
         config = configs[index % len(configs)]
-        for models, base in ((together, shared), (separately, build_backbone(**config["backbone"]))):
+        for models, base in ((together, shared), (separately, build_backbone(config.backbone))):
             torch.manual_seed(index)
             model = assemble(config, *base, NUM_CLASSES).eval()
             with torch.no_grad():

@@ -10,12 +10,11 @@ import torch
 from torch.optim import Optimizer
 
 from e3va_cli.data.batch import Batch
-from e3va_cli.data.source import planned_classes
 from e3va_cli.machine import MIB, device_name
 from e3va_cli.memory.planner import plan
 from e3va_cli.memory.step import StepSize, make_batch
 from e3va_cli.model import DenseModel, build_random_model
-from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.optim.optimizer import build_optimizer
 
 
 @dataclass
@@ -62,15 +61,13 @@ def prepare(way: str, given: argparse.Namespace) -> tuple[Way, StepSize]:
     words = [f"experiment={given.experiment}", *given.words, f"adapter={method}"]
     words += [word if "." in word.partition("=")[0] else f"adapter.{word}" for word in own]
     config = common.composed("benchmark_memory", words, complete=False)
-    size = StepSize(
-        given.batch_size, given.size, config["instances_per_image"], config["trainer"]["precision"], clip_norm=1.0
-    )
-    classes = planned_classes(config["dataset"])
+    size = StepSize(given.batch_size, given.size, config.instances_per_image, config.trainer.precision, clip_norm=1.0)
+    classes = config.dataset.planned_classes
     of_plan = plan(config, size, num_classes=classes, semantics="cuda" if given.device == "cuda" else "cpu")
     torch.manual_seed(0)
     model = build_random_model(config, num_classes=classes).to(given.device).train()
     batch = make_batch(size, num_classes=classes, needs=model.head.needs, device=given.device)
-    optimizer = build_optimizer(model, **config["optimizer"])
+    optimizer = build_optimizer(model, config.optimizer)
     return Way(way, model, optimizer, batch, of_plan.peak.total_bytes / MIB, of_plan.operations), size
 
 

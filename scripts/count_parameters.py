@@ -8,12 +8,10 @@ Every method is built as `conf/` has it, on the meta device: no weights, no memo
 from __future__ import annotations
 
 import torch
-from hydra import compose, initialize_config_module
 
 from e3va_cli.adapters import METHODS, tune
 from e3va_cli.backbones.swin import build_swin
-from e3va_cli.composition import CONFIG_MODULE, plain
-from e3va_cli.config import register_schemas
+from e3va_cli.composition import load_config
 from e3va_cli.memory.published import COCO, VOC, PublishedSetting
 
 ORDER = [*COCO.methods, *(method for method in METHODS if method not in COCO.methods)]
@@ -21,9 +19,9 @@ ORDER = [*COCO.methods, *(method for method in METHODS if method not in COCO.met
 
 def trainable(method: str, backbone: str) -> int:
     """Trainable parameters of `backbone` under `method`, output norms included."""
-    config = plain(compose("train", overrides=[f"adapter={method}", f"backbone={backbone}"]))
+    config = load_config("train", [f"adapter={method}", f"backbone={backbone}"])
     with torch.device("meta"):
-        extractor = tune(build_swin(config["backbone"]["timm_name"]), **config["adapter"])
+        extractor = tune(build_swin(config.backbone.timm_name), config.adapter)
     return sum(p.numel() for p in extractor.parameters() if p.requires_grad)
 
 
@@ -34,17 +32,15 @@ def published(setting: PublishedSetting, method: str) -> str:
 
 def main() -> None:
     """Print the table."""
-    register_schemas()
     print("| method | Swin-B | published, M | Swin-L | published, M |")
     print("|---|--:|--:|--:|--:|")
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        for method in ORDER:
-            cells = [
-                cell
-                for backbone, setting in (("swin_b", COCO), ("swin_l", VOC))
-                for cell in (f"{trainable(method, backbone):,}", published(setting, method))
-            ]
-            print(f"| `{method}` | {' | '.join(cells)} |")
+    for method in ORDER:
+        cells = [
+            cell
+            for backbone, setting in (("swin_b", COCO), ("swin_l", VOC))
+            for cell in (f"{trainable(method, backbone):,}", published(setting, method))
+        ]
+        print(f"| `{method}` | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # no
 from e3va_cli.memory.planner import plan  # noqa: E402
 from e3va_cli.memory.published import SETTINGS  # noqa: E402
 from e3va_cli.memory.result import saved_pct  # noqa: E402
+from e3va_cli.run_config import BenchmarkMemoryConfig  # noqa: E402
 
 MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
 OTHERS = tuple(method for method in METHODS if method not in MAIN)
@@ -117,7 +118,7 @@ def checks() -> Iterator[Step | Command]:
     yield from (Step("ade20k_upernet_swin_l", variant) for variant in MAIN)
 
 
-def configured(step: Step) -> tuple[dict[str, Any], Setting]:
+def configured(step: Step) -> tuple[BenchmarkMemoryConfig, Setting]:
     """The configuration of a step and what it shares with others."""
     config = common.composed("benchmark_memory", step.overrides, complete=False)
     return config, setting_of(config)

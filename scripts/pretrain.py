@@ -26,13 +26,13 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 from batch_augmentation import Augmentation, resized
-from hydra import compose, initialize_config_module
 from labeled_images import LabeledImages, decode, find_images, load_images
 from pretraining_outputs import write_outputs, write_weights
 from timm.layers import ClassifierHead
@@ -44,12 +44,12 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
-from e3va_cli.backbones import ResidualBackbone, build_backbone
-from e3va_cli.composition import CONFIG_MODULE, checked, plain
-from e3va_cli.config import register_schemas
+from e3va_cli.backbones import BackboneOptions, ResidualBackbone, build_backbone
+from e3va_cli.composition import checked, load_config
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.machine import versions
+from e3va_cli.run_config import TrainConfig, register_schemas
 from e3va_cli.training.stopping import StopSignals
 
 LAST = "last.ckpt"
@@ -262,13 +262,13 @@ def accuracy(net: Classifier, data: LabeledImages, side: int, device: torch.devi
     return 100 * float(right) / len(data.labels)
 
 
-def configured(backbone: str) -> dict[str, Any]:
+def configured(backbone: str) -> BackboneOptions:
     """The options of `backbone=NAME`, with random weights."""
     register_schemas()
     words = [f"backbone={backbone}", "backbone.pretrained=false"]
     checked("train", words)
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return plain(compose("train", overrides=words))["backbone"]
+    config: TrainConfig = load_config("train", words)
+    return config.backbone
 
 
 def loaded(options: argparse.Namespace) -> tuple[LabeledImages, LabeledImages]:
@@ -351,8 +351,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"{len(train.labels):,} + {len(val.labels):,} images of {len(train.classes)} classes", flush=True)
     config = configured(options.backbone)
     device = torch.device("cuda" if options.accelerator == "gpu" else "cpu")
-    arguments = {**config["model_args"], "drop_path_rate": options.drop_path}
-    backbone, _ = build_backbone(**{**config, "model_args": arguments, "seed": options.seed})
+    arguments = {**config.model_args, "drop_path_rate": options.drop_path}
+    backbone, _ = build_backbone(replace(config, model_args=arguments, seed=options.seed))
     torch.manual_seed(options.seed)
     task = Pretraining(
         Classifier(backbone, len(train.classes)), train.to(device), val.to(device), options, options.output
@@ -378,7 +378,7 @@ def run(options: argparse.Namespace) -> None:
         for parameter in net.backbone.parameters():  # what is measured is what is written
             parameter.copy_(parameter.half())
     top1 = {side: accuracy(net, val.to(device), side, device) for side in options.val_sizes}
-    _, identity = build_backbone(**{**config, "weights": str(weights)})
+    _, identity = build_backbone(replace(config, weights=str(weights)))
     write_outputs(options, task.rows, top1, identity, train, device)
 
 

@@ -27,15 +27,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
-from e3va_cli.composition import CONFIG_MODULE, checked, parse, plain
-from e3va_cli.config import register_schemas
+from e3va_cli.composition import CONFIG_MODULE, checked, load_config, parse
 from e3va_cli.errors import UserError, first_line, print_mistakes
 from e3va_cli.export.overrides import as_value
 from e3va_cli.files import write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
+from e3va_cli.run_config import register_schemas
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
 
 FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
@@ -291,9 +290,8 @@ def add_savings(entries: list[Results], full: Results | None) -> None:
 
 def gather(plan: Plan) -> Results:
     """The content of `results.json`: every finished run in the output folder."""
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = plain(compose("train", overrides=plan.runs[0].words))
-    metrics = METRICS_OF[config["dataset"]["name"]]
+    config = load_config("train", plan.runs[0].words)
+    metrics = METRICS_OF[config.dataset.name]
     outcomes: dict[str, dict[int, Results]] = {method: {} for method in plan.methods}
     unreadable = []
     for run in plan.finished:
@@ -313,7 +311,7 @@ def gather(plan: Plan) -> Results:
         for method, by_seed in outcomes.items()
     ]
     add_savings(entries, next((e for e in entries if e["method"] == "full" and len(devices) == 1), None))
-    batch = config["data"]["batch_size"] * config["trainer"]["accumulate_grad_batches"]
+    batch = config.data.batch_size * config.trainer.accumulate_grad_batches
     return {
         "experiment": plan.experiment,
         "date": today(),

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from PIL import Image
 
-from e3va_cli.backbones import ResidualBackbone, build_backbone
-from e3va_cli.composition import CONFIG_MODULE, plain
-from e3va_cli.config import register_schemas
+from e3va_cli.backbones import ResidualBackbone
+from e3va_cli.composition import load_config
 from tests.command import run_command
+from tests.components import build_backbone
 
 NANO = {
     "name": "swin_nano",
@@ -47,13 +46,11 @@ def nano() -> ResidualBackbone:
 
 
 @pytest.fixture
-def config() -> Callable[..., dict[str, Any]]:
-    """The plain configuration of a command under overrides."""
+def config() -> Callable[..., Any]:
+    """The configuration of a command under overrides."""
 
-    def build(*overrides: str, command: str = "train") -> dict[str, Any]:
-        register_schemas()
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return plain(compose(command, overrides=list(overrides)))
+    def build(*overrides: str, command: str = "train") -> Any:
+        return load_config(command, overrides)
 
     return build
 

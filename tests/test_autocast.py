@@ -8,7 +8,7 @@ from e3va_cli.backbones import build_backbone
 from e3va_cli.heads import HEADS
 from e3va_cli.memory.step import StepSize, make_batch, train_step
 from e3va_cli.model import assemble, build_model, outline_model
-from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.optim.optimizer import build_optimizer
 
 TRIES = 5
 DTYPES = [torch.bfloat16, torch.float16]
@@ -97,14 +97,14 @@ def options(config, *words):
 @pytest.mark.parametrize("words", [("adapter=mona", f"head={name}") for name in ("mask_rcnn_nano", "upernet_nano")])
 def test_models_to_be_trained_are_guarded_and_others_are_not(config, words):
     plain = options(config, *words)
-    assert plain["adapter"]["name"] in METHODS and plain["head"]["name"] in HEADS
+    assert plain.adapter.name in METHODS and plain.head.name in HEADS
 
     def guarded(model):
         return {"forward" in vars(module) for module in model.modules() if isinstance(module, CONVOLUTIONS)}
 
     assert guarded(build_model(plain, num_classes=3)) == {True}
     assert guarded(outline_model(plain, num_classes=3)) == {False}  # of which plans are made
-    assert guarded(assemble(plain, *build_backbone(**plain["backbone"]), 3)) == {False}  # what is exported
+    assert guarded(assemble(plain, *build_backbone(plain.backbone), 3)) == {False}  # what is exported
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
@@ -115,7 +115,7 @@ def test_a_step_has_finite_gradients_after_nans_were_freed(config, recompute):
     model = build_model(plain, num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None, accumulates=True)
     batch = make_batch(size, num_classes=3, needs=model.head.needs)
-    optimizer = build_optimizer(model, **plain["optimizer"])
+    optimizer = build_optimizer(model, plain.optimizer)
     for _ in range(TRIES):
         poison()
         train_step(model, optimizer, batch, size)

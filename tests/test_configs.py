@@ -9,12 +9,12 @@ import pytest
 from e3va_cli.adapters import METHODS
 from e3va_cli.backbones import build_backbone, outline_backbone
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import EVALUATORS
 from e3va_cli.model import outline_model, require_suited
+from e3va_cli.run_config import register_schemas
 from e3va_cli.training.trainer import build_trainer
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
@@ -71,7 +71,7 @@ def test_a_data_set_brings_its_head_and_its_metric(config):
         ("ade20k", "upernet", "miou"),
     ):
         options = config(f"dataset={dataset}", *ROOT[: dataset != "shapes"])
-        assert (options["head"]["name"], options["dataset"]["metric"]) == (head, metric)
+        assert (options.head.name, options.dataset.metric) == (head, metric)
         needs, _ = EVALUATORS[metric]
         assert needs <= HEADS[head].needs <= SOURCES[dataset].offers
 
@@ -173,10 +173,10 @@ def test_a_value_that_makes_no_sense_is_one_line(command, words, says):
     ],
 )
 def test_options_of_no_swin_are_one_line(config, words):
-    options = config("backbone=swin_nano", *words)["backbone"]
+    options = config("backbone=swin_nano", *words).backbone
     for build in (build_backbone, outline_backbone):
         with pytest.raises(UserError, match="no Swin of timm can be built of timm_name=") as refused:
-            build(**options)
+            build(options)
         assert len(refused.value.messages) == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
-from e3va_cli.config.effects import READ_UNDER
+from e3va_cli.config.options import about
 from e3va_cli.data import open_splits
 from e3va_cli.errors import UserError
+from e3va_cli.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig, register_schemas
 
 ADE = ["dataset=ade20k", "dataset.root=x"]
 IDLE = {
@@ -41,7 +42,9 @@ def _schemas() -> None:
 
 
 def test_every_option_of_the_table_is_tried() -> None:
-    assert set(IDLE) == set(READ_UNDER)
+    kinds = [(f"{group}.", registry.options(name)) for group, registry in REGISTRIES.items() for name in registry]
+    kinds += [("", BenchmarkMemoryConfig), *((f"{group}.", kind) for group, kind in SINGLE.items())]
+    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if about(one).under}
 
 
 @pytest.mark.parametrize("key", IDLE)
@@ -76,7 +79,7 @@ def test_a_number_of_classes_that_the_data_does_not_have(
     words = ["dataset=coco", f"dataset.root={tmp_path}"]
     words += [f"dataset.{split}_images=images" for split in ("train", "val")]
     words += [f"dataset.{split}_annotations=instances.json" for split in ("train", "val")]
-    options = config(*words, *([f"dataset.num_classes={given}"] if given else []))["dataset"]
+    options = config(*words, *([f"dataset.num_classes={given}"] if given else [])).dataset
     if given == 7:
         with pytest.raises(UserError, match=r"dataset\.num_classes=7: the data has 2 classes, dog, cat; leave"):
             open_splits(options)
@@ -86,5 +89,5 @@ def test_a_number_of_classes_that_the_data_does_not_have(
 
 def test_generated_shapes_have_five_classes(config: Any) -> None:
     with pytest.raises(UserError, match="num_classes=7: the data has 5 classes"):
-        open_splits(config("dataset.num_classes=7", "dataset.val_images=1", "dataset.train_images=1")["dataset"])
+        open_splits(config("dataset.num_classes=7", "dataset.val_images=1", "dataset.train_images=1").dataset)
     assert OmegaConf.create(config())["dataset"]["num_classes"] == 5

@@ -13,23 +13,26 @@ What meets what, and so what is run by default, where the full matrix is marked 
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import fields, replace
 from functools import cache
 from itertools import product
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from e3va_cli.adapters import METHODS
-from e3va_cli.composition import CONFIG_MODULE, checked, plain
-from e3va_cli.config import register_schemas
-from e3va_cli.config.checks import CHOICES, PRECISIONS
+from e3va_cli.adapters.e3va import E3VAOptions
+from e3va_cli.backbones.residual import DTYPES as DTYPES_OF_WEIGHTS
+from e3va_cli.composition import checked, load_config
+from e3va_cli.config.options import about
+from e3va_cli.config.trainer import PRECISIONS
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch, train_step
 from e3va_cli.model import build_model
-from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.optim.optimizer import OptimizerOptions, build_optimizer
+from e3va_cli.run_config import TrainConfig, register_schemas
 from e3va_cli.training.run import build_run
 from tests.conftest import QUICK
 from tests.test_experiments import ade20k, coco, voc
@@ -74,7 +77,8 @@ HEAD_WORDS = {
     ],
     "upernet_nano": ["head.fpn_channels=32"],
 }
-KINDS = CHOICES["backbone.dtype"]
+KINDS = tuple(DTYPES_OF_WEIGHTS)
+CHOICES = {f"adapter.{one.name}": about(one).choices for one in fields(E3VAOptions)}
 CLASHES = {("16-mixed", "bfloat16"), ("bf16-mixed", "float16")}
 IN_16_BITS = ("e3va", "frozen")  # methods that send no gradient through the backbone
 LEGAL_HEADS = {
@@ -112,22 +116,21 @@ def cases() -> list:
 
 
 @cache
-def composed(*words: str) -> dict:
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return plain(compose("train", overrides=list(words)))
+def composed(*words: str) -> TrainConfig:
+    config: TrainConfig = load_config("train", words)
+    return config
 
 
-def configuration(method: str, head: str, dtype: str) -> dict:
-    """The parts that a model and its optimizer are made of; their groups know nothing of each other."""
-    backbone = composed()["backbone"] | {"dtype": dtype}
-    optimizer = composed()["optimizer"] | {"lr": 1e-3, "weight_decay": 0.0}  # what moves, moves by its gradient
-    return {
-        "backbone": backbone,
-        "adapter": composed(*METHOD_WORDS[method])["adapter"],
-        "head": composed(f"head={head}", *HEAD_WORDS[head])["head"],
-        "optimizer": optimizer,
-    }
+def configuration(method: str, head: str, dtype: str) -> TrainConfig:
+    """Parts of several configurations put together: groups know nothing of each other."""
+    base = composed()
+    return replace(
+        base,
+        backbone=replace(base.backbone, dtype=dtype),
+        adapter=composed(*METHOD_WORDS[method]).adapter,
+        head=composed(f"head={head}", *HEAD_WORDS[head]).head,
+        optimizer=replace(base.optimizer, lr=1e-3, weight_decay=0.0),  # what moves, moves by its gradient
+    )
 
 
 def autocast(precision: str):
@@ -145,13 +148,13 @@ def prepared(method: str, head: str, dtype: str):
     return model, make_batch(StepSize(**SIZE, precision="32"), num_classes=CLASSES, needs=model.head.needs)
 
 
-def step(model, batch, optimizer_options: dict, precision: str) -> float:
+def step(model, batch, optimizer_options: OptimizerOptions, precision: str) -> float:
     """One step as on a GPU, with a gradient scaler where it has one; the loss."""
     seen: list[dict] = []
     losses = model.losses
     model.losses = lambda *given: seen.append(losses(*given)) or seen[-1]
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE) if precision == "16-mixed" else None
-    optimizer = build_optimizer(model, **optimizer_options)
+    optimizer = build_optimizer(model, optimizer_options)
     for _ in range(OVERFLOWS + 1):
         scale = scaler.get_scale() if scaler else None
         torch.manual_seed(SEED)
@@ -177,7 +180,7 @@ def reference_loss(method: str, head: str) -> float:
 def test_a_step_and_a_prediction(method, head, precision, dtype):
     model, batch = prepared(method, head, dtype)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    loss = step(model, batch, configuration(method, head, dtype)["optimizer"], precision)
+    loss = step(model, batch, configuration(method, head, dtype).optimizer, precision)
     assert loss == pytest.approx(reference_loss(method.partition(" ")[0], head), rel=0.1)
 
     assert all(parameter.isfinite().all() for parameter in model.parameters())
@@ -211,12 +214,12 @@ def check_finding(found, needs) -> None:
 
 def test_every_choice_is_in_the_matrix():
     assert {name.partition(" ")[0] for name in METHOD_WORDS} == set(METHODS)
-    assert {composed(f"head={name}")["head"]["name"] for name in HEAD_WORDS} == set(HEADS)
+    assert {composed(f"head={name}").head.name for name in HEAD_WORDS} == set(HEADS)
     assert set(LEGAL_HEADS) == set(SOURCES)
     assert set(DTYPES) == set(PRECISIONS)
     words = {word for words in METHOD_WORDS.values() for word in words}
     for option in ("adapter.activations", "adapter.compress_bits"):
-        default = composed()["adapter"][option.partition(".")[2]]
+        default = getattr(composed().adapter, option.partition(".")[2])
         assert {f"{option}={value}" for value in CHOICES[option] if value != default} <= words
 
 

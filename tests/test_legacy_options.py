@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
-from e3va_cli.config.legacy import LEGACY_OPTIONS, fill_legacy_options, missing_options
+from e3va_cli.data import SOURCES
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.export.overrides import as_value, evaluation_words
 from e3va_cli.export.trained import outlined, read_trained
+from e3va_cli.heads import HEADS
 from e3va_cli.hydra_app import on_top_of_run
+from e3va_cli.run_config import missing_options, to_dict, with_older_options
 from tests.export.crafted_runs import aged, craft
 
 VOC = ["dataset=voc", "dataset.root=x", "head.fpn_channels=32", "backbone=swin_nano", "dataset.classes=[a,b,c,d,e]"]
@@ -25,12 +28,16 @@ OLD = {
 }
 
 
-def test_every_option_of_the_table_exists(config: Callable[..., dict[str, Any]]) -> None:
-    for name in LEGACY_OPTIONS["dataset"]:
-        made = config(f"dataset={name}", *([] if name == "shapes" else ["dataset.root=x"]))
-        assert fill_legacy_options(made) == made
-        assert fill_legacy_options(aged(made))["dataset"].keys() == made["dataset"].keys()
-    assert fill_legacy_options(config()) == config()
+@pytest.mark.parametrize("dataset", SOURCES)
+@pytest.mark.parametrize("head", HEADS)
+def test_what_is_older_is_filled_in_where_it_was(config: Callable[..., Any], dataset: str, head: str) -> None:
+    root = [] if dataset == "shapes" else ["dataset.root=x"]
+    made = to_dict(config(f"dataset={dataset}", f"head={head}", *root))
+    assert with_older_options(made) == made
+    filled = with_older_options(aged(made))
+    assert {group: options.keys() for group, options in filled.items() if isinstance(options, dict)} == {
+        group: options.keys() for group, options in made.items() if isinstance(options, dict)
+    }
 
 
 def test_an_exported_adapter(tmp_path: Path) -> None:
@@ -56,4 +63,4 @@ def test_a_run_folder(tmp_path: Path) -> None:
         words = on_top_of_run("evaluate", ["checkpoint=x"], str(run))
         assert set(words) - {"checkpoint=x"} == missing
     assert not OLD & set(on_top_of_run("evaluate", ["checkpoint=x", "dataset=coco"], str(run)))
-    assert set(evaluation_words(fill_legacy_options(aged(made)))) >= OLD
+    assert set(evaluation_words(with_older_options(aged(made)))) >= OLD

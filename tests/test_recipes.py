@@ -4,14 +4,11 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from e3va_cli.adapters import tune
-from e3va_cli.backbones import build_backbone, outline_backbone
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
-from e3va_cli.training.course import plan_course
-from e3va_cli.training.optimizer import build_optimizer
-from e3va_cli.training.schedules import build_schedule
+from e3va_cli.run_config import register_schemas, to_dict
+from e3va_cli.training.run import course_of
+from tests.components import build_backbone, build_optimizer, build_schedule, outline_backbone, tune
 from tests.conftest import NANO
 
 COMMON = {
@@ -80,7 +77,7 @@ RECIPES = {
 
 def value_of(options, key):
     for name in key.split("."):
-        options = options[name]
+        options = getattr(options, name)
     return options
 
 
@@ -93,7 +90,7 @@ def test_an_experiment_is_the_groups_recipe(config, experiment):
 def test_the_voc_experiments_learning_rate(config):
     """16,551 images, 2 a step: 1e-4 from the first step on, 1e-5 from the 10th pass on, nothing rescaled."""
     options = config("experiment=voc_retinanet_swin_l", "dataset.root=x")
-    course = plan_course(options, batches_per_epoch=8275, devices=1)
+    course = course_of(options, batches_per_epoch=8275, devices=1)
     assert (course.rescaled, course.total_steps) == (False, 12 * 8275)
     factor = build_schedule("multistep", course, warmup_ratio=0.001, milestones=[9], gamma=0.1)
     rates = [course.lr * factor(step) for step in (0, 9 * 8275 - 1, 9 * 8275, 12 * 8275 - 1)]
@@ -108,7 +105,7 @@ def rates_of(backbone):
 
 @pytest.mark.parametrize("experiment", RECIPES)
 def test_drop_path_rises_from_block_to_block(config, experiment):
-    options = config(f"experiment={experiment}", "dataset.root=x")["backbone"]
+    options = to_dict(config(f"experiment={experiment}", "dataset.root=x").backbone)
     backbone, _ = outline_backbone(**options)
     expected = torch.linspace(0, RECIPES[experiment]["backbone.drop_path_rate"], 24).repeat_interleave(2)
     assert rates_of(backbone) == pytest.approx(expected.tolist())
@@ -124,7 +121,7 @@ def test_the_last_of_two_words_on_drop_path():
 @pytest.mark.parametrize("method", ["e3va", "frozen", "lora"])
 def test_a_frozen_backbone_drops_nothing(config, method):
     backbone, _ = build_backbone(**NANO, pretrained=False, weights=None, seed=0, drop_path_rate=0.9)
-    extractor = tune(backbone, **config(f"adapter={method}")["adapter"]).train()
+    extractor = tune(backbone, **to_dict(config(f"adapter={method}").adapter)).train()
     images = torch.randn(2, 3, 64, 64)
     first, second = extractor(images), extractor(images)
     same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -133,7 +130,7 @@ def test_a_frozen_backbone_drops_nothing(config, method):
 
 def test_output_norms_are_trained_and_not_decayed_under_every_method(nano, config):
     for method in ("full", "e3va", "lora"):
-        extractor = tune(nano, **config(f"adapter={method}")["adapter"])
+        extractor = tune(nano, **to_dict(config(f"adapter={method}").adapter))
         groups = build_optimizer(extractor, lr=1.0, weight_decay=0.1, betas=[0.9, 0.9], decay_biases=True).param_groups
         plain = {id(p) for p in groups[1]["params"]}
         assert {id(p) for p in extractor.norms.parameters()} <= plain

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -16,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.config.options import idle_options, instantiate
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.run_config import NEEDED, errors_in
+from e3va_cli.run_config import COMMANDS, NEEDED, errors_in, register_schemas, typed
 
 CONFIG_MODULE = "e3va_cli.conf"
 
@@ -169,3 +171,19 @@ def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
             if override.key_or_group in groups():
                 choices.append(override.input_line or "")
     return mistakes
+
+
+def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool = True) -> Any:
+    """Return the typed configuration of a command, such as `train`, under overrides.
+
+    Args:
+        command: `train`, `evaluate`, `predict`, `export_adapter`, `export_onnx`, `check_data` or `benchmark_memory`.
+        overrides: such as `adapter.rank=8`.
+        complete: raise a UserError where a value is missing that has no default, such as the place of data.
+    """
+    register_schemas()
+    hydra = (
+        nullcontext() if GlobalHydra().is_initialized() else initialize_config_module(CONFIG_MODULE, version_base="1.3")
+    )
+    with hydra:
+        return typed(compose(command, overrides=list(overrides)), COMMANDS[command], complete=complete)

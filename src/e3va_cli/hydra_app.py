@@ -28,8 +28,8 @@ from e3va_cli.run_config import (
     LegacyWarning,
     TrainConfig,
     missing_options,
-    plain,
     register_schemas,
+    to_dict,
     typed,
     warn_of_legacy_options,
     with_older_options,
@@ -127,7 +127,7 @@ def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
         return []  # which is refused
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            today = plain(typed(compose("train", overrides=words), TrainConfig, complete=False))
+            today = to_dict(typed(compose("train", overrides=words), TrainConfig, complete=False))
     except (HydraException, OmegaConfBaseException):
         return []  # what is wrong with the words is said when they are checked
     then, now = (

@@ -17,14 +17,14 @@ from e3va_cli.adapters import METHODS, AdapterOptions
 from e3va_cli.backbones import BACKBONES, BackboneOptions
 from e3va_cli.config.options import MAX_SEED, About, Options, Under, errors_of, instantiate, older_options, option
 from e3va_cli.config.registry import Registry
+from e3va_cli.config.trainer import TrainerOptions
 from e3va_cli.data import SOURCES, LoaderOptions, Source
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.heads import HEADS, HeadOptions
+from e3va_cli.optim.course import ScheduleOptions
+from e3va_cli.optim.optimizer import OptimizerOptions
+from e3va_cli.optim.schedules import SCHEDULES
 from e3va_cli.text import first_few
-from e3va_cli.training.course import ScheduleOptions
-from e3va_cli.training.optimizer import OptimizerOptions
-from e3va_cli.training.schedules import SCHEDULES
-from e3va_cli.training.trainer_options import TrainerOptions
 
 NEEDED = "a value is needed"
 COMPUTED_IN = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
@@ -225,9 +225,12 @@ def typed(cfg: DictConfig, kind: type[Kind], *, complete: bool = True) -> Kind:
     return config
 
 
-def plain(config: Any) -> dict[str, Any]:
-    """Return a dataclass of options as plain dictionaries, lists and values."""
-    return dataclasses.asdict(config)
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a dataclass of options as plain dictionaries, lists and values; of a command, what a run depends on."""
+    whole = dataclasses.asdict(config)
+    if not isinstance(config, RunConfig):
+        return whole
+    return {one.name: whole[one.name] for one in dataclasses.fields(RunConfig)}
 
 
 def kind_of(group: str, options: dict[str, Any]) -> type | None:
@@ -264,7 +267,7 @@ def structured(config: dict[str, Any]) -> DictConfig:
     return cast(DictConfig, cfg)
 
 
-def from_plain(config: dict[str, Any]) -> RunConfig:
+def from_dict(config: dict[str, Any]) -> RunConfig:
     """Return a plain configuration, such as of a checkpoint, as a dataclass; as `structured`."""
     return typed(structured(config), RunConfig, complete=False)
 

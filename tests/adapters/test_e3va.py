@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.adapters import tune
 from e3va_cli.adapters.activations import AsIntegers
 from e3va_cli.adapters.dual_low_rank import DualLowRankAdapter
 from e3va_cli.adapters.e3va import run_together
 from e3va_cli.backbones.swin import build_swin
+from tests.components import tune
 from tests.swin_reference import attention, stage_outputs
 
 OPTIONS = {"rank": 16, "hidden_ratio": 0.5}

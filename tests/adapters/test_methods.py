@@ -9,16 +9,17 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
-from e3va_cli.adapters import METHODS, tune
+from e3va_cli.adapters import METHODS
 from e3va_cli.adapters.insertion import after_addition, after_branch, beside_branch
 from e3va_cli.adapters.lorand import MultiBranchLinear
 from e3va_cli.adapters.mona import MultiCognitiveAdapter
 from e3va_cli.backbones import Branch
 from e3va_cli.backbones.swin import SwinBackbone, build_swin
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.memory.published import COCO, VOC
+from e3va_cli.run_config import register_schemas, to_dict
+from tests.components import tune
 from tests.swin_reference import attention
 
 ALL = sorted(METHODS)
@@ -67,7 +68,7 @@ COMPOSED = {}
 
 def options(config, method):
     if method not in COMPOSED:
-        COMPOSED[method] = config(f"adapter={method}")["adapter"]
+        COMPOSED[method] = to_dict(config(f"adapter={method}").adapter)
     return COMPOSED[method]
 
 
@@ -106,7 +107,7 @@ def by_formula(method, widths, depths, heads):
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("backbone", SIZES)
 def test_trainable_parameters(config, method, backbone):
-    settings = config(f"adapter={method}", f"backbone={backbone}")
+    settings = to_dict(config(f"adapter={method}", f"backbone={backbone}"))
     with torch.device("meta"):
         extractor = tune(build_swin(settings["backbone"]["timm_name"]), **settings["adapter"])
     ours = COUNTS[method][list(SIZES).index(backbone)]

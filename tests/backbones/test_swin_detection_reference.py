@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from e3va_cli.adapters import tune
 from e3va_cli.backbones.swin import build_swin
+from tests.components import tune
 from tests.swin_reference import large_biases, stage_outputs
 
 TINY = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from e3va_cli.backbones import build_backbone
 from e3va_cli.errors import UserError
+from tests.components import build_backbone
 from tests.conftest import NANO
 
 

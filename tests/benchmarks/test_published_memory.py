@@ -18,8 +18,8 @@ PLAIN = Published("nobody", "small", 100.0, "full", ("dataset=coco", "head=mask_
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.source}: {row.title}")
 def test_every_row_composes(row: Published) -> None:
     config = published_memory.configured(row, [])
-    assert config["adapter"]["name"] == row.method and config["measure"] is False
-    assert config["backbone"]["drop_path_rate"] > 0  # their methods have it, with gradients through the backbone
+    assert config.adapter.name == row.method and config.measure is False
+    assert config.backbone.drop_path_rate > 0  # their methods have it, with gradients through the backbone
 
 
 def test_gradients_live_on_and_have_buckets() -> None:

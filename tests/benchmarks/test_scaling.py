@@ -32,7 +32,7 @@ def test_one_thing_is_varied_about_the_setting(axis: str, settings: str) -> None
 def test_a_plan_is_that_of_the_configuration(config: Callable[..., dict[str, Any]]) -> None:
     words = ["experiment=voc_retinanet_swin_l", "backbone=swin_nano", "adapter=e3va", "adapter.rank=8"]
     composed = config(*words, "adapter.activations=compress", "dataset.root=/none", command="train")
-    size = StepSize(1, (96, 128), 20, "32", composed["trainer"]["gradient_clip_norm"])
+    size = StepSize(1, (96, 128), 20, "32", composed.trainer.gradient_clip_norm)
     expected = plan(composed, size, num_classes=20)
     found = scaling.planned("e3va compress", SMALL, ())
     assert found == Planned(expected.peak.total_bytes, expected.operations)

@@ -72,7 +72,7 @@ def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
     (run / ".hydra" / "overrides.yaml").write_text("- backbone=swin_t\n- backbone.pretrained=true\n")
     for place in (run, adapter):
         words = on_top(place, "backbone.weights=FILE", "checkpoint=x")
-        backbone = config(*words, command="evaluate")["backbone"]
+        backbone = config(*words, command="evaluate").backbone
         assert backbone["weights"] == "FILE" and not backbone["pretrained"]
 
 

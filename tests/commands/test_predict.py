@@ -15,9 +15,9 @@ from e3va_cli import load_adapter
 from e3va_cli.commands import predict
 from e3va_cli.commands.image_inputs import find_images
 from e3va_cli.composition import CONFIG_MODULE
-from e3va_cli.config import register_schemas
 from e3va_cli.data.shapes import Shapes
 from e3va_cli.errors import UserError
+from e3va_cli.run_config import register_schemas
 from tests.export.crafted_runs import SEGMENTER, craft
 
 LOW = 0.06  # an almost untrained head is sure of nothing

@@ -12,8 +12,8 @@ from e3va_cli.data.ade20k import Ade20kSource
 from e3va_cli.data.label_checks import check_label_maps
 from e3va_cli.data.label_encoding import label_encoding
 from e3va_cli.data.report import Finding
-from e3va_cli.data.source import build_source, build_transforms
 from e3va_cli.errors import UserError
+from tests.components import options_of
 
 FOLDERS = {
     "train_images": "images/training",
@@ -330,7 +330,8 @@ def test_the_registry_builds_both_from_the_same_keys(add: Add, tmp_path: Path) -
         "distort": True,
         **FOLDERS,
     }
-    image, target = build_source(config).open("train", build_transforms(config).train())[0]
+    made = options_of("dataset", **config)
+    image, target = made.open("train", made.train_transforms())[0]
     assert image.shape == (3, 8, 8) and target["semantic"].shape == (8, 8)
 
 

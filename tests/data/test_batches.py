@@ -16,7 +16,13 @@ def test_padding_to_a_multiple_of_32():
 
 def test_training_scales_and_flips_boxes_with_their_masks():
     dataset = Shapes(
-        "train", images=20, size=96, seed=0, transforms=DetectionTransforms([64, 128], 64, 128, 0.5).train()
+        "train",
+        images=20,
+        size=96,
+        seed=0,
+        transforms=DetectionTransforms(
+            train_short_sides=[64, 128], val_short_side=64, max_size=128, flip=0.5
+        ).train_transforms(),
     )
     plain = Shapes("train", images=20, size=96, seed=0)
     sizes, flipped = set(), set()
@@ -42,7 +48,9 @@ def test_boxes_that_vanish_are_dropped_with_label_and_mask():
         "image_id": 4,
     }
     image = tv_tensors.Image(torch.zeros(3, 100, 100, dtype=torch.uint8))
-    _, small = DetectionTransforms([25], 25, 25, 0.0).train()(image, target)
+    _, small = DetectionTransforms(train_short_sides=[25], val_short_side=25, max_size=25, flip=0.0).train_transforms()(
+        image, target
+    )
     assert small["labels"].tolist() == [1] and len(small["boxes"]) == len(small["masks"]) == 1
     assert small["image_id"] == 4
 
@@ -51,7 +59,11 @@ def test_evaluation_resizes_the_image_alone():
     image = tv_tensors.Image(torch.zeros(3, 50, 100, dtype=torch.uint8))
     boxes = tv_tensors.BoundingBoxes([[0, 0, 50, 50]], format="XYXY", canvas_size=(50, 100))
     target = {"boxes": boxes, "labels": torch.tensor([1]), "original_size": (50, 100)}
-    resized, same = DetectionTransforms([80], 80, 120, 0.5).val()(image, target)
+    resized, same = DetectionTransforms(
+        train_short_sides=[80], val_short_side=80, max_size=120, flip=0.5
+    ).val_transforms()(image, target)
     assert resized.shape == (3, 60, 120)  # the long side binds
     assert same["boxes"].tolist() == [[0, 0, 50, 50]] and same["original_size"] == (50, 100)
-    assert DetectionTransforms([80], 80, 1333, 0.5).val()(image, target)[0].shape == (3, 80, 160)
+    assert DetectionTransforms(train_short_sides=[80], val_short_side=80, max_size=1333, flip=0.5).val_transforms()(
+        image, target
+    )[0].shape == (3, 80, 160)

@@ -20,8 +20,8 @@ from torchvision.transforms import v2
 
 from e3va_cli.data.coco import open_coco
 from e3va_cli.data.coco_format import coco_paths, read_coco, segmentation_faults, usable_segmentation
-from e3va_cli.data.source import build_source
 from e3va_cli.errors import UserError
+from tests.components import options_of
 
 Write = Callable[..., tuple[Path, Path]]
 Annotate = Callable[..., dict[str, Any]]
@@ -462,7 +462,7 @@ def test_images_without_objects_can_be_left_out_of_training(write_coco: Write, a
     folder, file = write_coco([annotate(1, [2, 3, 10, 20], image_id=11), *others])
     names = {f"{split}_{kind}": str(path) for split in ("train", "val") for kind, path in _kinds(folder, file)}
     for filter_empty, left in ((False, [11, 5]), (True, [11])):
-        source = build_source({"name": "coco", "root": "/", "filter_empty": filter_empty, **names})
+        source = options_of("dataset", name="coco", root="/", filter_empty=filter_empty, **names)
         train, val = source.open("train", None), source.open("val", None)
         assert [train[index][1]["image_id"] for index in range(len(train))] == left
         assert train.left_out_images == 2 - len(left)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL.GifImagePlugin import GifImageFile
 
-from e3va_cli.data import DenseDataset, Source, build_source, build_transforms, collate
+from e3va_cli.data import DenseDataset, Source, collate
 from e3va_cli.errors import UserError
+from tests.components import options_of
 from tests.data import damages
 from tests.data.damages import Damage
 
@@ -83,9 +84,9 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def source_of(table: str, root: Path) -> tuple[Source, dict[str, Any]]:
-    config = {**TABLES[table][1], "root": str(root)}
-    return build_source(config), config
+def source_of(table: str, root: Path) -> Source:
+    source: Source = options_of("dataset", **TABLES[table][1], root=str(root))
+    return source
 
 
 def checked(source: Source) -> tuple[list[str], set[str]]:
@@ -98,9 +99,9 @@ def checked(source: Source) -> tuple[list[str], set[str]]:
     return report.lines(), kinds - {"class without objects", "class without any pixel"}
 
 
-def trained_on(source: Source, config: dict[str, Any]) -> DenseDataset:
+def trained_on(source: Source) -> DenseDataset:
     """The training split, every item of it read and transformed, and all of them in one batch."""
-    dataset = source.open("train", build_transforms(config).train())
+    dataset = source.open("train", source.train_transforms())
     batch = collate([dataset[index] for index in range(len(dataset))])
     assert batch.images.shape[1] == 3 and batch.images.dtype == torch.uint8
     for (height, width), target in zip(batch.image_sizes, batch.targets, strict=True):
@@ -115,8 +116,8 @@ def trained_on(source: Source, config: dict[str, Any]) -> DenseDataset:
 @pytest.mark.parametrize("table", TABLES)
 def test_undamaged(table: str, root: Path) -> None:
     TABLES[table][0](root)
-    source, config = source_of(table, root)
-    assert trained_on(source, config).dropped == {}
+    source = source_of(table, root)
+    assert trained_on(source).dropped == {}
     assert source.check("train", None).ok
 
 
@@ -131,7 +132,7 @@ def test_damage(table: str, damage: Damage, root: Path, opened: list[str]) -> No
     TABLES[table][0](root)
     damage.spoil(root)
     opened.clear()
-    source, config = source_of(table, root)
+    source = source_of(table, root)
 
     lines, kinds = checked(source)
     for line in lines:
@@ -141,12 +142,12 @@ def test_damage(table: str, damage: Damage, root: Path, opened: list[str]) -> No
     does, reason = damage.training
     if does == "stops":
         with pytest.raises(UserError) as refused:
-            trained_on(source, config)
+            trained_on(source)
         assert any(reason in message for message in refused.value.messages), refused.value.messages
         for message in refused.value.messages:
             assert "\n" not in message and message.isprintable() and len(message) < 1000
     else:
-        assert trained_on(source, config).dropped == ({reason: 1} if does == "drops" else {})
+        assert trained_on(source).dropped == ({reason: 1} if does == "drops" else {})
 
 
 def test_damage_after_the_first_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +155,9 @@ def test_damage_after_the_first_picture(root: Path, monkeypatch: pytest.MonkeyPa
     damages.build_coco(root)
     damages.drawn(damages.A, damages.RGB, "GIF")(root)
     monkeypatch.setattr(GifImageFile, "is_animated", property(lambda image: [][0]))
-    source, config = source_of("coco", root)
+    source = source_of("coco", root)
     assert checked(source)[1] == {"image with damage beside its pixels"}
-    assert trained_on(source, config).dropped == {}
+    assert trained_on(source).dropped == {}
 
 
 TOGETHER = [

@@ -101,8 +101,8 @@ def large(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 
 
 def test_a_large_image_of_many_objects_takes_the_memory_of_the_resized_one(large: Callable[..., Any]) -> None:
-    transforms = DetectionTransforms([100], 100, 150, flip=1.0)
-    for split in (transforms.train(), transforms.val()):
+    transforms = DetectionTransforms(train_short_sides=[100], val_short_side=100, max_size=150, flip=1.0)
+    for split in (transforms.train_transforms(), transforms.val_transforms()):
         data = large(split)
         tracemalloc.start()
         image, target = data[0]

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
 from e3va_cli.data.coco import open_coco
 from e3va_cli.data.encodings import decode_text, decode_xml
 from e3va_cli.data.voc import VocSource
 from e3va_cli.errors import UserError
+from e3va_cli.run_config import register_schemas
 
 NAMES = {
     "gbk": "黑熊",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,8 @@ def test_the_problems_of_both_splits_at_once(tmp_path: Path, config: Any) -> Non
     words += [f"dataset.{split}_{kind}" for split in ("train", "val") for kind in (f"images={split}",)]
     words += [f"dataset.{split}_annotations={split}.json" for split in ("train", "val")]
     with pytest.raises(UserError) as caught:
-        open_splits(config(*words)["dataset"], targets={"boxes"})
+        open_splits(config(*words).dataset, targets={"boxes"})
     assert ["train.jpg" in caught.value.messages[0], "val.jpg" in caught.value.messages[1]] == [True, True]
     with pytest.raises(UserError) as caught:
-        open_splits({**config(*words)["dataset"], "root": str(tmp_path / "nowhere")})
+        open_splits(replace(config(*words).dataset, root=str(tmp_path / "nowhere")))
     assert len(caught.value.messages) == 1, "what both have in common is said once"

@@ -6,6 +6,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
-from e3va_cli.data import build_source, build_transforms
 from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco import open_coco
 from e3va_cli.data.image_checks import pixel_notes, pixel_problems
 from e3va_cli.data.image_survey import survey_images
-from e3va_cli.data.intensity import IntensityScaling, scaling_of
+from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.targets import read_image, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.images import as_image
 from e3va_cli.export.predictor import load_adapter, load_adapters
 from e3va_cli.export.trained import read_trained
+from e3va_cli.run_config import register_schemas
+from tests.components import options_of
 from tests.export.crafted_runs import craft
 
 # A scene of 12 bits, as microscopes write it into 16: what a shift by 8 bits turns into 0..15.
@@ -148,12 +149,11 @@ def test_training_evaluation_and_prediction_see_the_same(tmp_path: Path, write_c
     words = [*RETINANET, f"dataset.root={tmp_path}", "dataset.intensity_range=[200,3000]", "dataset.flip=0"]
     words += ["dataset.train_short_sides=[30]"]
     run = craft(tmp_path / "run", *words)
-    config = read_trained(str(run), "checkpoint").about["config"]["dataset"]
-    config |= {f"{split}_images": "images" for split in ("train", "val")}
-    config |= {f"{split}_annotations": "instances.json" for split in ("train", "val")}
-    source, transforms = build_source(config), build_transforms(config)
+    files = {f"{split}_images": "images" for split in ("train", "val")}
+    files |= {f"{split}_annotations": "instances.json" for split in ("train", "val")}
+    source = replace(read_trained(str(run), "checkpoint").config.dataset, **files)
     expected = np.stack([scaled(SCENE, 200, 3000)] * 3)
-    for split, steps in (("train", transforms.train()), ("val", transforms.val())):
+    for split, steps in (("train", source.train_transforms()), ("val", source.val_transforms())):
         assert np.array_equal(source.open(split, steps)[0][0].numpy(), expected), split
     predictor = load_adapter(run)
     for given in (folder / "a.png", str(folder / "a.png"), read_raw(folder / "a.png"), Image.fromarray(SCENE), SCENE):
@@ -188,5 +188,5 @@ def test_ranges_that_make_no_sense(word: str) -> None:
 
 
 def test_a_data_set_without_files_has_the_usual_scaling() -> None:
-    assert scaling_of({"name": "shapes"}) == IntensityScaling()
+    assert options_of("dataset", name="shapes").scaling == IntensityScaling()
     assert torch.equal(as_image(SCENE), IntensityScaling()(torch.from_numpy(SCENE.astype(np.float32))[None]))

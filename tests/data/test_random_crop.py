@@ -7,7 +7,6 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from e3va_cli.data.source import build_transforms
 from e3va_cli.data.transforms import DetectionTransforms, RandomCropInRange
 
 LEAST, MOST = 384, 600
@@ -87,7 +86,13 @@ def test_sides_and_places_of_crops_are_drawn_evenly():
 
 def recipe(**options):
     return DetectionTransforms(
-        SIZES, 800, 1333, 0.0, crop_short_sides=[400, 500, 600], crop_range=[384, 600], **options
+        train_short_sides=SIZES,
+        val_short_side=800,
+        max_size=1333,
+        flip=0.0,
+        crop_short_sides=[400, 500, 600],
+        crop_range=[384, 600],
+        **options,
     )
 
 
@@ -98,7 +103,7 @@ def test_half_of_the_images_are_cropped_before_the_resize():
         "boxes": tv_tensors.BoundingBoxes([[0.0, 0, 60, 40]], format="XYXY", canvas_size=(40, 60)),
         "labels": torch.tensor([1]),
     }
-    transforms = recipe(crop_probability=0.5).train()
+    transforms = recipe(crop_probability=0.5).train_transforms()
     torch.manual_seed(0)
     shapes = [tuple(transforms(image, target)[0].shape[1:]) for _ in range(60)]
     whole = [shape for shape in shapes if abs(shape[1] / shape[0] - 1.5) < 0.01]
@@ -109,7 +114,7 @@ def test_half_of_the_images_are_cropped_before_the_resize():
 
 def test_boxes_outside_of_a_crop_are_left_out_with_labels_and_masks():
     image, target = sample(600, 900)
-    transforms = recipe(crop_probability=1.0).train()
+    transforms = recipe(crop_probability=1.0).train_transforms()
     torch.manual_seed(0)
     _, found = transforms(image, target)
     assert 0 < len(found["boxes"]) < OBJECTS
@@ -123,19 +128,18 @@ def test_a_crop_without_objects_stays():
     nothing = {**target, "boxes": target["boxes"][:0], "labels": target["labels"][:0], "masks": target["masks"][:0]}
     nothing["boxes"] = tv_tensors.BoundingBoxes(nothing["boxes"], format="XYXY", canvas_size=(600, 900))
     nothing["masks"] = tv_tensors.Mask(nothing["masks"])
-    part, found = recipe(crop_probability=1.0).train()(image, nothing)
+    part, found = recipe(crop_probability=1.0).train_transforms()(image, nothing)
     assert len(found["boxes"]) == 0 and min(part.shape[1:]) >= min(SIZES) - 1
 
 
 def test_plans_take_the_largest_image_that_a_crop_can_become(config):
     """A crop is resized to the same sides as a whole image, so it is never larger."""
-    dataset = config("experiment=coco_cascade_swin_b", "dataset.root=x")["dataset"]
-    assert (dataset["crop_probability"], dataset["filter_empty"]) == (0.5, True)
-    transforms = build_transforms(dataset)
+    transforms = config("experiment=coco_cascade_swin_b", "dataset.root=x").dataset
+    assert (transforms.crop_probability, transforms.filter_empty) == (0.5, True)
     assert transforms.largest_image == (800, 1333)
     image = tv_tensors.Image(torch.zeros(3, 384, 640, dtype=torch.uint8))
     target = {"boxes": tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(384, 640))}
     torch.manual_seed(1)
     for _ in range(10):
-        short, long = sorted(transforms.train()(image, {**target, "labels": torch.zeros(0)})[0].shape[1:])
+        short, long = sorted(transforms.train_transforms()(image, {**target, "labels": torch.zeros(0)})[0].shape[1:])
         assert short <= 800 and long <= 1333

@@ -7,6 +7,7 @@ from e3va_cli.data import DenseData
 from e3va_cli.data.sampling import EpochSampler, mix
 from e3va_cli.data.shapes import Shapes
 from e3va_cli.data.transforms import DetectionTransforms
+from tests.components import loader_options
 
 
 def test_ranks_share_out_every_image_once():
@@ -37,9 +38,11 @@ def test_mix_separates_neighbours():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_the_same_for_any_number_of_workers(workers):
     def batches(num_workers, epoch):
-        transforms = DetectionTransforms([48, 64, 80], 64, 80, 0.5).train()
+        transforms = DetectionTransforms(
+            train_short_sides=[48, 64, 80], val_short_side=64, max_size=80, flip=0.5
+        ).train_transforms()
         dataset = Shapes("train", images=9, size=64, seed=0, transforms=transforms)
-        data = DenseData(dataset, dataset, batch_size=2, val_batch_size=2, num_workers=num_workers, seed=5)
+        data = DenseData(dataset, dataset, loader_options(2, 2, num_workers), seed=5)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return list(loader)

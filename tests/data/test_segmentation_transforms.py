@@ -56,7 +56,7 @@ def flat(image: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (75, 75)])
 def test_the_label_map_follows_the_image(size: tuple[int, int]) -> None:
-    train = transforms(short_side=60, max_size=240).train()
+    train = transforms(short_side=60, max_size=240).train_transforms()
     sizes = set()
     for _ in range(40):
         image, target = train(*sample(blocks(*size, side=15)))
@@ -75,10 +75,10 @@ def test_the_label_map_follows_the_image(size: tuple[int, int]) -> None:
 def test_flip_is_of_both_and_left_to_right() -> None:
     labels = torch.arange(48).expand(40, 48) % 25
     keys = {"short_side": 40, "scales": [1.0, 1.0], "crop_one_class": 1.0}
-    image, target = transforms(flip=1.0, **keys).train()(*sample(labels))
+    image, target = transforms(flip=1.0, **keys).train_transforms()(*sample(labels))
     assert torch.equal(target["semantic"], labels.flip(1).to(torch.int16))
     assert torch.equal(image[2].int(), 10 * labels.flip(1).int())
-    image, target = transforms(flip=0.0, **keys).train()(*sample(labels))
+    image, target = transforms(flip=0.0, **keys).train_transforms()(*sample(labels))
     assert torch.equal(target["semantic"], labels.to(torch.int16))
 
 
@@ -198,13 +198,13 @@ def test_colours_are_left_alone_unless_wanted() -> None:
     keys = {"short_side": 40, "scales": [1.0, 1.0], "flip": 0.0}
     image, _ = sample(labels)
     for _ in range(10):
-        assert torch.equal(transforms(distort=False, **keys).train()(*sample(labels))[0], image)
-    images = [transforms(distort=True, **keys).train()(*sample(labels))[0] for _ in range(10)]
+        assert torch.equal(transforms(distort=False, **keys).train_transforms()(*sample(labels))[0], image)
+    images = [transforms(distort=True, **keys).train_transforms()(*sample(labels))[0] for _ in range(10)]
     assert sum(not torch.equal(other, image) for other in images) > 5
 
 
 def test_the_seed_decides() -> None:
-    train = transforms(distort=True).train()
+    train = transforms(distort=True).train_transforms()
     picture = sample(blocks(70, 90, 10))
 
     def draw(seed: int) -> list[Tensor]:
@@ -221,14 +221,14 @@ def test_the_input_is_left_alone() -> None:
     image, target = sample(blocks(60, 60, 10))
     copies = image.clone(), target["semantic"].clone()
     for _ in range(5):
-        transforms(distort=True).train()(image, target)
+        transforms(distort=True).train_transforms()(image, target)
     assert torch.equal(image, copies[0]) and torch.equal(target["semantic"], copies[1])
 
 
 def test_small_images_are_padded_by_the_batch() -> None:
     """The batch knows what is padding, so that the model can make it the mean colour."""
-    train = transforms(crop_size=64, scales=[0.5, 0.5]).train()
-    small, large = train(*sample(torch.ones(40, 60))), transforms(crop_size=64, scales=[2, 2]).train()
+    train = transforms(crop_size=64, scales=[0.5, 0.5]).train_transforms()
+    small, large = train(*sample(torch.ones(40, 60))), transforms(crop_size=64, scales=[2, 2]).train_transforms()
     batch = collate([small, large(*sample(torch.ones(40, 60)))])
     assert batch.images.shape == (2, 3, 64, 64)
     assert batch.image_sizes == [(20, 30), (64, 64)]
@@ -236,10 +236,10 @@ def test_small_images_are_padded_by_the_batch() -> None:
 
 
 def test_evaluation_resizes_the_image_alone() -> None:
-    image, target = transforms().val()(*sample(blocks(50, 100, 10)))
+    image, target = transforms().val_transforms()(*sample(blocks(50, 100, 10)))
     assert image.shape == (3, 40, 80) and type(image) is Tensor
     assert target["semantic"].shape == (50, 100) and type(target["semantic"]) is Tensor
-    assert transforms(max_size=60).val()(*sample(blocks(50, 100, 10)))[0].shape == (3, 30, 60)
+    assert transforms(max_size=60).val_transforms()(*sample(blocks(50, 100, 10)))[0].shape == (3, 30, 60)
 
 
 def test_largest_image() -> None:

@@ -11,9 +11,9 @@ from PIL import Image
 
 from e3va_cli.data import voc_format
 from e3va_cli.data.report import Finding
-from e3va_cli.data.source import build_source
 from e3va_cli.data.voc import VocSource
 from e3va_cli.errors import UserError
+from tests.components import options_of
 
 TWENTY = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
@@ -443,7 +443,7 @@ def test_nothing_usable(tmp_path: Path) -> None:
 
 def test_made_of_its_configuration(tmp_path: Path) -> None:
     config = {"name": "voc", "root": str(plain(tmp_path, PERSON)), "train_set": None, "val_set": None}
-    assert build_source({**config, "classes": None, "metric": "voc"}).open("val", None).classes == TWENTY
+    assert options_of("dataset", **config, classes=None, metric="voc").open("val").classes == TWENTY
 
 
 def test_a_year_may_be_a_link(tmp_path: Path) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
 
-from e3va_cli.composition import CONFIG_MODULE, plain
-from e3va_cli.config import register_schemas
-from e3va_cli.config.legacy import BY_NAME, LEGACY_OPTIONS
+from e3va_cli.composition import load_config
+from e3va_cli.config.options import UNCHANGED, about, group_of
 from e3va_cli.model import build_model
+from e3va_cli.run_config import kind_of
 from e3va_cli.training.checkpoints import ABOUT, about_model, trained_state
 
 SMALL = ["head=mask_rcnn_nano", "dataset.val_short_side=96", "dataset.max_size=128", "head.rpn.post_nms_test=20"]
@@ -34,11 +34,9 @@ def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Pa
 
     Classes have the numbers 10, 20, ... of a data set that counts in tens, else 1, 2, ... as the program's own do.
     """
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = plain(compose("train", overrides=list(overrides)))
-    config = {key: value for key, value in config.items() if key not in ("resume", "budget")}
-    classes = CLASSES[config["dataset"]["num_classes"]]
+    config = load_config("train", overrides)
+    assert config.dataset.num_classes is not None
+    classes = CLASSES[config.dataset.num_classes]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config, num_classes=len(classes))
@@ -47,27 +45,28 @@ def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Pa
             for name, value in trained_state(model).items()
         }
     numbers = [(10 if tens else 1) * k for k in range(1, len(classes) + 1)]
-    about = about_model(model.identity, config, classes, numbers)
+    belongs_to = about_model(model.identity, config, classes, numbers)
     (folder / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": state, ABOUT: about, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
+    torch.save({"state_dict": state, ABOUT: belongs_to, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("[]")
     return folder
 
 
 def aged(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration as it was before the options of the table existed."""
+    """A configuration as it was before the options existed that are younger than their components."""
     config = copy.deepcopy(config)
 
-    def remove(part: dict[str, Any], options: dict[str, Any]) -> None:
-        for key, value in options.items():
-            if isinstance(value, dict) and isinstance(part[key], dict):
-                remove(part[key], value)
-            else:
-                del part[key]
+    def remove(kind: type, options: dict[str, Any]) -> None:
+        for one in fields(kind):
+            if about(one).before is not UNCHANGED:
+                del options[one.name]
+            elif (group := group_of(one)) is not None:
+                remove(group, options[one.name])
 
-    for group, table in LEGACY_OPTIONS.items():
-        remove(config[group], table.get(config[group]["name"], {}) if group in BY_NAME else table)
+    for name, options in config.items():
+        if isinstance(options, dict) and (kind := kind_of(name, options)) is not None:
+            remove(kind, options)
     return config
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,12 +8,20 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from e3va_cli.backbones import build_backbone
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import config_digest, read_config
 from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
 from e3va_cli.export.description import describe, measured
 from e3va_cli.export.overrides import evaluation_words
-from e3va_cli.export.trained import backbone_of, build_trained, load_trained, outlined, read_trained
+from e3va_cli.export.trained import (
+    backbone_of,
+    build_trained,
+    load_trained,
+    outlined,
+    read_trained,
+    require_same_backbone,
+)
 from e3va_cli.model import build_model
 from e3va_cli.training.checkpoints import trained_state
 from tests.export.crafted_runs import SEGMENTER, SMALL, craft
@@ -117,7 +126,7 @@ def test_half_precision_is_half_the_size_and_close(run, exported, tmp_path):
     for name, value in one.state.items():
         assert other.state[name].dtype == torch.float16
         torch.testing.assert_close(other.state[name].float(), value, rtol=2**-10, atol=1e-6)
-    model = build_model(other.about["config"], num_classes=5)
+    model = build_model(other.config, num_classes=5)
     load_trained(model, other)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -308,7 +317,7 @@ FORGED = {
     "config.adapter has values of the wrong type": both("adapter", "rank", value="16"),
     "config.adapter.rank=-1: must be above 0": both("adapter", "rank", value=-1),
     "no such head": both("head", "name", value="detr"),
-    "of no model that can be built": both("adapter", value={"name": "magic"}),
+    "no such adapter": both("adapter", value={"name": "magic"}),
     "config.head: Key 'x'": both("head", "x", value=1),
     "config.seed is of the wrong type": setter("config", "seed", value="0"),
     "config.trainer is of the wrong type (list)": setter("config", "trainer", value=[1]),
@@ -371,10 +380,12 @@ def test_what_could_not_be_read_is_not_made(run, tmp_path):
 
 def test_another_backbone_and_other_weights(exported):
     trained = read_trained(str(exported), "checkpoint")
+    own = trained.config.backbone
     with pytest.raises(UserError, match="trained on other weights of swin_nano"):
-        backbone_of(trained, seed=1)
+        require_same_backbone(trained, build_backbone(replace(own, seed=1))[1])
     with pytest.raises(UserError, match="trained on the backbone swin_nano, not on"):
-        backbone_of(trained, name="other", timm_name="swin_small_patch4_window7_224")
+        other = replace(own, name="other", timm_name="swin_small_patch4_window7_224")
+        require_same_backbone(trained, build_backbone(other)[1])
 
 
 def test_moved_weights_take_the_place_of_fetched_ones(exported, tmp_path):

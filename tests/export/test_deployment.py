@@ -11,11 +11,11 @@ from torch.nn.functional import interpolate
 
 from e3va_cli.commands import export_onnx
 from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
 from e3va_cli.errors import UserError
 from e3va_cli.export import deployment
 from e3va_cli.export.deployment import DifferenceError, Format, export_dense, require_exportable
 from e3va_cli.export.trained import backbone_of, build_trained, read_trained
+from e3va_cli.run_config import register_schemas
 from tests.export.crafted_runs import CLASSES, SEGMENTER, SMALL, craft
 
 HEIGHT, WIDTH = 96, 128

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
-from e3va_cli.composition import CONFIG_MODULE, plain
-from e3va_cli.config import register_schemas
+from e3va_cli.composition import load_config
 from e3va_cli.errors import UserError
 from e3va_cli.export.evaluation import EvaluatorsTogether, build_evaluation, by_image_size, read_candidates
 from e3va_cli.export.trained import load_trained, read_trained
@@ -40,11 +38,7 @@ def runs(tmp_path_factory):
 
 
 def configured(*words):
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = plain(compose("evaluate", overrides=["checkpoint=x", *words]))
-    config.pop("checkpoint")
-    return config
+    return load_config("evaluate", ["checkpoint=x", *words])
 
 
 def candidates(runs, *names, given=()):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.adapters import tune
 from e3va_cli.backbones.swin import build_swin
 from e3va_cli.machine import MIB
 from e3va_cli.memory.measure import MeasuringProcess, Request
 from e3va_cli.memory.planner import plan
 from e3va_cli.memory.step import StepSize
+from tests.components import tune
 from tests.conftest import QUICK
 
 pytestmark = [

@@ -9,10 +9,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import box_iou
 
-from e3va_cli.config.legacy import fill_legacy_options
-from e3va_cli.heads import build_head
-from e3va_cli.heads.cascade_mask_rcnn import BoxStage
+from e3va_cli.heads.cascade_mask_rcnn import BoxStage, CascadeBoxOptions
 from e3va_cli.heads.region_sampling import Regions, match, sample_regions
+from e3va_cli.run_config import to_dict, with_older_options
+from tests.components import build_head
 from tests.heads import plain
 
 CHANNELS = [8, 16, 32, 64]
@@ -38,7 +38,7 @@ SMALL = [
 @pytest.fixture
 def build(config):
     def head(*words, classes=3):
-        return build_head(**config(*SMALL, *words)["head"], channels=CHANNELS, num_classes=classes)
+        return build_head(**to_dict(config(*SMALL, *words).head), channels=CHANNELS, num_classes=classes)
 
     return head
 
@@ -60,11 +60,7 @@ def targets(classes=3, empty=False):
 def stage(
     loss="smooth_l1", iou=0.5, weights=(10.0, 10.0, 5.0, 5.0), samples=32, loss_weight=1.0, classes=4, agnostic=False
 ):
-    return BoxStage(
-        32,
-        classes,
-        fg_iou=iou,
-        regression_weights=weights,
+    options = CascadeBoxOptions(
         roi_size=7,
         sampling_ratio=0,
         aligned=True,
@@ -76,6 +72,7 @@ def stage(
         loss=loss,
         loss_weight=loss_weight,
     )
+    return BoxStage(options, 32, classes, fg_iou=iou, regression_weights=weights)
 
 
 def torchvisions(head):
@@ -130,8 +127,8 @@ def before_options(head):
 @pytest.fixture
 def legacy(config):
     def head(*words, classes=3):
-        options = {"head": before_options(config(*SMALL, *words)["head"])}
-        return build_head(**fill_legacy_options(options)["head"], channels=CHANNELS, num_classes=classes)
+        options = {"head": before_options(to_dict(config(*SMALL, *words).head))}
+        return build_head(**with_older_options(options)["head"], channels=CHANNELS, num_classes=classes)
 
     return head
 

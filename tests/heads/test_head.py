@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.heads import build_head
+from e3va_cli.run_config import to_dict
+from tests.components import build_head
 
 CHANNELS = [8, 16, 32, 64]
 SIZE = (96, 128)
@@ -20,7 +21,7 @@ def targets(semantic):
 
 @pytest.mark.parametrize("name", ["mask_rcnn_nano", "retinanet", "upernet_nano"])
 def test_a_recomputed_neck_gives_the_same_gradients_and_keeps_less(config, name):
-    options = config(f"head={name}", "head.fpn_channels=32", "head.recompute_neck=true")["head"]
+    options = to_dict(config(f"head={name}", "head.fpn_channels=32", "head.recompute_neck=true").head)
     recomputed = build_head(**options, channels=CHANNELS, num_classes=3)
     kept = build_head(**{**options, "recompute_neck": False}, channels=CHANNELS, num_classes=3)
     kept.load_state_dict(recomputed.state_dict())

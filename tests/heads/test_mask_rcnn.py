@@ -12,7 +12,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from e3va_cli.heads import Detections, build_head
+from e3va_cli.heads import Detections
+from e3va_cli.run_config import to_dict
+from tests.components import build_head
 
 CHANNELS = [8, 16, 32, 64]
 SIZE = (96, 128)
@@ -20,7 +22,7 @@ SIZE = (96, 128)
 
 @pytest.fixture
 def options(config):
-    options = config("head=mask_rcnn_nano")["head"]
+    options = to_dict(config("head=mask_rcnn_nano").head)
     options["box"]["score_threshold"] = 0.0
     return options
 
@@ -138,7 +140,7 @@ def test_sizes_are_torchvisions_defaults(config):
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=81)
-    ours = build_head(**config("head=mask_rcnn")["head"], channels=[256, 512, 1024, 2048], num_classes=80)
+    ours = build_head(**to_dict(config("head=mask_rcnn").head), channels=[256, 512, 1024, 2048], num_classes=80)
     assert isinstance(ours.neck.extra_blocks, LastLevelMaxPool)
     for part in ("rpn", "roi_heads"):
         expected = {k: v.shape for k, v in getattr(theirs, part).state_dict().items()}

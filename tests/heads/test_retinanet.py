@@ -7,8 +7,8 @@ from torch.nn.functional import conv2d
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.config.legacy import fill_legacy_options
-from e3va_cli.heads import build_head
+from e3va_cli.run_config import to_dict, with_older_options
+from tests.components import build_head
 from tests.heads import plain
 
 CHANNELS = [8, 16, 32, 64]
@@ -18,7 +18,7 @@ CLASSES = 3
 
 @pytest.fixture
 def options(config):
-    return config("head=retinanet", "head.fpn_channels=16", "head.score_threshold=0.0099")["head"]
+    return to_dict(config("head=retinanet", "head.fpn_channels=16", "head.score_threshold=0.0099").head)
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ class AsTheyAre(nn.Module):
 def legacy(options):
     """The head of a run before there were options for what mmdetection does differently."""
     old = {name: value for name, value in options.items() if name not in ("p6_from", "exact_anchors")}
-    return build_head(**fill_legacy_options({"head": old})["head"], channels=CHANNELS, num_classes=CLASSES)
+    return build_head(**with_older_options({"head": old})["head"], channels=CHANNELS, num_classes=CLASSES)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from torch.nn.functional import binary_cross_entropy, smooth_l1_loss
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from e3va_cli.heads.rpn import build_rpn, inside
+from e3va_cli.heads.rpn import RPNOptions, build_rpn, inside
 from tests.heads import plain
 
 SIZES = [(64, 96), (60, 80)]
@@ -16,8 +16,7 @@ RATIOS = (0.5, 1.0, 2.0)
 
 
 def rpn(**options):
-    return build_rpn(
-        channels=8,
+    given = RPNOptions(
         anchor_sizes=SIDES,
         aspect_ratios=RATIOS,
         fg_iou=0.7,
@@ -30,6 +29,7 @@ def rpn(**options):
         nms_iou=0.7,
         **{"batch_size_per_image": 10**6, "inside_only": True, "exact_anchors": True, **options},
     )
+    return build_rpn(given, channels=8)
 
 
 def targets():

@@ -7,10 +7,11 @@ from torch.nn import functional as F  # noqa: N812 (torch's own alias)
 from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.errors import UserError
-from e3va_cli.heads.head import build_head
 from e3va_cli.heads.norms import groups_of
 from e3va_cli.heads.sliding_window import sliding_scores, window_starts
-from e3va_cli.heads.upernet import UPerNet, pooled
+from e3va_cli.heads.upernet import pooled
+from e3va_cli.run_config import to_dict
+from tests.components import build_head
 
 CHANNELS = [8, 16, 24, 40]
 STRIDES = (4, 8, 16, 32)
@@ -29,7 +30,7 @@ OPTIONS = {
 
 
 def make_head(**changes):
-    return UPerNet(channels=CHANNELS, num_classes=CLASSES, **OPTIONS | changes)
+    return build_head("upernet", channels=CHANNELS, num_classes=CLASSES, **OPTIONS | changes)
 
 
 def make_features(size=SIZE, batch=2):
@@ -103,7 +104,7 @@ def test_pooling_equals_torchs_with_its_gradient(size, cells):
 
 def test_full_size_has_as_many_parameters_as_the_papers(config):
     channels, k = [192, 384, 768, 1536], 150
-    head = build_head(**config("head=upernet")["head"], channels=channels, num_classes=k)
+    head = build_head(**to_dict(config("head=upernet").head), channels=channels, num_classes=k)
     width, aux = 512, 256
     kernels = sum(c * width for c in channels[:3]) + 3 * 9 * width * width  # laterals and their 3x3
     kernels += 4 * 1536 * width + 9 * (1536 + 4 * width) * width + 9 * 4 * width * width  # pooling, its fuse, fuse
@@ -277,7 +278,7 @@ def test_options_out_of_range_are_named(changes, says):
 
 
 def test_learns_two_images_by_heart(config):
-    options = config("head=upernet_nano")["head"]
+    options = to_dict(config("head=upernet_nano").head)
     head, extract = build_head(**options, channels=CHANNELS, num_classes=3), Extract()
     generator = torch.Generator().manual_seed(1)
     labels = torch.ones(2, 64, 64, dtype=torch.int16)

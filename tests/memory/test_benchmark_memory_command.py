@@ -6,11 +6,11 @@ import pytest
 from PIL import Image
 
 from e3va_cli.commands import benchmark_memory
-from e3va_cli.composition import checked
-from e3va_cli.config import register_schemas
+from e3va_cli.composition import checked, load_config
 from e3va_cli.errors import UserError
 from e3va_cli.memory.claims import judge
 from e3va_cli.memory.result import Result
+from e3va_cli.run_config import register_schemas
 
 SMALL = ["backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[96,128]", "data.batch_size=1", "hydra.run.dir=out"]
 METHOD_KEYS = {
@@ -61,7 +61,14 @@ def test_measured_on_the_cpu(e3va, tmp_path):
 
 def test_what_is_printed_of_a_method_that_did_not_fit(tmp_path, capsys):
     failed = Result("full", "measured", 1, 1.0, None, None, {}, {"error": "[/x] gave out", "operations_tflop": 1.0})
-    benchmark_memory.show({"backbone": {"name": "swin_nano"}}, None, [failed], judge([], reserve_mib=0), None, tmp_path)
+    benchmark_memory.show(
+        load_config("benchmark_memory", ["backbone=swin_nano"], complete=False),
+        None,
+        [failed],
+        judge([], reserve_mib=0),
+        None,
+        tmp_path,
+    )
     out = capsys.readouterr().out
     assert "full: [/x] gave out" in out and "memory.png" not in out, "nothing was drawn"
 

@@ -19,7 +19,7 @@ def planned(monkeypatch):
 
     def plan(config, size, **_):
         assert size.image_size == (128, 128)
-        an_image = {"full": 100, "e3va": 30}[config["adapter"]["name"]] / (1 if size.precision == "32" else 2)
+        an_image = {"full": 100, "e3va": 30}[config.adapter.name] / (1 if size.precision == "32" else 2)
         return SimpleNamespace(peak=SimpleNamespace(total_bytes=MIB * (100 + an_image * size.batch_size)))
 
     monkeypatch.setattr(budget_gate, "plan", plan)

@@ -46,7 +46,10 @@ def test_one_process_measures_all_and_is_replaced_where_it_ended(request_of):
         second = process.measure(request_of("e3va"))
         assert process._process is worker
         broken = process.measure(Request({}, SIZE, 5, "cpu", warmup=0, repeats=1))
-        assert broken.peak_mib is None and broken.error == "exit code 1: KeyError: 'backbone'"
+        assert (
+            broken.peak_mib is None
+            and broken.error == "exit code 1: AttributeError: 'dict' object has no attribute 'backbone'"
+        )
         third = process.measure(request_of("e3va"))
         assert process._process is not worker
     assert [first.peak_mib, second.peak_mib, third.peak_mib] == [here["frozen"], here["e3va"], here["e3va"]]

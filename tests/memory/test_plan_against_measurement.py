@@ -7,7 +7,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from e3va_cli.backbones.swin import build_swin
-from e3va_cli.data import build_transforms
 from e3va_cli.memory.benchmark import free_mib
 from e3va_cli.memory.measure import Request, measure_here
 from e3va_cli.memory.planner import plan
@@ -135,8 +134,8 @@ def test_a_plan_of_a_gpu_has_the_workspaces_of_cublas(config):
 
 
 def test_the_largest_image_of_multi_scale_training(config):
-    dataset = config("dataset=coco", "dataset.root=x")["dataset"]
-    assert build_transforms(dataset).largest_image == (800, 1333)
+    dataset = config("dataset=coco", "dataset.root=x").dataset
+    assert dataset.largest_image == (800, 1333)
     assert step(image_size=(800, 1333)).padded_size == (800, 1344)
 
 

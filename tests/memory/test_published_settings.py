@@ -2,7 +2,6 @@
 
 import pytest
 
-from e3va_cli.data import build_transforms, planned_classes
 from e3va_cli.memory.planner import plan
 from e3va_cli.memory.published import SETTINGS
 from e3va_cli.memory.step import StepSize
@@ -14,10 +13,10 @@ def test_e3va_saves_what_the_paper_says(config, published):
     for method in ("full", "e3va"):
         words = [f"experiment={published.experiment}", f"adapter={method}", "dataset.root=x"]
         options = config(*words)
-        assert options["head"]["name"] == published.head and options["backbone"]["name"] == published.backbone
-        image_size = build_transforms(options["dataset"]).largest_image
+        assert options.head.name == published.head and options.backbone.name == published.backbone
+        image_size = options.dataset.largest_image
         assert image_size == published.image_size
         size = StepSize(2, image_size, instances_per_image=20, precision="32", clip_norm=1.0)
-        followed = plan(options, size, num_classes=planned_classes(options["dataset"]))
+        followed = plan(options, size, num_classes=options.dataset.planned_classes)
         peaks[method] = followed.peak.total_bytes
     assert 100 * (1 - peaks["e3va"] / peaks["full"]) >= published.saved_pct("e3va")

@@ -1,12 +1,12 @@
 import torch
 
 from e3va_cli.data.shapes import CLASSES
-from e3va_cli.heads import build_head
 from e3va_cli.memory.regions import matching_proposals
+from tests.components import build_head
 
 
 def test_an_image_without_objects_keeps_its_proposals(config):
-    head = build_head(**config("head=mask_rcnn_nano")["head"], channels=[32, 64, 128, 256], num_classes=len(CLASSES))
+    head = build_head(**vars(config("head=mask_rcnn_nano").head), channels=[32, 64, 128, 256], num_classes=len(CLASSES))
     proposals = [torch.rand(6, 4).cumsum(1) for _ in range(2)]
     targets = [{"boxes": torch.zeros(0, 4)}, {"boxes": torch.tensor([[10.0, 10.0, 20.0, 20.0]])}]
     head.rpn.forward = lambda images, pyramid, targets: (proposals, {})

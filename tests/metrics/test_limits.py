@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from e3va_cli.heads import Detections
+from e3va_cli.heads import Detections, HeadOptions
 from e3va_cli.metrics.average_precision import AveragePrecision
 from e3va_cli.metrics.limits import limit_note
+from tests.components import options_of
 
 SIDE = 640
 COUNT = 400
@@ -93,19 +95,24 @@ def test_ap_is_that_of_pycocotools_at_the_heads_limit(limit: int) -> None:
     assert 0.05 < ours["AP"] < 0.9
 
 
+def head_of(name: str, **options: Any) -> HeadOptions:
+    head: HeadOptions = options_of("head", name=name, **options)
+    return head
+
+
 def dataset(*counts: int) -> SimpleNamespace:
     return SimpleNamespace(objects_per_image=np.array(counts))
 
 
 def test_the_limit_is_said_with_the_words_to_type() -> None:
-    note = limit_note(dataset(3, 400, 120, 0), {"name": "retinanet", "detections_per_image": 100})
+    note = limit_note(dataset(3, 400, 120, 0), head_of("retinanet", detections_per_image=100))
     assert "2 of 4 images have more than head.detections_per_image=100 objects, up to 400" in note
     assert f"at most {100 * 203 / 523:.1f} % of all" in note and note.endswith("set head.detections_per_image=400")
-    note = limit_note(dataset(101), {"name": "mask_rcnn", "box": {"detections_per_image": 100}})
+    note = limit_note(dataset(101), head_of("mask_rcnn", box={"detections_per_image": 100}))
     assert note.endswith("set head.box.detections_per_image=101")
 
 
-@pytest.mark.parametrize("head", [{"detections_per_image": 400}, {"name": "upernet"}])
-def test_nothing_is_said_where_nothing_is_lost(head: dict) -> None:
-    assert limit_note(dataset(3, 400), head) is None
-    assert limit_note(SimpleNamespace(), {"detections_per_image": 1}) is None
+def test_nothing_is_said_where_nothing_is_lost() -> None:
+    assert limit_note(dataset(3, 400), head_of("retinanet", detections_per_image=400)) is None
+    assert limit_note(dataset(3, 400), head_of("upernet")) is None
+    assert limit_note(SimpleNamespace(), head_of("retinanet", detections_per_image=1)) is None

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va_cli.backbones import build_backbone
 from scripts import pretrain
 from scripts.batch_augmentation import Augmentation, resized
 from scripts.labeled_images import find_images, load_images
+from tests.components import build_backbone
 from tests.conftest import NANO
 
 SIDE = 24

@@ -6,7 +6,9 @@ import shutil
 import pytest
 import torch
 
+from e3va_cli.composition import load_config
 from e3va_cli.errors import UserError
+from e3va_cli.run_config import to_dict
 from e3va_cli.training.checkpoints import (
     ABOUT,
     OF_TASK,
@@ -22,15 +24,7 @@ from tests.training.small import SMALL, last
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A run of one step and its checkpoint."""
-    from hydra import compose, initialize_config_module
-
-    from e3va_cli.composition import CONFIG_MODULE, plain
-    from e3va_cli.config import register_schemas
-
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        words = [*SMALL, "trainer.max_steps=1", "trainer.limit_val_batches=0"]
-        config = plain(compose("train", overrides=words))
+    config = load_config("train", [*SMALL, "trainer.max_steps=1", "trainer.limit_val_batches=0"])
     folder = tmp_path_factory.mktemp("run")
     run = build_run(config, folder)
     run.trainer.fit(run.task, run.data)
@@ -118,7 +112,7 @@ def test_options_may_change_where_weights_do_not_depend_on_them(saved, content, 
 def test_the_same_word_can_bind_in_one_place_and_not_in_another(config):
     from e3va_cli.training.checkpoints import binding
 
-    head = config("head=mask_rcnn_nano")["head"]
+    head = to_dict(config("head=mask_rcnn_nano").head)
     changed = copy.deepcopy(head)
     changed["box"]["nms_iou"] = 0.9  # of predictions
     assert binding("head", head) == binding("head", changed)

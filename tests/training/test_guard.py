@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 
 from e3va_cli.errors import UserError
-from e3va_cli.training import optimizer
+from e3va_cli.optim import optimizer
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
 

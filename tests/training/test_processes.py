@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from e3va_cli.config import checks
+from e3va_cli.composition import checked
+from e3va_cli.errors import UserError
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
 
@@ -259,7 +260,5 @@ def test_fewer_images_than_devices_are_refused(config, tmp_path, monkeypatch, tr
 
 
 def test_the_name_of_the_preemption_signal_is_checked(config):
-    from omegaconf import OmegaConf
-
-    cfg = OmegaConf.create({"trainer": {"preemption_signal": "USR1"}, "dataset": {"root": "."}})
-    assert any("trainer.preemption_signal=USR1" in problem for problem in checks.problems(cfg))
+    with pytest.raises(UserError, match=r"trainer\.preemption_signal=USR1: the name of a signal"):
+        checked("train", ["trainer.preemption_signal=USR1"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from e3va_cli.backbones.residual import ResidualBackbone
-from e3va_cli.config.options import Options, option
+from e3va_cli.config.options import Options, option, require_valid
 from e3va_cli.config.registry import Registry
 
 
@@ -83,5 +83,10 @@ METHODS: Registry[type[FeatureExtractor]] = Registry("adapter")
 
 
 def tune(backbone: ResidualBackbone, options: AdapterOptions) -> FeatureExtractor:
-    """Return `backbone` under the method that its options name."""
+    """Return `backbone` under the method that its options name.
+
+    Raises:
+        UserError: an option is out of its range, or the method does not suit the backbone.
+    """
+    require_valid(options, "adapter")
     return METHODS[options.name](backbone, options)

@@ -11,6 +11,7 @@ Every backbone that fits the highway is a residual network: a block adds one or 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from e3va_cli.config.options import MAX_SEED, Options, Under, option
 from e3va_cli.config.registry import Registry
 
+NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -62,7 +64,10 @@ class BackboneOptions(Options):
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with the weights."""
+        """Yield what is wrong with names and weights."""
+        for key in ("name", "timm_name"):
+            if (name := getattr(self, key)) is not None and not NAME.fullmatch(name):
+                yield f"{at}.{key}={name}: not the name of an architecture"
         if self.pretrained and self.weights:
             yield f"{at}.pretrained=true and {at}.weights= exclude each other: give one of them"
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,6 @@ FIXED = frozenset(
 WEIGHTLESS = frozenset(
     {"drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "img_size"}
 )  # change no weight: published ones fit
-NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
 
 
 @dataclass
@@ -47,20 +45,12 @@ class SwinOptions(BackboneOptions):
                 f"{', '.join(f'model_args.{name}' for name in others)}; choose swin_t, swin_s, swin_b or swin_l "
                 f"unchanged, or give {at}.weights=FILE"
             )
-        if self.timm_name is not None:
-            yield from (f"{at}.{fault}" for fault in architecture_faults(self.timm_name, self.model_args))
-
-
-def architecture_faults(timm_name: str, model_args: Mapping[str, Any]) -> Iterator[str]:
-    """What makes options more than those of an architecture: they come with checkpoints, and may name files to timm."""
-    if not NAME.fullmatch(timm_name):
-        yield f"timm_name={timm_name}: not the name of an architecture"
-    for key, value in model_args.items():
-        if key in FIXED:
-            yield f"model_args.{key}: not to be chosen"
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
-            yield f"model_args.{key} is no number or list of numbers"
+        for key, value in self.model_args.items():  # they come with checkpoints, and may name files to timm
+            if key in FIXED:
+                yield f"{at}.model_args.{key}: not to be chosen"
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
+                yield f"{at}.model_args.{key} is no number or list of numbers"
 
 
 def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_before_shift: bool, x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from e3va_cli.commands.memory_tables import (
     peak_lines,
     results_table,
 )
-from e3va_cli.composition import parse
+from e3va_cli.composition import load_config, parse
 from e3va_cli.errors import UserError
 from e3va_cli.files import write_json
 from e3va_cli.machine import device_name, versions
@@ -34,7 +35,7 @@ from e3va_cli.memory.plot import draw
 from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
-from e3va_cli.run_config import BenchmarkMemoryConfig, plain, typed
+from e3va_cli.run_config import BenchmarkMemoryConfig, typed
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -91,7 +92,8 @@ def of_method(words: list[str], method: str) -> BenchmarkMemoryConfig:
         for o in given
         if o.key_or_group.startswith("adapter.") and o.key_or_group.removeprefix("adapter.") in options.adapter
     ]
-    return typed(compose(COMMAND, overrides=[*base, *own]), BenchmarkMemoryConfig, complete=False)
+    config: BenchmarkMemoryConfig = load_config(COMMAND, [*base, *own], complete=False)
+    return config
 
 
 def follow(bar: Progress, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: Setting) -> list[Result]:
@@ -184,7 +186,7 @@ def write(
     """Leave the files in the run folder."""
     write_json(folder / BENCHMARK, benchmark_json(settings_entry(config, setting), results, claims))
     details = {r.method: {**r.details, "largest_batch_size": (batches or {}).get(r.method)} for r in results}
-    write_json(folder / DETAILS, {"methods": details, "config": plain(config)})
+    write_json(folder / DETAILS, {"methods": details, "config": asdict(config)})
     if any(r.peak_mib is not None for r in results):
         title = f"{config.backbone.name} + {config.head.name}: memory of a training step"
         draw(results, folder / PLOT, title=title, subtitle=describe(config, setting).partition(", ")[2])

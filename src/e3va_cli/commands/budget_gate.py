@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-from hydra import compose
-
 from e3va_cli.adapters.e3va import E3VAOptions
 from e3va_cli.commands.console import console
+from e3va_cli.composition import load_config
 from e3va_cli.errors import UserError
 from e3va_cli.machine import MIB
 from e3va_cli.memory.benchmark import Setting, largest_batch_of, setting_of
 from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.planner import plan
-from e3va_cli.run_config import BenchmarkMemoryConfig, RunConfig, TrainConfig, typed
+from e3va_cli.run_config import BenchmarkMemoryConfig, RunConfig
 
 
 def require_fit(config: RunConfig, budget: str) -> None:
@@ -38,7 +37,8 @@ def require_fit(config: RunConfig, budget: str) -> None:
 
 def benchmark_options() -> BenchmarkMemoryConfig:
     """Return what `e3va benchmark-memory` has by default."""
-    return typed(compose("benchmark_memory"), BenchmarkMemoryConfig, complete=False)
+    config: BenchmarkMemoryConfig = load_config("benchmark_memory", complete=False)
+    return config
 
 
 def setting_of_run(config: RunConfig) -> Setting:
@@ -70,7 +70,7 @@ def what_would_fit(config: RunConfig, setting: Setting, limit_mib: float) -> lis
             if peak_mib(other, setting) <= limit_mib:
                 remedies.append(f"adapter.activations={activations}")
     else:
-        ours = typed(compose("train", overrides=["adapter=e3va"]), TrainConfig, complete=False).adapter
+        ours = load_config("train", ["adapter=e3va"]).adapter
         if peak_mib(replace(config, adapter=ours), setting) <= limit_mib:
             remedies.append("adapter=e3va")
     return remedies

@@ -15,12 +15,12 @@ from e3va_cli.adapters import METHODS, FrozenBackbone
 from e3va_cli.commands.console import console
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
+from e3va_cli.optim.course import Course, ScheduleOptions
+from e3va_cli.optim.schedules import MultiStepOptions
 from e3va_cli.run_config import RunConfig
 from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.text import first_few
-from e3va_cli.training.course import Course, ScheduleOptions
 from e3va_cli.training.run import Run
-from e3va_cli.training.schedules import MultiStepOptions
 
 CLASSES_SHOWN = 20
 NUMBER = len("50.0")

@@ -57,7 +57,7 @@ class About:
 
     def error(self, value: Any) -> str:
         """Return what is wrong with a value, or nothing."""
-        if value is None:
+        if value is None or value == MISSING:
             return ""
         if self.choices:
             return "" if value in self.choices else f"one of {', '.join(str(one).lower() for one in self.choices)}"

@@ -239,7 +239,10 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
 
 def _opened(path: Path) -> Image.Image:
     require_regular(path)
-    return Image.open(path, formats=FORMATS)
+    try:
+        return Image.open(path, formats=FORMATS)
+    except MemoryError as error:  # of a header, which needs none
+        raise SyntaxError("its header claims more than any memory holds") from error
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any, NoReturn, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.backbones.swin import NAME
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.run_config import EXPORT_PRECISIONS, NEEDED, RunConfig, errors_in, kind_of, structured, with_older_options
 from e3va_cli.run_folder import ADAPTER_CONFIG
@@ -171,8 +170,6 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
             yield f"config.{group} has values of the wrong type"
             return
     yield from (f"config.{error}" for error in errors_in(structured(config)) if not error.endswith(NEEDED))
-    if not NAME.fullmatch(config["backbone"]["name"]):
-        yield f"config.backbone.name={config['backbone']['name']}: not the name of an architecture"
 
 
 def _differs(typed: Any, given: Any) -> bool:

@@ -24,7 +24,7 @@ from e3va_cli.export.trained import Trained, load_trained, read_trained
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import Evaluator, Results, build_evaluator
 from e3va_cli.model import DenseModel, assemble
-from e3va_cli.run_config import RunConfig, plain
+from e3va_cli.run_config import RunConfig, to_dict
 from e3va_cli.training.checkpoints import ABOUT, about_model, verify
 from e3va_cli.training.run import Run, build_run
 
@@ -163,7 +163,7 @@ def measured_by(config: RunConfig) -> dict[str, Any]:
     left_out = {"name", "num_classes", *resizing}
     return {
         "dataset": dataset.name,
-        **{f"dataset.{k}": v for k, v in plain(dataset).items() if k not in left_out and not k.startswith("train_")},
+        **{f"dataset.{k}": v for k, v in to_dict(dataset).items() if k not in left_out and not k.startswith("train_")},
         "data.val_batch_size": config.data.val_batch_size,
         "trainer.precision": trainer.precision,
         "trainer.limit_val_batches": trainer.limit_val_batches,

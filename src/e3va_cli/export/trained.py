@@ -14,7 +14,7 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.model import DenseModel, assemble, outline_model
-from e3va_cli.run_config import RunConfig, from_plain, warn_of_legacy_options, with_older_options
+from e3va_cli.run_config import RunConfig, from_dict, warn_of_legacy_options, with_older_options
 from e3va_cli.run_folder import ADAPTER_CONFIG, adapter_folder, locate
 from e3va_cli.training.checkpoints import ABOUT, OF_TASK, read_checkpoint, require_same_weights, verify
 
@@ -41,7 +41,7 @@ class Trained:
     @cached_property
     def config(self) -> RunConfig:
         """Of the run."""
-        return from_plain(self.about["config"])
+        return from_dict(self.about["config"])
 
 
 def read_trained(given: str, option: str) -> Trained:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.config.options import Options, option
+from e3va_cli.config.options import Options, option, require_valid
 from e3va_cli.config.registry import Registry
 from e3va_cli.heads.detections import Detections
 from e3va_cli.heads.segmentation import Segmentation
@@ -65,7 +65,11 @@ def build_head(options: HeadOptions, *, channels: Sequence[int], num_classes: in
     """Return a new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted).
 
     With `recompute_neck`, training keeps nothing within the neck: it runs again in the backward pass.
+
+    Raises:
+        UserError: an option is out of its range.
     """
+    require_valid(options, "head")
     kind = HEADS[options.name]
     head = kind(options, channels=[channels[stage] for stage in kind.stages], num_classes=num_classes)
     if options.recompute_neck:

@@ -28,8 +28,8 @@ from e3va_cli.memory.follow import follow_step
 from e3va_cli.memory.regions import counted_regions, matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
 from e3va_cli.model import build_random_model, parameter_counts
-from e3va_cli.run_config import RunConfig
-from e3va_cli.training.optimizer import build_optimizer
+from e3va_cli.optim.optimizer import build_optimizer
+from e3va_cli.run_config import RunConfig, from_dict
 
 OUT_OF_MEMORY = "out of memory"
 BUSY_MIB = 1200  # in use on a GPU before we start: more than this process's own CUDA context
@@ -255,7 +255,8 @@ def main() -> None:
         content = json.loads(line)
         size = content.pop("size")
         size = StepSize(**{**size, "image_size": tuple(size["image_size"])})
-        found = dataclasses.asdict(answer(Request(**content, size=size)))
+        config = from_dict(content.pop("config"))
+        found = dataclasses.asdict(answer(Request(**content, config=config, size=size)))
         print(json.dumps({**found, "clean": released()}), file=answers, flush=True)
 
 

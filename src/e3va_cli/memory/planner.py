@@ -23,8 +23,8 @@ from e3va_cli.memory.step import DTYPES, StepSize, make_batch
 from e3va_cli.memory.tracker import WORKSPACES
 from e3va_cli.memory.worst_case import worst_case
 from e3va_cli.model import outline_model, parameter_counts
+from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.run_config import RunConfig
-from e3va_cli.training.optimizer import build_optimizer
 
 Semantics = Literal["cuda", "cpu"]
 # PyTorch gives cuBLAS a workspace for each thread that multiplies, of the forward and of the backward pass: 32 MiB from

@@ -19,7 +19,7 @@ from e3va_cli.backbones.weights import is_state_dict, load_plain
 from e3va_cli.config.options import binding_options
 from e3va_cli.errors import UserError
 from e3va_cli.files import replacing
-from e3va_cli.run_config import RunConfig, kind_of, plain, with_older_options
+from e3va_cli.run_config import RunConfig, kind_of, to_dict, with_older_options
 from e3va_cli.text import first_few
 
 CLASSES_SHOWN = 4
@@ -179,7 +179,7 @@ def about_model(
     identity: BackboneIdentity, config: RunConfig, classes: list[str], category_ids: list[int]
 ) -> dict[str, Any]:
     """What a checkpoint needs to be used, plain: its backbone, method, head and classes."""
-    kept = plain(config)
+    kept = to_dict(config)
     return {
         "backbone": asdict(identity),
         "adapter": kept["adapter"],

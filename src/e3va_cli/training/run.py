@@ -14,14 +14,14 @@ from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import build_evaluator
 from e3va_cli.model import DenseModel, build_model, require_offered, require_suited
+from e3va_cli.optim.course import Course, plan_course
+from e3va_cli.optim.optimizer import build_optimizer
+from e3va_cli.optim.schedules import build_schedule
 from e3va_cli.run_config import RunConfig
 from e3va_cli.run_folder import BAD_BATCHES
 from e3va_cli.training.checkpoints import about_model
-from e3va_cli.training.course import Course, plan_course
 from e3va_cli.training.guard import StepGuard
-from e3va_cli.training.optimizer import build_optimizer
 from e3va_cli.training.saving import Checkpoints
-from e3va_cli.training.schedules import build_schedule
 from e3va_cli.training.task import DenseTask
 from e3va_cli.training.trainer import build_trainer
 
@@ -62,17 +62,7 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     optimizer = config.optimizer
     if not evaluate_only:
         devices = trainer.world_size
-        batches = data.batches_per_epoch(devices)
-        course = plan_course(
-            config.schedule,
-            lr=optimizer.lr,
-            batch_size=config.data.batch_size,
-            accumulated=options.accumulate_grad_batches,
-            max_epochs=options.max_epochs,
-            max_steps=options.max_steps,
-            batches_per_epoch=min(batches, options.limit_train_batches or batches),
-            devices=devices,
-        )
+        course = course_of(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
         follow(course, trainer)
         optimizer = replace(optimizer, lr=course.lr)
         schedule = build_schedule(config.schedule, course)
@@ -86,6 +76,21 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
         guard=StepGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
     )
     return Run(train, val, model, task, data, trainer, course)
+
+
+def course_of(config: RunConfig, *, batches_per_epoch: int, devices: int) -> Course:
+    """Return the course of a run whose devices get so many batches each of one pass over the training images."""
+    trainer = config.trainer
+    return plan_course(
+        config.schedule,
+        lr=config.optimizer.lr,
+        batch_size=config.data.batch_size,
+        accumulated=trainer.accumulate_grad_batches,
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps,
+        batches_per_epoch=min(batches_per_epoch, trainer.limit_train_batches or batches_per_epoch),
+        devices=devices,
+    )
 
 
 def follow(course: Course, trainer: L.Trainer) -> None:

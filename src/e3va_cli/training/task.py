@@ -19,11 +19,11 @@ from e3va_cli.data.batch import Batch
 from e3va_cli.data.sampling import mix
 from e3va_cli.metrics import Evaluator
 from e3va_cli.model import DenseModel
+from e3va_cli.optim.optimizer import fit_to_device
+from e3va_cli.optim.schedules import Factor
 from e3va_cli.training.checkpoints import ABOUT, trained_state
 from e3va_cli.training.guard import StepGuard
-from e3va_cli.training.optimizer import fit_to_device
 from e3va_cli.training.saving import Checkpoints
-from e3va_cli.training.schedules import Factor
 from e3va_cli.training.steps import Seen
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.run_config import RunConfig, plain
+from e3va_cli.run_config import RunConfig, to_dict
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
 from e3va_cli.training.history import MetricsHistory, StepLog
@@ -40,7 +40,7 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
     options = config.trainer
     stop = StopSignals(None if evaluate_only else folder, options.preemption_signal)
     resources = (
-        None if evaluate_only else Resources(folder / RESOURCES, plain(config), window=options.log_every_n_steps)
+        None if evaluate_only else Resources(folder / RESOURCES, to_dict(config), window=options.log_every_n_steps)
     )
     callbacks: list[Callback] = [Ranks(), Progress(resources), Results(folder), stop]
     loggers: list[Logger] = []

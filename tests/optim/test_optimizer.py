@@ -2,8 +2,7 @@ import re
 
 from torch import nn
 
-from e3va_cli.adapters import tune
-from e3va_cli.training.optimizer import build_optimizer
+from tests.components import build_optimizer, tune
 
 
 def test_vectors_are_not_decayed_and_frozen_weights_left_out():

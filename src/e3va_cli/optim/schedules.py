@@ -9,7 +9,7 @@ from typing import Any
 
 from e3va_cli.config.options import option
 from e3va_cli.config.registry import Registry
-from e3va_cli.training.course import Course, ScheduleOptions
+from e3va_cli.optim.course import Course, ScheduleOptions
 
 Factor = Callable[[int], float]
 SCHEDULES: Registry[Callable[[Course, Any], Factor]] = Registry("schedule")

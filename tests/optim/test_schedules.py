@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR
 
-from e3va_cli.training.course import Course
-from e3va_cli.training.schedules import build_schedule
+from e3va_cli.optim.course import Course
+from tests.components import build_schedule
 
 STEPS, PER_EPOCH = 60, 10
 
