@@ -34,7 +34,7 @@ from e3va_cli.errors import UserError, first_line, print_mistakes
 from e3va_cli.export.overrides import as_value
 from e3va_cli.files import write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
-from e3va_cli.run_config import register_schemas
+from e3va_cli.run_config import register_schemas, to_dict
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
 
 FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
@@ -324,7 +324,7 @@ def gather(plan: Plan) -> Results:
         "methods": entries,
         "not_finished": [run.name for run in plan.runs if run.state != "finished"],
         "unreadable": unreadable,
-        "settings": {key: value for key, value in config.items() if key not in ("adapter", "seed", "resume", "budget")},
+        "settings": {key: value for key, value in to_dict(config).items() if key not in ("adapter", "seed")},
     }
 
 

@@ -20,11 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse
+from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, load_config, parse
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, leaves, model_words
 from e3va_cli.run_config import (
+    COMMANDS,
     LegacyWarning,
     TrainConfig,
     missing_options,
@@ -239,8 +240,10 @@ def run(command: str) -> None:
         sys.argv = given  # Lightning starts the other processes of a run with these words
 
         def job() -> None:
-            further = [compose(config_name, overrides=one) for one in others]
-            import_module(f"e3va_cli.commands.{config_name}").run(cfg, *further)
+            further = [load_config(config_name, one) for one in others]
+            kind = COMMANDS[config_name]
+            config = typed(cfg, kind, complete=getattr(kind, "reads_data", True))
+            import_module(f"e3va_cli.commands.{config_name}").run(config, *further)
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             sweep.run(job)

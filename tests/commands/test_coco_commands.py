@@ -4,7 +4,6 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
 from PIL import Image
 
 from e3va_cli.commands import check_data
@@ -122,7 +121,7 @@ def check(config, root, monkeypatch, capsys):
 
     def check(*words):
         with pytest.raises(SystemExit) as end:
-            check_data.run(OmegaConf.create(config(*SMALL, f"dataset.root={root}", *words, command="check_data")))
+            check_data.run(config(*SMALL, f"dataset.root={root}", *words, command="check_data"))
         assert end.value.code == 1
         return capsys.readouterr().out
 

@@ -55,16 +55,16 @@ def label_maps(root, classes="sky\nroad\ntree\n"):
 def test_words_of_an_adapter(config, tmp_path):
     run, adapter = crafted(tmp_path, *TINY, "adapter.rank=4")
     ours, theirs = (config(*on_top(place, "checkpoint=x"), command="evaluate") for place in (adapter, run))
-    assert ours == theirs and ours["adapter"]["rank"] == 4
+    assert ours == theirs and ours.adapter.rank == 4
 
 
 def test_what_is_given_goes_on_top(config, tmp_path):
     for place in crafted(tmp_path, *TINY):
         words = ["dataset=coco", "dataset.root=x", "head.box.nms_iou=0.4", "checkpoint=x"]
         found = config(*on_top(place, *words), command="evaluate")
-        assert found["dataset"]["val_images"] == "val2017", "the data set is the one given"
-        assert found["head"]["fpn_channels"] == 64, "the head stays the trained one"
-        assert found["head"]["box"]["nms_iou"] == 0.4
+        assert found.dataset.val_images == "val2017", "the data set is the one given"
+        assert found.head.fpn_channels == 64, "the head stays the trained one"
+        assert found.head.box["nms_iou"] == 0.4
 
 
 def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
@@ -73,7 +73,7 @@ def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
     for place in (run, adapter):
         words = on_top(place, "backbone.weights=FILE", "checkpoint=x")
         backbone = config(*words, command="evaluate").backbone
-        assert backbone["weights"] == "FILE" and not backbone["pretrained"]
+        assert backbone.weights == "FILE" and not backbone.pretrained
 
 
 def test_what_is_built_on():
@@ -170,6 +170,6 @@ def test_several_by_the_command(e3va, tmp_path):
 
 
 def test_nothing_to_measure_is_refused(config):
-    cfg = OmegaConf.create(config("checkpoint=x", "trainer.limit_val_batches=0", command="evaluate"))
+    cfg = config("checkpoint=x", "trainer.limit_val_batches=0", command="evaluate")
     with pytest.raises(UserError, match=r"trainer\.limit_val_batches=0: nothing to measure"):
         evaluate.run(cfg)

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from e3va_cli.commands import export_adapter
 from e3va_cli.errors import UserError
+from e3va_cli.run_config import ExportAdapterConfig
 from e3va_cli.run_folder import locate
 
 
@@ -69,7 +69,7 @@ def test_mistakes_in_the_options(short_run, tmp_path, monkeypatch, options, says
     monkeypatch.chdir(tmp_path)
     given = {"checkpoint": str(short_run), "output": "new", "precision": "fp32", **options}
     with pytest.raises(UserError, match=re.escape(says)) as refusal:
-        export_adapter.run(OmegaConf.create(given))
+        export_adapter.run(ExportAdapterConfig(**given))
     assert len(refusal.value.messages) == 1
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["empty", "taken", "taken/a.txt"]
 

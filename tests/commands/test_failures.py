@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra import initialize_config_module
-from omegaconf import OmegaConf
 
 from e3va_cli.commands import budget_gate, evaluate, failures, predict
 from e3va_cli.composition import CONFIG_MODULE
@@ -28,7 +27,7 @@ def planned(monkeypatch):
 
     def plan(config, size, **_):
         an_image = 30 / (1 if size.precision == "32" else 2)
-        an_image /= {"keep": 1, "compress": 1, "recompute": 3}[config["adapter"]["activations"]]
+        an_image /= {"keep": 1, "compress": 1, "recompute": 3}[config.adapter.activations]
         return SimpleNamespace(peak=SimpleNamespace(total_bytes=MIB * (100 + an_image * size.batch_size)))
 
     monkeypatch.setattr(budget_gate, "plan", plan)
@@ -135,12 +134,12 @@ def test_memory_in_the_commands_that_only_look(config, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: output)
     monkeypatch.setattr(evaluate, "read_candidates", fail)
     with pytest.raises(UserError, match=r"in the evaluation .*2\.00 GiB.*data\.val_batch_size=1"):
-        evaluate.run(OmegaConf.create(config("checkpoint=x", command="evaluate")))
+        evaluate.run(config("checkpoint=x", command="evaluate"))
     monkeypatch.setattr(predict, "load_adapters", fail)
     (tmp_path / "a.png").touch()
     words = ["checkpoint=x", f"input={tmp_path}/a.png"]
     with pytest.raises(UserError, match=r"memory did not suffice .*2\.00 GiB.*batch_size=1"):
-        predict.run(OmegaConf.create(config(*words, command="predict")))
+        predict.run(config(*words, command="predict"))
 
 
 def test_a_full_disk(ends, tmp_path):

@@ -8,16 +8,14 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from PIL import Image
 
 from e3va_cli import load_adapter
 from e3va_cli.commands import predict
 from e3va_cli.commands.image_inputs import find_images
-from e3va_cli.composition import CONFIG_MODULE
+from e3va_cli.composition import load_config
 from e3va_cli.data.shapes import Shapes
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import register_schemas
 from tests.export.crafted_runs import SEGMENTER, craft
 
 LOW = 0.06  # an almost untrained head is sure of nothing
@@ -45,10 +43,8 @@ def photos(tmp_path):
 
 
 def run(*words):
-    """The command, here; gives its predictions.json."""
-    register_schemas()
-    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        cfg = compose("predict", overrides=["accelerator=cpu", *map(str, words)])
+    """What `e3va predict` writes."""
+    cfg = load_config("predict", ["accelerator=cpu", *map(str, words)])
     predict.run(cfg)
     return json.loads((predict.Path(cfg.output) / "predictions.json").read_text())
 

@@ -12,6 +12,7 @@ from e3va_cli.commands.train import prepare
 from e3va_cli.composition import parse
 from e3va_cli.errors import UserError
 from e3va_cli.hydra_app import on_top_of_run, require_place
+from e3va_cli.run_config import to_dict
 from e3va_cli.run_folder import claim_folder, locate, new_folder, remove_unused
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL
@@ -156,7 +157,7 @@ def test_what_drop_path_comes_to_is_said(config, tmp_path, capsys, method, says)
 def test_a_run_goes_on_with_its_own_recipe_where_defaults_have_changed(config, run_of):
     """A run from before the learning rate went with the square root of the batch, and more."""
     words = ["dataset=coco", "dataset.root=x", "optimizer.lr=2e-4"]
-    run, was = run_of("run", *words), config(*words)
+    run, was = run_of("run", *words), to_dict(config(*words))
     was["schedule"]["lr_scaling"], was["trainer"]["max_epochs"] = "linear", 36
     for group, option in (("optimizer", "decay_biases"), ("schedule", "warmup_max_fraction")):
         del was[group][option]

@@ -48,7 +48,7 @@ def test_one_process_measures_all_and_is_replaced_where_it_ended(request_of):
         broken = process.measure(Request({}, SIZE, 5, "cpu", warmup=0, repeats=1))
         assert (
             broken.peak_mib is None
-            and broken.error == "exit code 1: AttributeError: 'dict' object has no attribute 'backbone'"
+            and broken.error == "exit code 1: TypeError: replace() should be called on dataclass instances"
         )
         third = process.measure(request_of("e3va"))
         assert process._process is not worker

@@ -18,7 +18,7 @@ def test_every_step_is_one_that_the_benchmark_takes():
         config, setting = gpu_check.configured(step)
         sizes[step.experiment] = setting.size.image_size
         assert setting.size.batch_size == step.batch_size and setting.size.precision == step.precision
-        assert config["adapter"]["name"] == step.variant.partition(":")[0]
+        assert config.adapter.name == step.variant.partition(":")[0]
         assert setting.gpu_limit_mib == (10 * 1024 if step.budget else None), "11 GiB less the reserve"
     assert sizes["coco_cascade_swin_b"] == (800, 1333) and sizes["voc_retinanet_swin_l"] == (600, 1000)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from e3va_cli.adapters import METHODS
@@ -35,15 +34,14 @@ from e3va_cli.memory.plot import draw
 from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
-from e3va_cli.run_config import BenchmarkMemoryConfig, typed
+from e3va_cli.run_config import BenchmarkMemoryConfig
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
 
 
-def run(cfg: DictConfig) -> None:
+def run(config: BenchmarkMemoryConfig) -> None:
     """Plan or measure each method, judge the claims, write the files; exit code 1 if a claim does not hold."""
-    config = typed(cfg, BenchmarkMemoryConfig, complete=False)  # neither data nor weights are needed
     folder = Path(HydraConfig.get().runtime.output_dir)
     words = list(HydraConfig.get().overrides.task)
     configs = {method: of_method(words, method) for method in known(config.methods)}

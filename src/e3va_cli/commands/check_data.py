@@ -8,7 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -23,16 +22,15 @@ from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_config import CheckDataConfig, typed
+from e3va_cli.run_config import CheckDataConfig
 
 
-def run(cfg: DictConfig) -> None:
+def run(config: CheckDataConfig) -> None:
     """Report all problems of both splits, draw samples, compare classes; exit code 1 if there are problems.
 
     Raises:
         UserError: a split is not there or cannot be looked at; the other one is reported on before.
     """
-    config = typed(cfg, CheckDataConfig)
     folder = Path(HydraConfig.get().runtime.output_dir)
     source = config.dataset
     targets = HEADS[config.head.name].needs

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_evaluation
@@ -20,20 +19,19 @@ from e3va_cli.export.passes import Adapter, passes_of
 from e3va_cli.files import write_json
 from e3va_cli.metrics import Results
 from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_config import EvaluateConfig, typed
+from e3va_cli.run_config import EvaluateConfig
 from e3va_cli.run_folder import METRICS, PICTURES
 
 
-def run(cfg: DictConfig, *others: DictConfig) -> None:
+def run(config: EvaluateConfig, *others: EvaluateConfig) -> None:
     """Measure what was trained on the validation images; `others` are the configurations of further checkpoints."""
     hide_lightning_hints()
-    configs = [typed(one, EvaluateConfig) for one in (cfg, *others)]
-    if configs[0].trainer.limit_val_batches == 0:
+    if config.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
-    paths = listed(configs[0].checkpoint)
+    paths = listed(config.checkpoint)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line(folder, of_evaluation):
-        measure(read_candidates(paths, configs), folder)
+        measure(read_candidates(paths, [config, *others]), folder)
 
 
 def measure(candidates: list[Candidate], folder: Path) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from e3va_cli.commands.console import console
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.export.trained import outlined, read_trained
 from e3va_cli.machine import MIB
-from e3va_cli.run_config import ExportAdapterConfig, typed
+from e3va_cli.run_config import ExportAdapterConfig
 from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
 
 WHAT = {
@@ -22,9 +20,8 @@ WHAT = {
 }
 
 
-def run(cfg: DictConfig) -> None:
+def run(config: ExportAdapterConfig) -> None:
     """Make an adapter's folder of a run, and say what is in it."""
-    config = typed(cfg, ExportAdapterConfig)
     if not config.output:
         raise UserError("output: the name of a folder is needed")
     folder = Path(config.output)

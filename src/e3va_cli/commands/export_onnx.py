@@ -5,20 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from e3va_cli.commands.console import console
 from e3va_cli.errors import UserError
 from e3va_cli.export.deployment import DifferenceError, Exported, export_dense, require_exportable
 from e3va_cli.export.trained import backbone_of, build_trained, read_trained
-from e3va_cli.run_config import ExportOnnxConfig, typed
+from e3va_cli.run_config import ExportOnnxConfig
 
 MB = 10**6
 
 
-def run(cfg: DictConfig) -> None:
+def run(config: ExportOnnxConfig) -> None:
     """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
-    config = typed(cfg, ExportOnnxConfig)
     if not config.output:
         raise UserError("output: the name of a file is needed")
     path, image_size = Path(config.output), config.image_size

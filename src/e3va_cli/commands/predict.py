@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from rich.progress import Progress
 
 from e3va_cli.commands.console import console
@@ -20,7 +19,7 @@ from e3va_cli.commands.prediction_files import PREDICTIONS, PredictionFiles
 from e3va_cli.data.targets import RawImage, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.predictor import load_adapters
-from e3va_cli.run_config import PredictConfig, typed
+from e3va_cli.run_config import PredictConfig
 from e3va_cli.run_folder import claim_folder
 
 RUNS = "runs"  # where a folder for results is made, if none is given
@@ -28,9 +27,8 @@ NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results
 DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda"}
 
 
-def run(cfg: DictConfig) -> None:
+def run(config: PredictConfig) -> None:
     """Find and draw; exit code 1 if a file could not be read."""
-    config = typed(cfg, PredictConfig)
     require_usable(config)
     files = find_images(listed(config.input))
     with in_one_line(Path(config.output or RUNS), of_prediction):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
@@ -22,7 +23,7 @@ from e3va_cli.commands.report import (
 )
 from e3va_cli.files import replacing
 from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_config import TrainConfig, typed
+from e3va_cli.run_config import TrainConfig
 from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, is_first_process, locate
 from e3va_cli.run_lock import hold
 from e3va_cli.training.checkpoints import (
@@ -36,10 +37,9 @@ from e3va_cli.training.history import histories
 from e3va_cli.training.run import Run, build_run
 
 
-def run(cfg: DictConfig) -> None:
+def run(config: TrainConfig) -> None:
     """Train, evaluate after every epoch, and say where the results lie."""
     hide_lightning_hints()
-    config = typed(cfg, TrainConfig)
     resume = config.resume
     if config.budget is not None:
         require_fit(config, config.budget)
@@ -61,7 +61,7 @@ def run(cfg: DictConfig) -> None:
         history.drop_from(step)
     with in_one_line(folder, partial(of_training, config, run.trainer, run.task)):
         if run.trainer.is_global_zero:
-            write_config(cfg, folder)
+            write_config(config, folder)
             print_start(config, run, folder, checkpoint, step)
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
@@ -99,7 +99,7 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
             shutil.copyfile(checkpoint, temporary)
 
 
-def write_config(cfg: DictConfig, folder: Path) -> None:
+def write_config(config: TrainConfig, folder: Path) -> None:
     """Keep the resolved configuration in the run folder."""
     with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))

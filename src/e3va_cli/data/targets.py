@@ -24,6 +24,7 @@ from e3va_cli.text import printable
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file, its exceptions say
 
 # Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
+JPEG2000 = b"\0\0\0\x0cjP  "  # that such a file begins with
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = {
     *(".bmp", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
@@ -241,8 +242,11 @@ def _opened(path: Path) -> Image.Image:
     require_regular(path)
     try:
         return Image.open(path, formats=FORMATS)
-    except MemoryError as error:  # of a header, which needs none
-        raise SyntaxError("its header claims more than any memory holds") from error
+    except MemoryError as error:
+        with path.open("rb") as file:
+            if not file.read(len(JPEG2000)).startswith(JPEG2000):
+                raise
+        raise SyntaxError("its header claims to be larger than any memory") from error  # which Pillow believes
 
 
 @contextmanager
