@@ -19,7 +19,6 @@ from e3va_cli.composition import checked, load_config
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.files import write_json
 from e3va_cli.machine import device_name, versions
-from e3va_cli.run_config import register_schemas
 
 console = Console(highlight=False, soft_wrap=True, width=200)  # tables as wide as they are, in a file too
 
@@ -61,7 +60,6 @@ def composed(command: str, words: Sequence[str], *, complete: bool = True) -> An
     Raises:
         UserError: words that it does not take, all of them at once.
     """
-    register_schemas()
     checked(command, list(words))
     return load_config(command, words, complete=complete)
 

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 from unittest import mock
 
 import common
@@ -36,7 +35,7 @@ from e3va_cli.machine import MIB
 from e3va_cli.memory import autocast
 from e3va_cli.memory.benchmark import setting_of
 from e3va_cli.memory.planner import plan
-from e3va_cli.run_config import register_schemas
+from e3va_cli.run_config import BenchmarkMemoryConfig
 
 COLUMNS = ("published MiB", "planned", "gap", "planned as their code", "gap")
 VOC = ("experiment=voc_retinanet_swin_l", "data.batch_size=1", "trainer.precision=16-mixed")
@@ -113,9 +112,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def configured(row: Published, words: Sequence[str]) -> dict[str, Any]:
+def configured(row: Published, words: Sequence[str]) -> BenchmarkMemoryConfig:
     """The configuration of a row's step, for a plan of a GPU."""
-    register_schemas()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         return of_method([*row.words, *words, "measure=false"], row.method)
 
@@ -147,7 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = given.rows.split(",")
     if unknown := [source for source in asked if source not in SOURCES]:
         raise UserError(f"--rows {given.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(SOURCES)}")
-    register_schemas()
     checked(COMMAND, given.words)
     rows, figures = [], []
     for row in (row for row in ROWS if row.source in asked):

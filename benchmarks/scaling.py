@@ -29,7 +29,6 @@ from e3va_cli.heads.backward_at_once import one_backward_pass
 from e3va_cli.machine import MIB
 from e3va_cli.memory.benchmark import setting_of
 from e3va_cli.memory.planner import plan
-from e3va_cli.run_config import register_schemas
 
 ACTIVATIONS = ("keep", "compress", "recompute")
 WAYS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))
@@ -143,7 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     axes = given.axes.split(",")
     if unknown := [axis for axis in axes if axis not in AXES]:
         raise UserError(f"--axes {given.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
-    register_schemas()
     base, words = BASES[given.settings], tuple(given.words)
     checked(COMMAND, [*base.words, *words])
     common.console.print(f"Planned, not measured: {' '.join([*base.words[:-1], *words])}, one of them varied\n")

@@ -49,7 +49,7 @@ from e3va_cli.composition import checked, load_config
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.machine import versions
-from e3va_cli.run_config import TrainConfig, register_schemas
+from e3va_cli.run_config import TrainConfig
 from e3va_cli.training.stopping import StopSignals
 
 LAST = "last.ckpt"
@@ -264,7 +264,6 @@ def accuracy(net: Classifier, data: LabeledImages, side: int, device: torch.devi
 
 def configured(backbone: str) -> BackboneOptions:
     """The options of `backbone=NAME`, with random weights."""
-    register_schemas()
     words = [f"backbone={backbone}", "backbone.pretrained=false"]
     checked("train", words)
     config: TrainConfig = load_config("train", words)

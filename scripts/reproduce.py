@@ -34,7 +34,7 @@ from e3va_cli.errors import UserError, first_line, print_mistakes
 from e3va_cli.export.overrides import as_value
 from e3va_cli.files import write_json
 from e3va_cli.memory.published import ACCURACY, COCO, VOC
-from e3va_cli.run_config import register_schemas, to_dict
+from e3va_cli.run_config import to_dict
 from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
 
 FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
@@ -363,7 +363,6 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], int] = start) -> int:
     """Run the command; returns its exit code."""
     given = parser().parse_intermixed_args(words)
-    register_schemas()
     try:
         plan = read_plan(given)
         failed = [] if given.gather_only else run_all(plan, starter, dry=given.dry_run)

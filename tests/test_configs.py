@@ -14,7 +14,6 @@ from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics import EVALUATORS
 from e3va_cli.model import outline_model, require_suited
-from e3va_cli.run_config import register_schemas
 from e3va_cli.training.trainer import build_trainer
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
@@ -24,7 +23,6 @@ ROOT = ["dataset.root=x"]
 
 @pytest.mark.parametrize("path", GROUPED, ids=str)
 def test_every_choice_composes(path):
-    register_schemas()
     group, name = path.parts[0], path.stem
     words = [f"{group}={name}"]
     text = (CONF / path).read_text()
@@ -112,7 +110,6 @@ NO_SENSE = {
 
 
 def test_values_that_make_no_sense_are_refused_all_at_once():
-    register_schemas()
     with pytest.raises(UserError) as refused:
         checked("train", list(NO_SENSE))
     for word, says in NO_SENSE.items():
@@ -154,7 +151,6 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
     ],
 )
 def test_a_value_that_makes_no_sense_is_one_line(command, words, says):
-    register_schemas()
     with pytest.raises(UserError) as refused:
         checked(command, words)
     (line,) = refused.value.messages

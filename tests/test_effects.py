@@ -14,7 +14,7 @@ from e3va_cli.composition import checked
 from e3va_cli.config.options import about
 from e3va_cli.data import open_splits
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig, register_schemas
+from e3va_cli.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
 
 ADE = ["dataset=ade20k", "dataset.root=x"]
 IDLE = {
@@ -34,11 +34,6 @@ IDLE = {
     "warmup": ["benchmark_memory", "measure=false", "warmup=2"],
     "repeats": ["benchmark_memory", "measure=false", "repeats=2"],
 }
-
-
-@pytest.fixture(autouse=True)
-def _schemas() -> None:
-    register_schemas()
 
 
 def test_every_option_of_the_table_is_tried() -> None:

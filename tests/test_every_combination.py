@@ -32,7 +32,7 @@ from e3va_cli.heads import HEADS
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch, train_step
 from e3va_cli.model import build_model
 from e3va_cli.optim.optimizer import OptimizerOptions, build_optimizer
-from e3va_cli.run_config import TrainConfig, register_schemas
+from e3va_cli.run_config import TrainConfig
 from e3va_cli.training.run import build_run
 from tests.conftest import QUICK
 from tests.test_experiments import ade20k, coco, voc
@@ -235,7 +235,6 @@ def test_gradients_through_weights_in_16_bits_are_refused(method, dtype):
 
 @pytest.mark.parametrize(("precision", "dtype"), sorted(CLASHES))
 def test_two_kinds_of_16_bits_are_refused(precision, dtype):
-    register_schemas()
     with pytest.raises(UserError) as error:
         checked("train", [f"trainer.precision={precision}", f"backbone.dtype={dtype}"])
     (line,) = error.value.messages
@@ -258,7 +257,6 @@ def test_two_kinds_of_16_bits_are_refused(precision, dtype):
     ],
 )
 def test_what_does_not_exist_is_refused_with_what_does(word, legal):
-    register_schemas()
     with pytest.raises(UserError) as error:
         checked("train", [word])
     (line,) = error.value.messages
@@ -274,7 +272,6 @@ def test_what_does_not_exist_is_refused_with_what_does(word, legal):
     ],
 )
 def test_an_option_of_another_choice_is_refused_with_those_that_have_it(words, legal):
-    register_schemas()
     with pytest.raises(UserError) as error:
         checked("train", words)
     (line,) = error.value.messages

@@ -6,7 +6,7 @@ from timm.layers import DropPath
 
 from e3va_cli.composition import checked
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import register_schemas, to_dict
+from e3va_cli.run_config import to_dict
 from e3va_cli.training.run import course_of
 from tests.components import build_backbone, build_optimizer, build_schedule, outline_backbone, tune
 from tests.conftest import NANO
@@ -145,7 +145,6 @@ def test_output_norms_are_trained_and_not_decayed_under_every_method(nano, confi
     ],
 )
 def test_published_weights_go_with_options_that_change_none(words):
-    register_schemas()
     checked("train", ["backbone.pretrained=true", *words])
 
 
@@ -160,7 +159,6 @@ def test_published_weights_go_with_options_that_change_none(words):
     ],
 )
 def test_published_weights_do_not_go_with_another_network(words, says):
-    register_schemas()
     with pytest.raises(UserError) as refused:
         checked("train", ["backbone.pretrained=true", *words])
     (line,) = refused.value.messages

@@ -10,6 +10,7 @@ import e3va_cli
 PACKAGE = Path(e3va_cli.__file__).parent
 LEVELS = {
     "cli": 6,
+    "api": 6,
     "commands": 5,
     "hydra_app": 5,
     "sweep": 5,

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from e3va_cli.api import evaluate, train
     from e3va_cli.export.prediction import Detection, ImagePrediction
     from e3va_cli.export.predictor import Predictor, Together, load_adapter, load_adapters
 
-__all__ = ["Detection", "ImagePrediction", "Predictor", "Together", "load_adapter", "load_adapters"]
+__all__ = [
+    "Detection",
+    "ImagePrediction",
+    "Predictor",
+    "Together",
+    "evaluate",
+    "load_adapter",
+    "load_adapters",
+    "train",
+]
+WHERE = {"api": ("evaluate", "train"), "export.prediction": ("Detection", "ImagePrediction")}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what `__all__` names at its first use: it needs torch, which `e3va --help` must not wait for."""
+    """Import what `__all__` names at its first use: it needs torch, which not every use of the package does."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from e3va_cli.export import prediction, predictor
-
-    return getattr(predictor, name, None) or getattr(prediction, name)
+    module = next((module for module, names in WHERE.items() if name in names), "export.predictor")
+    return getattr(import_module(f"e3va_cli.{module}"), name)

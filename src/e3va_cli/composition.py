@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
@@ -13,14 +15,16 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.config.options import idle_options, instantiate
+from e3va_cli.config.options import about, idle_options, instantiate, walk
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.run_config import COMMANDS, NEEDED, errors_in, register_schemas, typed
+from e3va_cli.run_config import COMMANDS, NEEDED, errors_in, typed
 
 CONFIG_MODULE = "e3va_cli.conf"
+NAMES_OF_CHOICES = ("name", "family")  # which `GROUP=` chooses
+HELP_COLUMNS, HELP_AT, HELP_MOST = 78, 42, 60  # of a line at least; where help begins; of an option before it
 
 
 def parse(words: list[str]) -> list[Override]:
@@ -65,6 +69,40 @@ def groups() -> dict[str, list[str]]:
 def groups_as_text() -> str:
     """The groups and their choices, for the help."""
     return "\n".join(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if len(choices) > 1)
+
+
+def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
+    """Every option of a command with its value under `overrides` and one line on it, for the help."""
+    config: Any = typed(compose(config_name, overrides=list(overrides)), COMMANDS[config_name], complete=False)
+    columns = max(HELP_COLUMNS, shutil.get_terminal_size().columns - 1)
+    lines, group = [], ""
+    for key, value, one in walk(config):
+        if one.name in NAMES_OF_CHOICES:
+            continue
+        if (head := key.rpartition(".")[0]) != group:
+            group = head
+            lines.append("")
+        text = f"  {key}={as_value(value)}"
+        if not about(one).help:
+            lines.append(text)
+            continue
+        room = max(HELP_AT, len(text) + 2) if len(text) < HELP_MOST else HELP_AT
+        needed = "needed; " if value == MISSING else ""
+        wrapped = textwrap.wrap(needed + about(one).help, columns - room)
+        lines.append(text if len(text) >= HELP_MOST else f"{text:<{room}}{wrapped.pop(0)}")
+        lines += [" " * room + line for line in wrapped]
+    return "\n".join(lines).strip("\n")
+
+
+def as_value(value: Any) -> str:
+    """A value as it is typed in an override."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {as_value(one)}' for key, one in value.items())}}}"
+    return str(value)
 
 
 def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -181,7 +219,6 @@ def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool =
         overrides: such as `adapter.rank=8`.
         complete: raise a UserError where a value is missing that has no default, such as the place of data.
     """
-    register_schemas()
     hydra = (
         nullcontext() if GlobalHydra().is_initialized() else initialize_config_module(CONFIG_MODULE, version_base="1.3")
     )

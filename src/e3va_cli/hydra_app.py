@@ -7,30 +7,25 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
-from hydra import compose, initialize_config_module
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, load_config, parse
+from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, load_config, options_as_text, parse
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, leaves, model_words
+from e3va_cli.export.overrides import as_value, overrides_of_config
 from e3va_cli.run_config import (
     COMMANDS,
     LegacyWarning,
-    TrainConfig,
-    missing_options,
-    register_schemas,
-    to_dict,
+    RunConfig,
     typed,
     warn_of_legacy_options,
     with_older_options,
@@ -52,8 +47,9 @@ CONTINUES = {
     "train": "resume",
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
-RECIPE = ("optimizer", "schedule", "trainer", "dataset")  # groups in which a run that goes on keeps its values
-TOLD = ("dataset.num_classes",)  # by the data, whatever the default is
+OF_TRAINING = ("optimizer", "schedule", "budget")  # that an evaluation does not depend on
+MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer, that it does
+LEFT_OUT = {"train": ("resume", "experiment"), "evaluate": ("checkpoint", "resume", "experiment", "budget")}
 EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
 
 
@@ -86,32 +82,30 @@ def named_runs(command: str, words: list[str]) -> list[str]:
 
 
 def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
-    """Put the overrides of the run or exported adapter at `place` before those that build on it; the later ones win.
+    """Return `words` on top of the configuration of the run or exported adapter at `place`, whatever defaults are now.
 
-    A choice such as `dataset=coco` given anew also takes back what the run had set inside that group, but not the
-    trained model: that stays what it is.
+    A choice such as `dataset=coco` given anew also takes back what the run had set inside that group.
     """
     given = {override.key_or_group for override in parse(words)}
     adapter = adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
-        base = evaluation_words(with_older_options(read_config(adapter)["config"]))
+        config: dict[str, Any] | None = read_config(adapter)["config"]
     else:
         run, _ = locate(place, CONTINUES[command])
-        base = overrides_of(run)
         config = config_of(run)
-        if config is not None:
-            if command == "evaluate" and "dataset" in given:  # the head and more that the run's data set had chosen
-                base = [word for word in base if _group(word) not in (*MODEL, "experiment")] + model_words(config)
-            base += [f"{key}={as_value(value)}" for key, value in missing_options(config).items()]
-            if command == "train":
-                warn_of_legacy_options(place, config)
-                base += recipe_words(base, config)
-    taken_back = {*given, *(EITHER[key] for key in given if key in EITHER)}
-    left_out = ("resume", "checkpoint") if command == "train" else ("resume", "checkpoint", "budget")
+        if command == "train" and config is not None:
+            warn_of_legacy_options(place, config)
+    if config is None:  # of a run that was killed before it was written
+        base = overrides_of(run)
+    else:
+        names = {one.name for one in fields(RunConfig)} | ({"budget"} if config.get("budget") else set())
+        kept_parts = {key: value for key, value in with_older_options(config).items() if key in names}
+        base = overrides_of_config(kept_parts if command == "train" else measured_with(kept_parts))
+    taken_back = {*given, *(EITHER[key] for key in given if key in EITHER), *(("data",) if "dataset" in given else ())}
     kept = []
     for override in parse(base):
         key, word = override.key_or_group, override.input_line or ""
-        if key in taken_back or key.split(".")[0] in given or key in left_out or is_of_hydra(key):
+        if key in taken_back or key.split(".")[0] in taken_back or key in LEFT_OUT[command] or is_of_hydra(key):
             continue
         if "${" in word:
             raise UserError(f"{place}: its {word} looks a value up on this machine; give {key}=VALUE")
@@ -121,25 +115,10 @@ def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
     return [*kept, *words]
 
 
-def recipe_words(words: list[str], config: dict[str, Any]) -> list[str]:
-    """Overrides that keep a run's recipe, of which `words` and configuration are given, where defaults have changed."""
-    words = [word for word in words if not is_of_hydra(_key(word)) and _key(word) != "resume"]
-    if any("${" in word for word in words):
-        return []  # which is refused
-    try:
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            today = to_dict(typed(compose("train", overrides=words), TrainConfig, complete=False))
-    except (HydraException, OmegaConfBaseException):
-        return []  # what is wrong with the words is said when they are checked
-    then, now = (
-        {key: value for group in RECIPE if group in one for key, value in leaves(group, one[group])}
-        for one in (config, today)
-    )
-    return [
-        f"{key}={as_value(value)}"
-        for key, value in then.items()
-        if key in now and now[key] != value and key not in TOLD
-    ]
+def measured_with(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a plain configuration that an evaluation depends on: not on what machine it was trained."""
+    trainer = {key: config["trainer"][key] for key in MEASURED_WITH if key in config["trainer"]}
+    return {key: value for key, value in config.items() if key not in OF_TRAINING} | {"trainer": trainer}
 
 
 def is_of_hydra(key: str) -> bool:
@@ -180,14 +159,6 @@ def require_place(words: list[str], *, writes: bool) -> None:
             hold(folder)
 
 
-def _group(word: str) -> str:
-    return _key(word).split(".")[0]
-
-
-def _key(word: str) -> str:
-    return str(parse([word])[0].key_or_group)
-
-
 @contextmanager
 def notes_in_one_line() -> Iterator[None]:
     """Within the block, print warnings of old weights as a line without the place in the code."""
@@ -208,7 +179,6 @@ def notes_in_one_line() -> Iterator[None]:
 @notes_in_one_line()
 def run(command: str) -> None:
     """Run `e3va command` with the words of `sys.argv` that follow it."""
-    register_schemas()
     OmegaConf.register_new_resolver("choices", groups_as_text, replace=True)  # for the help templates of conf/
     made: set[Path] = set()
 
@@ -224,6 +194,7 @@ def run(command: str) -> None:
     given = list(sys.argv)
     config_name = command.replace("-", "_")
     flags = get_args_parser().parse_args(given[2:])
+    OmegaConf.register_new_resolver("options", lambda: options_as_text(config_name, flags.overrides), replace=True)
     asks_only = flags.help or flags.hydra_help or flags.shell_completion
     words, *others = [list(flags.overrides)]
     try:
@@ -242,8 +213,9 @@ def run(command: str) -> None:
         def job() -> None:
             further = [load_config(config_name, one) for one in others]
             kind = COMMANDS[config_name]
-            config = typed(cfg, kind, complete=getattr(kind, "reads_data", True))
-            import_module(f"e3va_cli.commands.{config_name}").run(config, *further)
+            config: Any = typed(cfg, kind, complete=getattr(kind, "reads_data", True))
+            folder = {"folder": Path(HydraConfig.get().runtime.output_dir)} if issubclass(kind, RunConfig) else {}
+            import_module(f"e3va_cli.commands.{config_name}").run(config, *further, **folder)
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             sweep.run(job)

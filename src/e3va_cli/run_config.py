@@ -186,13 +186,16 @@ COMMANDS = {
 }
 
 
-def register_schemas() -> None:
+def _register() -> None:
     """Tell Hydra the types that the YAML files are held to; components have told theirs."""
     store = ConfigStore.instance()
     for name, kind in COMMANDS.items():
         store.store(name=f"{name}_schema", node=kind)
     for name, group in (("loader", "data"), ("adamw", "optimizer"), ("lightning", "trainer")):
         store.store(name=f"{name}_schema", node=SINGLE[group], group=group)
+
+
+_register()
 
 
 def image_size_errors(size: list[int] | None) -> Iterator[str]:

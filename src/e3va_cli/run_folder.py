@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import replacing
 from e3va_cli.text import brief
 
 CONFIG = "config.yaml"
@@ -117,6 +118,14 @@ def config_of(run: Path) -> dict[str, Any] | None:
     """The plain configuration of a run; None for one that was killed before it was written."""
     path = run / CONFIG
     return cast("dict[str, Any]", _read_yaml(path, dict)) if path.is_file() else None
+
+
+def write_overrides(run: Path, words: list[str]) -> None:
+    """Keep the overrides that a run was started with, where Hydra does."""
+    path = run / ".hydra" / "overrides.yaml"
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(yaml.safe_dump(words, allow_unicode=True), encoding="utf-8")
 
 
 def overrides_of(run: Path) -> list[str]:

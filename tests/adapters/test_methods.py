@@ -18,7 +18,7 @@ from e3va_cli.backbones.swin import SwinBackbone, build_swin
 from e3va_cli.composition import checked
 from e3va_cli.errors import UserError
 from e3va_cli.memory.published import COCO, VOC
-from e3va_cli.run_config import register_schemas, to_dict
+from e3va_cli.run_config import to_dict
 from tests.components import tune
 from tests.swin_reference import attention
 
@@ -388,6 +388,5 @@ def test_position_bias_tables_are_the_matrices_not_to_be_decayed(nano):
     ],
 )
 def test_options_out_of_range_are_refused(words, message):
-    register_schemas()
     with pytest.raises(UserError, match=message):
         checked("train", words)

@@ -1,7 +1,6 @@
 """`train` and `check-data` on COCO folders: sound ones, and ones that a user has to mend."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -114,14 +113,12 @@ def test_missing_folders_say_what_is_there(e3va, root):
 
 
 @pytest.fixture
-def check(config, root, monkeypatch, capsys):
+def check(config, root, capsys):
     """What the command prints here of data that have problems."""
-    output = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(root)))
-    monkeypatch.setattr(check_data.HydraConfig, "get", lambda: output)
 
     def check(*words):
         with pytest.raises(SystemExit) as end:
-            check_data.run(config(*SMALL, f"dataset.root={root}", *words, command="check_data"))
+            check_data.run(config(*SMALL, f"dataset.root={root}", *words, command="check_data"), folder=root)
         assert end.value.code == 1
         return capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """What `e3va evaluate` composes of what it is given, and the files that it leaves."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_what_is_given_goes_on_top(config, tmp_path):
         found = config(*on_top(place, *words), command="evaluate")
         assert found.dataset.val_images == "val2017", "the data set is the one given"
         assert found.head.fpn_channels == 64, "the head stays the trained one"
-        assert found.head.box["nms_iou"] == 0.4
+        assert found.head.box.nms_iou == 0.4
 
 
 def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
@@ -172,4 +173,4 @@ def test_several_by_the_command(e3va, tmp_path):
 def test_nothing_to_measure_is_refused(config):
     cfg = config("checkpoint=x", "trainer.limit_val_batches=0", command="evaluate")
     with pytest.raises(UserError, match=r"trainer\.limit_val_batches=0: nothing to measure"):
-        evaluate.run(cfg)
+        evaluate.run(cfg, folder=Path())

@@ -2,6 +2,7 @@
 
 import errno
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -130,11 +131,9 @@ def test_memory_in_the_commands_that_only_look(config, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise NO_MEMORY
 
-    output = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path)))
-    monkeypatch.setattr(evaluate.HydraConfig, "get", lambda: output)
     monkeypatch.setattr(evaluate, "read_candidates", fail)
     with pytest.raises(UserError, match=r"in the evaluation .*2\.00 GiB.*data\.val_batch_size=1"):
-        evaluate.run(config("checkpoint=x", command="evaluate"))
+        evaluate.run(config("checkpoint=x", command="evaluate"), folder=Path())
     monkeypatch.setattr(predict, "load_adapters", fail)
     (tmp_path / "a.png").touch()
     words = ["checkpoint=x", f"input={tmp_path}/a.png"]

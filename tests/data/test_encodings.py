@@ -17,7 +17,6 @@ from e3va_cli.data.coco import open_coco
 from e3va_cli.data.encodings import decode_text, decode_xml
 from e3va_cli.data.voc import VocSource
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import register_schemas
 
 NAMES = {
     "gbk": "黑熊",
@@ -97,7 +96,6 @@ def test_utf_8_wins_over_the_given_encoding(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["klingon", "rot13", "base64"])
 def test_what_is_no_encoding_of_text(name: str) -> None:
-    register_schemas()
     with pytest.raises(UserError, match="encoding"):
         checked("train", ["dataset=voc", "dataset.root=x", f"dataset.encoding='{name}'"])
 

@@ -27,7 +27,6 @@ from e3va_cli.errors import UserError
 from e3va_cli.export.images import as_image
 from e3va_cli.export.predictor import load_adapter, load_adapters
 from e3va_cli.export.trained import read_trained
-from e3va_cli.run_config import register_schemas
 from tests.components import options_of
 from tests.export.crafted_runs import craft
 
@@ -182,7 +181,6 @@ def test_an_adapter_from_before_the_option_keeps_its_eight_bits(tmp_path: Path) 
 
 @pytest.mark.parametrize("word", ["intensity_range=[1]", "intensity_range=[9,9]", "intensity_percentiles=[5,101]"])
 def test_ranges_that_make_no_sense(word: str) -> None:
-    register_schemas()
     with pytest.raises(UserError, match=word.partition("=")[0]):
         checked("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
 

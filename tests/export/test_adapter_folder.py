@@ -13,7 +13,7 @@ from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import config_digest, read_config
 from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
 from e3va_cli.export.description import describe, measured
-from e3va_cli.export.overrides import evaluation_words
+from e3va_cli.export.overrides import overrides_of_config
 from e3va_cli.export.trained import (
     backbone_of,
     build_trained,
@@ -360,14 +360,14 @@ def test_an_option_newer_than_the_run(folder):
 
     def change(content):
         both("adapter", "activations", value=None)(content)
-        del content["config"]["trainer"]["precision"], content["config"]["data"]["num_workers"]
+        del content["config"]["data"]["num_workers"]
 
     forge(folder, change)
     about = read_trained(str(folder), "checkpoint").about
     assert "activations" not in about["adapter"]
-    keys = {word.partition("=")[0] for word in evaluation_words(about["config"])}
+    keys = {word.partition("=")[0] for word in overrides_of_config(about["config"])}
     assert keys >= {"adapter.rank", "data.batch_size", "trainer.limit_val_batches"}
-    assert not keys & {"adapter.activations", "data.num_workers", "trainer.precision"}
+    assert not keys & {"adapter.activations", "data.num_workers"}
 
 
 def test_what_could_not_be_read_is_not_made(run, tmp_path):

@@ -15,7 +15,6 @@ from e3va_cli.errors import UserError
 from e3va_cli.export import deployment
 from e3va_cli.export.deployment import DifferenceError, Format, export_dense, require_exportable
 from e3va_cli.export.trained import backbone_of, build_trained, read_trained
-from e3va_cli.run_config import register_schemas
 from tests.export.crafted_runs import CLASSES, SEGMENTER, SMALL, craft
 
 HEIGHT, WIDTH = 96, 128
@@ -145,7 +144,7 @@ def test_the_command_then_exits_with_1(runs, config, monkeypatch, tmp_path, caps
     monkeypatch.setitem(deployment.FORMATS, ".pt2", wrong(load(runs / "segmenter"), 0.01))
     words = [f"checkpoint={runs}/segmenter", f"output={tmp_path}/model.pt2", f"image_size=[{HEIGHT},{WIDTH}]"]
     with pytest.raises(SystemExit) as left:
-        export_onnx.run(OmegaConf.create(config(*words, command="export_onnx")))
+        export_onnx.run(config(*words, command="export_onnx"))
     assert left.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("e3va: error: ") and "tolerance=0.001" in line and not list(tmp_path.iterdir())
@@ -206,6 +205,5 @@ def test_more_than_an_onnx_file_can_hold(runs, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("tolerance", ["-0.1", "nan"])
 def test_a_tolerance_below_0_is_refused(tolerance):
-    register_schemas()
     with pytest.raises(UserError, match=rf"tolerance={tolerance}: must be 0 or above"):
         checked("export_onnx", ["checkpoint=x", "image_size=[96,128]", f"tolerance={tolerance}"])

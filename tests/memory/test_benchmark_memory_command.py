@@ -10,7 +10,6 @@ from e3va_cli.composition import checked, load_config
 from e3va_cli.errors import UserError
 from e3va_cli.memory.claims import judge
 from e3va_cli.memory.result import Result
-from e3va_cli.run_config import register_schemas
 
 SMALL = ["backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[96,128]", "data.batch_size=1", "hydra.run.dir=out"]
 METHOD_KEYS = {
@@ -79,7 +78,6 @@ def test_mistakes_are_one_line_each(e3va):
 
 
 def test_mistakes_in_options_are_named_and_data_is_not_asked_for():
-    register_schemas()
     with pytest.raises(UserError) as refused:
         checked("benchmark_memory", ["measure=perhaps", "image_size=[5]", "dataset=coco"])
     assert [m.partition("=")[0] for m in refused.value.messages] == ["measure", "image_size"]

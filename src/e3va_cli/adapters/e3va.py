@@ -42,13 +42,13 @@ class E3VAOptions(AdapterOptions):
     hidden_ratio: float = option(help="width of the bottleneck as a part of the stage's width", above=0)
     init: str = option(
         "zero",
-        help="zero: the last factor, so that training starts at the pre-trained features; kaiming: none, as LoRand starts",
+        help="zero: the last factor, so that training starts at the pre-trained features; kaiming: none",
         choices=("zero", "kaiming"),
         free=True,
     )
     activations: str = option(
         "keep",
-        help="of adapters, for the backward pass: keep; compress saves memory; recompute more, at a second forward pass",
+        help="of adapters, for the backward pass: keep, compress, or recompute, which saves most and takes longest",
         choices=("keep", "compress", "recompute"),
         free=True,
     )

@@ -31,7 +31,7 @@ class FeatureExtractor(nn.Module):
         backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
         norms: one trainable LayerNorm per stage, the same for every method.
         stages: those whose feature maps are wanted; all, unless `restrict_to` was called.
-        shares_backbone: whether the backbone computes what it would without the method, so that others can use its pass.
+        shares_backbone: whether the backbone computes what it would without the method: others can use its pass.
     """
 
     shares_backbone = False

@@ -28,19 +28,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class BackboneOptions(Options):
-    """Options of a frozen network and its weights, of every family."""
+    """Options of a frozen network and its weights, of every family; the weights' fingerprint tells which it is."""
 
-    name: str = option()
-    family: str = option("swin", help="whose code reads timm_name and model_args", before="swin")
-    timm_name: str = option(help="of the architecture")
-    model_args: dict[str, Any] = option({}, help="further ones of timm's constructor")
-    pretrained: bool = option(False, help="fetch timm's weights")
-    weights: str | None = option(None, help="or read them from a file: timm's, or the authors' .pth")
+    name: str = option(free=True)
+    family: str = option("swin", free=True, help="whose code reads timm_name and model_args", before="swin")
+    timm_name: str = option(help="of the architecture", free=True)
+    model_args: dict[str, Any] = option({}, help="further ones of timm's constructor", free=True)
+    pretrained: bool = option(False, help="fetch timm's weights", free=True)
+    weights: str | None = option(None, help="or read them from a file: timm's, or the authors' .pth", free=True)
     seed: int = option(
         0,
         help="of random weights, where neither is given",
         least=0,
         most=MAX_SEED,
+        free=True,
         under=(
             Under("pretrained", lambda value: not value, "whose weights are not random"),
             Under("weights", lambda value: value is None, "whose weights are not random"),
@@ -52,15 +53,17 @@ class BackboneOptions(Options):
         least=0,
         below=1,
         before=0.1,
+        free=True,
         of_training=True,
     )
     dtype: str = option(
         "float32",
         help="of the weight matrices; bfloat16 or float16 reduces memory, with E3VA or frozen",
         choices=tuple(DTYPES),
+        free=True,
     )
     compile: bool = option(
-        False, help="true: compiled by torch.compile, faster after a slow start, with E3VA or frozen"
+        False, help="true: compiled by torch.compile, faster after a slow start, with E3VA or frozen", free=True
     )
 
     def errors(self, at: str) -> Iterator[str]:
@@ -110,10 +113,12 @@ class ResidualBackbone(nn.Module):
     """A pre-trained network as a stem and stages of residual branches. One subclass per family of backbones.
 
     Attributes:
+        model: the network with its weights, under its library's own names.
         mean, std: per-channel normalisation of RGB images in 0..1 that the weights were trained with.
         compiled: compute the branches by `torch.compile`, where nothing is kept for a backward pass.
     """
 
+    model: Any
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     compiled = False

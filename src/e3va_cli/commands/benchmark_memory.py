@@ -40,9 +40,8 @@ BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
 
 
-def run(config: BenchmarkMemoryConfig) -> None:
+def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     """Plan or measure each method, judge the claims, write the files; exit code 1 if a claim does not hold."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
     words = list(HydraConfig.get().overrides.task)
     configs = {method: of_method(words, method) for method in known(config.methods)}
     setting = setting_of(config)

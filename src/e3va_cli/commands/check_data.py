@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Collection
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -25,13 +24,12 @@ from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_config import CheckDataConfig
 
 
-def run(config: CheckDataConfig) -> None:
+def run(config: CheckDataConfig, *, folder: Path) -> None:
     """Report all problems of both splits, draw samples, compare classes; exit code 1 if there are problems.
 
     Raises:
         UserError: a split is not there or cannot be looked at; the other one is reported on before.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
     source = config.dataset
     targets = HEADS[config.head.name].needs
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
-
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_evaluation
 from e3va_cli.commands.listed import listed
@@ -23,18 +21,20 @@ from e3va_cli.run_config import EvaluateConfig
 from e3va_cli.run_folder import METRICS, PICTURES
 
 
-def run(config: EvaluateConfig, *others: EvaluateConfig) -> None:
-    """Measure what was trained on the validation images; `others` are the configurations of further checkpoints."""
+def run(config: EvaluateConfig, *others: EvaluateConfig, folder: Path) -> Results:
+    """Measure what was trained on the validation images, and return the results of each by its name.
+
+    `others` are the configurations of further checkpoints.
+    """
     hide_lightning_hints()
     if config.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
     paths = listed(config.checkpoint)
-    folder = Path(HydraConfig.get().runtime.output_dir)
     with in_one_line(folder, of_evaluation):
-        measure(read_candidates(paths, [config, *others]), folder)
+        return measure(read_candidates(paths, [config, *others]), folder)
 
 
-def measure(candidates: list[Candidate], folder: Path) -> None:
+def measure(candidates: list[Candidate], folder: Path) -> Results:
     """Evaluate candidates, those of one image size together, and report."""
     files: dict[str, dict[str, str]] = {}
     results: Results = {one.name: None for one in candidates}  # in this order
@@ -52,6 +52,7 @@ def measure(candidates: list[Candidate], folder: Path) -> None:
             limits += [limit_note(evaluation.run.val, one.config.head) for one in evaluation.adapters]
     if trainer.is_global_zero:
         report(results, files, folder, limits)
+    return results
 
 
 def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:

@@ -18,8 +18,8 @@ def run(config: ExportOnnxConfig) -> None:
     """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
     if not config.output:
         raise UserError("output: the name of a file is needed")
-    path, image_size = Path(config.output), config.image_size
-    require_exportable(path, image_size)
+    path = Path(config.output)
+    height, width = require_exportable(path, config.image_size)
     trained = read_trained(config.checkpoint, "checkpoint")
     model = build_trained(trained, *backbone_of(trained, **vars(config.backbone)))
     about = {
@@ -28,14 +28,14 @@ def run(config: ExportOnnxConfig) -> None:
         "padding": model.mean.flatten().tolist(),
     }
     try:
-        exported = export_dense(model, path, tuple(image_size), tolerance=config.tolerance, about=about)
+        exported = export_dense(model, path, (height, width), tolerance=config.tolerance, about=about)
     except DifferenceError as error:
         print(f"e3va: error: {error}", file=sys.stderr)
         sys.exit(1)
-    print_made(path, image_size, exported)
+    print_made(path, (height, width), exported)
 
 
-def print_made(path: Path, image_size: list[int], exported: Exported) -> None:
+def print_made(path: Path, image_size: tuple[int, int], exported: Exported) -> None:
     """The file's size, its input and outputs, and how near it is to PyTorch."""
     height, width = image_size
     console.print(f"{path}: {path.stat().st_size / MB:,.1f} MB", markup=False)

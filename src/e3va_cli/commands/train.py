@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from e3va_cli.commands.budget_gate import require_fit
@@ -22,6 +21,7 @@ from e3va_cli.commands.report import (
     print_warnings,
 )
 from e3va_cli.files import replacing
+from e3va_cli.metrics import Results
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_config import TrainConfig
 from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, is_first_process, locate
@@ -37,13 +37,12 @@ from e3va_cli.training.history import histories
 from e3va_cli.training.run import Run, build_run
 
 
-def run(config: TrainConfig) -> None:
+def run(config: TrainConfig, *, folder: Path) -> Results | None:
     """Train, evaluate after every epoch, and say where the results lie."""
     hide_lightning_hints()
     resume = config.resume
     if config.budget is not None:
         require_fit(config, config.budget)
-    folder = Path(HydraConfig.get().runtime.output_dir)
     if is_first_process():
         hold(folder)
     run = build_run(config, folder)
@@ -66,6 +65,7 @@ def run(config: TrainConfig) -> None:
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
         finish(config, run, folder)
+    return run.task.results
 
 
 def finish(config: TrainConfig, run: Run, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Options as fields of dataclasses: type and default in the field, everything else about an option in its metadata.
 
-A component declares its options once, in a dataclass beside its class; the schema that Hydra holds the YAML files to, the
-checks of values, `--help` and what a checkpoint depends on are made from that.
+A component declares its options once, in a dataclass beside its class. The schema that Hydra holds the YAML files to,
+the checks of values, `--help` and what a checkpoint depends on are made from that.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ FORMATS = {
 }
 
 
-def require_exportable(path: Path, image_size: Sequence[int] | None) -> None:
-    """Check, before anything is loaded, that such a file can be made.
+def require_exportable(path: Path, image_size: Sequence[int] | None) -> tuple[int, int]:
+    """Check, before anything is loaded, that such a file can be made; return height and width.
 
     Raises:
         UserError: the name is of no format, something is there already, a package is missing, or the size is not given
@@ -175,6 +175,7 @@ def require_exportable(path: Path, image_size: Sequence[int] | None) -> None:
                 f"output={path}: needs {', '.join(FORMATS[path.suffix].packages)} ({first_line(error)}); install them "
                 "with `pip install '.[onnx]'` in a clone of e3va, or write a .pt2, which needs PyTorch alone"
             ) from None
+    return image_size[0], image_size[1]
 
 
 @torch.no_grad()

@@ -8,33 +8,22 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
-MODEL = ("backbone", "adapter", "head")
-MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer
 COUNTS_CLASSES = ("ade20k", "shapes")  # data sets whose number of classes is an option
 FREE = "backbone.model_args"  # its keys are no part of the schema
 PLAIN_PATH = re.compile(r"[\w.-]*(/[\w.-]+)+", re.ASCII)  # nothing else is written like it
 
 
-def model_words(config: dict[str, Any]) -> list[str]:
-    """Overrides that make the backbone, adapter and head of a plain configuration."""
-    return [word for group in MODEL for word in _group(config, group)]
+def overrides_of_config(config: dict[str, Any]) -> list[str]:
+    """Return overrides that compose all of a plain configuration: each choice, then every value of its group.
 
-
-def evaluation_words(config: dict[str, Any]) -> list[str]:
-    """Overrides that make all of a plain configuration that an evaluation depends on."""
-    trainer = {key: config["trainer"][key] for key in MEASURED_WITH if key in config["trainer"]}
-    measured: dict[str, Any] = {key: config[key] for key in ("data", "seed", "pictures")} | {"trainer": trainer}
-    dataset = dict(config["dataset"])
-    if dataset["name"] not in COUNTS_CLASSES:
-        dataset["num_classes"] = None  # the annotations tell it; it was once a default that they did not have to have
-    words = [*model_words(config), *_group({"dataset": dataset}, "dataset")]
-    return words + [word for key, value in measured.items() for word in _leaves(key, value)]
-
-
-def _group(config: dict[str, Any], group: str) -> Iterator[str]:
-    """The choice, then every value: a variant such as mask_rcnn_nano is its `name` with other values."""
-    yield f"{group}={config[group]['name']}"
-    yield from _leaves(group, config[group])
+    A variant such as mask_rcnn_nano is its `name` with other values.
+    """
+    dataset = config["dataset"]
+    if dataset["name"] not in COUNTS_CLASSES:  # the annotations tell it; it was once a default that they need not have
+        config = {**config, "dataset": {**dataset, "num_classes": None}}
+    groups = [name for name, options in config.items() if isinstance(options, dict)]
+    choices = [f"{name}={config[name]['name']}" for name in groups if "name" in config[name]]
+    return choices + [word for name, value in config.items() for word in _leaves(name, value)]
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ from e3va_cli.export.passes import Adapter, Found, find, names_of, passes_of
 from e3va_cli.export.prediction import ImagePrediction, prediction_of
 from e3va_cli.export.together import leaves_backbone
 from e3va_cli.export.trained import Trained, backbone_of, build_trained, read_trained, require_same_backbone
+from e3va_cli.training.checkpoints import binding
 
 LEAST_SCORE = 0.5  # of an object, unless another is asked for
 
@@ -171,7 +172,9 @@ def require_one_backbone(trained: Sequence[Trained], option: str) -> None:
             f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
             f"{apart}"
         )
-    padding = {one.path: one.about["config"]["backbone"]["pad_before_shift"] for one in trained}
-    if len(set(padding.values())) > 1:
-        listed = ", ".join(f"{path} ({str(value).lower()})" for path, value in padding.items())
-        raise UserError(f"{option}: these were trained with different backbone.pad_before_shift: {listed}; {apart}")
+    computed = {one.path: binding("backbone", one.about["config"]["backbone"]) for one in trained}
+    for key in next(iter(computed.values())):
+        values = {path: str(options.get(key)).lower() for path, options in computed.items()}
+        if len(set(values.values())) > 1:
+            listed = ", ".join(f"{path} ({value})" for path, value in values.items())
+            raise UserError(f"{option}: these were trained with different backbone.{key}: {listed}; {apart}")

@@ -104,9 +104,12 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
             f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
             "give the same backbone.weights or backbone.pretrained as the run had"
         )
-    padded, pads = (with_older_options(one["config"])["backbone"]["pad_before_shift"] for one in (saved, about))
-    if padded != pads:
-        mistakes.append(f"{path}: trained with backbone.pad_before_shift={str(padded).lower()}; give it")
+    theirs, ours = (binding("backbone", with_older_options(one["config"])["backbone"]) for one in (saved, about))
+    mistakes += [
+        f"{path}: trained with backbone.{key}={str(value).lower()}; give it"
+        for key, value in theirs.items()
+        if key in ours and ours[key] != value
+    ]
     for part in ("adapter", "head"):
         theirs, ours = binding(part, saved[part]), binding(part, about[part])
         if theirs != ours:

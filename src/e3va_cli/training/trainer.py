@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -70,7 +70,7 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
             devices=options.devices,
             num_nodes=options.num_nodes,
             strategy=options.strategy,
-            precision=options.precision,
+            precision=cast(Any, options.precision),
             max_epochs=-1 if options.max_epochs is None else options.max_epochs,
             limit_train_batches=options.limit_train_batches,
             limit_val_batches=options.limit_val_batches,
