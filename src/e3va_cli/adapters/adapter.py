@@ -43,9 +43,7 @@ class Adapter(Insertion):
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        hidden: width of the bottleneck.
-        dropout: share of the bottleneck that is dropped.
-        init_std: standard deviation of the weights at the start; None for the paper's 0.01, cut at twice that.
+        options: see `BottleneckOptions`; with `init_std` null the weights start at the paper's 0.01, cut at twice that.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:

@@ -52,10 +52,7 @@ class AdaptFormer(Insertion):
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        hidden: width of the bottleneck.
-        dropout: share of the bottleneck that is dropped.
-        scale: factor of what the bottleneck adds.
-        init_std: standard deviation of the weights at the start; None for the paper's start, with Up zero.
+        options: see `AdaptFormerOptions`; with `init_std` null Up starts as zero, as in the paper.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: AdaptFormerOptions) -> None:

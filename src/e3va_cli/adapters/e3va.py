@@ -67,13 +67,7 @@ class E3VA(FrozenBackbone):
 
     Args:
         backbone: any residual backbone; it is frozen and put into eval mode.
-        rank: rank of each adapter's two projections (paper: 16).
-        hidden_ratio: width of an adapter's bottleneck as a part of the stage's width (paper: 1/2).
-        init: zero starts each adapter's last factor at zero, so that the features start as the backbone's own; kaiming
-            starts all factors as LoRand's authors do. The paper does not say how it starts.
-        activations: keep the adapters' inputs for the backward pass, compress them, or recompute them by running the
-            frozen stage again; only compress rounds, and only the gradients of the adapters' first factors.
-        compress_bits: 16 or 8 per number.
+        options: see `E3VAOptions`; the paper has rank 16 and a hidden ratio of 1/2, and does not say how factors start.
     """
 
     shares_backbone = True

@@ -63,8 +63,7 @@ class LoRA(FeatureExtractor):
     Args:
         backbone: a backbone with fused query-key-value projections; it is frozen, and the backward pass runs
             through it.
-        rank: rank of each update.
-        alpha: the update is scaled by alpha / rank.
+        options: see `LoRAOptions`.
 
     Raises:
         UserError: the backbone has no attention with such a projection.

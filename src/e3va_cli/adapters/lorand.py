@@ -78,9 +78,7 @@ class LoRand(Insertion):
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        hidden_ratio: width of the bottleneck as a part of the stage's width.
-        branches: products in each sum.
-        rank: rank of each product.
+        options: see `LoRandOptions`.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: LoRandOptions) -> None:

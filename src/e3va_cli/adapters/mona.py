@@ -60,9 +60,7 @@ class Mona(Insertion):
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        hidden: width of the bottleneck that the filters work in.
-        dropout: dropped inside the bottleneck.
-        init_std: standard deviation of Down's and Up's weights at the start; None for PyTorch's linear layers.
+        options: see `BottleneckOptions`; with `init_std` null Down and Up start as PyTorch's linear layers.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:
