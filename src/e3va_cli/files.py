@@ -7,23 +7,92 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from e3va_cli.errors import UserError, first_line
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
+REMEDIES = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space within your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+}
+
+
+class UnwritableError(UserError):
+    """A file cannot be written, for a reason outside this program: a full disk, missing permissions, a folder gone.
+
+    Attributes:
+        reason: what the system said, and what to do.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        said, remedy = error.strerror or first_line(error), REMEDIES.get(error.errno or 0, "make its folder writable")
+        if not path.parent.is_dir():
+            said, remedy = (
+                f"{path.parent} is gone: it was deleted or moved",
+                "leave it in its place while a command runs",
+            )
+        self.reason = f"{said}; {remedy}"
+        super().__init__(f"{path}: cannot be written: {said}; what was there before is whole; {remedy}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line what keeps a file from being written; errors of files in other folders are none of that.
+
+    Raises:
+        UnwritableError: the disk is full, the folder read-only or gone, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = path if error.filename is None else Path(os.fsdecode(error.filename))
+        if path.parent not in (place, place.parent):
+            raise
+        raise UnwritableError(path, error) from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
+
+    The folder is made, but not the one that it is in: a run whose folder is deleted must not go on in half of one.
+
+    Raises:
+        UnwritableError: the disk is full, the folder read-only or gone, or the like.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """A text file to append lines to; what was appended is cut off again if anything goes wrong.
+
+    Raises:
+        UnwritableError: the disk is full, the file read-only, or the like.
+    """
+    with writing(path):
+        size = path.stat().st_size
+        try:
+            with path.open("a", newline="") as file:
+                yield file
+        except BaseException:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
 
 
 def require_regular(path: Path) -> None:

@@ -20,12 +20,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from e3va_cli.command_line import as_value
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, parse, plain
 from e3va_cli.config import register_schemas
 from e3va_cli.config.legacy import LegacyWarning, fill_legacy_options, missing_options, warn_of_legacy_options
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.export.overrides import MODEL, as_value, evaluation_words, leaves, model_words
+from e3va_cli.export.overrides import MODEL, evaluation_words, leaves, model_words
 from e3va_cli.run_folder import (
     adapter_folder,
     config_of,

@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from e3va_cli.command_line import command_line
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.text import brief
 
@@ -26,6 +27,8 @@ DETECTIONS = "detections.json"
 CURVES = "precision_recall.png"
 CONFUSION = "confusion.png"
 LOCK = ".lock"
+NOTES = ".hydra"  # Hydra's name for it
+OVERRIDES = f"{NOTES}/overrides.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -69,13 +72,14 @@ def require_unused(folder: Path, resumed: Path | None) -> None:
     """Raises UserError if a run is to lie in a folder that holds another one than the one that it goes on with."""
     if any((folder / CHECKPOINTS).glob("*.ckpt")) and not (resumed and folder.samefile(resumed)):
         raise UserError(
-            f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}, or give another folder"
+            f"hydra.run.dir={folder}: holds a run already; go on with it by "
+            f"{command_line('train', {'resume': str(folder)})}, or give another folder"
         )
 
 
 def remove_unused(folder: Path) -> None:
     """Remove the folder of a run that was refused before it left anything but Hydra's notes and its lock."""
-    if {path.name for path in folder.iterdir()} <= {".hydra", LOCK}:
+    if {path.name for path in folder.iterdir()} <= {NOTES, LOCK}:
         shutil.rmtree(folder)
 
 
@@ -103,7 +107,7 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
         raise UserError(f"{option}={path}: no such run folder or checkpoint")
     if adapter_folder(path):
         raise UserError(f"{option}={path}: an exported adapter; give the run that it was made of")
-    if not (run / ".hydra" / "overrides.yaml").is_file():
+    if not (run / OVERRIDES).is_file():
         empty = "an empty folder, " if run.is_dir() and not any(run.iterdir()) else ""
         raise UserError(
             f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
@@ -121,7 +125,7 @@ def config_of(run: Path) -> dict[str, Any] | None:
 
 def overrides_of(run: Path) -> list[str]:
     """The command-line overrides that a run was started with, nothing of them looked up."""
-    path = run / ".hydra" / "overrides.yaml"
+    path = run / OVERRIDES
     words = _read_yaml(path, list)
     if wrong := [word for word in words if not isinstance(word, str) or not word.isprintable()]:
         raise UserError(f"{path}: {brief(wrong[0])} is no option")

@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from e3va_cli.adapters import METHODS
 from e3va_cli.commands.console import console
@@ -34,6 +34,7 @@ from e3va_cli.memory.plot import draw
 from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
+from e3va_cli.terminal import Bars
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -48,7 +49,7 @@ def run(cfg: DictConfig) -> None:
     setting = setting_of(config)
     limit = None if config["budget"] is None else parse_budget(config["budget"]) - config["reserve_mib"]
     console.print(describe(config, setting))
-    with Progress(
+    with Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as bar:
         results = follow(bar, "Measuring" if setting.device else "Planning", configs, setting)
@@ -93,7 +94,7 @@ def of_method(words: list[str], method: str) -> dict[str, Any]:
     return plain(compose(COMMAND, overrides=[*base, *own]), complete=False)
 
 
-def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], setting: Setting) -> list[Result]:
+def follow(bar: Bars, doing: str, configs: dict[str, dict[str, Any]], setting: Setting) -> list[Result]:
     """All results, one method after another."""
     task = bar.add_task(doing, total=len(configs))
     results: list[Result] = []
@@ -105,7 +106,7 @@ def follow(bar: Progress, doing: str, configs: dict[str, dict[str, Any]], settin
     return results
 
 
-def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> list[Run]:
+def published_runs(bar: Bars, config: dict[str, Any], setting: Setting) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
     chosen = published_setting(config["backbone"]["name"])
     if chosen is None or setting.size.image_size != chosen.image_size:
@@ -123,9 +124,7 @@ def published_runs(bar: Progress, config: dict[str, Any], setting: Setting) -> l
     return runs
 
 
-def batches_within(
-    bar: Progress, configs: dict[str, dict[str, Any]], setting: Setting, limit_mib: float
-) -> dict[str, int]:
+def batches_within(bar: Bars, configs: dict[str, dict[str, Any]], setting: Setting, limit_mib: float) -> dict[str, int]:
     """The largest batch of each method within the budget."""
     task = bar.add_task("Largest batch", total=len(configs))
     batches = {}

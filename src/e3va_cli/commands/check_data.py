@@ -10,7 +10,6 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
 from e3va_cli.commands.console import console
@@ -24,6 +23,7 @@ from e3va_cli.data.targets import require_same_classes
 from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics.limits import limit_note
+from e3va_cli.terminal import Bars
 
 
 def run(cfg: DictConfig) -> None:
@@ -79,7 +79,7 @@ def run(cfg: DictConfig) -> None:
 
 def check_with_progress(source: Source, split: Split, targets: Collection[str]) -> Report:
     """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
-    with Progress(console=console, transient=True) as bar:
+    with Bars(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import threading
 import traceback
@@ -19,11 +18,11 @@ from torch._dynamo.exc import TorchDynamoException
 from e3va_cli import data
 from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_fit
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import UNWRITABLE, UnwritableError
 from e3va_cli.machine import MIB, is_out_of_memory, process_peak_rss_mib
 from e3va_cli.memory.benchmark import free_mib
 from e3va_cli.training.task import DenseTask
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
 CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its plan, it should have
 IN_LOADER = "in DataLoader worker process"
 DATA = Path(data.__file__).parent
@@ -31,12 +30,13 @@ LOADER_KILLED = "is killed by signal"
 
 
 @contextmanager
-def in_one_line(folder: Path, of_memory: Callable[[str], str]) -> Iterator[None]:
+def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: str = "") -> Iterator[None]:
     """Turn what ends a command into a `UserError`.
 
     Args:
         folder: that the command writes to.
         of_memory: the line on memory that did not suffice, of the first line that PyTorch says.
+        then: behind the line on a file that could not be written: how to go on once it can.
     """
     threading.excepthook = _without_full_disks
     try:
@@ -59,8 +59,9 @@ def in_one_line(folder: Path, of_memory: Callable[[str], str]) -> Iterator[None]
                 f"{first_line(error)} Memory may not suffice for the loader processes; use a smaller data.num_workers"
             ) from error
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            place = error.filename or folder
-            raise UserError(f"{place}: cannot be written: {error.strerror}; what was there before is whole") from error
+            error = UnwritableError(Path(error.filename or folder / "*"), error)
+        if isinstance(error, UnwritableError):
+            raise UserError(*(f"{message}{then}" for message in error.messages)) from error
         raise
     finally:
         threading.excepthook = threading.__excepthook__

@@ -12,16 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from e3va_cli.adapters import METHODS, FrozenBackbone
+from e3va_cli.command_line import command_line
 from e3va_cli.commands.console import console
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
-from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
-from e3va_cli.text import first_few
-from e3va_cli.training.course import Course
+from e3va_cli.run_folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
+from e3va_cli.text import count_of, first_few
+from e3va_cli.training.course import Course, longer
 from e3va_cli.training.run import Run
 
 CLASSES_SHOWN = 20
 NUMBER = len("50.0")
+PLACEHOLDERS = "IMAGES stands for an image file or a folder of them, ADAPTER for a new folder"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
@@ -73,7 +75,11 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     console.print(table)
     print_warnings(warnings_of(course, schedule))
     if step >= course.total_steps:
-        console.print("Nothing is left to train; a larger trainer.max_epochs or trainer.max_steps goes on.")
+        console.print(
+            f"Training is complete after {count_of(course.total_steps, 'step')}; to train longer: "
+            f"{command_line('train', {'resume': str(folder), **longer(config, course)})}",
+            markup=False,
+        )
     if run.model.identity.weights == "random":
         console.print(
             "[yellow]Warning: the backbone's weights are random.[/] Give backbone.pretrained=true or "
@@ -103,9 +109,9 @@ def described(course: Course, schedule: str) -> str:
     epochs = course.total_steps / course.steps_per_epoch
     adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
     return (
-        f"{course.total_steps:,} steps of {course.total_batch} images: {epochs:.3g} epochs of "
-        f"{course.steps_per_epoch:,} steps; {schedule} from {course.lr:.3g}{adapted} after {course.warmup_steps:,} "
-        "steps of warm-up"
+        f"{count_of(course.total_steps, 'step')} of {count_of(course.total_batch, 'image')}: "
+        f"{count_of(epochs, 'epoch')} of {count_of(course.steps_per_epoch, 'step')}; {schedule} from "
+        f"{course.lr:.3g}{adapted} after {count_of(course.warmup_steps, 'step')} of warm-up"
     )
 
 
@@ -114,12 +120,12 @@ def warnings_of(course: Course, schedule: dict[str, Any]) -> Iterator[str]:
     if course.warmup_steps < course.recipe_warmup:
         yield (
             f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
-            f"{course.total_steps:,} steps (schedule.warmup_max_fraction={schedule['warmup_max_fraction']:g})"
+            f"{count_of(course.total_steps, 'step')} (schedule.warmup_max_fraction={schedule['warmup_max_fraction']:g})"
         )
     late = [epoch for epoch in schedule.get("milestones", []) if round(epoch * course.stretch) >= course.epochs]
     if late:
         yield (
-            f"the run ends after {course.epochs:,} epochs, before the learning rate falls at "
+            f"the run ends after {count_of(course.epochs, 'epoch')}, before the learning rate falls at "
             f"{' and '.join(map(str, late))}; give schedule.milestones=[...] for its length"
         )
 
@@ -151,22 +157,41 @@ def print_warnings(notes: Iterable[str | None]) -> None:
         console.print(f"[yellow]Warning:[/] {escape(note)}")
 
 
-def print_next(folder: Path) -> None:
-    """Where everything lies, and the commands that use it."""
+FILES = {
+    METRICS: "results of the last evaluation",
+    METRICS_HISTORY: "history of losses and results",
+    RESOURCES: "memory, step time, parameters",
+    PICTURES: "validation images with what was found",
+    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or memory that did not suffice",
+    f"{CHECKPOINTS}/{LAST}": "the last state",
+    f"{CHECKPOINTS}/{BEST}": "the state with the best evaluation",
+}
+
+
+def print_next(folder: Path, config: dict[str, Any], further: dict[str, Any]) -> None:
+    """Where everything lies, and the commands that use it.
+
+    Args:
+        folder: of the run.
+        config: its plain configuration.
+        further: the options by which it goes on.
+    """
     console.print(f"\nRun folder: {folder}", markup=False)
-    for name, what in (
-        (METRICS, "results of the last evaluation"),
-        (METRICS_HISTORY, "history of losses and results"),
-        (RESOURCES, "memory, step time, parameters"),
-        (PICTURES, "validation images with what was found"),
-        (BAD_BATCHES, "batches that changed no weight: NaN or infinite losses, or memory that did not suffice"),
-        (f"{CHECKPOINTS}/{LAST}", "last state; best.ckpt is the best one"),
-    ):
+    for name, what in FILES.items():
         if (folder / name).exists():
             console.print(f"  {name:<22} {what}")
-    console.print("\nNext:")
-    console.print(f"  e3va evaluate checkpoint={folder}", markup=False)
-    console.print(f"  e3va train resume={folder} trainer.max_epochs=N", markup=False)
+    checkpoint = {"checkpoint": str(folder)}
+    unmeasured = config["trainer"]["limit_val_batches"] == 0
+    console.print(f"\nNext ({PLACEHOLDERS}):")
+    print_command("evaluate", {**checkpoint, **({"trainer.limit_val_batches": None} if unmeasured else {})})
+    print_command("predict", {**checkpoint, "input": "IMAGES"})
+    print_command("export-adapter", {**checkpoint, "output": "ADAPTER"})
+    print_command("train", {"resume": str(folder), **further})
+
+
+def print_command(command: str, options: dict[str, Any]) -> None:
+    """One of the next commands."""
+    console.print(f"  {command_line(command, options)}", markup=False)
 
 
 def _percent(value: float | None) -> str:

@@ -24,7 +24,7 @@ from e3va_cli.commands.report import (
 from e3va_cli.composition import plain
 from e3va_cli.files import replacing
 from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, is_first_process, locate
+from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, NOTES, OVERRIDES, PICTURES, is_first_process, locate
 from e3va_cli.run_lock import hold
 from e3va_cli.training.checkpoints import (
     OF_TASK,
@@ -33,6 +33,7 @@ from e3va_cli.training.checkpoints import (
     require_same_weights,
     verify,
 )
+from e3va_cli.training.course import longer
 from e3va_cli.training.history import histories
 from e3va_cli.training.run import Run, build_run
 
@@ -88,7 +89,8 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
         print_warnings([limit_note(run.val, config["head"])])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
         draw_predictions(model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
-    print_next(folder)
+    complete = run.trainer.global_step >= run.course.total_steps
+    print_next(folder, config, longer(config, run.course) if complete else {"trainer.early_stopping_patience": None})
 
 
 def prepare(folder: Path, checkpoint: Path | None) -> None:
@@ -101,6 +103,18 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Keep the resolved configuration in the run folder."""
-    with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    """Keep the resolved configuration in the run folder, and what Hydra would note there.
+
+    Hydra itself would write over the words of a run that is resumed before it is known whether it can be, and would
+    leave an empty file where the disk is full.
+    """
+    hydra = HydraConfig.get()
+    (folder / NOTES).mkdir(exist_ok=True)
+    for name, content in (
+        (f"{NOTES}/config.yaml", OmegaConf.to_yaml(cfg)),
+        (f"{NOTES}/hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra}))),
+        (OVERRIDES, OmegaConf.to_yaml(hydra.overrides.task)),
+        (CONFIG, OmegaConf.to_yaml(cfg, resolve=True)),
+    ):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(content)

@@ -87,6 +87,19 @@ def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int)
     )
 
 
+def longer(config: dict[str, Any], course: Course) -> dict[str, int | None]:
+    """The options by which a run that has come to its end goes on, for as long again."""
+    limit, whole = config["trainer"]["max_steps"], course.epochs * course.steps_per_epoch
+    options: dict[str, int | None] = {}
+    if limit is not None and limit <= whole:
+        options["trainer.max_steps"] = 2 * limit
+    if limit is None or limit >= whole:
+        options["trainer.max_epochs"] = 2 * course.epochs
+        if config["schedule"]["iterations"] is not None:
+            options["schedule.iterations"] = None
+    return options
+
+
 def _length(schedule: dict[str, Any], max_epochs: int | None, ratio: float, steps_per_epoch: int) -> tuple[int, float]:
     """Epochs of a run, and by how much they are more than the recipe's to make up its least number of steps."""
     if schedule["iterations"] is not None:
