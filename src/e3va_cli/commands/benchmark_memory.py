@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from e3va_cli.adapters import METHODS
 from e3va_cli.commands.console import console
 from e3va_cli.commands.memory_tables import (
-    budget_table,
-    claims_table,
-    kinds_table,
     measured_lines,
     operations_line,
     peak_lines,
-    results_table,
+    print_budget_table,
+    print_claims_table,
+    print_kinds_table,
+    print_results_table,
 )
 from e3va_cli.composition import parse, plain
 from e3va_cli.errors import UserError
@@ -197,22 +197,22 @@ def show(
     folder: Path,
 ) -> None:
     """Print the tables and where the files lie."""
-    console.print(results_table(results, config["backbone"]["name"]))
+    print_results_table(results, config["backbone"]["name"])
     for result in results:
         for warning in [*result.details.get("warnings", []), result.details.get("error")]:
             if warning:
                 console.print(f"{result.method}: {warning}", style="yellow", markup=False)
-    console.print(kinds_table(results))
+    print_kinds_table(results)
     for line in [*measured_lines(results), operations_line(results), *peak_lines(results)]:
         console.print(line)
     if batches is not None:
-        console.print(budget_table(config, setting, batches))
+        print_budget_table(config, setting, batches)
         height, width = setting.size.image_size
         if config["image_size"] is None and height != width:
             console.print(
                 f"A batch with an upright and a lying image is padded to both their sides: plan for it with "
                 f"image_size=[{width},{width}]."
             )
-    console.print(claims_table(claims))
+    print_claims_table(claims)
     files = [folder / name for name in (BENCHMARK, DETAILS, PLOT)]
     console.print(f"Results: {', '.join(str(file) for file in files if file.is_file())}", markup=False)

@@ -10,9 +10,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.markup import escape
-from rich.table import Table
 
-from e3va_cli.commands.console import console
+from e3va_cli.commands.console import console, print_table
 from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.commands.report import print_warnings
 from e3va_cli.composition import plain
@@ -104,7 +103,5 @@ def print_report(report: Report) -> None:
     """The findings, then how many objects each class has."""
     for line in report.lines():
         console.print(line, markup=False)
-    table = Table("class", report.unit, title=None)
-    for name, count in sorted(report.per_class.items(), key=lambda item: -item[1]):
-        table.add_row(escape(name), f"{count:,}")
-    console.print(table)
+    ranked = sorted(report.per_class.items(), key=lambda item: -item[1])
+    print_table(None, ["class", report.unit], [[escape(name), f"{count:,}"] for name, count in ranked])

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L  # noqa: N812 (Lightning's own alias)
 from rich.markup import escape
-from rich.table import Table
 
 from e3va_cli.adapters import METHODS, FrozenBackbone
 from e3va_cli.command_line import command_line
-from e3va_cli.commands.console import console
+from e3va_cli.commands.console import console, print_table
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
 from e3va_cli.run_folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
@@ -22,7 +22,6 @@ from e3va_cli.training.course import Course, longer
 from e3va_cli.training.run import Run
 
 CLASSES_SHOWN = 20
-NUMBER = len("50.0")
 PLACEHOLDERS = "IMAGES stands for an image file or a folder of them, ADAPTER for a new folder"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
@@ -46,33 +45,28 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
     """What is about to be trained, on what, and where it will lie; a resumed run goes on after `step`."""
     counts = parameter_counts(run.model)
     assert run.train is not None
-    table = Table.grid(padding=(0, 2))
-    table.add_row(
-        "Backbone", f"{config['backbone']['name']}, {counts['backbone_params']:,} parameters, {drop_path(config)}"
-    )
-    table.add_row(
-        "Method",
-        f"{config['adapter']['name']}, {counts['trainable_backbone_params']:,} trainable "
-        f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
-    )
-    table.add_row(
-        "Head",
-        f"{config['head']['name']}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable",
-    )
     empty = run.train.left_out_images
-    left_out = f" ({empty:,} without objects are left out)" if empty else ""
-    table.add_row(
-        "Data",
-        f"{config['dataset']['name']}, {len(run.train):,} images to train on{left_out}, {len(run.val):,} to evaluate",
-    )
-    table.add_row("Classes", escape(named(run.val.classes)))
+    left_out = f" ({empty:,} without objects left out)" if empty else ""
     assert run.course is not None
     course, schedule = run.course, config["schedule"]
-    table.add_row("Schedule", described(course, schedule["name"]))
-    table.add_row("Run folder", escape(str(folder)))
+    on_head = counts["trainable_params"] - counts["trainable_backbone_params"]
+    lines = {
+        "Backbone": f"{config['backbone']['name']}, {count_of(counts['backbone_params'], 'parameter')}, "
+        f"{drop_path(config)}",
+        "Method": f"{config['adapter']['name']}, {counts['trainable_backbone_params']:,} trainable "
+        f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
+        "Head": f"{config['head']['name']}, {on_head:,} trainable",
+        "Data": f"{config['dataset']['name']}, {count_of(len(run.train), 'image')} to train on{left_out}, "
+        f"{len(run.val):,} to evaluate",
+        "Classes": named(run.val.classes),
+        "Schedule": described(course, schedule["name"]),
+        "Memory": memory_shown(run.trainer),
+        "Run folder": str(folder),
+    }
     if checkpoint is not None:
-        table.add_row("Resumes", escape(f"{checkpoint}, after step {step:,}"))
-    console.print(table)
+        lines["Resumes"] = f"{checkpoint}, after {count_of(step, 'step')}"
+    for name, text in lines.items():
+        console.print(f"{name:<12}{text}", markup=False)
     print_warnings(warnings_of(course, schedule))
     if step >= course.total_steps:
         console.print(
@@ -89,6 +83,12 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
     print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config["head"])])
+
+
+def memory_shown(trainer: L.Trainer) -> str:
+    """What the memory beside the progress is."""
+    what = "of tensors on the GPU" if trainer.strategy.root_device.type == "cuda" else "of this process"
+    return f"shown as training goes on: the most so far {what}, in MiB (2^20 bytes)"
 
 
 def drop_path(config: dict[str, Any]) -> str:
@@ -134,21 +134,12 @@ def print_results(results: dict[str, Any]) -> None:
     """A table of results over all classes, and one of each class."""
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
-    table = Table(title="Evaluation, in percent")
-    table.add_column("", overflow="fold")
-    for name in names:
-        table.add_column(TITLES.get(name, name), justify="right", overflow="fold")
-    for kind, values in kinds.items():
-        table.add_row(escape(kind), *(_percent(values[name]) for name in names))
-    console.print(table)
+    rows = [[escape(kind), *(_percent(values[name]) for name in names)] for kind, values in kinds.items()]
+    print_table("Evaluation, in percent", ["", *(TITLES.get(name, name) for name in names)], rows)
     title = "IoU" if "mIoU" in names else names[0]
-    classes = Table(title=f"{title} of each class, in percent")
-    classes.add_column("class", overflow="fold")
-    for kind in kinds:
-        classes.add_column(escape(kind), justify="right", overflow="fold", min_width=NUMBER)
-    for name in next(iter(kinds.values()))["per_class"]:
-        classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
-    console.print(classes)
+    classes = next(iter(kinds.values()))["per_class"]
+    rows = [[escape(name), *(_percent(values["per_class"][name]) for values in kinds.values())] for name in classes]
+    print_table(f"{title} of each class, in percent", ["class", *map(escape, kinds)], rows)
 
 
 def print_warnings(notes: Iterable[str | None]) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
 
 from e3va_cli.terminal import Pace, has_bars
 from e3va_cli.training.resources import Resources
 
+ROOMY = 100  # characters in which time and speed have room beside the values
+BASIC_COLUMNS = 3
 REFRESH_S = 1.0  # the values come from the device, and reading one waits for it
 
 
@@ -52,6 +55,10 @@ class Progress(RichProgressBar):
             self._loss = {"loss": float(losses["loss"])}
         memory = {"memory": f"{self.resources.shown_mib:,.0f} MiB"} if self.resources.shown_mib else {}
         return {**self._loss, **values, "img/s": self.resources.rate, **memory}
+
+    def configure_columns(self, trainer: L.Trainer) -> Any:
+        """Lightning's columns, as many as have room: description, bar, batches; then time and speed."""
+        return super().configure_columns(trainer)[: None if get_console().width >= ROOMY else BASIC_COLUMNS]
 
     def _get_train_description(self, current_epoch: int) -> str:
         """The epoch, as long as the bar of an evaluation has it."""
