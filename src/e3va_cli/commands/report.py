@@ -18,7 +18,8 @@ from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
 from e3va_cli.run_folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.text import count_of, first_few
-from e3va_cli.training.course import Course, longer
+from e3va_cli.training.course import Course, is_complete, longer
+from e3va_cli.training.resuming import Resumed
 from e3va_cli.training.run import Run
 
 CLASSES_SHOWN = 20
@@ -41,8 +42,8 @@ def hide_lightning_hints() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path | None, step: int = 0) -> None:
-    """What is about to be trained, on what, and where it will lie; a resumed run goes on after `step`."""
+def print_start(config: dict[str, Any], run: Run, folder: Path, resumed: Resumed | None = None) -> None:
+    """What is about to be trained, on what, and where it will lie."""
     counts = parameter_counts(run.model)
     assert run.train is not None
     empty = run.train.left_out_images
@@ -63,17 +64,17 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
         "Memory": memory_shown(run.trainer),
         "Run folder": str(folder),
     }
-    if checkpoint is not None:
-        lines["Resumes"] = f"{checkpoint}, after {count_of(step, 'step')}"
+    if resumed is not None:
+        lines["Resumes"] = f"{resumed.path}, after {count_of(resumed.step, 'step')}"
     for name, text in lines.items():
         console.print(f"{name:<12}{text}", markup=False)
     print_warnings(warnings_of(course, schedule))
-    if step >= course.total_steps:
-        console.print(
-            f"Training is complete after {count_of(course.total_steps, 'step')}; to train longer: "
-            f"{command_line('train', {'resume': str(folder), **longer(config, course)})}",
-            markup=False,
-        )
+    if resumed is not None:
+        print_warnings(f"resumed with {change}" for change in resumed.changes)
+    if resumed is not None and is_complete(config, course, resumed.epochs, resumed.step):
+        further = command_line("train", {"resume": str(folder), **longer(config, course)})
+        done = f"{count_of(resumed.epochs, 'epoch')} and {count_of(resumed.step, 'step')}"
+        console.print(f"Training is complete after {done}; to train longer: {further}", markup=False)
     if run.model.identity.weights == "random":
         console.print(
             "[yellow]Warning: the backbone's weights are random.[/] Give backbone.pretrained=true or "
@@ -88,7 +89,7 @@ def print_start(config: dict[str, Any], run: Run, folder: Path, checkpoint: Path
 def memory_shown(trainer: L.Trainer) -> str:
     """What the memory beside the progress is."""
     what = "of tensors on the GPU" if trainer.strategy.root_device.type == "cuda" else "of this process"
-    return f"shown as training goes on: the most so far {what}, in MiB (2^20 bytes)"
+    return f"peak {what}, shown beside the progress in MiB (2^20 bytes)"
 
 
 def drop_path(config: dict[str, Any]) -> str:

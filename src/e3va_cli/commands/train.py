@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from e3va_cli.command_line import command_line
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_training
@@ -26,15 +27,9 @@ from e3va_cli.files import replacing
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, NOTES, OVERRIDES, PICTURES, is_first_process, locate
 from e3va_cli.run_lock import hold
-from e3va_cli.training.checkpoints import (
-    OF_TASK,
-    read_checkpoint,
-    require_fitting_optimizer,
-    require_same_weights,
-    verify,
-)
-from e3va_cli.training.course import longer
+from e3va_cli.training.course import is_complete, longer
 from e3va_cli.training.history import histories
+from e3va_cli.training.resuming import read_resumed
 from e3va_cli.training.run import Run, build_run
 
 
@@ -51,20 +46,15 @@ def run(cfg: DictConfig) -> None:
     run = build_run(config, folder)
     last = None if resume is None else locate(resume, "resume")[1]
     checkpoint = last if last is not None and last.is_file() else None  # the run may have been killed before its first
-    step = 0
-    if checkpoint is not None:
-        content = read_checkpoint(checkpoint)
-        verify(content, checkpoint, run.task.about)
-        state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-        require_same_weights(state, run.model, checkpoint)
-        require_fitting_optimizer(content, run.task.build_optimizer(run.model), checkpoint)
-        step = content["global_step"]
+    resumed = None if checkpoint is None else read_resumed(checkpoint, run, config)
+    step = 0 if resumed is None else resumed.step
     for history in histories(run.trainer):
         history.drop_from(step)
-    with in_one_line(folder, partial(of_training, config, run.trainer, run.task)):
+    then = f", then go on with: {command_line('train', {'resume': str(folder)})}"
+    with in_one_line(folder, partial(of_training, config, run.trainer, run.task), then=then):
         if run.trainer.is_global_zero:
             write_config(cfg, folder)
-            print_start(config, run, folder, checkpoint, step)
+            print_start(config, run, folder, resumed)
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
         finish(config, run, folder)
@@ -89,8 +79,18 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
         print_warnings([limit_note(run.val, config["head"])])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
         draw_predictions(model, run.val, run.task.evaluator.images, config["pictures"], folder / PICTURES)
-    complete = run.trainer.global_step >= run.course.total_steps
-    print_next(folder, config, longer(config, run.course) if complete else {"trainer.early_stopping_patience": None})
+    print_next(folder, config, further_options(config, run))
+
+
+def further_options(config: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The options by which a run that has ended goes on."""
+    assert run.course is not None
+    stopping = run.trainer.early_stopping_callback
+    early = {"trainer.early_stopping_patience": None} if stopping is not None and stopping.stopped_epoch else {}
+    epochs = run.trainer.fit_loop.epoch_progress.current.completed
+    if early and not is_complete(config, run.course, epochs, run.trainer.global_step):
+        return early
+    return {**longer(config, run.course), **early}
 
 
 def prepare(folder: Path, checkpoint: Path | None) -> None:

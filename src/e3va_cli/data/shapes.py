@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision import tv_tensors
 
+from e3va_cli.data.fingerprint import Fingerprint, digest
 from e3va_cli.data.report import Report
 from e3va_cli.data.source import SPLITS, Split, register
 from e3va_cli.data.targets import DETECTION, Target
@@ -193,6 +194,10 @@ class Shapes:
             "original_size": size,
         }
         return self.transforms(image, target) if self.transforms else (image, target)
+
+    def fingerprint(self) -> Fingerprint:
+        """See `targets.DenseDataset`."""
+        return Fingerprint(self.images, digest([self.size, self.seed]), "")
 
     def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """The split as a COCO data set."""

@@ -27,6 +27,7 @@ from e3va_cli.text import first_few
 CLASSES_SHOWN = 4
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
 ABOUT = "e3va"  # the checkpoint's key for what it belongs to
+DATA = "data"  # and for the fingerprints of what it was trained and evaluated on
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -87,6 +87,12 @@ def plan_course(config: dict[str, Any], *, batches_per_epoch: int, devices: int)
     )
 
 
+def is_complete(config: dict[str, Any], course: Course, epochs: int, step: int) -> bool:
+    """Whether a run that has done so many epochs and steps has come to its end."""
+    limit = config["trainer"]["max_steps"]
+    return epochs >= course.epochs or (limit is not None and step >= limit)
+
+
 def longer(config: dict[str, Any], course: Course) -> dict[str, int | None]:
     """The options by which a run that has come to its end goes on, for as long again."""
     limit, whole = config["trainer"]["max_steps"], course.epochs * course.steps_per_epoch
