@@ -29,14 +29,13 @@ class UnwritableError(UserError):
     """
 
     def __init__(self, path: Path, error: OSError) -> None:
-        said, remedy = error.strerror or first_line(error), REMEDIES.get(error.errno or 0, "make its folder writable")
+        remedy = REMEDIES.get(error.errno or 0, "make its folder writable")
+        said = f"{error.strerror or first_line(error)}; what was there before is whole"
         if not path.parent.is_dir():
-            said, remedy = (
-                f"{path.parent} is gone: it was deleted or moved",
-                "leave it in its place while a command runs",
-            )
+            said = f"{path.parent} was deleted or moved while the command ran"
+            remedy = "start again, or go on with it in its new place"
         self.reason = f"{said}; {remedy}"
-        super().__init__(f"{path}: cannot be written: {said}; what was there before is whole; {remedy}")
+        super().__init__(f"{path}: cannot be written: {self.reason}")
 
 
 @contextmanager
@@ -59,14 +58,13 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
 
-    The folder is made, but not the one that it is in: a run whose folder is deleted must not go on in half of one.
+    The folder must be there: a run whose folder is deleted must not go on in an empty one.
 
     Raises:
         UnwritableError: the disk is full, the folder read-only or gone, or the like.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
-        path.parent.mkdir(exist_ok=True)
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -75,6 +73,17 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def make_subfolder(path: Path) -> Path:
+    """Make a folder in one that must be there.
+
+    Raises:
+        UnwritableError: the disk is full, or the folder that it is in is read-only or gone.
+    """
+    with writing(path):
+        path.mkdir(exist_ok=True)
+    return path
 
 
 @contextmanager

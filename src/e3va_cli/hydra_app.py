@@ -27,6 +27,7 @@ from e3va_cli.config.legacy import LegacyWarning, fill_legacy_options, missing_o
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import MODEL, evaluation_words, leaves, model_words
+from e3va_cli.files import UNWRITABLE, UnwritableError
 from e3va_cli.run_folder import (
     adapter_folder,
     config_of,
@@ -36,6 +37,7 @@ from e3va_cli.run_folder import (
     overrides_of,
     remove_unused,
     require_unused,
+    write_notes,
 )
 from e3va_cli.run_lock import hold
 from e3va_cli.sweep import Sweep
@@ -44,6 +46,7 @@ CONTINUES = {
     "train": "resume",
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
+NOTED = ("evaluate", "check-data", "benchmark-memory")  # that have a folder; train writes its notes itself
 RECIPE = ("optimizer", "schedule", "trainer", "dataset")  # groups in which a run that goes on keeps its values
 TOLD = ("dataset.num_classes",)  # by the data, whatever the default is
 EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
@@ -232,6 +235,8 @@ def run(command: str) -> None:
         sys.argv = given  # Lightning starts the other processes of a run with these words
 
         def job() -> None:
+            if command in NOTED:
+                write_notes(cfg, Path(HydraConfig.get().runtime.output_dir))
             further = [compose(config_name, overrides=one) for one in others]
             import_module(f"e3va_cli.commands.{config_name}").run(cfg, *further)
 
@@ -240,11 +245,13 @@ def run(command: str) -> None:
             return
         try:
             job()
-        except UserError as error:
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in UNWRITABLE:
+                raise
             folder = Path(HydraConfig.get().runtime.output_dir)
             if folder in made and is_first_process():
                 remove_unused(folder)
-            refuse(error)
+            refuse(error if isinstance(error, UserError) else UnwritableError(Path(error.filename or folder), error))
 
     options = [word for word in given[2:] if word not in flags.overrides]
     sys.argv = [given[0], *options, *words]

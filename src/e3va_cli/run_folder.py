@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.command_line import command_line
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import make_subfolder, replacing
 from e3va_cli.text import brief
 
 CONFIG = "config.yaml"
@@ -81,6 +83,22 @@ def remove_unused(folder: Path) -> None:
     """Remove the folder of a run that was refused before it left anything but Hydra's notes and its lock."""
     if {path.name for path in folder.iterdir()} <= {NOTES, LOCK}:
         shutil.rmtree(folder)
+
+
+def write_notes(cfg: DictConfig, folder: Path) -> None:
+    """Write what Hydra would write of a command into its folder.
+
+    Hydra itself would write over the notes of a run that is resumed before it is known whether it can be, and leave
+    empty files where the disk is full.
+
+    Raises:
+        UnwritableError: they cannot be written; those from before are whole.
+    """
+    hydra = HydraConfig.get()
+    make_subfolder(folder / NOTES)
+    for name, content in (("config", cfg), ("hydra", {"hydra": hydra}), ("overrides", hydra.overrides.task)):
+        with replacing(folder / NOTES / f"{name}.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(content))
 
 
 def adapter_folder(path: str) -> Path | None:

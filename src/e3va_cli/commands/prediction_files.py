@@ -49,7 +49,8 @@ class PredictionFiles:
         self.values = {adapter.name: mask_values(adapter.category_ids) for adapter in adapters}
         try:
             for adapter in adapters:
-                self._place(adapter.name).mkdir(parents=True, exist_ok=True)
+                place = self._place(adapter.name)
+                (place / LABELS if adapter.task == "segmentation" else place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output={folder}: the folder cannot be made ({error.strerror})") from None
         taken = [path for path in self._planned() if path.exists()]

@@ -23,9 +23,9 @@ from e3va_cli.commands.report import (
     print_warnings,
 )
 from e3va_cli.composition import plain
-from e3va_cli.files import replacing
+from e3va_cli.files import make_subfolder, replacing
 from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, NOTES, OVERRIDES, PICTURES, is_first_process, locate
+from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_first_process, locate, write_notes
 from e3va_cli.run_lock import hold
 from e3va_cli.training.course import is_complete, longer
 from e3va_cli.training.history import histories
@@ -50,8 +50,7 @@ def run(cfg: DictConfig) -> None:
     step = 0 if resumed is None else resumed.step
     for history in histories(run.trainer):
         history.drop_from(step)
-    then = f", then go on with: {command_line('train', {'resume': str(folder)})}"
-    with in_one_line(folder, partial(of_training, config, run.trainer, run.task), then=then):
+    with in_one_line(folder, partial(of_training, config, run.trainer, run.task), then=partial(how_to_go_on, folder)):
         if run.trainer.is_global_zero:
             write_config(cfg, folder)
             print_start(config, run, folder, resumed)
@@ -82,6 +81,15 @@ def finish(config: dict[str, Any], run: Run, folder: Path) -> None:
     print_next(folder, config, further_options(config, run))
 
 
+def how_to_go_on(folder: Path) -> str:
+    """What to do once the run folder can be written again."""
+    if not folder.is_dir():
+        return ""
+    if not (folder / OVERRIDES).is_file():
+        return ", then start the run again"
+    return f", then go on with: {command_line('train', {'resume': str(folder)})}"
+
+
 def further_options(config: dict[str, Any], run: Run) -> dict[str, Any]:
     """The options by which a run that has ended goes on."""
     assert run.course is not None
@@ -98,23 +106,13 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()
     if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
+        make_subfolder(folder)
         with replacing(folder / LAST) as temporary:
             shutil.copyfile(checkpoint, temporary)
 
 
 def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Keep the resolved configuration in the run folder, and what Hydra would note there.
-
-    Hydra itself would write over the words of a run that is resumed before it is known whether it can be, and would
-    leave an empty file where the disk is full.
-    """
-    hydra = HydraConfig.get()
-    (folder / NOTES).mkdir(exist_ok=True)
-    for name, content in (
-        (f"{NOTES}/config.yaml", OmegaConf.to_yaml(cfg)),
-        (f"{NOTES}/hydra.yaml", OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra}))),
-        (OVERRIDES, OmegaConf.to_yaml(hydra.overrides.task)),
-        (CONFIG, OmegaConf.to_yaml(cfg, resolve=True)),
-    ):
-        with replacing(folder / name) as temporary:
-            temporary.write_text(content)
+    """Keep the resolved configuration in the run folder, once it is known that the run can go on."""
+    write_notes(cfg, folder)
+    with replacing(folder / CONFIG) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))

@@ -21,7 +21,7 @@ from e3va_cli.config.adapters import AdapterConfig
 from e3va_cli.config.free import binding_options
 from e3va_cli.config.legacy import fill_legacy_options
 from e3va_cli.errors import UserError
-from e3va_cli.files import replacing
+from e3va_cli.files import make_subfolder, replacing
 from e3va_cli.text import first_few
 
 CLASSES_SHOWN = 4
@@ -47,6 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UnwritableError: the disk is full, or the file cannot be written for another reason.
         """
+        make_subfolder(Path(path).parent)
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
