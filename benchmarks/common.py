@@ -87,6 +87,7 @@ def about(device: str) -> dict[str, Any]:
 def write(path: Path | None, device: str, figures: dict[str, Any]) -> None:
     """Write the figures as JSON, if a file is wanted."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**about(device), **figures})
         console.print(f"Figures: {path}")
 

@@ -82,6 +82,7 @@ def report(results: Results, output: Path) -> None:
             text.append(f"| {' | '.join(row)} |")
         console.print(table)
     console.print(*about(results), sep="\n")
+    output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
     with replacing(output / "results.md") as temporary:
         temporary.write_text("\n".join([*text, ""]), encoding="utf-8")

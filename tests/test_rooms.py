@@ -32,6 +32,8 @@ LEVELS = {
     "config": 0,
     "files": 0,
     "machine": 0,
+    "command_line": -1,
+    "terminal": -1,
     "text": -1,
     "errors": -1,
 }

@@ -7,23 +7,101 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from e3va_cli.errors import UserError, first_line
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
+REMEDIES = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space within your quota",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+}
+
+
+class UnwritableError(UserError):
+    """A file cannot be written, for a reason outside this program: a full disk, missing permissions, a folder gone.
+
+    Attributes:
+        reason: what the system said, and what to do.
+    """
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        remedy = REMEDIES.get(error.errno or 0, "make its folder writable")
+        said = f"{error.strerror or first_line(error)}; what was there before is whole"
+        if not path.parent.is_dir():
+            said = f"{path.parent} was deleted or moved while the command ran"
+            remedy = "start again, or go on with it in its new place"
+        self.reason = f"{said}; {remedy}"
+        super().__init__(f"{path}: cannot be written: {self.reason}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in one line what keeps a file from being written; errors of files in other folders are none of that.
+
+    Raises:
+        UnwritableError: the disk is full, the folder read-only or gone, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = path if error.filename is None else Path(os.fsdecode(error.filename))
+        if path.parent not in (place, place.parent):
+            raise
+        raise UnwritableError(path, error) from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
+
+    The folder must be there: a run whose folder is deleted must not go on in an empty one.
+
+    Raises:
+        UnwritableError: the disk is full, the folder read-only or gone, or the like.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def make_subfolder(path: Path) -> Path:
+    """Make a folder in one that must be there.
+
+    Raises:
+        UnwritableError: the disk is full, or the folder that it is in is read-only or gone.
+    """
+    with writing(path):
+        path.mkdir(exist_ok=True)
+    return path
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[IO[str]]:
+    """A text file to append lines to; what was appended is cut off again if anything goes wrong.
+
+    Raises:
+        UnwritableError: the disk is full, the file read-only, or the like.
+    """
+    with writing(path):
+        size = path.stat().st_size
+        try:
+            with path.open("a", newline="") as file:
+                yield file
+        except BaseException:
+            with suppress(OSError):
+                os.truncate(path, size)
+            raise
 
 
 def require_regular(path: Path) -> None:

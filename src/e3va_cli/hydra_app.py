@@ -18,10 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from e3va_cli.command_line import as_value
 from e3va_cli.composition import CONFIG_MODULE, checked, groups_as_text, load_config, options_as_text, parse
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.export.overrides import as_value, overrides_of_config
+from e3va_cli.export.overrides import overrides_of_config
+from e3va_cli.files import UNWRITABLE, UnwritableError
 from e3va_cli.run_config import (
     COMMANDS,
     LegacyWarning,
@@ -39,6 +41,7 @@ from e3va_cli.run_folder import (
     overrides_of,
     remove_unused,
     require_unused,
+    write_notes,
 )
 from e3va_cli.run_lock import hold
 from e3va_cli.sweep import Sweep
@@ -47,6 +50,7 @@ CONTINUES = {
     "train": "resume",
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
+NOTED = ("evaluate", "check-data", "benchmark-memory")  # that have a folder; train writes its notes itself
 OF_TRAINING = ("optimizer", "schedule", "budget")  # that an evaluation does not depend on
 MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer, that it does
 LEFT_OUT = {"train": ("resume", "experiment"), "evaluate": ("checkpoint", "resume", "experiment", "budget")}
@@ -215,6 +219,8 @@ def run(command: str) -> None:
             kind = COMMANDS[config_name]
             config: Any = typed(cfg, kind, complete=getattr(kind, "reads_data", True))
             folder = {"folder": Path(HydraConfig.get().runtime.output_dir)} if issubclass(kind, RunConfig) else {}
+            if command in NOTED:
+                write_notes(config, folder["folder"])
             import_module(f"e3va_cli.commands.{config_name}").run(config, *further, **folder)
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -222,11 +228,13 @@ def run(command: str) -> None:
             return
         try:
             job()
-        except UserError as error:
+        except (UserError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in UNWRITABLE:
+                raise
             folder = Path(HydraConfig.get().runtime.output_dir)
             if folder in made and is_first_process():
                 remove_unused(folder)
-            refuse(error)
+            refuse(error if isinstance(error, UserError) else UnwritableError(Path(error.filename or folder), error))
 
     options = [word for word in given[2:] if word not in flags.overrides]
     sys.argv = [given[0], *options, *words]

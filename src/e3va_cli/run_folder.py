@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import asdict
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from e3va_cli.command_line import command_line
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.files import replacing
+from e3va_cli.files import make_subfolder, replacing
 from e3va_cli.text import brief
 
 CONFIG = "config.yaml"
@@ -27,6 +30,8 @@ DETECTIONS = "detections.json"
 CURVES = "precision_recall.png"
 CONFUSION = "confusion.png"
 LOCK = ".lock"
+NOTES = ".hydra"  # Hydra's name for it
+OVERRIDES = f"{NOTES}/overrides.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 BEST = "best.ckpt"
@@ -70,14 +75,38 @@ def require_unused(folder: Path, resumed: Path | None) -> None:
     """Raises UserError if a run is to lie in a folder that holds another one than the one that it goes on with."""
     if any((folder / CHECKPOINTS).glob("*.ckpt")) and not (resumed and folder.samefile(resumed)):
         raise UserError(
-            f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}, or give another folder"
+            f"hydra.run.dir={folder}: holds a run already; go on with it by "
+            f"{command_line('train', {'resume': str(folder)})}, or give another folder"
         )
 
 
 def remove_unused(folder: Path) -> None:
     """Remove the folder of a run that was refused before it left anything but Hydra's notes and its lock."""
-    if {path.name for path in folder.iterdir()} <= {".hydra", LOCK}:
+    if {path.name for path in folder.iterdir()} <= {NOTES, LOCK}:
         shutil.rmtree(folder)
+
+
+def write_notes(config: Any, folder: Path) -> None:
+    """Write what Hydra would write of a command into its folder; without Hydra, the configuration alone.
+
+    Hydra itself would write over the notes of a run that is resumed before it is known whether it can be, and leave
+    empty files where the disk is full.
+
+    Args:
+        config: a dataclass.
+        folder: of the command.
+
+    Raises:
+        UnwritableError: they cannot be written; those from before are whole.
+    """
+    notes: dict[str, Any] = {"config": asdict(config)}
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        notes |= {"hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+    make_subfolder(folder / NOTES)
+    for name, content in notes.items():
+        with replacing(folder / NOTES / f"{name}.yaml") as temporary:
+            temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
 
 def adapter_folder(path: str) -> Path | None:
@@ -104,7 +133,7 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
         raise UserError(f"{option}={path}: no such run folder or checkpoint")
     if adapter_folder(path):
         raise UserError(f"{option}={path}: an exported adapter; give the run that it was made of")
-    if not (run / ".hydra" / "overrides.yaml").is_file():
+    if not (run / OVERRIDES).is_file():
         empty = "an empty folder, " if run.is_dir() and not any(run.iterdir()) else ""
         raise UserError(
             f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
@@ -122,15 +151,14 @@ def config_of(run: Path) -> dict[str, Any] | None:
 
 def write_overrides(run: Path, words: list[str]) -> None:
     """Keep the overrides that a run was started with, where Hydra does."""
-    path = run / ".hydra" / "overrides.yaml"
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as temporary:
+    make_subfolder(run / NOTES)
+    with replacing(run / OVERRIDES) as temporary:
         temporary.write_text(yaml.safe_dump(words, allow_unicode=True), encoding="utf-8")
 
 
 def overrides_of(run: Path) -> list[str]:
     """The command-line overrides that a run was started with, nothing of them looked up."""
-    path = run / ".hydra" / "overrides.yaml"
+    path = run / OVERRIDES
     words = _read_yaml(path, list)
     if wrong := [word for word in words if not isinstance(word, str) or not word.isprintable()]:
         raise UserError(f"{path}: {brief(wrong[0])} is no option")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from e3va_cli.errors import UserError
+from e3va_cli.files import UnwritableError
 from e3va_cli.run_folder import LOCK
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
@@ -46,8 +47,11 @@ def hold(folder: Path) -> None:
         print(f"e3va: note: {folder}: no locks on this file system; never resume a run twice at once", file=sys.stderr)
         return
     _held[_identity(path)] = descriptor
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    except OSError as error:
+        raise UnwritableError(path, error) from None
 
 
 def _identity(path: Path) -> tuple[int, int]:

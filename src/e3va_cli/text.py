@@ -31,6 +31,12 @@ def printable(value: object) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def count_of(number: float, one: str, several: str = "") -> str:
+    """A number with its noun, as in `1 step` and `2,000 steps`; the plural of `one` ends in -s unless it is given."""
+    value = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{value} {one if value == '1' else several or f'{one}s'}"
+
+
 def first_few(items: Sequence[object], most: int) -> str:
     """Up to `most` items in a row, and how many there are beside them."""
     more = f" and {len(items) - most} more" if len(items) > most else ""

@@ -10,18 +10,18 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from e3va_cli.adapters import METHODS
 from e3va_cli.commands.console import console
 from e3va_cli.commands.memory_tables import (
-    budget_table,
-    claims_table,
-    kinds_table,
     measured_lines,
     operations_line,
     peak_lines,
-    results_table,
+    print_budget_table,
+    print_claims_table,
+    print_kinds_table,
+    print_results_table,
 )
 from e3va_cli.composition import load_config, parse
 from e3va_cli.errors import UserError
@@ -35,6 +35,7 @@ from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
 from e3va_cli.run_config import BenchmarkMemoryConfig
+from e3va_cli.terminal import Bars
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -47,7 +48,7 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     setting = setting_of(config)
     limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
     console.print(describe(config, setting))
-    with Progress(
+    with Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as bar:
         results = follow(bar, "Measuring" if setting.device else "Planning", configs, setting)
@@ -93,7 +94,7 @@ def of_method(words: list[str], method: str) -> BenchmarkMemoryConfig:
     return config
 
 
-def follow(bar: Progress, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: Setting) -> list[Result]:
+def follow(bar: Bars, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: Setting) -> list[Result]:
     """All results, one method after another."""
     task = bar.add_task(doing, total=len(configs))
     results: list[Result] = []
@@ -105,7 +106,7 @@ def follow(bar: Progress, doing: str, configs: dict[str, BenchmarkMemoryConfig],
     return results
 
 
-def published_runs(bar: Progress, config: BenchmarkMemoryConfig, setting: Setting) -> list[Run]:
+def published_runs(bar: Bars, config: BenchmarkMemoryConfig, setting: Setting) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
     chosen = published_setting(config.backbone.name)
     if chosen is None or setting.size.image_size != chosen.image_size:
@@ -124,7 +125,7 @@ def published_runs(bar: Progress, config: BenchmarkMemoryConfig, setting: Settin
 
 
 def batches_within(
-    bar: Progress, configs: dict[str, BenchmarkMemoryConfig], setting: Setting, limit_mib: float
+    bar: Bars, configs: dict[str, BenchmarkMemoryConfig], setting: Setting, limit_mib: float
 ) -> dict[str, int]:
     """The largest batch of each method within the budget."""
     task = bar.add_task("Largest batch", total=len(configs))
@@ -198,22 +199,22 @@ def show(
     folder: Path,
 ) -> None:
     """Print the tables and where the files lie."""
-    console.print(results_table(results, config.backbone.name))
+    print_results_table(results, config.backbone.name)
     for result in results:
         for warning in [*result.details.get("warnings", []), result.details.get("error")]:
             if warning:
                 console.print(f"{result.method}: {warning}", style="yellow", markup=False)
-    console.print(kinds_table(results))
+    print_kinds_table(results)
     for line in [*measured_lines(results), operations_line(results), *peak_lines(results)]:
         console.print(line)
     if batches is not None:
-        console.print(budget_table(config, setting, batches))
+        print_budget_table(config, setting, batches)
         height, width = setting.size.image_size
         if config.image_size is None and height != width:
             console.print(
                 f"A batch with an upright and a lying image is padded to both their sides: plan for it with "
                 f"image_size=[{width},{width}]."
             )
-    console.print(claims_table(claims))
+    print_claims_table(claims)
     files = [folder / name for name in (BENCHMARK, DETAILS, PLOT)]
     console.print(f"Results: {', '.join(str(file) for file in files if file.is_file())}", markup=False)

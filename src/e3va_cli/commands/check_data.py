@@ -8,10 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from rich.markup import escape
-from rich.progress import Progress
-from rich.table import Table
 
-from e3va_cli.commands.console import console
+from e3va_cli.commands.console import console, print_table
 from e3va_cli.commands.pictures import draw_annotations
 from e3va_cli.commands.report import print_warnings
 from e3va_cli.data import SPLITS, DenseDataset, Source, Split
@@ -22,6 +20,7 @@ from e3va_cli.errors import UserError
 from e3va_cli.heads import HEADS
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_config import CheckDataConfig
+from e3va_cli.terminal import Bars
 
 
 def run(config: CheckDataConfig, *, folder: Path) -> None:
@@ -75,7 +74,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
 
 def check_with_progress(source: Source, split: Split, targets: Collection[str]) -> Report:
     """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
-    with Progress(console=console, transient=True) as bar:
+    with Bars(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
 
@@ -100,7 +99,5 @@ def print_report(report: Report) -> None:
     """The findings, then how many objects each class has."""
     for line in report.lines():
         console.print(line, markup=False)
-    table = Table("class", report.unit, title=None)
-    for name, count in sorted(report.per_class.items(), key=lambda item: -item[1]):
-        table.add_row(escape(name), f"{count:,}")
-    console.print(table)
+    ranked = sorted(report.per_class.items(), key=lambda item: -item[1])
+    print_table(None, ["class", report.unit], [[escape(name), f"{count:,}"] for name, count in ranked])

@@ -1,5 +1,104 @@
-"""The console that all commands print to."""
+"""The console that all commands print to, and tables that fit it."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True)
+
+LEAST_NAME = 8  # characters of the first column, whose names are wrapped where there is no room
+Row = Sequence[str]
+
+
+def print_table(
+    title: str | None, header: Row, rows: Sequence[Row], *, compact: bool = False, styles: Sequence[str] = ()
+) -> None:
+    """Print a table whose numbers are never broken or cut.
+
+    Where the console is too narrow, headers are wrapped between words, then the columns are printed as several tables,
+    each with the names again, and a column that still has no room as lines.
+
+    Args:
+        title: above the table.
+        header: names of the columns, in Rich's markup as all cells; the first column is of names, the others are
+            aligned to the right.
+        rows: the cells.
+        compact: without borders.
+        styles: of the rows.
+    """
+    everything = range(1, len(header))
+    for wrapped in (False, True):
+        if _width(header, rows, everything, wrapped, compact) <= console.width:
+            console.print(_table(title, header, rows, everything, wrapped, compact, styles))
+            return
+    for columns in _chunks(header, rows, compact):
+        if _width(header, rows, columns, True, compact) <= console.width:
+            console.print(_table(title, header, rows, columns, True, compact, styles))
+        else:
+            console.print(*([f"[italic]{title}[/]"] if title else []), *_lines(header, rows, columns[0]), sep="\n")
+        title = None
+
+
+def _chunks(header: Row, rows: Sequence[Row], compact: bool) -> Iterator[list[int]]:
+    """The columns beside the first one, as many at a time as have room."""
+    chunk: list[int] = []
+    for column in range(1, len(header)):
+        if chunk and _width(header, rows, [*chunk, column], True, compact) > console.width:
+            yield chunk
+            chunk = []
+        chunk.append(column)
+    yield chunk
+
+
+def _lines(header: Row, rows: Sequence[Row], column: int) -> list[str]:
+    return [f"{row[0]}: {header[column]} {row[column]}" for row in rows]
+
+
+def _table(
+    title: str | None,
+    header: Row,
+    rows: Sequence[Row],
+    columns: Sequence[int],
+    wrapped: bool,
+    compact: bool,
+    styles: Sequence[str],
+) -> Table:
+    style = {"box": SIMPLE_HEAD, "padding": (0, 1, 0, 0), "show_edge": False, "pad_edge": False} if compact else {}
+    table = Table(title=title, **style)  # type: ignore[arg-type]
+    room = console.width - _width(header, rows, columns, wrapped, compact) + _least_name(header, rows)
+    table.add_column(header[0], width=min(room, _longest(header, rows, 0)), overflow="fold")
+    for column in columns:
+        width = _needed(header, rows, column, wrapped)
+        table.add_column(header[column], width=width, justify="right", overflow="fold")
+    for number, row in enumerate(rows):
+        table.add_row(row[0], *(row[column] for column in columns), style=styles[number] if styles else "")
+    return table
+
+
+def _width(header: Row, rows: Sequence[Row], columns: Sequence[int], wrapped: bool, compact: bool) -> int:
+    """The least number of characters that a table of these columns takes."""
+    widths = [_least_name(header, rows), *(_needed(header, rows, column, wrapped) for column in columns)]
+    return sum(widths) + (2 * len(widths) if compact else 3 * len(widths) + 1)
+
+
+def _least_name(header: Row, rows: Sequence[Row]) -> int:
+    return min(_longest(header, rows, 0), max(LEAST_NAME, console.width // 3))
+
+
+def _longest(header: Row, rows: Sequence[Row], column: int) -> int:
+    return max(_length(line) for cell in (header[column], *(row[column] for row in rows)) for line in cell.split("\n"))
+
+
+def _needed(header: Row, rows: Sequence[Row], column: int, wrapped: bool) -> int:
+    """Characters of a column: of its longest value, and of its header or, where that is wrapped, its longest word."""
+    parts = header[column].split() if wrapped else header[column].split("\n")
+    return max(_length(text) for text in (*parts, *(row[column] for row in rows), ""))
+
+
+def _length(markup: str) -> int:
+    return Text.from_markup(markup).cell_len

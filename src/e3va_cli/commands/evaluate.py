@@ -14,7 +14,7 @@ from e3va_cli.commands.report import hide_lightning_hints, print_results, print_
 from e3va_cli.errors import UserError
 from e3va_cli.export.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
 from e3va_cli.export.passes import Adapter, passes_of
-from e3va_cli.files import write_json
+from e3va_cli.files import make_subfolder, write_json
 from e3va_cli.metrics import Results
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_config import EvaluateConfig
@@ -57,6 +57,7 @@ def measure(candidates: list[Candidate], folder: Path) -> Results:
 
 def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:
     """The files of one adapter's evaluation: what each holds, by its name."""
+    make_subfolder(folder)
     evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
     files = {METRICS: "all of these results", **evaluator.leave(folder)}

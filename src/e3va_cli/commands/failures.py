@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import os
 import resource
 import threading
 import traceback
@@ -18,12 +18,12 @@ from torch._dynamo.exc import TorchDynamoException
 from e3va_cli import data
 from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_fit
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import UNWRITABLE, UnwritableError
 from e3va_cli.machine import MIB, is_out_of_memory, process_peak_rss_mib
 from e3va_cli.memory.benchmark import free_mib
 from e3va_cli.run_config import RunConfig
 from e3va_cli.training.task import DenseTask
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
 CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its plan, it should have
 IN_LOADER = "in DataLoader worker process"
 DATA = Path(data.__file__).parent
@@ -31,14 +31,15 @@ LOADER_KILLED = "is killed by signal"
 
 
 @contextmanager
-def in_one_line(folder: Path, of_memory: Callable[[str], str]) -> Iterator[None]:
+def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: Callable[[], str] = str) -> Iterator[None]:
     """Turn what ends a command into a `UserError`.
 
     Args:
         folder: that the command writes to.
         of_memory: the line on memory that did not suffice, of the first line that PyTorch says.
+        then: behind the line on a file that could not be written: how to go on once it can.
     """
-    threading.excepthook = _without_full_disks
+    threading.excepthook = _without_unwritable
     try:
         yield
     except Exception as error:  # what is none of these is raised again
@@ -58,9 +59,10 @@ def in_one_line(folder: Path, of_memory: Callable[[str], str]) -> Iterator[None]
             raise UserError(
                 f"{first_line(error)} Memory may not suffice for the loader processes; use a smaller data.num_workers"
             ) from error
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            place = error.filename or folder
-            raise UserError(f"{place}: cannot be written: {error.strerror}; what was there before is whole") from error
+        if isinstance(error, OSError) and (error.errno in UNWRITABLE or _lies_in(error, folder)):
+            error = UnwritableError(_place(error) or folder, error)
+        if isinstance(error, UnwritableError):
+            raise UserError(*(f"{message}{then()}" for message in error.messages)) from error
         raise
     finally:
         threading.excepthook = threading.__excepthook__
@@ -74,9 +76,20 @@ def of_loading(error: Exception) -> bool:
     return is_out_of_memory(error) and any(Path(frame.filename).parent == DATA for frame in frames)
 
 
-def _without_full_disks(arguments: threading.ExceptHookArgs) -> None:
+def _place(error: OSError) -> Path | None:
+    return None if error.filename is None else Path(os.fsdecode(error.filename))
+
+
+def _lies_in(error: OSError, folder: Path) -> bool:
+    """Whether an error is of a file in a folder, or of one that was there."""
+    place = _place(error)
+    return place is not None and place.absolute().is_relative_to(folder.absolute())
+
+
+def _without_unwritable(arguments: threading.ExceptHookArgs) -> None:
     """TensorBoard writes in a thread of its own; what that fails of, it tells the run too."""
-    if not (isinstance(arguments.exc_value, OSError) and arguments.exc_value.errno in UNWRITABLE):
+    of_tensorboard = type(arguments.thread).__module__.startswith("tensorboard")
+    if not (isinstance(arguments.exc_value, OSError) and of_tensorboard):
         threading.__excepthook__(arguments)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
+from e3va_cli.commands.console import print_table
 from e3va_cli.memory.benchmark import Setting
 from e3va_cli.memory.budget import LARGEST_BATCH
 from e3va_cli.memory.claims import Claim
@@ -23,22 +21,14 @@ SHORT = {
 COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 
 
-def results_table(results: list[Result], backbone: str) -> Table:
+def print_results_table(results: list[Result], backbone: str) -> None:
     """Parameters, memory and time of each method, the published figures beside ours."""
     published = published_setting(backbone)
     timed = any(r.step_time_s is not None for r in results)
     columns = ["method", "trainable", "%", "peak MiB", "saved"]
     columns += ["step s", "saved"] if timed else []
     columns += ["paper:\nparams", "paper:\nsaved"] if published else []
-    table = Table(
-        title="Backbone parameters with output norms; saved: against full fine-tuning",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        pad_edge=False,
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    rows = []
     for result in results:
         row = [
             result.method,
@@ -52,8 +42,10 @@ def results_table(results: list[Result], backbone: str) -> Table:
         if published:
             params = published.methods.get(result.method)
             row += ["-" if params is None else f"{params[0]:.2f} M", percent(published.saved_pct(result.method))]
-        table.add_row(*row, style="bold" if result.method == "e3va" else "")
-    return table
+        rows.append(row)
+    title = "Backbone parameters with output norms; memory in MiB (2^20 bytes); saved: against full fine-tuning"
+    styles = ["bold" if result.method == "e3va" else "" for result in results]
+    print_table(title, columns, rows, compact=True, styles=styles)
 
 
 def measured_lines(results: list[Result]) -> list[str]:
@@ -74,23 +66,12 @@ def operations_line(results: list[Result]) -> str:
     return f"Operations of a step (matrix products, convolutions), TFLOP: {', '.join(shares)}"
 
 
-def kinds_table(results: list[Result]) -> Table:
+def print_kinds_table(results: list[Result]) -> None:
     """What holds the memory at the peak."""
-    table = Table(
-        title="What holds the memory at the peak, MiB",
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-        pad_edge=False,
-    )
-    table.add_column("method", no_wrap=True)
     shown = [kind for kind in KINDS if any(r.by_kind_mib.get(kind, 0) >= 1 for r in results)]
-    for kind in shown:
-        table.add_column(SHORT.get(kind, kind), justify="right", no_wrap=True)
-    for result in results:
-        values = [number(result.by_kind_mib.get(kind), 0) for kind in shown]
-        table.add_row(result.method, *values)
-    return table
+    rows = [[result.method, *(number(result.by_kind_mib.get(kind), 0) for kind in shown)] for result in results]
+    header = ["method", *(SHORT.get(kind, kind) for kind in shown)]
+    print_table("What holds the memory at the peak, MiB", header, rows, compact=True)
 
 
 def peak_lines(results: list[Result]) -> list[str]:
@@ -102,36 +83,33 @@ def peak_lines(results: list[Result]) -> list[str]:
     return [f"The peak falls in the {place}: {', '.join(methods)}" for place, methods in places.items()]
 
 
-def budget_table(config: BenchmarkMemoryConfig, setting: Setting, batches: dict[str, int]) -> Table:
+def print_budget_table(config: BenchmarkMemoryConfig, setting: Setting, batches: dict[str, int]) -> None:
     """Which methods fit, how large a batch does, and the words to use."""
     height, width = setting.size.image_size
-    table = Table(
-        "method",
-        "fits",
-        "largest batch",
-        "overrides",
-        title=f"Within {config.budget}, {config.reserve_mib:.0f} MiB of it kept for what no tensor tells of; "
-        f"images of {height}x{width}",
-    )
+    rows = []
     for method, batch in batches.items():
         fits = "[green]yes[/]" if batch >= setting.size.batch_size else "[red]no[/]"
         largest = f"{batch} or more" if batch >= LARGEST_BATCH else str(batch)
         words = f"adapter={method} data.batch_size={batch}" if batch else "-"
-        table.add_row(method, fits, largest, words)
-    return table
+        rows.append([method, fits, largest, words])
+    print_table(
+        f"Within {config.budget}, {config.reserve_mib:.0f} MiB of it kept for what no tensor tells of; "
+        f"images of {height}x{width}",
+        ["method", "fits", "largest batch", "overrides"],
+        rows,
+    )
 
 
-def claims_table(claims: list[Claim]) -> Table:
+def print_claims_table(claims: list[Claim]) -> None:
     """The paper's claims."""
-    table = Table("claim", title="The paper's claims (arXiv 2306.09729)")
-    for column in ("published", "found", "source", "verdict"):
-        table.add_column(column, justify="right")
+    rows = []
     for claim in claims:
         bound = "" if claim.at_least else "≤ "
         source = SHORT.get(claim.source or "-", claim.source or "-")
         verdict = f"[{COLOURS[claim.verdict]}]{claim.verdict}[/]"
-        table.add_row(claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), source, verdict)
-    return table
+        rows.append([claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), source, verdict])
+    header = ["claim", "published", "found", "source", "verdict"]
+    print_table("The paper's claims (arXiv 2306.09729)", header, rows)
 
 
 def number(value: float | None, digits: int) -> str:

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_prediction
@@ -21,6 +20,7 @@ from e3va_cli.errors import UserError
 from e3va_cli.export.predictor import load_adapters
 from e3va_cli.run_config import PredictConfig
 from e3va_cli.run_folder import claim_folder
+from e3va_cli.terminal import Bars
 
 RUNS = "runs"  # where a folder for results is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results
@@ -49,7 +49,7 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
         console.print(line, markup=False)
     if len(together.adapters) > 1:
         print_passes(together.passes)
-    with Progress(console=console, transient=True) as bar:
+    with Bars(console=console, transient=True) as bar:
         task = bar.add_task("Predicting", total=len(files))
         for batch in batches(files, config.batch_size, output.skip):
             found = together.predict([image for _, image in batch], score=config.score, batch_size=len(batch))

@@ -48,7 +48,9 @@ class PredictionFiles:
         self.skipped: list[dict[str, str]] = []
         self.values = {adapter.name: mask_values(adapter.category_ids) for adapter in adapters}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            for adapter in adapters:
+                place = self._place(adapter.name)
+                (place / LABELS if adapter.task == "segmentation" else place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output={folder}: the folder cannot be made ({error.strerror})") from None
         taken = [path for path in self._planned() if path.exists()]

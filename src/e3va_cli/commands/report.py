@@ -8,22 +8,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L  # noqa: N812 (Lightning's own alias)
 from rich.markup import escape
-from rich.table import Table
 
 from e3va_cli.adapters import METHODS, FrozenBackbone
-from e3va_cli.commands.console import console
+from e3va_cli.command_line import command_line
+from e3va_cli.commands.console import console, print_table
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.model import parameter_counts
-from e3va_cli.optim.course import Course, ScheduleOptions
+from e3va_cli.optim.course import Course, ScheduleOptions, is_complete, longer
 from e3va_cli.optim.schedules import MultiStepOptions
 from e3va_cli.run_config import RunConfig
-from e3va_cli.run_folder import BAD_BATCHES, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
-from e3va_cli.text import first_few
+from e3va_cli.run_folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
+from e3va_cli.text import count_of, first_few
+from e3va_cli.training.resuming import Resumed
 from e3va_cli.training.run import Run
 
 CLASSES_SHOWN = 20
-NUMBER = len("50.0")
+PLACEHOLDERS = "IMAGES stands for an image file or a folder of them, ADAPTER for a new folder"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
@@ -42,38 +44,38 @@ def hide_lightning_hints() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: RunConfig, run: Run, folder: Path, checkpoint: Path | None, step: int = 0) -> None:
-    """What is about to be trained, on what, and where it will lie; a resumed run goes on after `step`."""
+def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | None = None) -> None:
+    """What is about to be trained, on what, and where it will lie."""
     counts = parameter_counts(run.model)
     assert run.train is not None
-    table = Table.grid(padding=(0, 2))
-    table.add_row("Backbone", f"{config.backbone.name}, {counts['backbone_params']:,} parameters, {drop_path(config)}")
-    table.add_row(
-        "Method",
-        f"{config.adapter.name}, {counts['trainable_backbone_params']:,} trainable "
-        f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
-    )
-    table.add_row(
-        "Head",
-        f"{config.head.name}, {counts['trainable_params'] - counts['trainable_backbone_params']:,} trainable",
-    )
     empty = run.train.left_out_images
-    left_out = f" ({empty:,} without objects are left out)" if empty else ""
-    table.add_row(
-        "Data",
-        f"{config.dataset.name}, {len(run.train):,} images to train on{left_out}, {len(run.val):,} to evaluate",
-    )
-    table.add_row("Classes", escape(named(run.val.classes)))
+    left_out = f" ({empty:,} without objects left out)" if empty else ""
     assert run.course is not None
     course, schedule = run.course, config.schedule
-    table.add_row("Schedule", described(course, schedule.name))
-    table.add_row("Run folder", escape(str(folder)))
-    if checkpoint is not None:
-        table.add_row("Resumes", escape(f"{checkpoint}, after step {step:,}"))
-    console.print(table)
+    on_head = counts["trainable_params"] - counts["trainable_backbone_params"]
+    lines = {
+        "Backbone": f"{config.backbone.name}, {count_of(counts['backbone_params'], 'parameter')}, {drop_path(config)}",
+        "Method": f"{config.adapter.name}, {counts['trainable_backbone_params']:,} trainable "
+        f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
+        "Head": f"{config.head.name}, {on_head:,} trainable",
+        "Data": f"{config.dataset.name}, {count_of(len(run.train), 'image')} to train on{left_out}, "
+        f"{len(run.val):,} to evaluate",
+        "Classes": named(run.val.classes),
+        "Schedule": described(course, schedule.name),
+        "Memory": memory_shown(run.trainer),
+        "Run folder": str(folder),
+    }
+    if resumed is not None:
+        lines["Resumes"] = f"{resumed.path}, after {count_of(resumed.step, 'step')}"
+    for name, text in lines.items():
+        console.print(f"{name:<12}{text}", markup=False)
     print_warnings(warnings_of(course, schedule))
-    if step >= course.total_steps:
-        console.print("Nothing is left to train; a larger trainer.max_epochs or trainer.max_steps goes on.")
+    if resumed is not None:
+        print_warnings(f"resumed with {change}" for change in resumed.changes)
+    if resumed is not None and is_complete(course, resumed.epochs, resumed.step, config.trainer.max_steps):
+        further = command_line("train", {"resume": str(folder), **longer(schedule, course, config.trainer.max_steps)})
+        done = f"{count_of(resumed.epochs, 'epoch')} and {count_of(resumed.step, 'step')}"
+        console.print(f"Training is complete after {done}; to train longer: {further}", markup=False)
     if run.model.identity.weights == "random":
         console.print(
             "[yellow]Warning: the backbone's weights are random.[/] Give backbone.pretrained=true or "
@@ -83,6 +85,12 @@ def print_start(config: RunConfig, run: Run, folder: Path, checkpoint: Path | No
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
     print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config.head)])
+
+
+def memory_shown(trainer: L.Trainer) -> str:
+    """What the memory beside the progress is."""
+    what = "of tensors on the GPU" if trainer.strategy.root_device.type == "cuda" else "of this process"
+    return f"peak {what}, shown beside the progress in MiB (2^20 bytes)"
 
 
 def drop_path(config: RunConfig) -> str:
@@ -103,9 +111,9 @@ def described(course: Course, schedule: str) -> str:
     epochs = course.total_steps / course.steps_per_epoch
     adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
     return (
-        f"{course.total_steps:,} steps of {course.total_batch} images: {epochs:.3g} epochs of "
-        f"{course.steps_per_epoch:,} steps; {schedule} from {course.lr:.3g}{adapted} after {course.warmup_steps:,} "
-        "steps of warm-up"
+        f"{count_of(course.total_steps, 'step')} of {count_of(course.total_batch, 'image')}: "
+        f"{count_of(epochs, 'epoch')} of {count_of(course.steps_per_epoch, 'step')}; {schedule} from "
+        f"{course.lr:.3g}{adapted} after {count_of(course.warmup_steps, 'step')} of warm-up"
     )
 
 
@@ -114,13 +122,13 @@ def warnings_of(course: Course, schedule: ScheduleOptions) -> Iterator[str]:
     if course.warmup_steps < course.recipe_warmup:
         yield (
             f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
-            f"{course.total_steps:,} steps (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
+            f"{count_of(course.total_steps, 'step')} (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
         )
     milestones = schedule.milestones if isinstance(schedule, MultiStepOptions) else []
     late = [epoch for epoch in milestones if round(epoch * course.stretch) >= course.epochs]
     if late:
         yield (
-            f"the run ends after {course.epochs:,} epochs, before the learning rate falls at "
+            f"the run ends after {count_of(course.epochs, 'epoch')}, before the learning rate falls at "
             f"{' and '.join(map(str, late))}; give schedule.milestones=[...] for its length"
         )
 
@@ -129,21 +137,12 @@ def print_results(results: dict[str, Any]) -> None:
     """A table of results over all classes, and one of each class."""
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
-    table = Table(title="Evaluation, in percent")
-    table.add_column("", overflow="fold")
-    for name in names:
-        table.add_column(TITLES.get(name, name), justify="right", overflow="fold")
-    for kind, values in kinds.items():
-        table.add_row(escape(kind), *(_percent(values[name]) for name in names))
-    console.print(table)
+    rows = [[escape(kind), *(_percent(values[name]) for name in names)] for kind, values in kinds.items()]
+    print_table("Evaluation, in percent", ["", *(TITLES.get(name, name) for name in names)], rows)
     title = "IoU" if "mIoU" in names else names[0]
-    classes = Table(title=f"{title} of each class, in percent")
-    classes.add_column("class", overflow="fold")
-    for kind in kinds:
-        classes.add_column(escape(kind), justify="right", overflow="fold", min_width=NUMBER)
-    for name in next(iter(kinds.values()))["per_class"]:
-        classes.add_row(escape(name), *(_percent(values["per_class"][name]) for values in kinds.values()))
-    console.print(classes)
+    classes = next(iter(kinds.values()))["per_class"]
+    rows = [[escape(name), *(_percent(values["per_class"][name]) for values in kinds.values())] for name in classes]
+    print_table(f"{title} of each class, in percent", ["class", *map(escape, kinds)], rows)
 
 
 def print_warnings(notes: Iterable[str | None]) -> None:
@@ -152,22 +151,41 @@ def print_warnings(notes: Iterable[str | None]) -> None:
         console.print(f"[yellow]Warning:[/] {escape(note)}")
 
 
-def print_next(folder: Path) -> None:
-    """Where everything lies, and the commands that use it."""
+FILES = {
+    METRICS: "results of the last evaluation",
+    METRICS_HISTORY: "history of losses and results",
+    RESOURCES: "memory, step time, parameters",
+    PICTURES: "validation images with what was found",
+    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or memory that did not suffice",
+    f"{CHECKPOINTS}/{LAST}": "the last state",
+    f"{CHECKPOINTS}/{BEST}": "the state with the best evaluation",
+}
+
+
+def print_next(folder: Path, config: RunConfig, further: dict[str, Any]) -> None:
+    """Where everything lies, and the commands that use it.
+
+    Args:
+        folder: of the run.
+        config: its plain configuration.
+        further: the options by which it goes on.
+    """
     console.print(f"\nRun folder: {folder}", markup=False)
-    for name, what in (
-        (METRICS, "results of the last evaluation"),
-        (METRICS_HISTORY, "history of losses and results"),
-        (RESOURCES, "memory, step time, parameters"),
-        (PICTURES, "validation images with what was found"),
-        (BAD_BATCHES, "batches that changed no weight: NaN or infinite losses, or memory that did not suffice"),
-        (f"{CHECKPOINTS}/{LAST}", "last state; best.ckpt is the best one"),
-    ):
+    for name, what in FILES.items():
         if (folder / name).exists():
             console.print(f"  {name:<22} {what}")
-    console.print("\nNext:")
-    console.print(f"  e3va evaluate checkpoint={folder}", markup=False)
-    console.print(f"  e3va train resume={folder} trainer.max_epochs=N", markup=False)
+    checkpoint = {"checkpoint": str(folder)}
+    unmeasured = config.trainer.limit_val_batches == 0
+    console.print(f"\nNext ({PLACEHOLDERS}):")
+    print_command("evaluate", {**checkpoint, **({"trainer.limit_val_batches": None} if unmeasured else {})})
+    print_command("predict", {**checkpoint, "input": "IMAGES"})
+    print_command("export-adapter", {**checkpoint, "output": "ADAPTER"})
+    print_command("train", {"resume": str(folder), **further})
+
+
+def print_command(command: str, options: dict[str, Any]) -> None:
+    """One of the next commands."""
+    console.print(f"  {command_line(command, options)}", markup=False)
 
 
 def _percent(value: float | None) -> str:

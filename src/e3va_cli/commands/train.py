@@ -6,9 +6,11 @@ import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from e3va_cli.command_line import command_line
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_training
@@ -20,20 +22,15 @@ from e3va_cli.commands.report import (
     print_start,
     print_warnings,
 )
-from e3va_cli.files import replacing
+from e3va_cli.files import make_subfolder, replacing
 from e3va_cli.metrics import Results
 from e3va_cli.metrics.limits import limit_note
+from e3va_cli.optim.course import is_complete, longer
 from e3va_cli.run_config import TrainConfig
-from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, PICTURES, is_first_process, locate
+from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_first_process, locate, write_notes
 from e3va_cli.run_lock import hold
-from e3va_cli.training.checkpoints import (
-    OF_TASK,
-    read_checkpoint,
-    require_fitting_optimizer,
-    require_same_weights,
-    verify,
-)
 from e3va_cli.training.history import histories
+from e3va_cli.training.resuming import read_resumed
 from e3va_cli.training.run import Run, build_run
 
 
@@ -48,20 +45,14 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
     run = build_run(config, folder)
     last = None if resume is None else locate(resume, "resume")[1]
     checkpoint = last if last is not None and last.is_file() else None  # the run may have been killed before its first
-    step = 0
-    if checkpoint is not None:
-        content = read_checkpoint(checkpoint)
-        verify(content, checkpoint, run.task.about)
-        state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-        require_same_weights(state, run.model, checkpoint)
-        require_fitting_optimizer(content, run.task.build_optimizer(run.model), checkpoint)
-        step = content["global_step"]
+    resumed = None if checkpoint is None else read_resumed(checkpoint, run, config)
+    step = 0 if resumed is None else resumed.step
     for history in histories(run.trainer):
         history.drop_from(step)
-    with in_one_line(folder, partial(of_training, config, run.trainer, run.task)):
+    with in_one_line(folder, partial(of_training, config, run.trainer, run.task), then=partial(how_to_go_on, folder)):
         if run.trainer.is_global_zero:
             write_config(config, folder)
-            print_start(config, run, folder, checkpoint, step)
+            print_start(config, run, folder, resumed)
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
         finish(config, run, folder)
@@ -87,7 +78,27 @@ def finish(config: TrainConfig, run: Run, folder: Path) -> None:
         print_warnings([limit_note(run.val, config.head)])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
         draw_predictions(model, run.val, run.task.evaluator.images, config.pictures, folder / PICTURES)
-    print_next(folder)
+    print_next(folder, config, further_options(config, run))
+
+
+def how_to_go_on(folder: Path) -> str:
+    """What to do once the run folder can be written again."""
+    if not folder.is_dir():
+        return ""
+    if not (folder / OVERRIDES).is_file():
+        return ", then start the run again"
+    return f", then go on with: {command_line('train', {'resume': str(folder)})}"
+
+
+def further_options(config: TrainConfig, run: Run) -> dict[str, Any]:
+    """The options by which a run that has ended goes on."""
+    assert run.course is not None
+    stopping = run.trainer.early_stopping_callback
+    early = {"trainer.early_stopping_patience": None} if stopping is not None and stopping.stopped_epoch else {}
+    epochs = run.trainer.fit_loop.epoch_progress.current.completed
+    if early and not is_complete(run.course, epochs, run.trainer.global_step, config.trainer.max_steps):
+        return early
+    return {**longer(config.schedule, run.course, config.trainer.max_steps), **early}
 
 
 def prepare(folder: Path, checkpoint: Path | None) -> None:
@@ -95,11 +106,13 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()
     if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
+        make_subfolder(folder)
         with replacing(folder / LAST) as temporary:
             shutil.copyfile(checkpoint, temporary)
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
-    """Keep the resolved configuration in the run folder."""
+    """Keep the resolved configuration in the run folder, once it is known that the run can go on."""
+    write_notes(config, folder)
     with replacing(folder / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))

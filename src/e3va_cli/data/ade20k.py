@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from e3va_cli.config.options import Under, option
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.file_names import likely_name, match_stems
+from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.label_checks import check_label_maps
@@ -96,6 +97,13 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def fingerprint(self) -> Fingerprint:
+        """See `targets.DenseDataset`."""
+        sizes = sizes_of(len(self), lambda index: self.images / self._files[index][0])
+        of_labels = sizes_of(len(self), lambda index: self.labels / self._files[index][1])
+        images, labels = zip(*self._files, strict=True)
+        return Fingerprint(len(self), digest(images, sizes), digest(labels, of_labels))
 
     def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
         """An image, and the (H, W) of its label map."""

@@ -25,6 +25,7 @@ from e3va_cli.data.coco_objects import Census, by_known_image, evaluated, is_tra
 from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.file_names import find_names
+from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
@@ -135,6 +136,15 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         if "masks" in target and not isinstance(self.transforms, ResizeFirst):
             target["masks"] = target["masks"].at((height, width))
         return (image, target) if self.transforms is None else self.transforms(image, target)
+
+    def fingerprint(self) -> Fingerprint:
+        """See `targets.DenseDataset`."""
+        sizes = sizes_of(len(self), lambda index: self._file_and_size(index)[0])
+        objects = (
+            (number, *size, found)
+            for number, size, found in zip(self._image_ids.tolist(), self._sizes.tolist(), self._objects, strict=True)
+        )
+        return Fingerprint(len(self), digest(self._file_names, sizes), digest(objects))
 
     def image_size(self, index: int) -> tuple[int, int]:
         """(H, W) in pixels, as the annotation file says."""

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from torchvision import tv_tensors
 
 from e3va_cli.config.options import MAX_SEED, option
+from e3va_cli.data.fingerprint import Fingerprint, digest
 from e3va_cli.data.report import Report
 from e3va_cli.data.source import SOURCES, SPLITS, Source, Split
 from e3va_cli.data.targets import DETECTION, Target
@@ -194,6 +195,10 @@ class Shapes:
             "original_size": size,
         }
         return self.transforms(image, target) if self.transforms else (image, target)
+
+    def fingerprint(self) -> Fingerprint:
+        """See `targets.DenseDataset`."""
+        return Fingerprint(self.images, digest([self.size, self.seed]), "")
 
     def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
         """The split as a COCO data set."""

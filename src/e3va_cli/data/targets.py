@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
+from e3va_cli.data.fingerprint import Fingerprint
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.orientation import STORED, displayed_size, is_turned, orientation_of, turned
 from e3va_cli.errors import UserError, first_line
@@ -80,6 +81,10 @@ class DenseDataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]: ...
+
+    def fingerprint(self) -> Fingerprint:
+        """What the split holds, in a few bytes."""
+        ...
 
 
 class DetectionDataset(DenseDataset, Protocol):

@@ -18,7 +18,7 @@ from torch import Tensor
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import FORMAT, VERSION, config_digest, read_config
 from e3va_cli.export.card import card
-from e3va_cli.files import replacing, write_json
+from e3va_cli.files import UnwritableError, replacing, write_json
 from e3va_cli.run_config import EXPORT_PRECISIONS
 from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -51,8 +51,9 @@ def write_adapter(folder: Path, state: dict[str, Tensor], description: dict[str,
             with replacing(temporary / ADAPTER_CARD) as file:
                 file.write_text(card(config, folder.resolve().name), encoding="utf-8")
             weights.chmod((temporary / ADAPTER_CONFIG).stat().st_mode)  # safetensors lets nobody else read it
-    except OSError as error:
-        raise UserError(f"output={folder}: cannot be written ({first_line(error)})") from None
+    except (OSError, SafetensorError, UnwritableError) as error:
+        reason = error.reason if isinstance(error, UnwritableError) else first_line(error)
+        raise UserError(f"output={folder}: cannot be written ({reason})") from None
 
 
 def require_new(folder: Path) -> None:

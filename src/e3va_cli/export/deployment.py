@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from e3va_cli.data.batch import SIZE_DIVISOR
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.files import replacing
+from e3va_cli.files import UnwritableError, replacing
 from e3va_cli.heads.pyramid import pyramid_of
 from e3va_cli.model import DenseModel
 
@@ -199,6 +199,7 @@ def export_dense(
     expected = [part(images) for images in map(_images, CHECKED, [image_size] * len(CHECKED))]
     names = part.names(expected[0])
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             form.write(part, _images(TRACED, image_size), names, json.dumps({**about, "outputs": names}), temporary)
             difference = _difference(form.load(temporary), expected, image_size)
@@ -207,8 +208,9 @@ def export_dense(
                     f"{path} not made: it differs from PyTorch by up to {difference:.2g}, "
                     f"and tolerance={tolerance:g} is let pass"
                 )
-    except OSError as error:
-        raise UserError(f"output={path}: cannot be written ({first_line(error)})") from None
+    except (OSError, UnwritableError) as error:
+        reason = error.reason if isinstance(error, UnwritableError) else first_line(error)
+        raise UserError(f"output={path}: cannot be written ({reason})") from None
     shapes = dict(zip(names, (tuple(output.shape) for output in expected[0]), strict=True))
     return Exported(shapes, difference, max(float(o.abs().max()) for outputs in expected for o in outputs))
 

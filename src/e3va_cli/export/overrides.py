@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
+from e3va_cli.command_line import as_value
 
 COUNTS_CLASSES = ("ade20k", "shapes")  # data sets whose number of classes is an option
 FREE = "backbone.model_args"  # its keys are no part of the schema
-PLAIN_PATH = re.compile(r"[\w.-]*(/[\w.-]+)+", re.ASCII)  # nothing else is written like it
 
 
 def overrides_of_config(config: dict[str, Any]) -> list[str]:
@@ -38,16 +36,3 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from leaves(f"{key}.{name}", inner)
     else:
         yield key, value
-
-
-def as_value(value: str | float | bool | Sequence[Any] | None) -> str:
-    """A value in Hydra's grammar: text in quotes, unless it is a path of plain characters."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return value if PLAIN_PATH.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, int | float):
-        return repr(value)
-    return f"[{','.join(map(as_value, value))}]"

@@ -133,6 +133,24 @@ def plan_course(
     )
 
 
+def is_complete(course: Course, epochs: int, step: int, max_steps: int | None) -> bool:
+    """Return whether a run that has done so many epochs and steps has come to its end."""
+    return epochs >= course.epochs or (max_steps is not None and step >= max_steps)
+
+
+def longer(schedule: ScheduleOptions, course: Course, max_steps: int | None) -> dict[str, int | None]:
+    """Return the options by which a run that has come to its end goes on, for as long again."""
+    whole = course.epochs * course.steps_per_epoch
+    options: dict[str, int | None] = {}
+    if max_steps is not None and max_steps <= whole:
+        options["trainer.max_steps"] = 2 * max_steps
+    if max_steps is None or max_steps >= whole:
+        options["trainer.max_epochs"] = 2 * course.epochs
+        if schedule.iterations is not None:
+            options["schedule.iterations"] = None
+    return options
+
+
 def _length(schedule: ScheduleOptions, max_epochs: int | None, ratio: float, steps_per_epoch: int) -> tuple[int, float]:
     """Epochs of a run, and by how much they are more than the recipe's to make up its least number of steps."""
     if schedule.iterations is not None:

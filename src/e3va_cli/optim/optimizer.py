@@ -7,13 +7,13 @@ them alone, and so does this by default; mmdetection's Swin configurations (`cus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from e3va_cli.backbones import ResidualBackbone
 from e3va_cli.config.options import Options, option
@@ -66,3 +66,21 @@ def fit_to_device(optimizer_state: dict[str, Any], device: torch.device) -> None
     """Make the saved state of an optimizer, from whatever device, that of one built for `device`."""
     for group in optimizer_state["param_groups"]:
         group["fused"] = device.type in FUSED_ON or None
+
+
+def take_options(
+    optimizer_state: dict[str, Any], scheduler_state: dict[str, Any], fresh: Optimizer, factor: Callable[[int], float]
+) -> None:
+    """Put the options of a new optimizer and schedule into saved states, which PyTorch would put in their place.
+
+    Args:
+        optimizer_state: of an optimizer with the same groups.
+        scheduler_state: of its `LambdaLR`.
+        fresh: the new optimizer.
+        factor: the learning rate's, at each step.
+    """
+    bases = [group["lr"] for group in fresh.param_groups]
+    lrs = [base * factor(scheduler_state["last_epoch"]) for base in bases]
+    for saved, group, base, lr in zip(optimizer_state["param_groups"], fresh.param_groups, bases, lrs, strict=True):
+        saved |= {"weight_decay": group["weight_decay"], "betas": group["betas"], "initial_lr": base, "lr": lr}
+    scheduler_state |= {"base_lrs": bases, "_last_lr": lrs}

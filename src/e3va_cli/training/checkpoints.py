@@ -18,13 +18,14 @@ from e3va_cli.backbones import BackboneIdentity
 from e3va_cli.backbones.weights import is_state_dict, load_plain
 from e3va_cli.config.options import binding_options
 from e3va_cli.errors import UserError
-from e3va_cli.files import replacing
+from e3va_cli.files import make_subfolder, replacing
 from e3va_cli.run_config import RunConfig, kind_of, to_dict, with_older_options
 from e3va_cli.text import first_few
 
 CLASSES_SHOWN = 4
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
 ABOUT = "e3va"  # the checkpoint's key for what it belongs to
+DATA = "data"  # and for the fingerprints of what it was trained and evaluated on
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -35,14 +36,6 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name in trainable | buffers}
 
 
-def disk_error(error: BaseException) -> str | None:
-    """What the system said when a file could not be written; torch.save hides it behind an error of its own."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__context__
-    return None if cause is None else cause.strerror or str(cause)
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary name beside the checkpoint, then renames; reads without executing code."""
 
@@ -50,18 +43,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write the whole file or none of it.
 
         Raises:
-            UserError: the disk is full, or the file cannot be written for another reason.
+            UnwritableError: the disk is full, or the file cannot be written for another reason.
         """
-        try:
-            with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        make_subfolder(Path(path).parent)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            try:
                 torch.save(checkpoint, file)
-        except (OSError, RuntimeError) as error:
-            reason = disk_error(error)
-            if reason is None:
-                raise
-            raise UserError(
-                f"{path}: cannot be written: {reason}; a checkpoint that was there before is whole"
-            ) from error
+            except RuntimeError as error:  # behind which it hides what the system said
+                raise _disk_error(error) or error from None
 
     def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read tensors and plain values only."""
@@ -172,6 +161,14 @@ def require_fitting_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, 
     if wrong or lacking:
         what = f"lacks {lacking} of its moments" if lacking else f"has moments of another size, as number {wrong[0]}"
         raise UserError(f"{path}: its optimizer {what}; {advice}")
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """What the system said before an error was made of it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause
 
 
 def _kind(value: Tensor) -> tuple[torch.Size, bool]:

@@ -35,7 +35,7 @@ class CheckedStep:
 
     Attributes:
         number: of the optimizer step.
-        epoch: that it is in.
+        epoch: that it is in, from 1.
         batches: that went into it.
         gradient_norm: before clipping.
         bad: whether it went wrong, on its way to the host.
@@ -104,7 +104,7 @@ class StepGuard:
             optimizer.zero_grad()  # sets to None, which AdamW passes over
         on_host = bad.to("cpu", non_blocking=fused)
         arrived = Moment(bad.device)
-        step = CheckedStep(trainer.global_step, trainer.current_epoch, list(seen), gradient_norm, on_host, arrived)
+        step = CheckedStep(trainer.global_step, trainer.current_epoch + 1, list(seen), gradient_norm, on_host, arrived)
         self.unread.append(step)
         self.settle(trainer, lag=LAG if fused else 0)
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from e3va_cli.files import replacing
+from e3va_cli.files import appending, replacing
 from e3va_cli.training.steps import ends_step
 
 FIRST = ("epoch", "step")
@@ -43,6 +44,8 @@ class MetricsHistory(Logger):
             reader = csv.DictReader(whole.splitlines())
             self.rows = [row for row in reader if (row["step"] or "").isdigit()]
             self.columns = list(reader.fieldnames or FIRST)
+            if self.rows and self.rows[0].get("epoch") == "0":  # as an older e3va counted
+                self.rows = [counted_from_one(row) for row in self.rows]
         self.written = len(self.rows)  # rows that the file holds, under the columns that it has
         self.outdated = True  # whether the file lacks something of these rows
 
@@ -67,6 +70,7 @@ class MetricsHistory(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of `step`."""
+        metrics = counted_from_one(metrics)
         if self.last_step is not None:
             step, metrics = self.last_step, {name: value for name, value in metrics.items() if name != "epoch"}
         if not self.rows or int(self.rows[-1]["step"]) != step:
@@ -95,7 +99,7 @@ class MetricsHistory(Logger):
         unwritten = self.rows[self.written : end]
         named = self.rows[:end] if self.outdated else unwritten
         new = sorted({name for row in named for name in row} - set(self.columns))
-        if new or (self.outdated and end):
+        if new or (self.outdated and end) or (unwritten and not self.path.is_file()):
             self.columns += new
             with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
@@ -103,9 +107,23 @@ class MetricsHistory(Logger):
                 writer.writerows(self.rows[:end])
             self.outdated = False
         elif unwritten:
-            with self.path.open("a", newline="") as file:
+            with appending(self.path) as file:
                 csv.DictWriter(file, self.columns).writerows(unwritten)
         self.written = end
+
+
+def counted_from_one(values: dict[str, Any]) -> dict[str, Any]:
+    """Metrics with their epoch as users see it everywhere; Lightning counts from 0."""
+    return {**values, "epoch": int(values["epoch"]) + 1} if values.get("epoch") not in (None, "") else dict(values)
+
+
+class TensorBoard(TensorBoardLogger):
+    """Lightning's logger, with epochs counted from 1."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Add values at `step`."""
+        super().log_metrics(counted_from_one(metrics), step)
 
 
 def histories(trainer: L.Trainer) -> list[MetricsHistory]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +74,7 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
         about=about_model(model.identity, config, val.classes, val.category_ids),
         seed=config.seed,
         guard=StepGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
+        data={name: asdict(split.fingerprint()) for name, split in (("train", train), ("val", val)) if split and train},
     )
     return Run(train, val, model, task, data, trainer, course)
 

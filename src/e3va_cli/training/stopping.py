@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
+from e3va_cli.command_line import command_line
 from e3va_cli.training.ranks import end_children, is_child
 from e3va_cli.training.steps import ends_step
 
@@ -123,7 +124,7 @@ class StopSignals(L.Callback):
         """One line on what has stopped the run, where, and how it goes on."""
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         where = f" after step {trainer.global_step:,}" if self.folder else ""
-        how = f"; go on with: e3va train resume={self.folder}" if self.folder else ""
+        how = f"; go on with: {command_line('train', {'resume': str(self.folder)})}" if self.folder else ""
         print(f"e3va: stopped by {name}{where}{how}", file=sys.stderr, flush=True)
 
 

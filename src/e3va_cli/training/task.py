@@ -19,9 +19,9 @@ from e3va_cli.data.batch import Batch
 from e3va_cli.data.sampling import mix
 from e3va_cli.metrics import Evaluator
 from e3va_cli.model import DenseModel
-from e3va_cli.optim.optimizer import fit_to_device
+from e3va_cli.optim.optimizer import fit_to_device, take_options
 from e3va_cli.optim.schedules import Factor
-from e3va_cli.training.checkpoints import ABOUT, trained_state
+from e3va_cli.training.checkpoints import ABOUT, DATA, trained_state
 from e3va_cli.training.guard import StepGuard
 from e3va_cli.training.saving import Checkpoints
 from e3va_cli.training.steps import Seen
@@ -38,6 +38,7 @@ class DenseTask(L.LightningModule):
         about: what the checkpoints belong to.
         seed: of what is random inside a step, such as the sampling of proposals.
         guard: decides whether a step may change the weights.
+        data: the fingerprint of each split, for the checkpoints.
     """
 
     strict_loading = False  # checkpoints hold what was trained, and that is all that is loaded
@@ -52,6 +53,7 @@ class DenseTask(L.LightningModule):
         about: dict[str, Any],
         seed: int,
         guard: StepGuard,
+        data: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,6 +61,7 @@ class DenseTask(L.LightningModule):
         self.build_optimizer, self.schedule = optimizer, schedule
         self.about, self.seed = about, seed
         self.guard = guard
+        self.data = data or {}
         self.seen: list[Seen] = []  # the batches of the current step
         self.evaluating = False  # whether the last batch was one of an evaluation
         self.gradient_norm = torch.zeros(())  # of that step, before clipping
@@ -142,9 +145,13 @@ class DenseTask(L.LightningModule):
         return {**means, "train/grad_norm": self.gradient_norm}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the kind of optimizer that suits this device."""
-        for state in checkpoint.get("optimizer_states", []):
+        """Go on with the kind of optimizer that suits this device, and with the options of this run."""
+        assert self.schedule is not None
+        fresh = self.build_optimizer(self.model)
+        states = zip(checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", []), strict=False)
+        for state, scheduler in states:
             fit_to_device(state, self.trainer.strategy.root_device)
+            take_options(state, scheduler, fresh, self.schedule)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Remember what is at hand."""
@@ -189,3 +196,4 @@ class DenseTask(L.LightningModule):
         """Note what the checkpoint belongs to, once it is known that the run goes on."""
         self.guard.settle(self.trainer)
         checkpoint[ABOUT] = self.about
+        checkpoint[DATA] = self.data

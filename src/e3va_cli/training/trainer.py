@@ -8,14 +8,14 @@ from typing import Any, cast
 import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMonitor
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.run_config import RunConfig, to_dict
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
-from e3va_cli.training.history import MetricsHistory, StepLog
+from e3va_cli.training.history import MetricsHistory, StepLog, TensorBoard
 from e3va_cli.training.progress import Progress
 from e3va_cli.training.ranks import Ranks
 from e3va_cli.training.resources import Resources
@@ -47,7 +47,7 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
     if resources is not None:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))
         if options.tensorboard:
-            loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
+            loggers.append(TensorBoard(folder, name="tensorboard", version=""))
         callbacks += [
             resources,
             LearningRateMonitor("step"),

@@ -1,0 +1,43 @@
+"""Commands as a user types them: what is printed to be pasted into a shell, and values in Hydra's grammar."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+PLAIN_PATH = re.compile(r"[\w.-]*(/[\w.-]+)+", re.ASCII)  # nothing else is written like it
+PLAIN_NAME = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z][\w-]*", re.ASCII | re.IGNORECASE)
+LIVE_IN_QUOTES = re.compile(r'["$`\\!]')  # what a shell heeds within double quotes
+
+
+def as_value(value: str | float | bool | Sequence[Any] | None) -> str:
+    """A value in Hydra's grammar: text in quotes, unless it is a path of plain characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value if PLAIN_PATH.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, int | float):
+        return repr(value)
+    return f"[{','.join(map(as_value, value))}]"
+
+
+def command_line(command: str, options: Mapping[str, Any]) -> str:
+    """`e3va COMMAND KEY=VALUE ...`, to be pasted into a shell, whatever characters paths have."""
+    return " ".join(["e3va", command, *(_shell_word(f"{key}={_value(value)}") for key, value in options.items())])
+
+
+def _value(value: Any) -> str:
+    """As `as_value`, with plain names left plain."""
+    return value if isinstance(value, str) and PLAIN_NAME.fullmatch(value) else as_value(value)
+
+
+def _shell_word(word: str) -> str:
+    if "'" in word and not LIVE_IN_QUOTES.search(word):
+        return f'"{word}"'
+    return shlex.quote(word)
