@@ -78,7 +78,9 @@ class TrainConfig(RunConfig):
     """`e3va train`."""
 
     resume: str | None = option(None, help="a run folder: go on where it stopped")
-    budget: str | None = option(None, help="such as 11GiB: refuse a run that cannot fit, before anything is loaded")
+    budget: str | None = option(
+        None, help="such as 11GiB (2^30 bytes each): refuse a run that cannot fit, before anything is loaded"
+    )
 
 
 @dataclass

@@ -12,6 +12,7 @@ from hydra.errors import CompactHydraException
 
 from e3va_cli.composition import parse
 from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.text import count_of
 
 STOPPED = 128  # exit codes above it are of signals, which end the whole sweep
 
@@ -26,7 +27,7 @@ class FailedJobsError(CompactHydraException):
     def __str__(self) -> str:
         """The summary of the sweep."""
         failed = self.sweep.failed
-        return f"e3va: error: {len(failed)} of {self.sweep.begun} jobs failed: {', '.join(failed)}"
+        return f"e3va: error: {len(failed)} of {count_of(self.sweep.begun, 'job')} failed: {', '.join(failed)}"
 
 
 class Sweep:

@@ -26,7 +26,7 @@ def read(path: Path):
 def test_export_move_evaluate(short_run, e3va, tmp_path):
     out = e3va("export-adapter", f"checkpoint={short_run}", "output=my adapter").stdout
     assert "1,279,859 numbers: 96,000 on the backbone" in out and "MiB" in out
-    assert "e3va evaluate checkpoint=my adapter" in out.replace("'", "")
+    assert "e3va evaluate checkpoint=my adapter" in out.replace("'", "").replace('"', "")
     assert [p.name for p in tmp_path.iterdir()] == ["my adapter"], "nothing else is left"
     place = tmp_path / "else where"
     place.mkdir()

@@ -73,7 +73,7 @@ def run_of(tmp_path):
 def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
-        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by resume={one}"):
+        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by e3va train resume={one}"):
             require_place([f"hydra.run.dir={one}", *words], writes=False)
     require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
     require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)
@@ -121,16 +121,16 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
 
 def test_names_in_brackets_are_printed_as_they_are(tmp_path, capsys):
     folder = tmp_path / "[red]a" / "[" / "b]"
-    report.print_next(folder)
+    report.print_next(folder, {"trainer": {"limit_val_batches": None}}, {"trainer.max_epochs": 4})
     report.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
     out = capsys.readouterr().out
-    assert f"resume={folder} " in out and "[/bold]" in out and "[x]" in out
+    assert f"\"resume='{folder}'\" trainer.max_epochs=4" in out and "[/bold]" in out and "[x]" in out
 
 
 def warned(config, tmp_path, capsys, *words):
     """The start of a run, in one line, as a terminal of any width may break it."""
     options = config(*SMALL, *words)
-    report.print_start(options, build_run(options, tmp_path), tmp_path, None)
+    report.print_start(options, build_run(options, tmp_path), tmp_path)
     return " ".join(capsys.readouterr().out.split())
 
 

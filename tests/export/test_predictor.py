@@ -21,6 +21,7 @@ from e3va_cli.export.passes import distinct
 from e3va_cli.export.prediction import Detection, ImagePrediction
 from e3va_cli.export.predictor import Predictor, load_adapter, load_adapters
 from e3va_cli.export.together import predict_together
+from tests.conftest import QUICK
 from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
 
 SCORE = 0.2
@@ -260,10 +261,18 @@ def test_every_line_of_the_documentation(runs, picture, tmp_path, monkeypatch):
         Path(name).symlink_to(runs / run)
     for name in ("photo.jpg", "other.png"):
         Path(name).write_bytes(picture.read_bytes())
+    quick = ", ".join(f'"{word}"' for word in QUICK)
+    for written, here in {
+        '"dataset=coco", "dataset.root=DATA", "backbone=swin_t", "backbone.pretrained=true"': quick,
+        "trainer.max_epochs=24": "trainer.max_epochs=2",
+        '"dataset.root=OTHER"': '"data.val_batch_size=1"',
+    }.items():
+        assert written in blocks[0]
+        blocks[0] = blocks[0].replace(written, here)
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 5 and Path("found.png").is_file() and len(names["several"]) == 2
+    assert len(blocks) == 6 and Path("found.png").is_file() and len(names["several"]) == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])

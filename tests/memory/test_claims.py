@@ -5,7 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from e3va_cli.commands.memory_tables import claims_table
+from e3va_cli.commands import console
+from e3va_cli.commands.memory_tables import print_claims_table
 from e3va_cli.memory.claims import Run, judge
 from e3va_cli.memory.published import COCO, VOC
 from e3va_cli.memory.report import benchmark_json
@@ -79,9 +80,10 @@ def test_the_file_has_null_where_nothing_was_measured():
     assert {c["found"] for c in content["claims"]} == {c["source"] for c in content["claims"]} == {None}
 
 
-def test_a_claim_says_how_its_figure_came_about():
+def test_a_claim_says_how_its_figure_came_about(monkeypatch):
     claims = judge([coco(60, source="measured"), voc(70)], reserve_mib=0)
     assert [claim.source for claim in claims] == ["measured", "planned", "measured and planned", None, "planned", None]
-    table = Console(width=100, file=StringIO())
-    table.print(claims_table(claims))
-    assert " both " in table.file.getvalue() and " measured " in table.file.getvalue()
+    shown = Console(width=100, file=StringIO())
+    monkeypatch.setattr(console, "console", shown)
+    print_claims_table(claims)
+    assert " both " in shown.file.getvalue() and " measured " in shown.file.getvalue()

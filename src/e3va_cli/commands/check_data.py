@@ -21,6 +21,7 @@ from e3va_cli.heads import HEADS
 from e3va_cli.metrics.limits import limit_note
 from e3va_cli.run_config import CheckDataConfig
 from e3va_cli.terminal import Bars
+from e3va_cli.text import count_of
 
 
 def run(config: CheckDataConfig, *, folder: Path) -> None:
@@ -68,7 +69,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
             "file that is broken."
         )
         sys.exit(1)
-    but = f" {left_out:,} annotations are left out, as said above." if left_out else ""
+    but = f" Left out, as said above: {count_of(left_out, 'annotation')}." if left_out else ""
     console.print(f"[green]No problems.[/]{but}")
 
 
@@ -86,7 +87,7 @@ def print_left_out(dataset: DenseDataset, split: Split) -> int:
     total = sum(dataset.dropped.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items())
     what = "not trained on" if split == "train" else "ignored in evaluation"
-    console.print(f"{total:,} annotations of {split} are {what}: {reasons}")
+    console.print(f"{count_of(total, 'annotation')} of {split} {'is' if total == 1 else 'are'} {what}: {reasons}")
     return total
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from e3va_cli.commands.console import console
+from e3va_cli.commands.report import PLACEHOLDER, needed_to_evaluate, print_command
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.export.trained import outlined, read_trained
 from e3va_cli.machine import MIB
-from e3va_cli.run_config import ExportAdapterConfig
+from e3va_cli.run_config import ExportAdapterConfig, RunConfig
 from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
+from e3va_cli.text import count_of
 
 WHAT = {
     ADAPTER_WEIGHTS: "all that was trained, and nothing else",
@@ -30,20 +32,20 @@ def run(config: ExportAdapterConfig) -> None:
     trained = read_trained(config.checkpoint, "checkpoint")
     description = describe(trained, outlined(trained), run_folder)
     write_adapter(folder, trained.state, description, config.precision)
-    print_made(folder, description["parameters"])
+    print_made(folder, description["parameters"], trained.config)
 
 
-def print_made(folder: Path, counts: dict[str, int]) -> None:
+def print_made(folder: Path, counts: dict[str, int], config: RunConfig) -> None:
     """The files with their sizes, the number of weights, and the commands that use them."""
-    console.print(f"Adapter: {folder}", markup=False)
+    console.print(f"Adapter: {folder} (MiB: 2^20 bytes)", markup=False)
     for name, what in WHAT.items():
         size = (folder / name).stat().st_size
         text = f"{size / MIB:,.2f} MiB" if size >= MIB / 100 else f"{size:,} bytes"
         console.print(f"  {name:<26} {text:>12}  {what}")
     console.print(
-        f"{counts['stored']:,} numbers: {counts['stored_on_backbone']:,} on the backbone, "
+        f"{count_of(counts['stored'], 'number')}: {counts['stored_on_backbone']:,} on the backbone, "
         f"{counts['stored_neck_and_head']:,} in neck and head"
     )
-    console.print("\nNext:")
-    console.print(f"  e3va evaluate checkpoint={folder}", markup=False)
-    console.print(f"  e3va predict checkpoint={folder} input=IMAGES", markup=False)
+    console.print(f"\nNext ({PLACEHOLDER}):")
+    print_command("evaluate", {"checkpoint": str(folder), **needed_to_evaluate(config)})
+    print_command("predict", {"checkpoint": str(folder), "input": "IMAGES"})

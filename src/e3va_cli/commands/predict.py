@@ -21,6 +21,7 @@ from e3va_cli.export.predictor import load_adapters
 from e3va_cli.run_config import PredictConfig
 from e3va_cli.run_folder import claim_folder
 from e3va_cli.terminal import Bars
+from e3va_cli.text import count_of
 
 RUNS = "runs"  # where a folder for results is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results
@@ -34,7 +35,8 @@ def run(config: PredictConfig) -> None:
     with in_one_line(Path(config.output or RUNS), of_prediction):
         skipped = predict(config, files)
     if skipped:
-        print(f"e3va: {skipped:,} of {len(files):,} files skipped, as they cannot be read", file=sys.stderr)
+        of_all = f"{skipped:,} of {count_of(len(files), 'file')}"
+        print(f"e3va: {of_all} skipped: not readable as images", file=sys.stderr)
         sys.exit(1)
 
 
@@ -45,7 +47,9 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
     folder = Path(config.output) if config.output else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
     output = PredictionFiles(folder, files, together.adapters, score=config.score, pictures=config.pictures)
     for adapter in together.adapters:
-        line = f"{adapter.name}: {adapter.task}, {len(adapter.classes)} classes, of {adapter.path}"
+        line = (
+            f"{adapter.name}: {adapter.task}, {count_of(len(adapter.classes), 'class', 'classes')}, of {adapter.path}"
+        )
         console.print(line, markup=False)
     if len(together.adapters) > 1:
         print_passes(together.passes)
@@ -57,8 +61,7 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
                 output.add(index, of_adapters, orientation=raw.orientation)
             bar.update(task, completed=len(output.images) + len(output.skipped))
     output.finish()
-    images = f"{len(output.images):,} image{'' if len(output.images) == 1 else 's'}"
-    console.print(f"{images}: {folder / PREDICTIONS}", markup=False)
+    console.print(f"{count_of(len(output.images), 'image')}: {folder / PREDICTIONS}", markup=False)
     return len(output.skipped)
 
 

@@ -25,7 +25,7 @@ from e3va_cli.training.resuming import Resumed
 from e3va_cli.training.run import Run
 
 CLASSES_SHOWN = 20
-PLACEHOLDERS = "IMAGES stands for an image file or a folder of them, ADAPTER for a new folder"
+PLACEHOLDER = "IMAGES stands for an image file or a folder of them"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
@@ -175,12 +175,16 @@ def print_next(folder: Path, config: RunConfig, further: dict[str, Any]) -> None
         if (folder / name).exists():
             console.print(f"  {name:<22} {what}")
     checkpoint = {"checkpoint": str(folder)}
-    unmeasured = config.trainer.limit_val_batches == 0
-    console.print(f"\nNext ({PLACEHOLDERS}):")
-    print_command("evaluate", {**checkpoint, **({"trainer.limit_val_batches": None} if unmeasured else {})})
+    console.print(f"\nNext ({PLACEHOLDER}, ADAPTER for a new folder):")
+    print_command("evaluate", {**checkpoint, **needed_to_evaluate(config)})
     print_command("predict", {**checkpoint, "input": "IMAGES"})
     print_command("export-adapter", {**checkpoint, "output": "ADAPTER"})
     print_command("train", {"resume": str(folder), **further})
+
+
+def needed_to_evaluate(config: RunConfig) -> dict[str, Any]:
+    """The options without which an evaluation of what was trained with a configuration would be refused."""
+    return {"trainer.limit_val_batches": None} if config.trainer.limit_val_batches == 0 else {}
 
 
 def print_command(command: str, options: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -95,7 +95,7 @@ def further_options(config: TrainConfig, run: Run) -> dict[str, Any]:
     assert run.course is not None
     stopping = run.trainer.early_stopping_callback
     early = {"trainer.early_stopping_patience": None} if stopping is not None and stopping.stopped_epoch else {}
-    epochs = run.trainer.fit_loop.epoch_progress.current.completed
+    epochs = cast(Any, run.trainer.fit_loop.epoch_progress.current).processed
     if early and not is_complete(run.course, epochs, run.trainer.global_step, config.trainer.max_steps):
         return early
     return {**longer(config.schedule, run.course, config.trainer.max_steps), **early}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from e3va_cli.text import printable
+from e3va_cli.text import count_of, printable
 
 PLACES_KEPT = 5
 ADVICE = "run `e3va check-data` for all problems of the data set"
@@ -54,6 +54,12 @@ class Findings:
         return iter(self._by_kind.values())
 
 
+def counted(count: int, several: str) -> str:
+    """A number with its noun, of which the plural is given; `crowd` and the like have none."""
+    one = several.removesuffix("es") if several.endswith("sses") else several.removesuffix("s")
+    return count_of(count, one, several)
+
+
 @dataclass(frozen=True)
 class Report:
     """The answer of `e3va check-data` for one split.
@@ -78,7 +84,7 @@ class Report:
 
     def lines(self) -> list[str]:
         """The report as text, without the counts of the classes."""
-        lines = [f"{self.source}: " + ", ".join(f"{count:,} {name}" for name, count in self.totals.items())]
+        lines = [f"{self.source}: " + ", ".join(counted(count, name) for name, count in self.totals.items())]
         for title, findings in (("problem", self.problems), ("note", self.notes)):
             for finding in findings:
                 lines.append(f"  {title}: {finding.kind}: {finding.count:,}")

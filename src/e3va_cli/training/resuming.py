@@ -67,7 +67,9 @@ def read_resumed(path: Path, run: Run, config: RunConfig) -> Resumed:
     require_same_weights(state, run.model, path)
     require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
     try:
-        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"][
+            "processed"
+        ]  # completed only after it was saved
     except (KeyError, TypeError):
         raise UserError(f"{path}: it does not tell how far the run came; the file is damaged") from None
     return Resumed(path, content["global_step"], epochs, list(changes(content, config, run.task.data)))
