@@ -119,9 +119,9 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
     assert drawn == [device, device]
 
 
-def test_names_in_brackets_are_printed_as_they_are(tmp_path, capsys):
+def test_names_in_brackets_are_printed_as_they_are(config, tmp_path, capsys):
     folder = tmp_path / "[red]a" / "[" / "b]"
-    report.print_next(folder, {"trainer": {"limit_val_batches": None}}, {"trainer.max_epochs": 4})
+    report.print_next(folder, config(), {"trainer.max_epochs": 4})
     report.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
     out = capsys.readouterr().out
     assert f"\"resume='{folder}'\" trainer.max_epochs=4" in out and "[/bold]" in out and "[x]" in out
