@@ -95,8 +95,8 @@ def further_options(config: dict[str, Any], run: Run) -> dict[str, Any]:
     assert run.course is not None
     stopping = run.trainer.early_stopping_callback
     early = {"trainer.early_stopping_patience": None} if stopping is not None and stopping.stopped_epoch else {}
-    epochs = run.trainer.fit_loop.epoch_progress.current.processed
-    if early and not is_complete(config, run.course, epochs, run.trainer.global_step):
+    progress: Any = run.trainer.fit_loop.epoch_progress.current
+    if early and not is_complete(config, run.course, progress.processed, run.trainer.global_step):
         return early
     return {**longer(config, run.course), **early}
 

@@ -99,10 +99,8 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 
     def fingerprint(self) -> Fingerprint:
         """See `targets.DenseDataset`."""
-        sizes, of_labels = (
-            sizes_of(len(self), lambda index, folder=folder, part=part: folder / self._files[index][part])
-            for part, folder in enumerate((self.images, self.labels))
-        )
+        sizes = sizes_of(len(self), lambda index: self.images / self._files[index][0])
+        of_labels = sizes_of(len(self), lambda index: self.labels / self._files[index][1])
         images, labels = zip(*self._files, strict=True)
         return Fingerprint(len(self), digest(images, sizes), digest(labels, of_labels))
 
