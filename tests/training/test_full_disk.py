@@ -15,7 +15,12 @@ from tests.training.small import SMALL, last
 from tests.training.test_resume import At
 
 WORDS = [*SMALL, "trainer.tensorboard=true", "trainer.checkpoint_every_steps=1"]
-SCRIPT = 'mount -t tmpfs -o "size=$1k" none "$2" && shift 2 && "$@"; code=$?; ls -A run run/checkpoints 2>/dev/null; exit $code'
+SCRIPT = """
+mount -t tmpfs -o "size=$1k" none "$2" && shift 2 && "$@"
+code=$?
+ls -A run run/checkpoints 2>/dev/null
+exit $code
+"""
 
 
 def end(config, folder, act, *words):
