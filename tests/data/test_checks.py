@@ -43,7 +43,7 @@ def test_a_sound_data_set(write_coco: Write, annotate: Annotate) -> None:
     assert report.totals == {"images": 2, "annotations": 4, "crowds": 1, "classes": 2}
     assert report.per_class == {"dog": 2, "cat": 1}
     assert report.lines() == [
-        f"{file}: 2 images, 4 annotations, 1 crowds, 2 classes",
+        f"{file}: 2 images, 4 annotations, 1 crowd, 2 classes",
         "  no problems",
     ]
 

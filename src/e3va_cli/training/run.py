@@ -46,7 +46,6 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
         UserError: data or weights that cannot be used.
     """
     require_suited(config)
-    folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(config.seed, workers=True, verbose=False)
     needs = HEADS[config.head.name].needs
     train, val = open_splits(config.dataset, train=not evaluate_only, targets=needs)

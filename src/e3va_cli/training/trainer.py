@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.files import writing
 from e3va_cli.run_config import RunConfig, to_dict
 from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
@@ -38,6 +39,8 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
         UserError: there is no such accelerator, device or strategy on this machine.
     """
     options = config.trainer
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     stop = StopSignals(None if evaluate_only else folder, options.preemption_signal)
     resources = (
         None if evaluate_only else Resources(folder / RESOURCES, to_dict(config), window=options.log_every_n_steps)
