@@ -29,6 +29,7 @@ LEVELS = {
     "config": 0,
     "files": 0,
     "machine": 0,
+    "output": -1,
     "text": -1,
     "errors": -1,
 }

@@ -40,4 +40,4 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON; a NaN is refused, as JSON has none."""
     text = json.dumps(content, indent=2, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")

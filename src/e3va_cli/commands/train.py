@@ -103,4 +103,4 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
 def write_config(cfg: DictConfig, folder: Path) -> None:
     """Keep the resolved configuration in the run folder."""
     with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        temporary.write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")

@@ -38,7 +38,7 @@ class MetricsHistory(Logger):
         self.rows: list[dict[str, Any]] = []
         self.columns = list(FIRST)
         if path.is_file():
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]  # a full disk may leave half a row, and half a number in it
             reader = csv.DictReader(whole.splitlines())
             self.rows = [row for row in reader if (row["step"] or "").isdigit()]
@@ -97,13 +97,13 @@ class MetricsHistory(Logger):
         new = sorted({name for row in named for name in row} - set(self.columns))
         if new or (self.outdated and end):
             self.columns += new
-            with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+            with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows[:end])
             self.outdated = False
         elif unwritten:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
                 csv.DictWriter(file, self.columns).writerows(unwritten)
         self.written = end
 
