@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_training
+from e3va_cli.commands.loading import shared_memory_note
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import (
     hide_lightning_hints,
@@ -64,6 +65,7 @@ def run(cfg: DictConfig) -> None:
         if run.trainer.is_global_zero:
             write_config(cfg, folder)
             print_start(config, run, folder, checkpoint, step)
+            print_warnings([shared_memory_note(config)])
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
         finish(config, run, folder)
