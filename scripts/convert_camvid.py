@@ -44,7 +44,7 @@ def convert(source: Path, target: Path) -> None:
         for file in files:
             shutil.copyfile(file, images / file.name)
             counted_from_1(source / f"{name}annot" / file.name).save(annotations / file.name)
-    (target / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (target / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
 
 
 def counted_from_1(file: Path) -> Image.Image:

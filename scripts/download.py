@@ -154,11 +154,11 @@ def transfer(archive: Archive, partial: Path) -> None:
         start = start if response.status == 206 else 0
         size = total_size(archive, response, start)
         found = f"{size} {response.headers['ETag'] or response.headers['Last-Modified']}"
-        if start and identity.exists() and identity.read_text() != found:
+        if start and identity.exists() and identity.read_text(encoding="utf-8") != found:
             partial.unlink()
             raise ConnectionError("the file on the server has changed since the download began")
         require_space(partial.parent, size - start + size, f"{archive.name} with what it unpacks to")
-        identity.write_text(found)
+        identity.write_text(found, encoding="utf-8")
         print(f"{archive.url}: {(size - start) / GIB:.2f} of {size / GIB:.2f} GiB to download", file=sys.stderr)
         with partial.open("ab" if start else "wb") as file, progress_bar(archive.name, size, start) as advance:
             while chunk := response.read1(CHUNK):

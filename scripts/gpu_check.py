@@ -155,7 +155,7 @@ def run_command(command: Command, out: Path, seconds: float) -> dict[str, Any]:
         timer.cancel()
     if command.output:
         with replacing(out / command.output) as temporary:
-            temporary.write_text("".join(lines))
+            temporary.write_text("".join(lines), encoding="utf-8")
     return {"exit_code": process.returncode}
 
 
@@ -228,7 +228,7 @@ class Report:
         write_json(self.out / "measurements.json", entries)
         about = [f"{self.summary['device']}, {self.summary['date']}", *map(" ".join, self.summary["versions"].items())]
         with replacing(self.out / "results.md") as temporary:
-            temporary.write_text("\n".join([", ".join(about), "", *table(rows), ""]))
+            temporary.write_text("\n".join([", ".join(about), "", *table(rows), ""]), encoding="utf-8")
 
 
 def run(todo: Sequence[Step | Command], out: Path, minutes: float, device: str = "cuda") -> Report:
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
     report = run(list(checks()), out, given.minutes)
-    print((out / "results.md").read_text())
+    print((out / "results.md").read_text(encoding="utf-8"))
     print(f"Results: {out}")
     return report.summary["checks"]["tests"].get("exit_code", 1)
 

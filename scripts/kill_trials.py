@@ -121,7 +121,7 @@ class Run:
 
 
 def _train(words: list[str], log: Path) -> None:
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["e3va", "train", *words]
@@ -139,7 +139,7 @@ def read(path: Path) -> State:
 
 def history(folder: Path) -> list[dict[str, str]]:
     """The rows on disk, without what is measured in time or memory."""
-    with suppress(FileNotFoundError), (folder / METRICS_HISTORY).open(newline="") as file:
+    with suppress(FileNotFoundError), (folder / METRICS_HISTORY).open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
         return [{k: v for k, v in row.items() if not k.startswith("resources/")} for row in rows]
     return []
@@ -226,7 +226,8 @@ def compare(folder: Path, reference: Path) -> None:
             raise BrokenPromiseError(f"other {part}: {error}") from error
     if history(folder) != history(reference):
         raise BrokenPromiseError("another history")
-    if json.loads((folder / METRICS).read_text()) != json.loads((reference / METRICS).read_text()):
+    results, expected = ((place / METRICS).read_text(encoding="utf-8") for place in (folder, reference))
+    if json.loads(results) != json.loads(expected):
         raise BrokenPromiseError("other results")
     left = [path.name for path in folder.rglob(".*.tmp")]
     if left:

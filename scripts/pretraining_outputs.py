@@ -90,5 +90,5 @@ def write_outputs(
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )
     with replacing(options.output / f"{options.name}.md") as temporary:
-        temporary.write_text(card)
+        temporary.write_text(card, encoding="utf-8")
     print(card)

@@ -65,7 +65,7 @@ def sample(pid: int, step: int) -> Sample | None:
     """Look at a process; None once it has ended."""
     process = Path("/proc") / str(pid)
     try:
-        lines = [line.split() for line in (process / "status").read_text().splitlines()]
+        lines = [line.split() for line in (process / "status").read_text(encoding="utf-8").splitlines()]
         status = {words[0]: int(words[1]) for words in lines if words[0] in ("VmRSS:", "RssAnon:", "Threads:")}
         files = len(list((process / "fd").iterdir()))
         return Sample(step, status["VmRSS:"] / 1024, status["RssAnon:"] / 1024, files, status["Threads:"])
@@ -77,7 +77,7 @@ def last_step(history: Path) -> int:
     """The last step in a `metrics.csv`; 0 where there is none yet."""
     if not history.is_file():
         return 0
-    with history.open(newline="") as file:
+    with history.open(encoding="utf-8", newline="") as file:
         return max((int(row["step"]) for row in csv.DictReader(file) if row["step"]), default=0)
 
 
@@ -156,12 +156,13 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         run, log = Path(scratch) / "run", Path(scratch) / "output.txt"
-        with log.open("w") as output:
+        with log.open("w", encoding="utf-8") as output:
             words = command(options.steps, options.every, options.words, run)
             process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, text=True)
             samples = watch(process, run / "metrics.csv", options.interval)
         if process.returncode not in (0, 130):
-            sys.exit(f"the run ended with exit code {process.returncode}:\n{log.read_text()[-2000:]}")
+            said = log.read_text(encoding="utf-8")
+            sys.exit(f"the run ended with exit code {process.returncode}:\n{said[-2000:]}")
         steps = last_step(run / "metrics.csv") + 1
     print(table(samples, options.every))
     print(f"\n{steps:,} steps in {time.perf_counter() - started:,.0f} s, {len(samples):,} samples")

@@ -34,6 +34,7 @@ LEVELS = {
     "machine": 0,
     "command_line": -1,
     "terminal": -1,
+    "output": -1,
     "text": -1,
     "errors": -1,
 }

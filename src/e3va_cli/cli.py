@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from e3va_cli.output import lasting_output
+
 COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
     "evaluate": "Measure a trained run or adapter on its own or other data.",
@@ -41,6 +43,7 @@ def help_text() -> str:
     return HELP.format(commands="\n".join(f"  {name:<18} {text}" for name, text in COMMANDS.items()))
 
 
+@lasting_output()
 def main() -> None:
     """Entry point of the `e3va` command."""
     words = sys.argv[1:]

@@ -96,7 +96,7 @@ def appending(path: Path) -> Iterator[IO[str]]:
     with writing(path):
         size = path.stat().st_size
         try:
-            with path.open("a", newline="") as file:
+            with path.open("a", encoding="utf-8", newline="") as file:
                 yield file
         except BaseException:
             with suppress(OSError):
@@ -118,4 +118,4 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON; a NaN is refused, as JSON has none."""
     text = json.dumps(content, indent=2, allow_nan=False)
     with replacing(path) as temporary:
-        temporary.write_text(text + "\n")
+        temporary.write_text(text + "\n", encoding="utf-8")

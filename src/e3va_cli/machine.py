@@ -43,7 +43,7 @@ def device_name(device: torch.device) -> str:
 def processor_name() -> str:
     """The model where Linux tells it, else what Python knows: at least the architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

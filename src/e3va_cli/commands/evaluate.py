@@ -8,6 +8,7 @@ from pathlib import Path
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_evaluation
 from e3va_cli.commands.listed import listed
+from e3va_cli.commands.loading import shared_memory_note
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import hide_lightning_hints, print_results, print_warnings
@@ -44,6 +45,8 @@ def measure(candidates: list[Candidate], folder: Path) -> Results:
         trainer = evaluation.run.trainer
         if trainer.is_global_zero and len(candidates) > 1:
             print_passes(passes_of(evaluation.adapters))
+        if trainer.is_global_zero:
+            print_warnings([shared_memory_note(group[0].config, evaluates=True)])
         trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)
         if trainer.is_global_zero:
             results |= evaluation.results

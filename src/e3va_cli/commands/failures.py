@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import threading
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,8 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from e3va_cli import data
 from e3va_cli.commands.budget_gate import peak_mib, setting_of_run, what_would_fit
+from e3va_cli.commands.loading import loading_failure
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import UNWRITABLE, UnwritableError
 from e3va_cli.machine import MIB, is_out_of_memory, process_peak_rss_mib
@@ -25,9 +24,6 @@ from e3va_cli.run_config import RunConfig
 from e3va_cli.training.task import DenseTask
 
 CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its plan, it should have
-IN_LOADER = "in DataLoader worker process"
-DATA = Path(data.__file__).parent
-LOADER_KILLED = "is killed by signal"
 
 
 @contextmanager
@@ -43,21 +39,15 @@ def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: Callable
     try:
         yield
     except Exception as error:  # what is none of these is raised again
-        if of_loading(error):
-            raise UserError(
-                f"memory did not suffice to load images ({first_line(error)}); use a smaller data.num_workers or "
-                "data.batch_size, or smaller images"
-            ) from error
+        loading = loading_failure(error)
+        if loading is not None:
+            raise UserError(loading) from error
         if is_out_of_memory(error):
             raise UserError(of_memory(first_line(error))) from error
         if isinstance(error, TorchDynamoException):
             raise UserError(
                 f"backbone.compile=true: PyTorch could not compile on this machine ({first_line(error)}); use "
                 "backbone.compile=false"
-            ) from error
-        if LOADER_KILLED in str(error):
-            raise UserError(
-                f"{first_line(error)} Memory may not suffice for the loader processes; use a smaller data.num_workers"
             ) from error
         if isinstance(error, OSError) and (error.errno in UNWRITABLE or _lies_in(error, folder)):
             error = UnwritableError(_place(error) or folder, error)
@@ -66,14 +56,6 @@ def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: Callable
         raise
     finally:
         threading.excepthook = threading.__excepthook__
-
-
-def of_loading(error: Exception) -> bool:
-    """Whether memory did not suffice where images are read, in a loader process or in this one."""
-    if IN_LOADER in str(error):
-        return is_out_of_memory(error) or "MemoryError" in first_line(error)  # NumPy's own kind arrives as another
-    frames = traceback.extract_tb(error.__traceback__)
-    return is_out_of_memory(error) and any(Path(frame.filename).parent == DATA for frame in frames)
 
 
 def _place(error: OSError) -> Path | None:

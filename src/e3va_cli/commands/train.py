@@ -14,6 +14,7 @@ from e3va_cli.command_line import command_line
 from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
 from e3va_cli.commands.failures import in_one_line, of_training
+from e3va_cli.commands.loading import shared_memory_note
 from e3va_cli.commands.pictures import draw_predictions
 from e3va_cli.commands.report import (
     hide_lightning_hints,
@@ -53,6 +54,7 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
         if run.trainer.is_global_zero:
             write_config(config, folder)
             print_start(config, run, folder, resumed)
+            print_warnings([shared_memory_note(config)])
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
         finish(config, run, folder)
@@ -115,4 +117,4 @@ def write_config(config: TrainConfig, folder: Path) -> None:
     """Keep the resolved configuration in the run folder, once it is known that the run can go on."""
     write_notes(config, folder)
     with replacing(folder / CONFIG) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")

@@ -39,6 +39,16 @@ class Batch:
         ]
         return Batch(self.images.to(device, **options), self.image_sizes, targets)
 
+    def share_memory(self) -> None:
+        """Move all tensors to shared memory, in which another process finds them.
+
+        Raises:
+            RuntimeError: it does not suffice.
+        """
+        for tensor in (self.images, *(v for target in self.targets for v in target.values() if isinstance(v, Tensor))):
+            if tensor.numel():
+                tensor.share_memory_()
+
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory, from which a copy to the GPU does not block."""
         targets = [

@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.queues import Queue
+from typing import Any, NoReturn
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from e3va_cli.config.options import Options, option
 from e3va_cli.data.batch import Batch, collate
 from e3va_cli.data.sampling import EpochSampler, Reproducible
-from e3va_cli.data.targets import DenseDataset
+from e3va_cli.data.targets import DenseDataset, Target
+from e3va_cli.errors import first_line
+
+
+def load_batch(samples: Sequence[tuple[torch.Tensor, Target]]) -> Batch:
+    """Collate; in a loader process, put the batch into shared memory here, so that a failure is an error of the run.
+
+    Otherwise the thread that hands batches over does so, and leaves out with a traceback what it fails of, for which
+    the run would wait for ever.
+    """
+    batch = collate(samples)
+    if get_worker_info() is not None:
+        batch.share_memory()
+    return batch
+
+
+def begin_process(_: int) -> None:
+    """Prepare a loader process: a batch that cannot be handed over ends it, and Ctrl-C is for the run to answer."""
+    Queue._on_queue_feeder_error = staticmethod(_end_process)  # type: ignore[attr-defined]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_process(error: Exception, _: Any) -> NoReturn:
+    print(f"e3va: error: a batch cannot leave its loader process: {first_line(error)}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -74,13 +103,16 @@ class DenseData(L.LightningDataModule):
     def _loader(self, dataset: DenseDataset, batch_size: int, *, shuffle: bool) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = EpochSampler(len(dataset), shuffle=shuffle, seed=self.seed, rank=rank, world=world)
+        if self.num_workers:
+            multiprocessing.Lock()  # where there is no shared memory this fails before a loader is half made
         loader = ResumableLoader if shuffle else DataLoader
         return loader(
             Reproducible(dataset, self.seed),
             batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=load_batch,
+            worker_init_fn=begin_process,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             drop_last=shuffle and len(sampler) > batch_size,

@@ -71,7 +71,7 @@ def measured(run: Path, steps: int) -> dict[str, Any] | None:
     """
     rows: list[dict[str, str]] = []
     if (run / METRICS_HISTORY).is_file():
-        with (run / METRICS_HISTORY).open(newline="") as file:
+        with (run / METRICS_HISTORY).open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if any(v and k.startswith("val/") for k, v in row.items() if k)]
     if not rows:
         return None
@@ -79,7 +79,7 @@ def measured(run: Path, steps: int) -> dict[str, Any] | None:
     if row is None:
         return None
     if row is rows[-1] and (run / METRICS).is_file():
-        results: dict[str, Any] = json.loads((run / METRICS).read_text())
+        results: dict[str, Any] = json.loads((run / METRICS).read_text(encoding="utf-8"))
         return results
     found: dict[str, Any] = {}
     for name, value in row.items():

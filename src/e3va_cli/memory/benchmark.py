@@ -105,7 +105,7 @@ def largest_batch_of(config: RunConfig, setting: Setting, limit_mib: float) -> i
 def free_mib() -> float:
     """Memory that this machine could give a process now."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return float("inf")

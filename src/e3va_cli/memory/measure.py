@@ -103,7 +103,7 @@ class MeasuringProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
-        self._errors = TemporaryFile("w+")  # noqa: SIM115 (closed by __exit__)
+        self._errors = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +124,7 @@ class MeasuringProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                text=True,
+                encoding="utf-8",
             )
         process = self._process
         assert process.stdin is not None and process.stdout is not None
@@ -249,7 +249,7 @@ def released() -> bool:
 
 def main() -> None:
     """Answer each line of the standard input with one of the standard output."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     for line in sys.stdin:
         content = json.loads(line)

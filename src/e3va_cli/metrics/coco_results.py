@@ -18,7 +18,7 @@ def write_detections(results: Iterable[dict[str, Any]], path: Path) -> None:
             `segmentation`, as pycocotools encodes it.
         path: of the JSON file.
     """
-    with replacing(path) as temporary, temporary.open("w") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for index, result in enumerate(results):
             mask = result.get("segmentation")

@@ -151,7 +151,7 @@ class StepGuard:
             dist.all_gather_object(shares, entries)
             entries = [entry for share in shares for entry in share]
         if trainer.is_global_zero:
-            before = json.loads(self.path.read_text()) if self.path.is_file() else []
+            before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else []
             write_json(self.path, (before + entries)[-RECORDED:])
         return entries
 

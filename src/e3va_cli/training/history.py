@@ -39,7 +39,7 @@ class MetricsHistory(Logger):
         self.rows: list[dict[str, Any]] = []
         self.columns = list(FIRST)
         if path.is_file():
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]  # a full disk may leave half a row, and half a number in it
             reader = csv.DictReader(whole.splitlines())
             self.rows = [row for row in reader if (row["step"] or "").isdigit()]
@@ -101,7 +101,7 @@ class MetricsHistory(Logger):
         new = sorted({name for row in named for name in row} - set(self.columns))
         if new or (self.outdated and end) or (unwritten and not self.path.is_file()):
             self.columns += new
-            with replacing(self.path) as temporary, temporary.open("w", newline="") as file:
+            with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows[:end])

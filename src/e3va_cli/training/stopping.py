@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
 from e3va_cli.command_line import command_line
+from e3va_cli.output import discard
 from e3va_cli.training.ranks import end_children, is_child
 from e3va_cli.training.steps import ends_step
 
@@ -74,9 +76,10 @@ class StopSignals(L.Callback):
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
             if self.speaks:
-                os.write(2, NOTICE)  # print() may be what was interrupted
+                with suppress(OSError):
+                    os.write(2, NOTICE)  # print() may be what was interrupted
         if number == signal.SIGHUP:
-            _drop_output([stream for stream in self.terminals if not os.isatty(stream)])
+            discard([stream for stream in self.terminals if not os.isatty(stream)])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -126,11 +129,3 @@ class StopSignals(L.Callback):
         where = f" after step {trainer.global_step:,}" if self.folder else ""
         how = f"; go on with: {command_line('train', {'resume': str(self.folder)})}" if self.folder else ""
         print(f"e3va: stopped by {name}{where}{how}", file=sys.stderr, flush=True)
-
-
-def _drop_output(streams: list[int]) -> None:
-    """Let what is written to a closed terminal vanish: writing there is an error, which would end the step at hand."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
