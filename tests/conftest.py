@@ -16,7 +16,7 @@ from PIL import Image
 
 from e3va_cli.backbones import ResidualBackbone
 from e3va_cli.composition import load_config
-from tests.command import run_command
+from tests.command import Output, run_command
 from tests.components import build_backbone
 
 NANO = {
@@ -59,8 +59,10 @@ def config() -> Callable[..., Any]:
 def e3va(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `e3va WORDS` from an empty folder."""
 
-    def run(*words: str, expect: int = 0, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        done = run_command(words, cwd)
+    def run(
+        *words: str, expect: int = 0, cwd: Path = tmp_path, output: Output = "file"
+    ) -> subprocess.CompletedProcess[str]:
+        done = run_command(words, cwd, output)
         assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert expect == 1 or "Traceback" not in done.stderr, done.stderr
         return done

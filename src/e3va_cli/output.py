@@ -72,6 +72,7 @@ def lasting_output() -> Iterator[None]:
         yield
     except SystemExit as error:
         if error.code:
+            _hint_at_locale()
             raise
     sys.stdout.flush()
     lost = None if output is None else output.lost
@@ -90,6 +91,14 @@ def _fill_closed() -> None:
             os.fstat(descriptor)
         except OSError:
             discard([descriptor])
+
+
+def _hint_at_locale() -> None:
+    """Say what may be behind a failure: files that the locale cannot name, which are not found."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8":
+        hint = f"arguments and names of files are read as {encoding} here; where that is wrong, set PYTHONUTF8=1"
+        print(f"e3va: note: {hint}", file=sys.stderr)
 
 
 def _replace(name: str, descriptor: int) -> OutputStream | None:

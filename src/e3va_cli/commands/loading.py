@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import traceback
 from pathlib import Path
+from typing import cast
 
 from e3va_cli import data
 from e3va_cli.commands.budget_gate import setting_of_run
@@ -23,6 +23,8 @@ ENDED = "DataLoader worker (pid"
 OF_SHARED_MEMORY = ("shared memory", "Bus error")  # in what PyTorch says
 DATA = Path(data.__file__).parent
 PROCESSES = Path(multiprocessing.__file__).parent
+STARTING = ("synchronize.py", "popen_fork.py")  # of Python's, that begin a process
+NO_FILES = ("Communication with the workers", "items of ancdata")  # as PyTorch and Python put it
 
 
 def shared_memory_note(config: RunConfig, *, evaluates: bool = False) -> str | None:
@@ -55,16 +57,20 @@ def shared_memory_note(config: RunConfig, *, evaluates: bool = False) -> str | N
 
 def loading_failure(error: Exception) -> str | None:
     """The line on an error of a loader process, or of reading images in this one; None for all others."""
+    if ENDED in str(error) and ENDED in str(error.__cause__):
+        error = cast(Exception, error.__cause__)  # says more: which signal it was
     text, in_process = str(error), IN_PROCESS in str(error)
-    starting = error if isinstance(error, OSError) and _passed(error, PROCESSES) else None
-    if "Too many open files" in text and (in_process or starting or "workers" in text):
+    semaphore, fork = (isinstance(error, OSError) and _passed(error, PROCESSES / name) for name in STARTING)
+    if any(words in text for words in NO_FILES) or (
+        "Too many open files" in text and (in_process or semaphore or fork)
+    ):
         return (
             "too many open files for the loader processes; raise the limit with `ulimit -n`, or use data.num_workers=0"
         )
-    if starting and starting.errno in (errno.EAGAIN, errno.ENOMEM):
-        return f"loader processes cannot be started ({starting.strerror}); use a smaller data.num_workers, or 0"
-    if starting or ((in_process or ENDED in text) and any(words in text for words in OF_SHARED_MEMORY)):
-        reason = f": {starting.strerror}" if starting else ""
+    if fork:
+        return f"loader processes cannot be started ({first_line(error)}); use a smaller data.num_workers, or 0"
+    if semaphore or ((in_process or ENDED in text) and any(words in text for words in OF_SHARED_MEMORY)):
+        reason = f": {first_line(error)}" if semaphore else ""
         return (
             f"shared memory ({_size()}) did not suffice for the batches of the loader processes{reason}; "
             f"{MORE_SHARED_MEMORY}, a smaller data.num_workers or a smaller data.batch_size"
@@ -86,9 +92,10 @@ def _is_out_of_memory(error: Exception, in_process: bool) -> bool:
     return is_out_of_memory(error) and _passed(error, DATA)
 
 
-def _passed(error: Exception, folder: Path) -> bool:
-    """Whether code of a folder was running when an error was raised."""
-    return any(Path(frame.filename).parent == folder for frame in traceback.extract_tb(error.__traceback__))
+def _passed(error: Exception, place: Path) -> bool:
+    """Whether code of a file or folder was running when an error was raised."""
+    files = (Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
+    return any(place in (file, file.parent) for file in files)
 
 
 def _size() -> str:
