@@ -226,8 +226,8 @@ def compare(folder: Path, reference: Path) -> None:
             raise BrokenPromiseError(f"other {part}: {error}") from error
     if history(folder) != history(reference):
         raise BrokenPromiseError("another history")
-    ours, theirs = ((place / METRICS).read_text(encoding="utf-8") for place in (folder, reference))
-    if json.loads(ours) != json.loads(theirs):
+    results = [json.loads((place / METRICS).read_text(encoding="utf-8")) for place in (folder, reference)]
+    if results[0] != results[1]:
         raise BrokenPromiseError("other results")
     left = [path.name for path in folder.rglob(".*.tmp")]
     if left:
