@@ -226,8 +226,8 @@ def compare(folder: Path, reference: Path) -> None:
             raise BrokenPromiseError(f"other {part}: {error}") from error
     if history(folder) != history(reference):
         raise BrokenPromiseError("another history")
-    results, expected = ((place / METRICS).read_text(encoding="utf-8") for place in (folder, reference))
-    if json.loads(results) != json.loads(expected):
+    results = [json.loads((place / METRICS).read_text(encoding="utf-8")) for place in (folder, reference)]
+    if results[0] != results[1]:
         raise BrokenPromiseError("other results")
     left = [path.name for path in folder.rglob(".*.tmp")]
     if left:

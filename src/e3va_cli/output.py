@@ -71,8 +71,9 @@ def lasting_output() -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        if error.code:
+        if error.code in (1, 2):  # not where a signal has stopped it
             _hint_at_locale()
+        if error.code:
             raise
     sys.stdout.flush()
     lost = None if output is None else output.lost

@@ -69,7 +69,7 @@ class _Storage:
     nbytes: int
     kind: str
     module_kind: str  # of the module that was running when it was made
-    reference: weakref.ref
+    reference: weakref.ref[Any]
 
 
 class StorageTracker(TorchDispatchMode):
