@@ -107,7 +107,7 @@ def _replace(name: str, descriptor: int) -> OutputStream | None:
     stream: TextIO | None = getattr(sys, name)
     encoding, errors, by_line = "utf-8", "strict", True
     if stream is not None:
-        if not isinstance(stream, io.TextIOWrapper) or stream.fileno() != descriptor:
+        if not isinstance(stream, io.TextIOWrapper) or _descriptor_of(stream) != descriptor:
             return None
         stream.flush()
         encoding, errors = stream.encoding, stream.errors or errors
@@ -116,6 +116,13 @@ def _replace(name: str, descriptor: int) -> OutputStream | None:
     errors = {"strict": "legible", "surrogateescape": "legible_or_byte"}.get(errors, errors)
     setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(output), encoding, errors, line_buffering=by_line))
     return output
+
+
+def _descriptor_of(stream: TextIO) -> int | None:
+    try:
+        return stream.fileno()
+    except OSError:  # of a notebook or a test, which keep what is written
+        return None
 
 
 def _legible(error: UnicodeError) -> tuple[str | bytes, int]:

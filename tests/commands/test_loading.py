@@ -19,6 +19,7 @@ from e3va_cli.composition import CONFIG_MODULE
 from e3va_cli.data import DenseData
 from e3va_cli.data.batch import collate
 from e3va_cli.errors import UserError
+from tests.components import loader_options
 from tests.conftest import QUICK
 
 PATIENCE_S = 100  # after which a test would rather fail than wait for ever
@@ -44,7 +45,7 @@ class Unsendable:
 
 
 def batches(dataset, workers=2):
-    data = DenseData(None, dataset, batch_size=2, val_batch_size=2, num_workers=workers, seed=0)
+    data = DenseData(None, dataset, loader_options(2, 2, workers), seed=0)
     loader = data.val_dataloader()
     loader.timeout = PATIENCE_S if workers else 0
     return list(loader)
@@ -150,7 +151,7 @@ def test_a_warning_before_the_first_step(config, monkeypatch, tmp_path, words, e
 
     assert note(needed) is None
     assert "--shm-size" in note(needed - 1) and f"{needed / 2**20:,.0f} MiB" in note(needed - 1)
-    options["data"]["num_workers"] = 0
+    options.data.num_workers = 0
     assert note(0) is None
 
 
