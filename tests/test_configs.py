@@ -142,7 +142,7 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
         (
             "train",
             ["schedule.epochs=null"],
-            "trainer.max_epochs=null: how long? Give one of trainer.max_epochs",
+            "trainer.max_epochs=null: set one of trainer.max_epochs",
         ),
         ("predict", ["checkpoint=x", "input=x", "score=1.5"], "score=1.5: from 0 to 1"),
         ("predict", ["checkpoint=x", "input=x", "accelerator=tpu"], "accelerator=tpu: one of auto, cpu, gpu"),

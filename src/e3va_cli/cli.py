@@ -9,9 +9,9 @@ from e3va_cli.output import lasting_output
 COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
     "evaluate": "Measure a trained run or adapter on its own or other data.",
-    "predict": "Find and draw what trained adapters know in images of yours.",
-    "export-adapter": "Make a folder of a few megabytes of what was trained, to keep and pass on.",
-    "export-onnx": "Write a detector's pyramid or a segmenter's scores as ONNX or for torch.export.",
+    "predict": "Run inference on images and save predictions.",
+    "export-adapter": "Export adapter weights (a few MB).",
+    "export-onnx": "Export the model to ONNX or torch.export.",
     "check-data": "Report every problem of a data set at once.",
     "benchmark-memory": "Plan or measure memory and time of tuning methods, and check the paper's claims.",
 }

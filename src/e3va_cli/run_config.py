@@ -70,7 +70,7 @@ class RunConfig(Options):
             )
         lengths = (self.trainer.max_epochs, self.schedule.epochs, self.schedule.iterations)
         if self.reads_data and all(length is None for length in lengths):
-            yield f"trainer.max_epochs=null: how long? Give one of {', '.join(LENGTHS)}"
+            yield f"trainer.max_epochs=null: set one of {', '.join(LENGTHS)}"
 
 
 @dataclass
@@ -119,7 +119,7 @@ class BenchmarkMemoryConfig(RunConfig):
         help="such as 11GiB: says which methods fit, and the largest batch that does; caps a measurement on a GPU",
     )
     reserve_mib: float = option(
-        help="of the budget, for what no tensor tells of: CUDA's context, workspaces, fragmentation", least=0
+        help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", least=0
     )
 
     def errors(self, at: str) -> Iterator[str]:

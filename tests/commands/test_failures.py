@@ -86,7 +86,7 @@ def test_where_the_plan_fits_less_than_the_plan_is_offered(ends, planned, monkey
     ],
 )
 def test_the_machine_s_own_memory(ends, planned, error):
-    assert "memory did not suffice in step 1,234" in ends(error)
+    assert "out of memory in step 1,234" in ends(error)
 
 
 def test_equal_images_are_counted():
@@ -137,7 +137,7 @@ def test_memory_in_the_commands_that_only_look(config, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "load_adapters", fail)
     (tmp_path / "a.png").touch()
     words = ["checkpoint=x", f"input={tmp_path}/a.png"]
-    with pytest.raises(UserError, match=r"memory did not suffice .*2\.00 GiB.*batch_size=1"):
+    with pytest.raises(UserError, match=r"out of memory .*2\.00 GiB.*batch_size=1"):
         predict.run(config(*words, command="predict"))
 
 
@@ -153,7 +153,7 @@ def test_a_loader_process_that_the_system_ended(ends):
 @pytest.mark.parametrize("kind", ["MemoryError", "_ArrayMemoryError"])
 def test_memory_in_a_loader_process(ends, kind):
     line = ends(RuntimeError(f"Caught {kind} in DataLoader worker process 0.\nOriginal Traceback ..."))
-    assert "to load images" in line and "data.num_workers" in line and "trainer.skip_oom" not in line
+    assert "while loading images" in line and "data.num_workers" in line and "trainer.skip_oom" not in line
 
 
 def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
     (tmp_path / "a.png").touch()
     with pytest.raises(MemoryError) as caught:
         targets.read_raw(tmp_path / "a.png")
-    assert "to load images" in ends(caught.value)
+    assert "while loading images" in ends(caught.value)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):

@@ -1,4 +1,4 @@
-"""What ends a command from outside it, as one line that says what to do: memory that did not suffice, a full disk."""
+"""Out-of-memory and full-disk errors as one line that says what to do."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: Callable
 
     Args:
         folder: that the command writes to.
-        of_memory: the line on memory that did not suffice, of the first line that PyTorch says.
+        of_memory: makes the message of an out-of-memory error from the first line of PyTorch's.
         then: behind the line on a file that could not be written: how to go on once it can.
     """
     threading.excepthook = _without_unwritable
@@ -76,7 +76,7 @@ def _without_unwritable(arguments: threading.ExceptHookArgs) -> None:
 
 
 def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: str) -> str:
-    """Where memory did not suffice, with which images, what was planned, and what would fit.
+    """Return the message of an out-of-memory error: the step, its images, the estimate, and what would fit.
 
     Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.
     """
@@ -89,8 +89,8 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: st
     remedies = what_would_fit(config, setting, min(available, CLEARLY_LESS * planned))
     hint = ", or ".join(remedies) if remedies else "a smaller dataset.max_size"
     return (
-        f"memory did not suffice in step {trainer.global_step:,}, with images of {sizes} ({what}); planned are "
-        f"{planned:.0f} MiB at the largest image, {height}x{width}, and {available:.0f} MiB were to be had; "
+        f"out of memory in step {trainer.global_step:,}, with images of {sizes} ({what}); planned are "
+        f"{planned:.0f} MiB at the largest image, {height}x{width}, and {available:.0f} MiB were available; "
         f"this would fit: {hint}; for a rare batch of unusual size: trainer.skip_oom=true"
     )
 
@@ -98,14 +98,14 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: st
 def of_evaluation(what: str, where: str = "") -> str:
     """What uses less memory in an evaluation."""
     return (
-        f"memory did not suffice in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller "
+        f"out of memory in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller "
         "dataset.max_size"
     )
 
 
 def of_prediction(what: str) -> str:
     """What uses less memory in a prediction."""
-    return f"memory did not suffice ({what}); use batch_size=1, accelerator=cpu or smaller images"
+    return f"out of memory ({what}); use batch_size=1, accelerator=cpu or smaller images"
 
 
 def described(sizes: list[tuple[int, int]]) -> str:

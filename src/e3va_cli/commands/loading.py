@@ -72,12 +72,12 @@ def loading_failure(error: Exception) -> str | None:
     if semaphore or ((in_process or ENDED in text) and any(words in text for words in OF_SHARED_MEMORY)):
         reason = f": {first_line(error)}" if semaphore else ""
         return (
-            f"shared memory ({_size()}) did not suffice for the batches of the loader processes{reason}; "
+            f"shared memory ({_size()}) is too small for the batches of the loader processes{reason}; "
             f"{MORE_SHARED_MEMORY}, a smaller data.num_workers or a smaller data.batch_size"
         )
     if _is_out_of_memory(error, in_process):
         return (
-            f"memory did not suffice to load images ({first_line(error)}); use a smaller data.num_workers or "
+            f"out of memory while loading images ({first_line(error)}); use a smaller data.num_workers or "
             "data.batch_size, or smaller images"
         )
     if ENDED in text:

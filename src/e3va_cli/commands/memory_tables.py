@@ -93,7 +93,7 @@ def print_budget_table(config: BenchmarkMemoryConfig, setting: Setting, batches:
         words = f"adapter={method} data.batch_size={batch}" if batch else "-"
         rows.append([method, fits, largest, words])
     print_table(
-        f"Within {config.budget}, {config.reserve_mib:.0f} MiB of it kept for what no tensor tells of; "
+        f"Within {config.budget}, {config.reserve_mib:.0f} MiB of it kept for CUDA's context and workspaces; "
         f"images of {height}x{width}",
         ["method", "fits", "largest batch", "overrides"],
         rows,

@@ -156,7 +156,7 @@ FILES = {
     METRICS_HISTORY: "history of losses and results",
     RESOURCES: "memory, step time, parameters",
     PICTURES: "validation images with what was found",
-    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or memory that did not suffice",
+    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
     f"{CHECKPOINTS}/{LAST}": "the last state",
     f"{CHECKPOINTS}/{BEST}": "the state with the best evaluation",
 }

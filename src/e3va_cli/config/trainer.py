@@ -44,7 +44,7 @@ class TrainerOptions(Options):
         None, help="steps between two states of an epoch; null keeps one before and after each evaluation", above=0
     )
     preemption_signal: str | None = option(
-        None, help="by which a cluster says that it will end the run; SIGTERM and Ctrl-C are heeded anyway"
+        None, help="preemption signal of a cluster; SIGTERM and Ctrl-C are handled anyway"
     )
     max_bad_losses: int | None = option(
         None,

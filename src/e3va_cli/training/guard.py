@@ -72,7 +72,7 @@ class StepGuard:
         return self.skip_oom and is_out_of_memory(error)
 
     def bad_losses(self, seen: list[Seen], device: torch.device) -> Tensor:
-        """Return whether a loss of the step is not finite or, where memory did not suffice, not there."""
+        """Return whether a loss of the step is not finite, or missing because the step ran out of memory."""
         return torch.stack([self._is_bad(batch, device) for batch in seen]).any()
 
     def check(
@@ -158,7 +158,7 @@ class StepGuard:
     def _report(self, trainer: L.Trainer, step: CheckedStep, entries: list[dict[str, Any]]) -> None:
         """One line, and the end of the run at the limit."""
         memory = any(entry["out_of_memory"] for entry in entries)
-        what = "memory did not suffice" if memory else "the loss or its gradient is not finite"
+        what = "out of memory" if memory else "the loss or its gradient is not finite"
         ids = [number for entry in entries for number in entry["image_ids"]]
         where = f"step {step.number:,}: {what} (images {first_few(ids, IMAGES_SHOWN)})"
         if self.limit is None or self.in_a_row < self.limit:

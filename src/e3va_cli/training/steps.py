@@ -22,7 +22,7 @@ class Seen:
     Attributes:
         image_ids: the data set's own.
         image_sizes: (height, width) of each image without its padding.
-        losses: by name, `loss` being their sum; empty until they are known, and where memory did not suffice.
+        losses: by name, `loss` being their sum; empty until they are known, and where the step ran out of memory.
     """
 
     image_ids: list[int]
