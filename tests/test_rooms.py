@@ -31,6 +31,7 @@ LEVELS = {
     "autocast": 0,
     "config": 0,
     "files": 0,
+    "fonts": 0,
     "machine": 0,
     "command_line": -1,
     "terminal": -1,
