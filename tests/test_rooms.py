@@ -24,6 +24,7 @@ LEVELS = {
     "data": 2,
     "backbones": 1,
     "composition": 2.7,
+    "quoting": 2.7,
     "run_config": 2.6,
     "optim": 2,
     "run_folder": 0.5,
