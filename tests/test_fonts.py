@@ -127,6 +127,6 @@ def test_pictures_of_any_names_come_without_warnings(installed, tmp_path, capsys
 
 
 def test_labels_are_no_mathematics_and_hide_no_line(installed):
-    labels, settings = as_labels(["$a$", "_b_", "x" * 300])
+    labels, families = as_labels(["$a$", "_b_", "x" * 300])
     assert labels == [r"\$a\$", " _b_", "x" * 23 + "…"]
-    assert settings == {"font.family": ["DejaVu Sans"]}
+    assert families == ["DejaVu Sans"]

@@ -10,8 +10,9 @@ from e3va_cli.quoting import quoted_words, text_options
 
 TEXTS = [
     "my photos (1)", "C:\\data\\x", "C:\\my data\\", "\\\\host\\share (1)\\x", "a=b", "a,b", " a ", "a # b", "~x",
-    "$HOME/x", "{a}", "{a: b}", "😀/x", "it's", '"q', "1e3", "007", "1_0", "true", "[a]", "[a].jpg", "f(1)", "a\\'b", "it's \\", "猫 é",
-    "a;b", "a\tb", "'a' b", "100%", "a&b|c>d", "\u202fnarrow\u00a0space", "-5", "nan", "[a,b", "photos[1].jpg", "a:b",
+    "$HOME/x", "{a}", "{a: b}", "😀/x", "it's", '"q', "1e3", "007", "1_0", "true", "[a]", "[a].jpg", "f(1)", "a\\'b",
+    "it's \\", "猫 é", "a;b", "a\tb", "'a' b", "100%", "a&b|c>d", "\u202fnarrow\u00a0space",
+    "-5", "nan", "[a,b", "photos[1].jpg", "a:b",
 ]  # fmt: skip
 
 
@@ -94,6 +95,7 @@ def test_words_torn_apart_by_the_shell(tmp_path):
         parse(quoted_words("predict", ["checkpoint=A", "input=my", "photos"]))
 
 
+@pytest.mark.slow
 def test_runs_of_such_a_folder_go_on(e3va, tmp_path):
     run = "my runs (1)/a, b=c #1 😀 it's"
     small = ["trainer.max_steps=1", "dataset.train_images=2", "dataset.val_images=1", "pictures=0"]

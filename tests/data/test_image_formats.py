@@ -7,8 +7,11 @@ import torch
 from PIL import Image, features
 
 from e3va_cli.commands.image_inputs import find_images
+from e3va_cli.data.ade20k import SegmentationDataset
 from e3va_cli.data.coco import open_coco
 from e3va_cli.data.image_formats import IMAGE_SUFFIXES, describe_unread, unread_format
+from e3va_cli.data.label_checks import check_label_maps
+from e3va_cli.data.label_encoding import LabelEncoding
 from e3va_cli.data.targets import read_image, read_raw
 from e3va_cli.errors import UserError
 
@@ -103,3 +106,27 @@ def test_coco_that_lists_them_is_refused_before_a_run(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"lists 1 JPEG XL file that cannot be read here \(a.jxl\)"):
         open_coco(tmp_path, tmp_path / "a.json")
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Two images with label maps, one of them of a format that is not read."""
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    write(tmp_path / "images" / "b.jxl", b"\xff\x0a")
+    for stem in "ab":
+        Image.fromarray(np.array([[1, 2]] * 4, np.uint8).repeat(4, 1).repeat(2, 0)).save(
+            tmp_path / "labels" / f"{stem}.png"
+        )
+    return tmp_path / "images", tmp_path / "labels"
+
+
+def test_images_beside_label_maps_are_named(pairs):
+    encoding = LabelEncoding({1: 1, 2: 2}, [1, 2], from_one=True)
+    dataset = SegmentationDataset(*pairs, classes=["cat", "dog"], encoding=encoding)
+    assert len(dataset) == 1
+    assert any("without 1 JPEG XL file that cannot be read here (b.jxl)" in note for note in dataset.notes)
+    report = check_label_maps(*pairs, classes=["cat", "dog"], encoding=encoding)
+    [problem] = report.problems
+    assert problem.kind == "image that cannot be read here" and problem.count == 1

@@ -30,8 +30,8 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
     side = max(7.0, 0.62 * count if count <= WRITTEN else 0.145 * count + 3)  # inches
     size = 10.0 if count <= WRITTEN else 7.0  # points
     large = max(11.0, 0.6 * side)
-    names, fonts = as_labels(classes)
-    with rc_context({**fonts, "font.size": size}):
+    names, families = as_labels(classes)
+    with rc_context({"font.family": families, "font.size": size}):
         figure = Figure(figsize=(side + 1.2, side), layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor(NOTHING)

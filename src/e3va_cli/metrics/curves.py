@@ -51,8 +51,8 @@ class Curves:
 
 def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
     """Write one panel for each of box and mask to a PNG file; a line for each class, and their mean."""
-    labels, fonts = zip(*(as_labels(curves.names) for curves in kinds.values()), strict=True)
-    with rc_context({**fonts[0], "font.size": 11}):
+    labels, families = zip(*(as_labels(curves.names) for curves in kinds.values()), strict=True)
+    with rc_context({"font.family": families[0], "font.size": 11}):
         figure = Figure(figsize=(9.5 * len(kinds), 6), layout="constrained")
         panels = figure.subplots(1, len(kinds), squeeze=False)[0]
         for axes, (kind, curves), names in zip(panels, kinds.items(), labels, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 from e3va_cli.fonts import families_for, legible_names
 
@@ -13,13 +12,13 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of fonts
 LONGEST = 24  # letters
 
 
-def as_labels(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Return names as far as there is room, and matplotlib's settings under which they are drawn.
+def as_labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return names as far as there is room, and the fonts that draw them, for matplotlib's `font.family`.
 
     They have nothing that matplotlib takes for mathematics, or for a line that is not in the legend.
     """
     short = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}" for name in shown(names)]
-    return [name.replace("$", r"\$") for name in short], {"font.family": families_for(short)}
+    return [name.replace("$", r"\$") for name in short], families_for(short)
 
 
 def shown(names: Sequence[str]) -> list[str]:
