@@ -54,6 +54,14 @@ def test_what_was_meant_for_hydra_stays(word, value):
     assert value_of(*quoted_words("predict", [word])) == value
 
 
+def test_a_dollar_that_looks_nothing_up_is_text():
+    for text in ("a${b", "a ${b} (1)"):
+        words = quoted_words("predict", [f"output={text}", "checkpoint=A", "input=B"])
+        assert load_config("predict", words).output == text
+    [word] = quoted_words("train", ["hydra.run.dir=runs/${now:%Y} (1)"])
+    assert value_of(word) == "runs/${now:%Y} (1)"
+
+
 def test_commas_separate_jobs_under_m(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert quoted_words("train", ["dataset.root=/a,/b"], multirun=True) == ["dataset.root=/a,/b"]

@@ -27,6 +27,7 @@ from e3va_cli.run_config import COMMANDS, REGISTRIES
 
 KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@-]*", re.ASCII)
 ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)\s*(?:,|$)""")
+NO_LOOKUP = re.compile(r"\$\{(?![\w.]+:|hydra\.)")  # what is no `${oc.env:HOME}` or `${hydra.job.name}`
 ONE_OR_SEVERAL = ("checkpoint", "input", "classes")  # options of any type that take a text, or a list of texts
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 
@@ -69,8 +70,8 @@ def _texts_of(kind: type, at: str) -> Iterator[tuple[str, bool]]:
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes, as Hydra's grammar has it."""
-    return QuotedString(text, Quote.single).with_quotes()
+    """Return a text in quotes, as Hydra's grammar has it; `${` that looks nothing up stands for itself."""
+    return QuotedString(NO_LOOKUP.sub(r"\\${", text), Quote.single).with_quotes()
 
 
 def _quoted_word(word: str, kinds: dict[str, bool], multirun: bool) -> str:
