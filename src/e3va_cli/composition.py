@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,17 +35,24 @@ def parse(words: list[str]) -> list[Override]:
         UserError: a word that is no override; all of them at once.
     """
     parser, overrides, mistakes = OverridesParser.create(), [], []
-    for word in words:
+    for before, word in zip(["", *words], words, strict=False):
         try:
             overrides.append(parser.parse_override(word))
         except HydraException as error:
-            mistakes.append(
-                f"{word}: not understood; write KEY=VALUE, and quote values with special characters "
-                f"({first_line(error)})"
-            )
+            mistakes.append(f"{word}: not understood; {_how_to_type(before, word)} ({first_line(error)})")
     if mistakes:
         raise UserError(*mistakes)
     return overrides
+
+
+def _how_to_type(before: str, word: str) -> str:
+    """What to type in place of a word that is no override, to be pasted into a shell."""
+    key, equals, value = word.partition("=")
+    if key and equals:
+        return f"type {shlex.quote(f'{key}={QuotedString(value, Quote.single).with_quotes()}')}"
+    if "=" in before:
+        return f"write KEY=VALUE; if it belongs to the value before it, type {shlex.quote(f'{before} {word}')}"
+    return "write KEY=VALUE"
 
 
 def single_values(override: Override) -> Iterator[str]:

@@ -24,6 +24,7 @@ from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.export.overrides import overrides_of_config
 from e3va_cli.files import UNWRITABLE, UnwritableError
+from e3va_cli.quoting import quoted_words
 from e3va_cli.run_config import (
     COMMANDS,
     LegacyWarning,
@@ -202,6 +203,7 @@ def run(command: str) -> None:
     asks_only = flags.help or flags.hydra_help or flags.shell_completion
     words, *others = [list(flags.overrides)]
     try:
+        words = quoted_words(command, words, multirun=flags.multirun)
         if not asks_only:
             words, *others = each_checked(command, words)
             if command == "train" and not flags.multirun:

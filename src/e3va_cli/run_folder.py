@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from e3va_cli.command_line import command_line
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import make_subfolder, replacing
-from e3va_cli.text import brief
+from e3va_cli.text import brief, is_name
 
 CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"
@@ -160,7 +160,7 @@ def overrides_of(run: Path) -> list[str]:
     """The command-line overrides that a run was started with, nothing of them looked up."""
     path = run / OVERRIDES
     words = _read_yaml(path, list)
-    if wrong := [word for word in words if not isinstance(word, str) or not word.isprintable()]:
+    if wrong := [word for word in words if not is_name(word)]:
         raise UserError(f"{path}: {brief(wrong[0])} is no option")
     return cast("list[str]", words)
 

@@ -3,6 +3,7 @@ import re
 
 import pytest
 from rich.console import Console
+from rich.markup import escape
 
 from e3va_cli.commands import console, report
 
@@ -54,3 +55,10 @@ def test_a_column_without_room_is_printed_as_lines(printed):
     words = "adapter=e3va data.batch_size=12"
     text = printed(40, console.print_table, "Title", ["method", "fits", "overrides"], [["e3va", "yes", words]])
     assert f"e3va: overrides {words}" in text.splitlines()
+
+
+def test_no_name_is_an_emoji_or_a_style(capsys):
+    for name in (":cat:", "runs/:dog:", "[red]"):
+        console.print_table(None, ["class", "AP"], [[escape(name), "1.0"]])
+        console.console.print(name, markup=False)
+        assert capsys.readouterr().out.count(name) == 2

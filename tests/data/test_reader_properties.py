@@ -19,9 +19,10 @@ from pycocotools import mask as coco_mask
 from e3va_cli.data.checks import check_coco_file
 from e3va_cli.data.coco import open_coco
 from e3va_cli.data.coco_format import MOST_PIXELS
+from e3va_cli.data.image_formats import FORMATS
 from e3va_cli.data.rle import rle_fault, uncompressed
 from e3va_cli.data.source import Source
-from e3va_cli.data.targets import FORMATS, DenseDataset, decode_image, image_notes, read_image, size_in_file
+from e3va_cli.data.targets import DenseDataset, decode_image, image_notes, read_image, size_in_file
 from e3va_cli.data.voc import VocSource
 from e3va_cli.errors import UserError
 from tests.data import damages

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, emoji=False)
 
 LEAST_NAME = 8  # characters of the first column, whose names are wrapped where there is no room
 Row = Sequence[str]
@@ -101,4 +101,4 @@ def _needed(header: Row, rows: Sequence[Row], column: int, wrapped: bool) -> int
 
 
 def _length(markup: str) -> int:
-    return Text.from_markup(markup).cell_len
+    return Text.from_markup(markup, emoji=False).cell_len

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from e3va_cli.data.targets import IMAGE_SUFFIXES
+from e3va_cli.data.image_formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES, describe_unread
 from e3va_cli.errors import UserError
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
     """The files that `inputs` mean, each once: image files, folders (the images directly in them), and patterns.
+
+    Images of a folder that cannot be read here are among them; reading them says so.
 
     Raises:
         UserError: one of them means no file; a line for each.
@@ -22,7 +24,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         path = Path(given).expanduser()
         if path.is_dir():
             try:
-                files = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+                files = [p for p in path.iterdir() if p.suffix.lower() in KNOWN_SUFFIXES and not p.name.startswith(".")]
             except OSError as error:
                 mistakes.append(f"input={given}: the folder cannot be read ({error.strerror})")
                 continue
@@ -35,6 +37,8 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         files = sorted(file for file in files if file.is_file())
         if not files:
             mistakes.append(f"input={given}: {reason}")
+        elif path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
+            mistakes.append(f"input={given}: {describe_unread(file.name for file in files)}")
         for file in files:
             found.setdefault(file.resolve(), file)
     if mistakes or not found:

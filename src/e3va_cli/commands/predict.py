@@ -15,6 +15,7 @@ from e3va_cli.commands.image_inputs import find_images
 from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.prediction_files import PREDICTIONS, PredictionFiles
+from e3va_cli.data.image_formats import describe_unread
 from e3va_cli.data.targets import RawImage, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.predictor import load_adapters
@@ -32,6 +33,8 @@ def run(config: PredictConfig) -> None:
     """Find and draw; exit code 1 if a file could not be read."""
     require_usable(config)
     files = find_images(listed(config.input))
+    if unread := describe_unread(file.name for file in files):
+        print(f"e3va: note: input: {unread}", file=sys.stderr)
     with in_one_line(Path(config.output or RUNS), of_prediction):
         skipped = predict(config, files)
     if skipped:

@@ -5,6 +5,7 @@ Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017, https://doi.org/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from e3va_cli.config.options import Under, option
 from e3va_cli.data.class_names import read_class_names
 from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
+from e3va_cli.data.image_formats import IMAGE_SUFFIXES, describe_unread
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.label_checks import check_label_maps
@@ -30,7 +32,7 @@ from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.report import ADVICE, Finding, Place, Report
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.source import SOURCES, Source, Split
-from e3va_cli.data.targets import IMAGE_SUFFIXES, USUAL_SCALING, Target, decode_image, head_of, read_image
+from e3va_cli.data.targets import USUAL_SCALING, Target, decode_image, head_of, read_image
 from e3va_cli.errors import UserError
 from e3va_cli.text import and_more, printable
 
@@ -76,8 +78,9 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.left_out_images = 0
         self.offers = SEMANTIC
         of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
+        unread = describe_unread(os.listdir(images))  # noqa: PTH208 (a Path for each of many costs seconds)
         if not of_images:
-            raise UserError(f"no images in {images}; {what_is_there(images / 'any')}")
+            raise UserError(f"no images in {images}; {unread or what_is_there(images / 'any')}")
         matched = match_stems(of_images, of_labels)
         if missing := [name for stem, name in of_images.items() if stem not in matched]:
             wanted = f"{Path(missing[0]).stem}.png"
@@ -91,6 +94,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         if reason := seen.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
         self.notes = [f"{labels}: {reason}"] if (reason := seen.maybe_background) else []
+        self.notes += [f"{images}: without {unread}"] if unread else []
         heads = survey_images(len(self), self._file_and_size)
         self._turns_unsure = heads.turns_unsure
         self.notes += heads.notes(str(images), scaling)

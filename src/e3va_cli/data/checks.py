@@ -26,10 +26,11 @@ from e3va_cli.data.coco_format import (
 from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.file_names import FoundNames, find_names
 from e3va_cli.data.image_checks import Found, notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.image_formats import KNOWN_SUFFIXES
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, read_raw
+from e3va_cli.data.targets import DETECTION, USUAL_SCALING, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.text import brief
 
@@ -257,7 +258,7 @@ def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensitySc
 
 def _find_files(coco: CocoFile, folder: Path, notes: Findings) -> FoundNames:
     """Where the listed images lie; those that are not called quite as they are listed are noted."""
-    found = find_names(folder, [name for image in coco.images if (name := _place(image).file)], IMAGE_SUFFIXES)
+    found = find_names(folder, [name for image in coco.images if (name := _place(image).file)], KNOWN_SUFFIXES)
     for name, file in found.taken.items():
         notes.add("file not called quite as it is listed", Place(name, detail=f"{file} is taken"))
     return found
@@ -268,7 +269,7 @@ def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: Findi
     listed = {path_inside(folder, found.taken.get(name, name)) for name in names}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path_inside(folder, name) not in listed:
+        if path.suffix.lower() in KNOWN_SUFFIXES and path_inside(folder, name) not in listed:
             notes.add("image file that the annotations do not list", Place(name))
 
 

@@ -26,13 +26,14 @@ from e3va_cli.data.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.file_names import find_names
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
+from e3va_cli.data.image_formats import KNOWN_SUFFIXES, describe_unread, unread_format
 from e3va_cli.data.image_survey import survey_images
 from e3va_cli.data.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.packed import PackedList
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.report import ADVICE, Report
 from e3va_cli.data.source import SOURCES, Source, Split
-from e3va_cli.data.targets import DETECTION, IMAGE_SUFFIXES, USUAL_SCALING, Target, read_image
+from e3va_cli.data.targets import DETECTION, USUAL_SCALING, Target, read_image
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.errors import UserError
 
@@ -213,13 +214,18 @@ def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
     Raises:
         UserError: images are missing; tells of all of them.
     """
-    found = find_names(images, (image["file_name"] for image in coco.images), IMAGE_SUFFIXES)
+    found = find_names(images, (image["file_name"] for image in coco.images), KNOWN_SUFFIXES)
     if found.missing:
         raise UserError(
             f"{name}: no such image: {len(found.missing):,} of {len(coco.images):,} are not in {images}: "
             f"{found.describe_missing()}; {ADVICE}"
         )
-    return rename_images(coco, found.taken)
+    coco = rename_images(coco, found.taken)
+    files = (image["file_name"] for image in coco.images)
+    unread = [file for file in files if describe_unread([file]) and unread_format(images / file)]
+    if unread:
+        raise UserError(f"{name}: lists {describe_unread(unread)}; {ADVICE}")
+    return coco
 
 
 def open_coco(

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from e3va_cli.files import replacing
+from e3va_cli.fonts import fitting, legible_names
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -68,9 +69,9 @@ def draw_sample(
     thickness = max(1, round(max(picture.shape[1:]) / 400))
     corners = _inside(boxes[order] * _factor(image), picture)
     picture = draw_bounding_boxes(picture, corners, colors=colors, width=thickness)
-    names = [classes[label - 1] for label in numbers]
-    if scores is not None:
-        names = [f"{name} {score:.2f}" for name, score in zip(names, scores.cpu()[order].tolist(), strict=True)]
+    shown = legible_names(classes)
+    written = [""] * len(numbers) if scores is None else [f" {score:.2f}" for score in scores.cpu()[order].tolist()]
+    names = [(shown[label - 1], score) for label, score in zip(numbers, written, strict=True)]
     return _write_names(picture, corners.tolist(), names, colors)
 
 
@@ -128,19 +129,21 @@ def _inside(boxes: Tensor, picture: Tensor) -> Tensor:
     return boxes.clamp(min=torch.zeros(4), max=limit)
 
 
-def _write_names(picture: Tensor, boxes: list[list[float]], names: list[str], colors: list[Color]) -> Tensor:
-    """Writes each name on its class's colour at its box, where there is room beside the names before it."""
+def _write_names(
+    picture: Tensor, boxes: list[list[float]], names: list[tuple[str, str]], colors: list[Color]
+) -> Tensor:
+    """Writes each name and score on its class's colour at its box, where there is room beside the names before it."""
     canvas = as_picture(picture)
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=min(max(11, max(canvas.size) / 48), 28))
+    size = min(max(11, max(canvas.size) / 48), 28)
     taken: list[Rectangle] = []
-    for box, name, color in zip(boxes, names, colors, strict=True):
-        left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
-        width, height = right - left + 4, bottom - top + 4
-        place = _free_place(box, width, height, canvas.size, taken)
+    for box, (name, score), color in zip(boxes, names, colors, strict=True):
+        line = fitting(name, size, canvas.width - 4, score)
+        left, top, right, bottom = line.box
+        place = _free_place(box, right - left + 4, bottom - top + 4, canvas.size, taken)
         taken.append(place)
         draw.rectangle(place, fill=color)
-        draw.text((place[0] + 2 - left, place[1] + 2 - top), name, fill=_ink(color), font=font)
+        line.draw(draw, (place[0] + 2 - left, place[1] + 2 - top), _ink(color))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
 
 

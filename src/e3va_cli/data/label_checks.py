@@ -11,12 +11,13 @@ import numpy as np
 from e3va_cli.data.checks import looked_at
 from e3va_cli.data.file_names import match_stems
 from e3va_cli.data.image_checks import notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.image_formats import IMAGE_SUFFIXES, UNREAD, remedy
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.label_encoding import LabelEncoding
 from e3va_cli.data.label_maps import LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.label_survey import LabelSurvey, counts_of
 from e3va_cli.data.report import Findings, Place, Report
-from e3va_cli.data.targets import IMAGE_SUFFIXES, USUAL_SCALING, decode_image, read_raw
+from e3va_cli.data.targets import USUAL_SCALING, decode_image, read_raw
 from e3va_cli.errors import UserError
 
 
@@ -43,6 +44,7 @@ def check_label_maps(
     """
     problems, notes = Findings(), Findings()
     of_images = _files(images, IMAGE_SUFFIXES, "image", problems)
+    _check_formats(images, problems)
     of_labels = _files(labels, LABEL_SUFFIXES, "label map", problems)
     matched = match_stems(of_images, of_labels)
     for stem, (name, *_) in of_images.items():
@@ -92,6 +94,13 @@ def _files(folder: Path, suffixes: set[str], kind: str, problems: Findings) -> d
         if len(names) > 1:
             problems.add(f"several {kind}s of one name", Place(detail=", ".join(names)))
     return found
+
+
+def _check_formats(images: Path, problems: Findings) -> None:
+    """Images of formats that are not read here are problems."""
+    for path in sorted(images.iterdir()) if images.is_dir() else ():
+        if (kind := UNREAD.get(path.suffix.lower())) and path.is_file():
+            problems.add("image that cannot be read here", Place(path.name, detail=f"{kind}: {remedy(kind)}"))
 
 
 def _check_pairs(

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from e3va_cli.data.drawing import BACKGROUND, Color, _factor, _repeat, class_color
+from e3va_cli.fonts import fitting, legible_names
 
 ALPHA = 0.5  # of a class's colour over the image
 MOST_NAMES = 12
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+BASELINE = 0.78  # of a line's height, from its top
 INK: Color = (0, 0, 0)
 
 
@@ -39,7 +40,8 @@ def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tens
     picture = image.float().lerp(colors.float(), strength).round().to(torch.uint8)
     pixels = torch.bincount(labels.flatten(), minlength=len(palette))
     present = [label for label in pixels.argsort(descending=True, stable=True).tolist() if label and pixels[label]]
-    entries = [(classes[label - 1], class_color(label)) for label in present]
+    shown = legible_names(classes)
+    entries = [(shown[label - 1], class_color(label)) for label in present]
     return torch.cat([picture, _legend(entries, picture.shape[2], max(picture.shape[1:]))], 1)
 
 
@@ -57,30 +59,21 @@ def _edges(labels: Tensor) -> Tensor:
 def _legend(entries: list[tuple[str, Color]], width: int, longer_side: int) -> Tensor:
     """Squares of colour with names, in rows from left to right: uint8 [3, h, width]."""
     size = min(max(11, longer_side // 48), 28)
-    font = ImageFont.load_default(size=size)
     line, gap = size + size // 4, size // 2
     hidden = len(entries) - MOST_NAMES
     shown: list[tuple[str, Color | None]] = [*entries[:MOST_NAMES]]
     if hidden > 0:
         shown.append((f"and {hidden} more", None))
     room = width - line - 3 * gap
-    texts = [_shortened(name, room, font) for name, _ in shown]
-    cell = line + 3 * gap + max((round(font.getlength(text)) for text in texts), default=0)
+    lines = [fitting(name, size, room) for name, _ in shown]
+    cell = line + 3 * gap + max((round(text.length) for text in lines), default=0)
     columns = max(1, width // cell)
     rows = -(-len(shown) // columns)
     canvas = Image.new("RGB", (width, rows * (line + gap) + gap), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(canvas)
-    for i, (text, (_, color)) in enumerate(zip(texts, shown, strict=True)):
+    for i, (text, (_, color)) in enumerate(zip(lines, shown, strict=True)):
         left, top = i % columns * (width // columns) + gap, i // columns * (line + gap) + gap
         if color:
             draw.rectangle((left, top, left + line - 1, top + line - 1), fill=color)
-        draw.text((left + line + gap, top + line / 2), text, fill=INK, font=font, anchor="lm")
+        text.draw(draw, (left + line + gap, top + BASELINE * line), INK)
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)
-
-
-def _shortened(text: str, room: float, font: Font) -> str:
-    """The text, or as much of its beginning as there is room for."""
-    kept = text
-    while kept and font.getlength(text if kept == text else f"{kept}...") > room:
-        kept = kept[:-1]
-    return text if kept == text else f"{kept}..."

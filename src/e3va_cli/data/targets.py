@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from e3va_cli.data.fingerprint import Fingerprint
+from e3va_cli.data.image_formats import FORMATS, RAW, UNREAD, remedy, unread_format
 from e3va_cli.data.intensity import IntensityScaling
 from e3va_cli.data.orientation import STORED, displayed_size, is_turned, orientation_of, turned
 from e3va_cli.errors import UserError, first_line
@@ -24,13 +25,7 @@ from e3va_cli.text import printable
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file, its exceptions say
 
-# Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
 JPEG2000 = b"\0\0\0\x0cjP  "  # that such a file begins with
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-IMAGE_SUFFIXES = {
-    *(".bmp", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
-    *(".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
-}
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # of Pillow: gray of more than 8 bits
 READ_OF_COLOR = "of which the upper 8 bits are read"  # of 16 in color
 USUAL_SCALING = IntensityScaling()
@@ -245,8 +240,14 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
 
 def _opened(path: Path) -> Image.Image:
     require_regular(path)
+    if UNREAD.get(path.suffix.lower()) == RAW and unread_format(path) == RAW:
+        raise SyntaxError(f"{RAW} files cannot be read here; {remedy(RAW)}")
     try:
         return Image.open(path, formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+        if (kind := unread_format(path)) is None:
+            raise
+        raise SyntaxError(f"{kind} files cannot be read here; {remedy(kind)}") from error
     except MemoryError as error:
         with path.open("rb") as file:
             if not file.read(len(JPEG2000)).startswith(JPEG2000):

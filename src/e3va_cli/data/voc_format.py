@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 from e3va_cli.data.coco_format import is_finite
 from e3va_cli.data.encodings import decode_text, decode_xml
 from e3va_cli.data.file_names import FoundNames, find_names
+from e3va_cli.data.image_formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES
 from e3va_cli.data.paths import path_inside, what_is_there
-from e3va_cli.data.targets import IMAGE_SUFFIXES, size_in_file
+from e3va_cli.data.targets import size_in_file
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.files import require_regular
 from e3va_cli.text import brief, printable
@@ -100,15 +101,19 @@ def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) ->
             raise UserError(f"no folder {folder}, to which {file} refers; {what_is_there(folder)}")
     # One look at the folder instead of one for each image; VOC's own suffix comes last and wins.
     try:
-        files = sorted(images.iterdir(), key=lambda path: (path.suffix == ".jpg", path.name))
+        files = sorted(images.iterdir(), key=_preference)
     except OSError as error:
         raise UserError(f"cannot list {images}: {error.strerror}") from None
-    file_names = {path.stem: path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    file_names = {path.stem: path.name for path in files if path.suffix.lower() in KNOWN_SUFFIXES}
     found = []
     for sheet in _sheets([line.strip() for line in lines if line.strip()], annotations):
         stem = sheet[: -len(".xml")]
         found.append(_read_image(devkit, year, sheet, file_names.get(stem, f"{stem}.jpg"), encoding))
     return found
+
+
+def _preference(path: Path) -> tuple[bool, bool, str]:
+    return path.suffix.lower() in IMAGE_SUFFIXES, path.suffix == ".jpg", path.name
 
 
 def _sheets(lines: Sequence[str], annotations: Path) -> list[str]:
@@ -129,7 +134,7 @@ def _sheets(lines: Sequence[str], annotations: Path) -> list[str]:
 def _without_suffix(sheet: str) -> str:
     """The name of an image from what would be its XML file: `JPEGImages/a.jpg.xml` is of `a`."""
     image = PurePosixPath(sheet.replace("\\", "/")[: -len(".xml")])
-    return image.stem if image.suffix.lower() in IMAGE_SUFFIXES else image.name
+    return image.stem if image.suffix.lower() in KNOWN_SUFFIXES else image.name
 
 
 def _read_image(devkit: Path, year: str, sheet: str, image: str, encoding: str | None) -> VocImage:

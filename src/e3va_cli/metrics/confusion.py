@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from e3va_cli.files import replacing
-from e3va_cli.metrics.labels import as_label
+from e3va_cli.metrics.labels import as_labels
 
 WRITTEN = 30  # classes at most for which each cell has its number
 NOTHING = "#e6e6e6"  # rows of classes that are not in the annotations
@@ -30,13 +30,13 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
     side = max(7.0, 0.62 * count if count <= WRITTEN else 0.145 * count + 3)  # inches
     size = 10.0 if count <= WRITTEN else 7.0  # points
     large = max(11.0, 0.6 * side)
-    with rc_context({"font.family": "DejaVu Sans", "font.size": size}):
+    names, families = as_labels(classes)
+    with rc_context({"font.family": families, "font.size": size}):
         figure = Figure(figsize=(side + 1.2, side), layout="constrained")
         axes = figure.subplots()
         axes.set_facecolor(NOTHING)
         # The root of the share is what is coloured: few percent of confusion are to be seen.
         image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-        names = [as_label(name) for name in classes]
         axes.set_xticks(range(count), names, rotation=90)
         axes.set_yticks(range(count), names)
         axes.tick_params(length=0)

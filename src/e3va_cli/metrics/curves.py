@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from e3va_cli.files import replacing
-from e3va_cli.metrics.labels import as_label
+from e3va_cli.metrics.labels import as_labels
 
 RECALL = np.linspace(0.0, 1.0, 101)  # where COCO samples precision
 NAMED = 12  # classes with a colour and a name of their own; more are thin lines
@@ -51,23 +51,24 @@ class Curves:
 
 def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
     """Write one panel for each of box and mask to a PNG file; a line for each class, and their mean."""
-    with rc_context({"font.family": "DejaVu Sans", "font.size": 11}):
+    labels, families = zip(*(as_labels(curves.names) for curves in kinds.values()), strict=True)
+    with rc_context({"font.family": families[0], "font.size": 11}):
         figure = Figure(figsize=(9.5 * len(kinds), 6), layout="constrained")
         panels = figure.subplots(1, len(kinds), squeeze=False)[0]
-        for axes, (kind, curves) in zip(panels, kinds.items(), strict=True):
-            _draw_panel(axes, kind, curves)
+        for axes, (kind, curves), names in zip(panels, kinds.items(), labels, strict=True):
+            _draw_panel(axes, kind, curves, names)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_panel(axes: Axes, kind: str, curves: Curves) -> None:
+def _draw_panel(axes: Axes, kind: str, curves: Curves, names: Sequence[str]) -> None:
     there = [k for k, average in enumerate(curves.average) if average is not None]
     _frame(axes, f"Precision and recall, {kind}, IoU 0.5")
     if not there:
         return
     few = len(there) <= NAMED
     for k, colour in zip(there, COLOURS if few else [OTHERS] * len(there), strict=False):
-        label = f"{as_label(curves.names[k])}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
+        label = f"{names[k]}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
         if not few and k == there[0]:
             label = "each class"
         axes.plot(RECALL, curves.precision[k], color=colour, linewidth=1.6 if few else 0.7, label=label)
