@@ -97,10 +97,7 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: st
 
 def of_evaluation(what: str, where: str = "") -> str:
     """What uses less memory in an evaluation."""
-    return (
-        f"out of memory in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller "
-        "dataset.max_size"
-    )
+    return f"out of memory in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller dataset.max_size"
 
 
 def of_prediction(what: str) -> str:
