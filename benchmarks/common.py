@@ -15,10 +15,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.composition import checked, load_config
+from e3va_cli.config.composition import checked, load_config
 from e3va_cli.errors import UserError, print_mistakes
-from e3va_cli.files import write_json
-from e3va_cli.machine import device_name, versions
+from e3va_cli.utils.environment import device_name, versions
+from e3va_cli.utils.files import write_json
 
 console = Console(highlight=False, soft_wrap=True, width=200)  # tables as wide as they are, in a file too
 

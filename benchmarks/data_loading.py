@@ -25,13 +25,13 @@ import common
 import torch
 from torch.utils.data import Subset
 
+from e3va_cli.config.run_config import RunConfig, to_dict
 from e3va_cli.data import Batch, DenseData, DenseDataset, open_splits
-from e3va_cli.machine import synchronise
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
-from e3va_cli.model import build_random_model, require_offered, require_suited
+from e3va_cli.models.model import build_random_model, require_offered, require_suited
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.run_config import RunConfig, to_dict
+from e3va_cli.utils.environment import synchronise
 
 
 def parser() -> argparse.ArgumentParser:

@@ -28,9 +28,9 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
-from e3va_cli.heads import Detections
-from e3va_cli.metrics import AveragePrecision, Results
-from e3va_cli.metrics.average_precision import IOU_TYPES, KINDS, SUMMARY
+from e3va_cli.evaluation import AveragePrecision, Results
+from e3va_cli.evaluation.average_precision import IOU_TYPES, KINDS, SUMMARY
+from e3va_cli.models.heads import Detections
 
 MASK_SIDE = 28  # of a mask head's output
 TOLERANCE = 1e-5  # between the two ways' results

@@ -21,13 +21,13 @@ import common
 import torch
 from torch import Tensor
 
-from e3va_cli.adapters.e3va import run_together
-from e3va_cli.backbones import build_backbone
-from e3va_cli.export.together import predict_together
-from e3va_cli.machine import MIB, device_name
+from e3va_cli.config.run_config import RunConfig
+from e3va_cli.inference.shared_backbone import predict_together
 from e3va_cli.memory.tracker import StorageTracker
-from e3va_cli.model import DenseModel, assemble
-from e3va_cli.run_config import RunConfig
+from e3va_cli.models.adapters.e3va import run_together
+from e3va_cli.models.backbones import build_backbone
+from e3va_cli.models.model import DenseModel, assemble
+from e3va_cli.utils.environment import MIB, device_name
 
 NUM_CLASSES = 5
 COLUMNS = [

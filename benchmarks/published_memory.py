@@ -28,14 +28,14 @@ import common
 from hydra import initialize_config_module
 
 from e3va_cli.commands.benchmark_memory import COMMAND, of_method
-from e3va_cli.composition import CONFIG_MODULE, checked
+from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
-from e3va_cli.heads.backward_at_once import one_backward_pass
-from e3va_cli.machine import MIB
-from e3va_cli.memory import autocast
+from e3va_cli.memory import cuda_autocast as autocast
 from e3va_cli.memory.benchmark import setting_of
-from e3va_cli.memory.planner import plan
-from e3va_cli.run_config import BenchmarkMemoryConfig
+from e3va_cli.memory.estimate import plan
+from e3va_cli.models.heads.eager_backward import one_backward_pass
+from e3va_cli.utils.environment import MIB
 
 COLUMNS = ("published MiB", "planned", "gap", "planned as their code", "gap")
 VOC = ("experiment=voc_retinanet_swin_l", "data.batch_size=1", "trainer.precision=16-mixed")

@@ -30,13 +30,13 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from e3va_cli.backbones.residual import Branch
-from e3va_cli.machine import synchronise
-from e3va_cli.memory.kinds import kinds_of
+from e3va_cli.memory.module_groups import kinds_of
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.memory.tracker import ACTIVATIONS
-from e3va_cli.model import DenseModel
+from e3va_cli.models.backbones.base import Branch
+from e3va_cli.models.model import DenseModel
+from e3va_cli.utils.environment import synchronise
 
 PART = "part: "  # before the name of a part, in the profiler's labels
 PARTS = (*ACTIVATIONS, "optimizer", "the rest")

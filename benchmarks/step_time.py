@@ -20,9 +20,9 @@ import common
 import torch
 import ways
 
-from e3va_cli.machine import synchronise
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
+from e3va_cli.utils.environment import synchronise
 
 WAYS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
 

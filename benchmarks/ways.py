@@ -9,12 +9,12 @@ import common
 import torch
 from torch.optim import Optimizer
 
-from e3va_cli.data.batch import Batch
-from e3va_cli.machine import MIB, device_name
-from e3va_cli.memory.planner import plan
+from e3va_cli.data.collate import Batch
+from e3va_cli.memory.estimate import plan
 from e3va_cli.memory.step import StepSize, make_batch
-from e3va_cli.model import DenseModel, build_random_model
+from e3va_cli.models.model import DenseModel, build_random_model
 from e3va_cli.optim.optimizer import build_optimizer
+from e3va_cli.utils.environment import MIB, device_name
 
 
 @dataclass

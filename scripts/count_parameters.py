@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import torch
 
-from e3va_cli.adapters import METHODS, tune
-from e3va_cli.backbones.swin import build_swin
-from e3va_cli.composition import load_config
-from e3va_cli.memory.published import COCO, VOC, PublishedSetting
+from e3va_cli.config.composition import load_config
+from e3va_cli.models.adapters import METHODS, tune
+from e3va_cli.models.backbones.swin import build_swin
+from e3va_cli.paper.published import COCO, VOC, PublishedSetting
 
 ORDER = [*COCO.methods, *(method for method in METHODS if method not in COCO.methods)]
 

@@ -26,8 +26,8 @@ from urllib.request import Request, urlopen
 
 from archives import BROKEN_ARCHIVE, GIB, extract, progress_bar, require_space, size_of
 
+from e3va_cli.config.overrides import as_value
 from e3va_cli.errors import UserError, first_line, print_mistakes
-from e3va_cli.export.overrides import as_value
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import common  # noqa: E402 (lies beside the benchmarks)
 
-from e3va_cli.adapters import METHODS  # noqa: E402
-from e3va_cli.files import replacing, write_json  # noqa: E402
-from e3va_cli.machine import MIB, device_name, versions  # noqa: E402
+from e3va_cli.config.run_config import BenchmarkMemoryConfig  # noqa: E402
 from e3va_cli.memory.benchmark import Setting, setting_of  # noqa: E402
+from e3va_cli.memory.estimate import plan  # noqa: E402
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # noqa: E402
-from e3va_cli.memory.planner import plan  # noqa: E402
-from e3va_cli.memory.published import SETTINGS  # noqa: E402
 from e3va_cli.memory.result import saved_pct  # noqa: E402
-from e3va_cli.run_config import BenchmarkMemoryConfig  # noqa: E402
+from e3va_cli.models.adapters import METHODS  # noqa: E402
+from e3va_cli.paper.published import SETTINGS  # noqa: E402
+from e3va_cli.utils.environment import MIB, device_name, versions  # noqa: E402
+from e3va_cli.utils.files import replacing, write_json  # noqa: E402
 
 MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
 OTHERS = tuple(method for method in METHODS if method not in MAIN)

@@ -33,7 +33,7 @@ from rich.table import Table
 
 import e3va_cli.commands.train  # noqa: F401 (all that a run needs is loaded once, so that a trial takes seconds)
 from e3va_cli.cli import main as e3va
-from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY
+from e3va_cli.runs.folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY
 
 FORK = multiprocessing.get_context("fork")
 INTERVAL = 3

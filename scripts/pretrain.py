@@ -44,13 +44,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
-from e3va_cli.backbones import BackboneOptions, ResidualBackbone, build_backbone
-from e3va_cli.composition import checked, load_config
+from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
-from e3va_cli.machine import versions
-from e3va_cli.run_config import TrainConfig
-from e3va_cli.training.stopping import StopSignals
+from e3va_cli.models.backbones import BackboneOptions, ResidualBackbone, build_backbone
+from e3va_cli.training.graceful_shutdown import StopSignals
+from e3va_cli.utils.environment import versions
 
 LAST = "last.ckpt"
 REFERENCE_BATCH = 1024  # --lr is for this many images a step; for others it grows with their root

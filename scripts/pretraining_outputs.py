@@ -13,9 +13,9 @@ from labeled_images import LabeledImages
 from safetensors.torch import save_file
 from torch import nn
 
-from e3va_cli.backbones import BackboneIdentity
-from e3va_cli.files import replacing, write_json
-from e3va_cli.machine import MIB, device_name, versions
+from e3va_cli.models.backbones import BackboneIdentity
+from e3va_cli.utils.environment import MIB, device_name, versions
+from e3va_cli.utils.files import replacing, write_json
 
 MACHINE = ("data", "output", "workers", "checkpoint_minutes", "data_name", "data_terms", "name", "val_size")
 CARD = """# {name}, pre-trained

@@ -29,13 +29,13 @@ from typing import Any
 
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
-from e3va_cli.composition import CONFIG_MODULE, checked, load_config, parse
+from e3va_cli.config.composition import CONFIG_MODULE, checked, load_config, parse
+from e3va_cli.config.overrides import as_value
+from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError, first_line, print_mistakes
-from e3va_cli.export.overrides import as_value
-from e3va_cli.files import write_json
-from e3va_cli.memory.published import ACCURACY, COCO, VOC
-from e3va_cli.run_config import to_dict
-from e3va_cli.run_folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
+from e3va_cli.paper.published import ACCURACY, COCO, VOC
+from e3va_cli.runs.folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
+from e3va_cli.utils.files import write_json
 
 FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
 REMEDY = "the run is left out; remove this file to do without its figures, or the run's folder to repeat it"

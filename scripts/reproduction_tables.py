@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.files import replacing, write_json
+from e3va_cli.utils.files import replacing, write_json
 
 PARAMS, PEAK, STEP = "trainable_backbone_params", "peak_memory_allocated_mib", "step_time_s"  # in resources.json
 Results = dict[str, Any]

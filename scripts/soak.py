@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e3va_cli.export.overrides import as_value
+from e3va_cli.config.overrides import as_value
 
 WARMUP_PARTS = 2
 BOUND_MIB = 4.0  # per 1,000 steps

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from e3va_cli import adapters, backbones, heads
-from e3va_cli.config.options import group_of
+from e3va_cli.components.options import group_of
+from e3va_cli.config.run_config import kind_of
 from e3va_cli.data import LoaderOptions
-from e3va_cli.optim import optimizer, schedules
-from e3va_cli.run_config import kind_of
+from e3va_cli.models import adapters, backbones, heads
+from e3va_cli.optim import lr_schedules as schedules
+from e3va_cli.optim import optimizer
 
 
 def made_of(kind: type, options: dict[str, Any]) -> Any:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va_cli.backbones import ResidualBackbone
-from e3va_cli.composition import load_config
+from e3va_cli.config.composition import load_config
+from e3va_cli.models.backbones import ResidualBackbone
 from tests.command import Output, run_command
 from tests.components import build_backbone
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from e3va_cli.composition import checked
-from e3va_cli.config.options import about
+from e3va_cli.components.options import about
+from e3va_cli.config.composition import checked
+from e3va_cli.config.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
 from e3va_cli.data import open_splits
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
 
 ADE = ["dataset=ade20k", "dataset.root=x"]
 IDLE = {

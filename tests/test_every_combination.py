@@ -20,19 +20,19 @@ from itertools import product
 import pytest
 import torch
 
-from e3va_cli.adapters import METHODS
-from e3va_cli.adapters.e3va import E3VAOptions
-from e3va_cli.backbones.residual import DTYPES as DTYPES_OF_WEIGHTS
-from e3va_cli.composition import checked, load_config
-from e3va_cli.config.options import about
+from e3va_cli.components.options import about
+from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.config.trainer import PRECISIONS
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
-from e3va_cli.heads import HEADS
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch, train_step
-from e3va_cli.model import build_model
+from e3va_cli.models.adapters import METHODS
+from e3va_cli.models.adapters.e3va import E3VAOptions
+from e3va_cli.models.backbones.base import DTYPES as DTYPES_OF_WEIGHTS
+from e3va_cli.models.heads import HEADS
+from e3va_cli.models.model import build_model
 from e3va_cli.optim.optimizer import OptimizerOptions, build_optimizer
-from e3va_cli.run_config import TrainConfig
 from e3va_cli.training.run import build_run
 from tests.conftest import QUICK
 from tests.test_experiments import ade20k, coco, voc

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from e3va_cli.commands.app import on_top_of_run
+from e3va_cli.config.overrides import overrides_of_config
+from e3va_cli.config.run_config import missing_options, to_dict, with_older_options
 from e3va_cli.data import SOURCES
+from e3va_cli.export.adapter_checkpoint import outlined, read_trained
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.export.overrides import overrides_of_config
-from e3va_cli.export.trained import outlined, read_trained
-from e3va_cli.heads import HEADS
-from e3va_cli.hydra_app import on_top_of_run
-from e3va_cli.run_config import missing_options, to_dict, with_older_options
+from e3va_cli.models.heads import HEADS
 from tests.export.crafted_runs import aged, craft
 
 VOC = ["dataset=voc", "dataset.root=x", "head.fpn_channels=32", "backbone=swin_nano", "dataset.classes=[a,b,c,d,e]"]

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 import e3va_cli
-from e3va_cli.adapters import METHODS, AdapterOptions, FrozenBackbone
-from e3va_cli.backbones import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
-from e3va_cli.config.options import option
+from e3va_cli.components.options import option
+from e3va_cli.config.run_config import REGISTRIES
 from e3va_cli.data import SOURCES, Source, Split
-from e3va_cli.data.shapes import CLASSES, Shapes
+from e3va_cli.data.formats.shapes import CLASSES, Shapes
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
-from e3va_cli.heads import HEADS, Detections, Extract, Head, HeadOptions
-from e3va_cli.run_config import REGISTRIES
+from e3va_cli.models.adapters import METHODS, AdapterOptions, FrozenBackbone
+from e3va_cli.models.backbones import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.heads import HEADS, Detections, Extract, Head, HeadOptions
 from tests.conftest import QUICK
 
 YAML = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from e3va_cli.composition import checked
+from e3va_cli.config.composition import checked
+from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import to_dict
 from e3va_cli.training.run import course_of
 from tests.components import build_backbone, build_optimizer, build_schedule, outline_backbone, tune
 from tests.conftest import NANO

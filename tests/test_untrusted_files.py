@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 from e3va_cli import cli, load_adapter
-from e3va_cli.backbones.weights import read_state_dict
+from e3va_cli.commands.app import on_top_of_run
 from e3va_cli.errors import UserError
+from e3va_cli.export.adapter_checkpoint import outlined, read_trained
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.export.trained import outlined, read_trained
-from e3va_cli.hydra_app import on_top_of_run
+from e3va_cli.models.backbones.weights import read_state_dict
 from e3va_cli.training.checkpoints import read_checkpoint
 from tests.export.crafted_runs import SMALL, craft
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from e3va_cli.api import evaluate, train
-    from e3va_cli.export.prediction import Detection, ImagePrediction
-    from e3va_cli.export.predictor import Predictor, Together, load_adapter, load_adapters
+    from e3va_cli.inference.prediction import Detection, ImagePrediction
+    from e3va_cli.inference.predictor import Predictor, Together, load_adapter, load_adapters
 
 __all__ = [
     "Detection",
@@ -20,12 +20,12 @@ __all__ = [
     "load_adapters",
     "train",
 ]
-WHERE = {"api": ("evaluate", "train"), "export.prediction": ("Detection", "ImagePrediction")}
+WHERE = {"api": ("evaluate", "train"), "inference.prediction": ("Detection", "ImagePrediction")}
 
 
 def __getattr__(name: str) -> Any:
     """Import what `__all__` names at its first use: it needs torch, which not every use of the package does."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = next((module for module, names in WHERE.items() if name in names), "export.predictor")
+    module = next((module for module, names in WHERE.items() if name in names), "inference.predictor")
     return getattr(import_module(f"e3va_cli.{module}"), name)

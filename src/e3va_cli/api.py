@@ -10,10 +10,10 @@ from pathlib import Path
 
 from e3va_cli.commands import evaluate as evaluate_command
 from e3va_cli.commands import train as train_command
-from e3va_cli.composition import load_config
-from e3va_cli.hydra_app import each_checked
-from e3va_cli.metrics import Results
-from e3va_cli.run_folder import claim_folder, locate, require_unused, write_overrides
+from e3va_cli.commands.app import each_checked
+from e3va_cli.config.composition import load_config
+from e3va_cli.evaluation import Results
+from e3va_cli.runs.folder import claim_folder, locate, require_unused, write_overrides
 
 RUNS = "runs"  # where a folder is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S"

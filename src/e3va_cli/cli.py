@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from e3va_cli.output import lasting_output
+from e3va_cli.utils.output import lasting_output
 
 COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
@@ -55,7 +55,7 @@ def main() -> None:
         print(f"e3va {version('e3va-cli')}")
     elif words[0] in COMMANDS:
         try:
-            from e3va_cli.hydra_app import run
+            from e3va_cli.commands.app import run
 
             run(words[0])
         except KeyboardInterrupt:

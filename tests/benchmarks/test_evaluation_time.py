@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import evaluation_time
-from e3va_cli.data.shapes import Shapes
-from e3va_cli.metrics.average_precision import SUMMARY
+from e3va_cli.data.formats.shapes import Shapes
+from e3va_cli.evaluation.average_precision import SUMMARY
 
 FEW = ["--images", "5", "--found", "12", "--repeats", "1", "dataset.val_images=3", "dataset.image_size=64"]
 

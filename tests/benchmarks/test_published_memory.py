@@ -9,7 +9,7 @@ import pytest
 from benchmarks import published_memory
 from benchmarks.published_memory import ROWS, Published
 from e3va_cli.errors import UserError
-from e3va_cli.model import outline_model, parameter_counts
+from e3va_cli.models.model import outline_model, parameter_counts
 
 SMALL = ("backbone=swin_nano", "image_size=[96,128]", "data.batch_size=1")
 PLAIN = Published("nobody", "small", 100.0, "full", ("dataset=coco", "head=mask_rcnn_nano", *SMALL))

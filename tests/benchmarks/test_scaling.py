@@ -13,7 +13,7 @@ import pytest
 from benchmarks import scaling
 from benchmarks.scaling import AXES, BASES, Planned, Point
 from e3va_cli.errors import UserError
-from e3va_cli.memory.planner import plan
+from e3va_cli.memory.estimate import plan
 from e3va_cli.memory.step import StepSize
 
 SMALL = Point("voc_retinanet_swin_l", (96, 128), 1, "swin_nano", 8)

@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from e3va_cli.commands import evaluate
+from e3va_cli.commands.app import named_runs, on_top_of_run
 from e3va_cli.errors import UserError
+from e3va_cli.export.adapter_checkpoint import outlined, read_trained
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.export.trained import outlined, read_trained
-from e3va_cli.hydra_app import named_runs, on_top_of_run
 from tests.export.crafted_runs import craft
 
 TINY = ["dataset.train_images=4", "dataset.val_images=3", "data.val_batch_size=2", "head.box.score_threshold=0.01"]

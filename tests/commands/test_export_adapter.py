@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from e3va_cli.commands import export_adapter
+from e3va_cli.config.run_config import ExportAdapterConfig
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import ExportAdapterConfig
-from e3va_cli.run_folder import locate
+from e3va_cli.runs.folder import locate
 
 
 def refused(done, *says):

@@ -12,10 +12,10 @@ from PIL import Image
 
 from e3va_cli import load_adapter
 from e3va_cli.commands import predict
-from e3va_cli.commands.image_inputs import find_images
-from e3va_cli.composition import load_config
-from e3va_cli.data.shapes import Shapes
+from e3va_cli.config.composition import load_config
+from e3va_cli.data.formats.shapes import Shapes
 from e3va_cli.errors import UserError
+from e3va_cli.inference.image_inputs import find_images
 from tests.export.crafted_runs import SEGMENTER, craft
 
 LOW = 0.06  # an almost untrained head is sure of nothing
@@ -249,8 +249,8 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 
 def test_label_maps_of_many_classes_have_16_bits(tmp_path):
-    from e3va_cli.commands.prediction_files import PredictionFiles
-    from e3va_cli.export.prediction import ImagePrediction
+    from e3va_cli.inference.prediction import ImagePrediction
+    from e3va_cli.inference.prediction_files import PredictionFiles
 
     labels = np.array([[1, 255, 256, 300]], dtype=np.int16)
     about = {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": list(range(1, 301))}

@@ -7,13 +7,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from e3va_cli.commands import evaluate, report, train
+from e3va_cli.commands import evaluate, train
+from e3va_cli.commands import run_summary as report
+from e3va_cli.commands.app import on_top_of_run, require_place
 from e3va_cli.commands.train import prepare
-from e3va_cli.composition import parse
+from e3va_cli.config.composition import parse
+from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.hydra_app import on_top_of_run, require_place
-from e3va_cli.run_config import to_dict
-from e3va_cli.run_folder import claim_folder, locate, new_folder, remove_unused
+from e3va_cli.runs.folder import claim_folder, locate, new_folder, remove_unused
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL
 

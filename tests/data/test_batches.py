@@ -2,7 +2,7 @@ import torch
 from torchvision import tv_tensors
 
 from e3va_cli.data import collate
-from e3va_cli.data.shapes import Shapes
+from e3va_cli.data.formats.shapes import Shapes
 from e3va_cli.data.transforms import DetectionTransforms
 
 

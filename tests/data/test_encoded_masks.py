@@ -16,8 +16,8 @@ from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F  # noqa: N812
 
-from e3va_cli.data.coco import open_coco
 from e3va_cli.data.encoded_masks import EncodedMasks
+from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.transforms import DetectionTransforms
 
 SIZE = (300, 410)

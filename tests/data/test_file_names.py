@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from e3va_cli.data import open_splits
-from e3va_cli.data.ade20k import Ade20kSource
-from e3va_cli.data.checks import check_coco_file
-from e3va_cli.data.coco import open_coco
 from e3va_cli.data.file_names import find_names, match_stems
-from e3va_cli.data.voc import VocSource
+from e3va_cli.data.formats.ade20k import Ade20kSource
+from e3va_cli.data.formats.coco import open_coco
+from e3va_cli.data.formats.voc import VocSource
+from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.errors import UserError
-from tests.data.damages import sheet, thing
+from tests.data.validation.damages import sheet, thing
 
 SUFFIXES = {".jpg", ".png"}
 

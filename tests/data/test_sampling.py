@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from e3va_cli.data import DenseData
+from e3va_cli.data.formats.shapes import Shapes
 from e3va_cli.data.sampling import EpochSampler, mix
-from e3va_cli.data.shapes import Shapes
 from e3va_cli.data.transforms import DetectionTransforms
 from tests.components import loader_options
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 
-from e3va_cli.data.batch import collate
+from e3va_cli.data.collate import collate
+from e3va_cli.data.images.reading import Target
 from e3va_cli.data.segmentation_transforms import (
     PhotometricDistortion,
     RandomCrop,
     RandomScale,
     SegmentationTransforms,
 )
-from e3va_cli.data.targets import Target
 
 Sample = tuple[tv_tensors.Image, Target]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from e3va_cli.composition import load_config
-from e3va_cli.config.options import UNCHANGED, about, group_of
-from e3va_cli.model import build_model
-from e3va_cli.run_config import kind_of
+from e3va_cli.components.options import UNCHANGED, about, group_of
+from e3va_cli.config.composition import load_config
+from e3va_cli.config.run_config import kind_of
+from e3va_cli.models.model import build_model
 from e3va_cli.training.checkpoints import ABOUT, about_model, trained_state
 
 SMALL = ["head=mask_rcnn_nano", "dataset.val_short_side=96", "dataset.max_size=128", "head.rpn.post_nms_test=20"]

@@ -8,13 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from e3va_cli.backbones import build_backbone
+from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_config import config_digest, read_config
-from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
-from e3va_cli.export.description import describe, measured
-from e3va_cli.export.overrides import overrides_of_config
-from e3va_cli.export.trained import (
+from e3va_cli.export.adapter_checkpoint import (
     backbone_of,
     build_trained,
     load_trained,
@@ -22,7 +18,11 @@ from e3va_cli.export.trained import (
     read_trained,
     require_same_backbone,
 )
-from e3va_cli.model import build_model
+from e3va_cli.export.adapter_config import config_digest, read_config
+from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
+from e3va_cli.export.description import describe, measured
+from e3va_cli.models.backbones import build_backbone
+from e3va_cli.models.model import build_model
 from e3va_cli.training.checkpoints import trained_state
 from tests.export.crafted_runs import SEGMENTER, SMALL, craft
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 import yaml
 
+from e3va_cli.commands.app import on_top_of_run
+from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
-from e3va_cli.export.predictor import load_adapters
-from e3va_cli.export.trained import backbone_of, build_trained, read_trained
-from e3va_cli.hydra_app import on_top_of_run
-from e3va_cli.run_config import LegacyWarning
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_trained
+from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.training.checkpoints import ABOUT, verify
 from tests.export.crafted_runs import SMALL, aged, craft
 from tests.export.test_adapter_folder import export, forge
@@ -82,7 +82,7 @@ def test_an_old_run_resumes_as_it_began(old_run):
     verify(content, old_run, about)
 
 
-@pytest.mark.filterwarnings("ignore::e3va_cli.run_config.LegacyWarning")
+@pytest.mark.filterwarnings("ignore::e3va_cli.config.run_config.LegacyWarning")
 def test_old_and_new_adapters_do_not_share_a_pass(old_run, tmp_path):
     new = craft(tmp_path / "new_run", *SMALL)
     with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); use them"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.backbones.swin import build_swin
-from e3va_cli.machine import MIB
+from e3va_cli.memory.estimate import plan
 from e3va_cli.memory.measure import MeasuringProcess, Request
-from e3va_cli.memory.planner import plan
 from e3va_cli.memory.step import StepSize
+from e3va_cli.models.backbones.swin import build_swin
+from e3va_cli.utils.environment import MIB
 from tests.components import tune
 from tests.conftest import QUICK
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from e3va_cli.commands import benchmark_memory
-from e3va_cli.composition import checked, load_config
+from e3va_cli.config.composition import checked, load_config
 from e3va_cli.errors import UserError
-from e3va_cli.memory.claims import judge
 from e3va_cli.memory.result import Result
+from e3va_cli.paper.claims import judge
 
 SMALL = ["backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[96,128]", "data.batch_size=1", "hydra.run.dir=out"]
 METHOD_KEYS = {

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from e3va_cli.backbones.swin import build_swin
 from e3va_cli.memory.benchmark import free_mib
+from e3va_cli.memory.estimate import plan
 from e3va_cli.memory.measure import Request, measure_here
-from e3va_cli.memory.planner import plan
 from e3va_cli.memory.step import StepSize
 from e3va_cli.memory.tracker import ACTIVATIONS, KINDS
+from e3va_cli.models.backbones.swin import build_swin
 
 MIB = 2**20
 WITHIN = 0.05

@@ -1,6 +1,6 @@
 import torch
 
-from e3va_cli.data.shapes import CLASSES
+from e3va_cli.data.formats.shapes import CLASSES
 from e3va_cli.memory.regions import matching_proposals
 from tests.components import build_head
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va_cli.data.ade20k import Ade20kSource
+from e3va_cli.data.formats.ade20k import Ade20kSource
 from scripts import convert_camvid
 
 THERE = np.array([[0, 1, 10], [11, 11, 4]], dtype=np.uint8)

@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-from e3va_cli.memory.published import ACCURACY
+from e3va_cli.paper.published import ACCURACY
 from scripts import reproduce
 
 EXPERIMENTS = sorted(path.stem for path in (Path(e3va_cli.conf.__file__).parent / "experiment").glob("*.yaml"))

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-from e3va_cli.composition import load_config
+from e3va_cli.config.composition import load_config
+from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.run_config import to_dict
 from e3va_cli.training.checkpoints import (
     ABOUT,
     OF_TASK,

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from e3va_cli.commands.failures import in_one_line
+from e3va_cli.commands.error_handling import in_one_line
 from e3va_cli.errors import UserError
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last

@@ -3,8 +3,8 @@ import errno
 
 import pytest
 
-from e3va_cli.files import UnwritableError
 from e3va_cli.training.history import MetricsHistory
+from e3va_cli.utils.files import UnwritableError
 
 
 def rows(path):

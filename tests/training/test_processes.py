@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from e3va_cli.composition import checked
+from e3va_cli.config.composition import checked
 from e3va_cli.errors import UserError
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
@@ -26,7 +26,7 @@ LONG = [*SMALL, "dataset.train_images=40", "data.batch_size=1", "trainer.max_epo
 SPOILT = """
 import itertools, os, sys, time, torch
 from e3va_cli.cli import main
-from e3va_cli.model import DenseModel
+from e3va_cli.models.model import DenseModel
 losses, count = DenseModel.losses, itertools.count(1)
 def spoilt(self, *args):
     found = losses(self, *args)

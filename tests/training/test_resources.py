@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from e3va_cli import machine
 from e3va_cli.training import resources
 from e3va_cli.training.resources import WARMUP, Resources
+from e3va_cli.utils import environment as machine
 
 LOAD, COMPUTE, OPTIMIZER = 1.0, 10.0, 5.0  # seconds
 BATCH = [None, None]

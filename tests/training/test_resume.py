@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from e3va_cli.errors import UserError
+from e3va_cli.training.graceful_shutdown import RunStopped
 from e3va_cli.training.history import MetricsHistory
 from e3va_cli.training.run import build_run
-from e3va_cli.training.stopping import RunStopped
 from tests.training.small import SMALL, last, rows
 
 # Two epochs of four steps, each followed by an evaluation of two batches.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va_cli.data.ade20k import SegmentationDataset
-from e3va_cli.data.coco import open_coco
-from e3va_cli.data.label_encoding import label_encoding
+from e3va_cli.data.formats.ade20k import SegmentationDataset
+from e3va_cli.data.formats.coco import open_coco
+from e3va_cli.data.formats.label_encoding import label_encoding
 from e3va_cli.errors import UserError
-from e3va_cli.training.resuming import changes, read_resumed
+from e3va_cli.training.resume import changes, read_resumed
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from e3va_cli.training.checkpoint_callback import Checkpoints
 from e3va_cli.training.run import build_run
-from e3va_cli.training.saving import Checkpoints
 from tests.conftest import QUICK
 from tests.training.small import SMALL
 

@@ -12,7 +12,6 @@ from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-from e3va_cli.adapters import METHODS
 from e3va_cli.commands.console import console
 from e3va_cli.commands.memory_tables import (
     measured_lines,
@@ -23,19 +22,20 @@ from e3va_cli.commands.memory_tables import (
     print_kinds_table,
     print_results_table,
 )
-from e3va_cli.composition import load_config, parse
+from e3va_cli.config.composition import load_config, parse
+from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
-from e3va_cli.files import write_json
-from e3va_cli.machine import device_name, versions
 from e3va_cli.memory.benchmark import Setting, largest_batch_of, results_of, setting_of
+from e3va_cli.memory.benchmark_json import benchmark_json
 from e3va_cli.memory.budget import parse_budget
-from e3va_cli.memory.claims import Claim, Run, judge
 from e3va_cli.memory.plot import draw
-from e3va_cli.memory.published import COCO, SETTINGS, VOC, published_setting
-from e3va_cli.memory.report import benchmark_json
 from e3va_cli.memory.result import Result
-from e3va_cli.run_config import BenchmarkMemoryConfig
-from e3va_cli.terminal import Bars
+from e3va_cli.models.adapters import METHODS
+from e3va_cli.paper.claims import Claim, Run, judge
+from e3va_cli.paper.published import COCO, SETTINGS, VOC, published_setting
+from e3va_cli.utils.environment import device_name, versions
+from e3va_cli.utils.files import write_json
+from e3va_cli.utils.terminal import Bars
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"

@@ -10,18 +10,18 @@ from pathlib import Path
 from rich.markup import escape
 
 from e3va_cli.commands.console import console, print_table
-from e3va_cli.commands.pictures import draw_annotations
-from e3va_cli.commands.report import print_warnings
+from e3va_cli.commands.image_grids import draw_annotations
+from e3va_cli.commands.run_summary import print_warnings
+from e3va_cli.config.run_config import CheckDataConfig
 from e3va_cli.data import SPLITS, DenseDataset, Source, Split
-from e3va_cli.data.report import Report
-from e3va_cli.data.source import require_class_count
-from e3va_cli.data.targets import require_same_classes
+from e3va_cli.data.formats.base import require_class_count
+from e3va_cli.data.images.reading import require_same_classes
+from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
-from e3va_cli.heads import HEADS
-from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_config import CheckDataConfig
-from e3va_cli.terminal import Bars
-from e3va_cli.text import count_of
+from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.models.heads import HEADS
+from e3va_cli.utils.terminal import Bars
+from e3va_cli.utils.text import count_of
 
 
 def run(config: CheckDataConfig, *, folder: Path) -> None:

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e3va_cli.commands.console import console
-from e3va_cli.commands.failures import in_one_line, of_evaluation
+from e3va_cli.commands.data_loading import shared_memory_note
+from e3va_cli.commands.error_handling import in_one_line, of_evaluation
+from e3va_cli.commands.image_grids import draw_predictions
 from e3va_cli.commands.listed import listed
-from e3va_cli.commands.loading import shared_memory_note
 from e3va_cli.commands.passes import print_passes
-from e3va_cli.commands.pictures import draw_predictions
-from e3va_cli.commands.report import hide_lightning_hints, print_results, print_warnings
+from e3va_cli.commands.run_summary import hide_lightning_hints, print_results, print_warnings
+from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
-from e3va_cli.export.passes import Adapter, passes_of
-from e3va_cli.files import make_subfolder, write_json
-from e3va_cli.metrics import Results
-from e3va_cli.metrics.limits import limit_note
-from e3va_cli.run_config import EvaluateConfig
-from e3va_cli.run_folder import METRICS, PICTURES
+from e3va_cli.evaluation import Results
+from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.inference.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
+from e3va_cli.inference.shared_passes import Adapter, passes_of
+from e3va_cli.runs.folder import METRICS, PICTURES
+from e3va_cli.utils.files import make_subfolder, write_json
 
 
 def run(config: EvaluateConfig, *others: EvaluateConfig, folder: Path) -> Results:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from e3va_cli.commands.console import console
-from e3va_cli.commands.report import PLACEHOLDER, needed_to_evaluate, print_command
+from e3va_cli.commands.run_summary import PLACEHOLDER, needed_to_evaluate, print_command
+from e3va_cli.config.run_config import ExportAdapterConfig, RunConfig
 from e3va_cli.errors import UserError
+from e3va_cli.export.adapter_checkpoint import outlined, read_trained
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.export.trained import outlined, read_trained
-from e3va_cli.machine import MIB
-from e3va_cli.run_config import ExportAdapterConfig, RunConfig
-from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
-from e3va_cli.text import count_of
+from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
+from e3va_cli.utils.environment import MIB
+from e3va_cli.utils.text import count_of
 
 WHAT = {
     ADAPTER_WEIGHTS: "all that was trained, and nothing else",

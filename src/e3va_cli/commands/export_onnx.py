@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from e3va_cli.commands.console import console
+from e3va_cli.config.run_config import ExportOnnxConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.deployment import DifferenceError, Exported, export_dense, require_exportable
-from e3va_cli.export.trained import backbone_of, build_trained, read_trained
-from e3va_cli.run_config import ExportOnnxConfig
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_trained
+from e3va_cli.export.onnx import DifferenceError, Exported, export_dense, require_exportable
 
 MB = 10**6
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from e3va_cli.commands.console import print_table
+from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.memory.benchmark import Setting
 from e3va_cli.memory.budget import LARGEST_BATCH
-from e3va_cli.memory.claims import Claim
-from e3va_cli.memory.published import published_setting
 from e3va_cli.memory.result import Result, against_full
 from e3va_cli.memory.tracker import KINDS
-from e3va_cli.run_config import BenchmarkMemoryConfig
+from e3va_cli.paper.claims import Claim
+from e3va_cli.paper.published import published_setting
 
 SHORT = {
     "gradients": "grads",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from e3va_cli.commands.console import console
-from e3va_cli.export.passes import Adapter
+from e3va_cli.inference.shared_passes import Adapter
 
 
 def print_passes(passes: Iterable[Sequence[Adapter]]) -> None:

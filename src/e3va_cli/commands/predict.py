@@ -10,19 +10,19 @@ from pathlib import Path
 import torch
 
 from e3va_cli.commands.console import console
-from e3va_cli.commands.failures import in_one_line, of_prediction
-from e3va_cli.commands.image_inputs import find_images
+from e3va_cli.commands.error_handling import in_one_line, of_prediction
 from e3va_cli.commands.listed import listed
 from e3va_cli.commands.passes import print_passes
-from e3va_cli.commands.prediction_files import PREDICTIONS, PredictionFiles
-from e3va_cli.data.image_formats import describe_unread
-from e3va_cli.data.targets import RawImage, read_raw
+from e3va_cli.config.run_config import PredictConfig
+from e3va_cli.data.images.formats import describe_unread
+from e3va_cli.data.images.reading import RawImage, read_raw
 from e3va_cli.errors import UserError
-from e3va_cli.export.predictor import load_adapters
-from e3va_cli.run_config import PredictConfig
-from e3va_cli.run_folder import claim_folder
-from e3va_cli.terminal import Bars
-from e3va_cli.text import count_of
+from e3va_cli.inference.image_inputs import find_images
+from e3va_cli.inference.prediction_files import PREDICTIONS, PredictionFiles
+from e3va_cli.inference.predictor import load_adapters
+from e3va_cli.runs.folder import claim_folder
+from e3va_cli.utils.terminal import Bars
+from e3va_cli.utils.text import count_of
 
 RUNS = "runs"  # where a folder for results is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results

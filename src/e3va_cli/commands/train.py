@@ -10,29 +10,29 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from e3va_cli.command_line import command_line
-from e3va_cli.commands.budget_gate import require_fit
 from e3va_cli.commands.console import console
-from e3va_cli.commands.failures import in_one_line, of_training
-from e3va_cli.commands.loading import shared_memory_note
-from e3va_cli.commands.pictures import draw_predictions
-from e3va_cli.commands.report import (
+from e3va_cli.commands.data_loading import shared_memory_note
+from e3va_cli.commands.error_handling import in_one_line, of_training
+from e3va_cli.commands.image_grids import draw_predictions
+from e3va_cli.commands.memory_check import require_fit
+from e3va_cli.commands.run_summary import (
     hide_lightning_hints,
     print_next,
     print_results,
     print_start,
     print_warnings,
 )
-from e3va_cli.files import make_subfolder, replacing
-from e3va_cli.metrics import Results
-from e3va_cli.metrics.limits import limit_note
-from e3va_cli.optim.course import is_complete, longer
-from e3va_cli.run_config import TrainConfig
-from e3va_cli.run_folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_first_process, locate, write_notes
-from e3va_cli.run_lock import hold
+from e3va_cli.config.run_config import TrainConfig
+from e3va_cli.evaluation import Results
+from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.optim.train_schedule import is_complete, longer
+from e3va_cli.runs.folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_first_process, locate, write_notes
+from e3va_cli.runs.lock import hold
 from e3va_cli.training.history import histories
-from e3va_cli.training.resuming import read_resumed
+from e3va_cli.training.resume import read_resumed
 from e3va_cli.training.run import Run, build_run
+from e3va_cli.utils.command_line import command_line
+from e3va_cli.utils.files import make_subfolder, replacing
 
 
 def run(config: TrainConfig, *, folder: Path) -> Results | None:

@@ -1,1 +1,1 @@
-"""Options as dataclass fields, and the registry of the components that declare them."""
+"""The typed configuration of each command, composed with Hydra."""

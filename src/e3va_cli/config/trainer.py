@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from e3va_cli.config.options import Options, Under, option
+from e3va_cli.components.options import Options, Under, option
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
 

@@ -1,16 +1,16 @@
 """Data sets, what happens to their images before a step, and checks of what is wrong with them."""
 
-from e3va_cli.data import ade20k, coco, shapes, voc
-from e3va_cli.data.batch import Batch, collate
-from e3va_cli.data.module import DenseData, LoaderOptions
-from e3va_cli.data.source import (
+from e3va_cli.data.collate import Batch, collate
+from e3va_cli.data.datamodule import DenseData, LoaderOptions
+from e3va_cli.data.formats import ade20k, coco, shapes, voc
+from e3va_cli.data.formats.base import (
     SOURCES,
     SPLITS,
     Source,
     Split,
     open_splits,
 )
-from e3va_cli.data.targets import DenseDataset, DetectionDataset, Target
+from e3va_cli.data.images.reading import DenseDataset, DetectionDataset, Target
 
 __all__ = [
     "SOURCES",

@@ -14,8 +14,8 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
-from e3va_cli.data.coco_format import encoded
-from e3va_cli.data.rle import uncompressed
+from e3va_cli.data.formats.coco_file import encoded
+from e3va_cli.data.formats.rle import uncompressed
 
 Size = tuple[int, int]
 

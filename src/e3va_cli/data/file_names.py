@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from e3va_cli.data.paths import path_inside
-from e3va_cli.text import first_few, printable
+from e3va_cli.utils.text import first_few, printable
 
 GUESSED = 10  # names for which a likely file is looked for
 CLOSE = 0.75  # of difflib's ratio, from 0 to 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from e3va_cli.text import count_of
+from e3va_cli.utils.text import count_of
 
 SAMPLE = 256  # files whose sizes are looked at
 PLAIN = 2  # marshal's version in which equal values are equal bytes

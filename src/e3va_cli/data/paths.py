@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from e3va_cli.text import first_few, printable
+from e3va_cli.utils.text import first_few, printable
 
 NAMES_SHOWN = 10
 

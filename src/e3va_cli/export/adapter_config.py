@@ -13,10 +13,18 @@ from typing import Any, NoReturn, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from e3va_cli.config.run_config import (
+    EXPORT_PRECISIONS,
+    NEEDED,
+    RunConfig,
+    errors_in,
+    kind_of,
+    structured,
+    with_older_options,
+)
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.run_config import EXPORT_PRECISIONS, NEEDED, RunConfig, errors_in, kind_of, structured, with_older_options
-from e3va_cli.run_folder import ADAPTER_CONFIG
-from e3va_cli.text import brief, is_name
+from e3va_cli.runs.folder import ADAPTER_CONFIG
+from e3va_cli.utils.text import brief, is_name
 
 FORMAT = "e3va-adapter"
 VERSION = 1

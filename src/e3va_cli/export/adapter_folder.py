@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from e3va_cli.config.run_config import EXPORT_PRECISIONS
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import FORMAT, VERSION, config_digest, read_config
-from e3va_cli.export.card import card
-from e3va_cli.files import UnwritableError, replacing, write_json
-from e3va_cli.run_config import EXPORT_PRECISIONS
-from e3va_cli.run_folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from e3va_cli.export.model_card import card
+from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from e3va_cli.utils.files import UnwritableError, replacing, write_json
 
 OF_CONFIG = "config_sha256"  # in the safetensors file: the digest of the configuration that it was written with
 

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from e3va_cli.composition import parse
+from e3va_cli.config.composition import parse
+from e3va_cli.config.run_config import RunConfig
+from e3va_cli.export.adapter_checkpoint import EXTRACTOR, Trained
 from e3va_cli.export.adapter_config import FORMAT, VERSION
-from e3va_cli.export.trained import EXTRACTOR, Trained
-from e3va_cli.machine import versions
-from e3va_cli.model import DenseModel, parameter_counts
-from e3va_cli.run_config import RunConfig
-from e3va_cli.run_folder import METRICS, METRICS_HISTORY, overrides_of
+from e3va_cli.models.model import DenseModel, parameter_counts
+from e3va_cli.runs.folder import METRICS, METRICS_HISTORY, overrides_of
+from e3va_cli.utils.environment import versions
 
 NOT_OF_TRAINING = ("hydra", "resume", "checkpoint", "budget")
 SIZES = ("short_side", "val_short_side", "train_short_sides", "max_size", "crop_size")  # keys of data sets, in pixels

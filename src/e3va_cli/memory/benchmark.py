@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from e3va_cli.machine import MIB
+from e3va_cli.config.run_config import BenchmarkMemoryConfig, RunConfig
 from e3va_cli.memory.budget import largest_batch, parse_budget
+from e3va_cli.memory.estimate import Semantics, plan
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request
-from e3va_cli.memory.planner import Semantics, plan
 from e3va_cli.memory.result import Result, measured, planned
 from e3va_cli.memory.step import StepSize
-from e3va_cli.model import require_suited
-from e3va_cli.run_config import BenchmarkMemoryConfig, RunConfig
+from e3va_cli.models.model import require_suited
+from e3va_cli.utils.environment import MIB
 
 ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from e3va_cli.errors import UserError
-from e3va_cli.machine import MIB
+from e3va_cli.utils.environment import MIB
 
 UNITS = {"MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 LARGEST_BATCH = 128  # images; nobody trains a detector with more on one device

@@ -23,13 +23,13 @@ from typing import Any, Self
 
 import torch
 
-from e3va_cli.machine import MIB, device_name, is_out_of_memory, synchronise
-from e3va_cli.memory.follow import follow_step
+from e3va_cli.config.run_config import RunConfig, from_dict
 from e3va_cli.memory.regions import counted_regions, matching_proposals
 from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
-from e3va_cli.model import build_random_model, parameter_counts
+from e3va_cli.memory.trace import follow_step
+from e3va_cli.models.model import build_random_model, parameter_counts
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.run_config import RunConfig, from_dict
+from e3va_cli.utils.environment import MIB, device_name, is_out_of_memory, synchronise
 
 OUT_OF_MEMORY = "out of memory"
 BUSY_MIB = 1200  # in use on a GPU before we start: more than this process's own CUDA context

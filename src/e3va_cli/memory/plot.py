@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from e3va_cli.files import replacing
 from e3va_cli.memory.result import Result
+from e3va_cli.utils.files import replacing
 
 NAMES = {
     "full": "Full",

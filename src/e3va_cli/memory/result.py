@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from e3va_cli.machine import MIB
+from e3va_cli.memory.estimate import Plan
 from e3va_cli.memory.measure import Measurement
-from e3va_cli.memory.planner import Plan
+from e3va_cli.utils.environment import MIB
 
 
 @dataclass(frozen=True)

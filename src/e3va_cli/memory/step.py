@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
-from e3va_cli.data.batch import SIZE_DIVISOR, Batch
-from e3va_cli.data.targets import Target
-from e3va_cli.model import DenseModel
+from e3va_cli.data.collate import SIZE_DIVISOR, Batch
+from e3va_cli.data.images.reading import Target
+from e3va_cli.models.model import DenseModel
 
 DTYPES = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by trainer.precision
 

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from e3va_cli.backbones import ResidualBackbone
-from e3va_cli.config.options import Options, option
+from e3va_cli.components.options import Options, option
+from e3va_cli.models.backbones import ResidualBackbone
 
 FUSED_ON = frozenset({"cuda"})  # kinds of devices
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm2d, nn.SyncBatchNorm)

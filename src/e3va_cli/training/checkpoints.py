@@ -14,13 +14,13 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from e3va_cli.backbones import BackboneIdentity
-from e3va_cli.backbones.weights import is_state_dict, load_plain
-from e3va_cli.config.options import binding_options
+from e3va_cli.components.options import binding_options
+from e3va_cli.config.run_config import RunConfig, kind_of, to_dict, with_older_options
 from e3va_cli.errors import UserError
-from e3va_cli.files import make_subfolder, replacing
-from e3va_cli.run_config import RunConfig, kind_of, to_dict, with_older_options
-from e3va_cli.text import first_few
+from e3va_cli.models.backbones import BackboneIdentity
+from e3va_cli.models.backbones.weights import is_state_dict, load_plain
+from e3va_cli.utils.files import make_subfolder, replacing
+from e3va_cli.utils.text import first_few
 
 CLASSES_SHOWN = 4
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors

@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from e3va_cli.files import appending, replacing
 from e3va_cli.training.steps import ends_step
+from e3va_cli.utils.files import appending, replacing
 
 FIRST = ("epoch", "step")
 

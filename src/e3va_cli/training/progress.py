@@ -9,8 +9,8 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.pytorch.callbacks import RichProgressBar
 from rich import get_console
 
-from e3va_cli.terminal import Pace, has_bars
 from e3va_cli.training.resources import Resources
+from e3va_cli.utils.terminal import Pace, has_bars
 
 ROOMY = 100  # characters in which time and speed have room beside the values
 BASIC_COLUMNS = 3

@@ -12,10 +12,10 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 import torch.distributed as dist
 
-from e3va_cli.files import write_json
-from e3va_cli.machine import MIB, Moment, device_name, process_peak_rss_mib, versions
-from e3va_cli.model import parameter_counts
+from e3va_cli.models.model import parameter_counts
 from e3va_cli.training.steps import ends_step
+from e3va_cli.utils.environment import MIB, Moment, device_name, process_peak_rss_mib, versions
+from e3va_cli.utils.files import write_json
 
 WARMUP = 5  # steps that are not counted
 RECENT = 10_000  # steps whose times are kept: bounds what they take of memory and of each checkpoint

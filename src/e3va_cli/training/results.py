@@ -6,8 +6,8 @@ from pathlib import Path
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 
-from e3va_cli.files import write_json
-from e3va_cli.run_folder import METRICS
+from e3va_cli.runs.folder import METRICS
+from e3va_cli.utils.files import write_json
 
 
 class Results(L.Callback):

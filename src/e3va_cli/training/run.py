@@ -9,20 +9,20 @@ from pathlib import Path
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
+from e3va_cli.config.run_config import RunConfig
 from e3va_cli.data import DenseData, DenseDataset, open_splits
 from e3va_cli.errors import UserError
-from e3va_cli.heads import HEADS
-from e3va_cli.metrics import build_evaluator
-from e3va_cli.model import DenseModel, build_model, require_offered, require_suited
-from e3va_cli.optim.course import Course, plan_course
+from e3va_cli.evaluation import build_evaluator
+from e3va_cli.models.heads import HEADS
+from e3va_cli.models.model import DenseModel, build_model, require_offered, require_suited
+from e3va_cli.optim.lr_schedules import build_schedule
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.optim.schedules import build_schedule
-from e3va_cli.run_config import RunConfig
-from e3va_cli.run_folder import BAD_BATCHES
+from e3va_cli.optim.train_schedule import Course, plan_course
+from e3va_cli.runs.folder import BAD_BATCHES
+from e3va_cli.training.checkpoint_callback import Checkpoints
 from e3va_cli.training.checkpoints import about_model
-from e3va_cli.training.guard import StepGuard
-from e3va_cli.training.saving import Checkpoints
-from e3va_cli.training.task import DenseTask
+from e3va_cli.training.lightning_module import DenseTask
+from e3va_cli.training.nonfinite_guard import StepGuard
 from e3va_cli.training.trainer import build_trainer
 
 

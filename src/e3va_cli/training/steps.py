@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import lightning as L  # noqa: N812 (Lightning's own alias)
 from torch import Tensor
 
-from e3va_cli.data.batch import Batch
+from e3va_cli.data.collate import Batch
 
 
 def ends_step(trainer: L.Trainer) -> bool:

@@ -11,19 +11,19 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateMon
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from e3va_cli.config.run_config import RunConfig, to_dict
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.files import writing
-from e3va_cli.run_config import RunConfig, to_dict
-from e3va_cli.run_folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
+from e3va_cli.runs.folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
+from e3va_cli.training.checkpoint_callback import Checkpoints
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
+from e3va_cli.training.graceful_shutdown import StopSignals
 from e3va_cli.training.history import MetricsHistory, StepLog, TensorBoard
+from e3va_cli.training.process_watchdog import Ranks
 from e3va_cli.training.progress import Progress
-from e3va_cli.training.ranks import Ranks
 from e3va_cli.training.resources import Resources
 from e3va_cli.training.results import Results
-from e3va_cli.training.saving import Checkpoints
 from e3va_cli.training.steps import StepLimit
-from e3va_cli.training.stopping import StopSignals
+from e3va_cli.utils.files import writing
 
 
 def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:

@@ -1,0 +1,121 @@
+"""Out-of-memory and full-disk errors as one line that says what to do."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning as L  # noqa: N812 (Lightning's own alias)
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from e3va_cli.commands.data_loading import loading_failure
+from e3va_cli.commands.memory_check import peak_mib, setting_of_run, what_would_fit
+from e3va_cli.config.run_config import RunConfig
+from e3va_cli.errors import UserError, first_line
+from e3va_cli.memory.benchmark import free_mib
+from e3va_cli.training.lightning_module import DenseTask
+from e3va_cli.utils.environment import MIB, is_out_of_memory, process_peak_rss_mib
+from e3va_cli.utils.files import UNWRITABLE, UnwritableError
+
+CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its plan, it should have
+
+
+@contextmanager
+def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: Callable[[], str] = str) -> Iterator[None]:
+    """Turn what ends a command into a `UserError`.
+
+    Args:
+        folder: that the command writes to.
+        of_memory: makes the message of an out-of-memory error from the first line of PyTorch's.
+        then: behind the line on a file that could not be written: how to go on once it can.
+    """
+    threading.excepthook = _without_unwritable
+    try:
+        yield
+    except Exception as error:  # what is none of these is raised again
+        loading = loading_failure(error)
+        if loading is not None:
+            raise UserError(loading) from error
+        if is_out_of_memory(error):
+            raise UserError(of_memory(first_line(error))) from error
+        if isinstance(error, TorchDynamoException):
+            raise UserError(
+                f"backbone.compile=true: PyTorch could not compile on this machine ({first_line(error)}); use "
+                "backbone.compile=false"
+            ) from error
+        if isinstance(error, OSError) and (error.errno in UNWRITABLE or _lies_in(error, folder)):
+            error = UnwritableError(_place(error) or folder, error)
+        if isinstance(error, UnwritableError):
+            raise UserError(*(f"{message}{then()}" for message in error.messages)) from error
+        raise
+    finally:
+        threading.excepthook = threading.__excepthook__
+
+
+def _place(error: OSError) -> Path | None:
+    return None if error.filename is None else Path(os.fsdecode(error.filename))
+
+
+def _lies_in(error: OSError, folder: Path) -> bool:
+    """Whether an error is of a file in a folder, or of one that was there."""
+    place = _place(error)
+    return place is not None and place.absolute().is_relative_to(folder.absolute())
+
+
+def _without_unwritable(arguments: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; what that fails of, it tells the run too."""
+    of_tensorboard = type(arguments.thread).__module__.startswith("tensorboard")
+    if not (isinstance(arguments.exc_value, OSError) and of_tensorboard):
+        threading.__excepthook__(arguments)
+
+
+def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: str) -> str:
+    """Return the message of an out-of-memory error: the step, its images, the estimate, and what would fit.
+
+    Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.
+    """
+    sizes = described(task.seen[-1].image_sizes if task.seen else [])
+    if task.evaluating:
+        return of_evaluation(what, f" after step {trainer.global_step:,}, with images of {sizes}")
+    setting = setting_of_run(config)
+    planned, available = peak_mib(config, setting), available_mib(trainer.strategy.root_device)
+    height, width = setting.size.image_size
+    remedies = what_would_fit(config, setting, min(available, CLEARLY_LESS * planned))
+    hint = ", or ".join(remedies) if remedies else "a smaller dataset.max_size"
+    return (
+        f"out of memory in step {trainer.global_step:,}, with images of {sizes} ({what}); planned are "
+        f"{planned:.0f} MiB at the largest image, {height}x{width}, and {available:.0f} MiB were available; "
+        f"this would fit: {hint}; for a rare batch of unusual size: trainer.skip_oom=true"
+    )
+
+
+def of_evaluation(what: str, where: str = "") -> str:
+    """What uses less memory in an evaluation."""
+    return f"out of memory in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller dataset.max_size"
+
+
+def of_prediction(what: str) -> str:
+    """What uses less memory in a prediction."""
+    return f"out of memory ({what}); use batch_size=1, accelerator=cpu or smaller images"
+
+
+def described(sizes: list[tuple[int, int]]) -> str:
+    """Heights and widths, each once with its count."""
+    counts = Counter(f"{height}x{width}" for height, width in sizes)
+    return ", ".join(f"{size} ({count} of them)" if count > 1 else size for size, count in counts.items())
+
+
+def available_mib(device: torch.device) -> float:
+    """Memory that this process has or could have had."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return (free + torch.cuda.memory_reserved(device)) / MIB
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    possible = free_mib() + process_peak_rss_mib()
+    return possible if limit == resource.RLIM_INFINITY else min(possible, limit / MIB)

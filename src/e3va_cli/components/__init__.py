@@ -1,0 +1,1 @@
+"""Options as dataclass fields, and the registry of the components that declare them."""

@@ -1,0 +1,234 @@
+"""Compose a command's configuration and report all of its mistakes at once, each with the nearest right word."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from difflib import get_close_matches
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from e3va_cli.components.options import about, idle_options, instantiate, walk
+from e3va_cli.config.run_config import COMMANDS, NEEDED, errors_in, typed
+from e3va_cli.errors import UserError, first_line
+
+CONFIG_MODULE = "e3va_cli.conf"
+NAMES_OF_CHOICES = ("name", "family")  # which `GROUP=` chooses
+HELP_COLUMNS, HELP_AT, HELP_MOST = 78, 42, 60  # of a line at least; where help begins; of an option before it
+
+
+def parse(words: list[str]) -> list[Override]:
+    """Hydra's reading of command-line overrides.
+
+    Raises:
+        UserError: a word that is no override; all of them at once.
+    """
+    parser, overrides, mistakes = OverridesParser.create(), [], []
+    for before, word in zip(["", *words], words, strict=False):
+        try:
+            overrides.append(parser.parse_override(word))
+        except HydraException as error:
+            mistakes.append(f"{word}: not understood; {_how_to_type(before, word)} ({first_line(error)})")
+    if mistakes:
+        raise UserError(*mistakes)
+    return overrides
+
+
+def _how_to_type(before: str, word: str) -> str:
+    """What to type in place of a word that is no override, to be pasted into a shell."""
+    key, equals, value = word.partition("=")
+    if key and equals:
+        return f"type {shlex.quote(f'{key}={QuotedString(value, Quote.single).with_quotes()}')}"
+    if "=" in before:
+        return f"write KEY=VALUE; if it belongs to the value before it, type {shlex.quote(f'{before} {word}')}"
+    return "write KEY=VALUE"
+
+
+def single_values(override: Override) -> Iterator[str]:
+    """The override itself, or, for a sweep such as `adapter.rank=4,8`, one override for each of its values."""
+    if not override.is_sweep_override():
+        yield override.input_line or ""
+    elif override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{override.get_key_element()}={value}"
+
+
+def groups() -> dict[str, list[str]]:
+    """The names to choose from in each configuration group."""
+    loader = GlobalHydra.instance().config_loader()
+    names = loader.list_groups("")
+    options = {name: loader.get_group_options(name, ObjectType.CONFIG) for name in names if name != "hydra"}
+    return {
+        group: [choice for choice in choices if not choice.endswith("_schema")] for group, choices in options.items()
+    }
+
+
+def groups_as_text() -> str:
+    """The groups and their choices, for the help."""
+    return "\n".join(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if len(choices) > 1)
+
+
+def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
+    """Every option of a command with its value under `overrides` and one line on it, for the help."""
+    config: Any = typed(compose(config_name, overrides=list(overrides)), COMMANDS[config_name], complete=False)
+    columns = max(HELP_COLUMNS, shutil.get_terminal_size().columns - 1)
+    lines, group = [], ""
+    for key, value, one in walk(config):
+        if one.name in NAMES_OF_CHOICES:
+            continue
+        if (head := key.rpartition(".")[0]) != group:
+            group = head
+            lines.append("")
+        text = f"  {key}={as_value(value)}"
+        if not about(one).help:
+            lines.append(text)
+            continue
+        room = max(HELP_AT, len(text) + 2) if len(text) < HELP_MOST else HELP_AT
+        needed = "needed; " if value == MISSING else ""
+        wrapped = textwrap.wrap(needed + about(one).help, columns - room)
+        lines.append(text if len(text) >= HELP_MOST else f"{text:<{room}}{wrapped.pop(0)}")
+        lines += [" " * room + line for line in wrapped]
+    return "\n".join(lines).strip("\n")
+
+
+def as_value(value: Any) -> str:
+    """A value as it is typed in an override."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(as_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}: {as_value(one)}' for key, one in value.items())}}}"
+    return str(value)
+
+
+def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration."""
+    for key in map(str, cfg):
+        yield f"{prefix}{key}"
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
+            yield from known_keys(node, f"{prefix}{key}.")
+
+
+def explain(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
+    """One line on what is wrong with an override that Hydra refuses."""
+    key, word = override.key_or_group, override.input_line
+    names = [*groups(), *known_keys(cfg)]
+    if key not in names:
+        group = key.partition(".")[0]
+        if owners := choices_with(config_name, key):
+            current = OmegaConf.select(cfg, f"{group}.name")
+            return f"{word}: unknown option {key} of {group}={current}; it is one of {group}={' or '.join(owners)}"
+        near = get_close_matches(key, names, n=1) or [n for n in names if n.endswith(f".{key.split('.')[-1]}")][:1]
+        hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
+        return f"{word}: unknown option {key}; {hint}"
+    cause = error.__cause__ or error
+    return f"{word}: {first_line(cause)}"
+
+
+def choices_with(config_name: str, key: str) -> list[str]:
+    """The choices of the group that a dotted key begins with that have this option."""
+    group = key.partition(".")[0]
+    composed = {choice: compose(config_name, overrides=[f"{group}={choice}"]) for choice in groups().get(group, [])}
+    return [choice for choice, cfg in composed.items() if key in known_keys(cfg)]
+
+
+def no_such_choice(group: str, value: str, choices: list[str]) -> str:
+    """One line on a choice that a group does not have."""
+    near = get_close_matches(value, choices, n=1)
+    hint = f"did you mean {group}={near[0]}? " if near else ""
+    return f"{group}={value}: no such {group}; {hint}choices: {', '.join(choices)}"
+
+
+def checked(config_name: str, words: list[str], typed: list[str] | None = None) -> None:
+    """Compose `config_name` under the overrides `words` and check the result.
+
+    Of those that the user has `typed` himself (None for all), none may be without effect.
+
+    Raises:
+        UserError: with one line for every mistake: unknown or misspelt keys and choices, wrong types, values out of
+            range, values that exclude each other, options that do nothing.
+    """
+    overrides = parse(words)
+    own = overrides if typed is None else parse(typed)
+    GlobalHydra.instance().clear()
+    with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+        unknown, overrides = _unknown_choices(overrides)
+        try:
+            sweep_free = [next(single_values(o), "") for o in overrides]
+            cfg = compose(config_name, overrides=[word for word in sweep_free if word])
+        except (HydraException, OmegaConfBaseException) as whole:
+            raise UserError(*unknown, *(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
+        mistakes = [*unknown, *errors_in(cfg)]
+        if not any(override.is_sweep_override() for override in overrides):
+            given = {o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in mistakes)}
+            mistakes += idle_options(given, instantiate(cfg, missing=None))
+        for override in overrides:
+            for word in list(single_values(override))[1:]:  # the further values of a sweep
+                try:
+                    mistakes += errors_in(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
+                except (HydraException, OmegaConfBaseException) as error:
+                    mistakes.append(explain(config_name, parse([word])[0], error, cfg))
+    if mistakes:
+        raise UserError(*dict.fromkeys(mistakes))
+
+
+def _unknown_choices(overrides: list[Override]) -> tuple[list[str], list[Override]]:
+    """Mistakes that Hydra passes over in a group that may be left out, and the other overrides."""
+    choices, mistakes, others = groups(), [], []
+    for override in overrides:
+        group = override.key_or_group
+        unknown = []
+        if group in choices and not override.is_delete():
+            values = [parse([word])[0].value() for word in single_values(override)]
+            unknown = [value for value in values if str(value) not in choices[group]]
+        if unknown:
+            mistakes += [no_such_choice(group, str(value), choices[group]) for value in unknown]
+        else:
+            others.append(override)
+    return mistakes, others
+
+
+def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
+    """Compose with the valid choices and each override alone, so that no mistake hides another."""
+    mistakes: list[str] = []
+    choices: list[str] = []
+    cfg = compose(config_name)
+    values = [parse([word])[0] for override in overrides for word in single_values(override)]
+    for override in sorted(values, key=lambda o: o.key_or_group not in groups()):
+        try:
+            cfg = compose(config_name, overrides=[*choices, override.input_line or ""])
+        except (HydraException, OmegaConfBaseException) as error:
+            mistakes.append(explain(config_name, override, error, cfg))
+        else:
+            mistakes += [error for error in errors_in(cfg) if not error.endswith(NEEDED)]
+            if override.key_or_group in groups():
+                choices.append(override.input_line or "")
+    return mistakes
+
+
+def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool = True) -> Any:
+    """Return the typed configuration of a command, such as `train`, under overrides.
+
+    Args:
+        command: `train`, `evaluate`, `predict`, `export_adapter`, `export_onnx`, `check_data` or `benchmark_memory`.
+        overrides: such as `adapter.rank=8`.
+        complete: raise a UserError where a value is missing that has no default, such as the place of data.
+    """
+    hydra = (
+        nullcontext() if GlobalHydra().is_initialized() else initialize_config_module(CONFIG_MODULE, version_base="1.3")
+    )
+    with hydra:
+        return typed(compose(command, overrides=list(overrides)), COMMANDS[command], complete=complete)

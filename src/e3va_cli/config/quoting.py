@@ -1,0 +1,137 @@
+"""Values as people type them: quoted for Hydra's grammar where the shell has taken the quotes away.
+
+`"input=my photos (1)"` reaches the program without its quotes, and Hydra reads spaces, parentheses, commas, `=`, `#`
+and most characters that are not ASCII as grammar or as errors. What it cannot read is text; what it would read as
+something else is text where the option is one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+import typing
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from e3va_cli.components.options import about, group_of
+from e3va_cli.config.run_config import COMMANDS, REGISTRIES
+from e3va_cli.errors import UserError
+
+KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@-]*", re.ASCII)
+ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)\s*(?:,|$)""")
+NO_LOOKUP = re.compile(r"\$\{(?![\w.]+:|hydra\.)")  # what is no `${oc.env:HOME}` or `${hydra.job.name}`
+ONE_OR_SEVERAL = ("checkpoint", "input", "classes")  # options of any type that take a text, or a list of texts
+OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+
+
+def quoted_words(command: str, words: Sequence[str], *, multirun: bool = False) -> list[str]:
+    """Return the words of a command with quotes around values where Hydra needs them to read what was typed.
+
+    Args:
+        command: such as `train`.
+        words: such as `input=my photos (1)`.
+        multirun: whether commas separate the values of jobs.
+
+    Raises:
+        UserError: under `multirun`, a value with commas is the name of a file too.
+    """
+    kinds = text_options(command)
+    return [_quoted_word(word, kinds, multirun) for word in words]
+
+
+@cache
+def text_options(command: str) -> dict[str, bool]:
+    """Return the options of a command that take any text, such as a path, and whether they take a list of such too."""
+    return {**dict.fromkeys(OF_HYDRA, False), **dict(_texts_of(COMMANDS[command.replace("-", "_")], ""))}
+
+
+def _texts_of(kind: type, at: str) -> Iterator[tuple[str, bool]]:
+    hints = typing.get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        key, hint = f"{at}{one.name}", hints[one.name]
+        groups = [group_of(one)]
+        if not at and one.name in REGISTRIES and groups == [None]:
+            registry = REGISTRIES[one.name]
+            groups = [registry.options(name) for name in registry]
+        for group in filter(None, groups):
+            yield from _texts_of(group, f"{key}.")
+        if hint == list[str] or (hint is Any and one.name in ONE_OR_SEVERAL):
+            yield key, True
+        elif hint in (str, str | None) and not about(one).choices:
+            yield key, False
+
+
+def quoted(text: str) -> str:
+    """Return a text in quotes, as Hydra's grammar has it; `${` that looks nothing up stands for itself."""
+    return QuotedString(NO_LOOKUP.sub(r"\\${", text), Quote.single).with_quotes()
+
+
+def _quoted_word(word: str, kinds: dict[str, bool], multirun: bool) -> str:
+    key, _, value = word.partition("=")
+    name = key.lstrip("+")
+    if not value or not KEY.fullmatch(key):
+        return word
+    override = _parsed(word)
+    if override is None:
+        if value.startswith("[") and value.endswith("]") and kinds.get(name, True) and not Path(value).exists():
+            return f"{key}=[{','.join(_items(value[1:-1]))}]"
+        if multirun and "," in value and not Path(value).exists():
+            return f"{key}={','.join(_items(value))}"
+        return f"{key}={quoted(_home(value))}"
+    if name not in kinds or "${" in value or _is_meant(override, value, takes_list=kinds[name], multirun=multirun):
+        return word
+    if multirun and override.is_sweep_override():
+        raise UserError(
+            f"{word}: with -m, commas separate the values of jobs, and there is a file of this name; for the file type "
+            f"{shlex.quote(f'{key}={quoted(value)}')}, for jobs {shlex.quote(f'{key}=choice({value})')}"
+        )
+    return f"{key}={quoted(value)}"
+
+
+def _is_meant(override: Override, value: str, *, takes_list: bool, multirun: bool) -> bool:
+    """Whether Hydra reads the value of an option that takes a text as it was typed, or as what must have been meant."""
+    read: Any = override._value
+    if read is None or isinstance(read, QuotedString):
+        return True
+    if override.is_sweep_override():
+        is_list = isinstance(read, ChoiceSweep) and read.simple_form
+        return not is_list or ((multirun or takes_list) and not Path(value).exists())
+    if isinstance(read, list):
+        return takes_list and not Path(value).exists()
+    if isinstance(read, str):
+        return value == value.strip()
+    return str(read) == value
+
+
+def _items(text: str) -> Iterator[str]:
+    """The items of a list, each in quotes where Hydra could not read it."""
+    at = 0
+    while at < len(text):
+        match = ITEM.match(text, at)
+        if match is None:  # a quoted item with something behind it
+            end = text.find(",", at)
+            item, at = text[at : end if end >= 0 else None].strip(), end + 1 if end >= 0 else len(text)
+        else:
+            item, at = match[1].strip(), match.end()
+        override = _parsed(f"key={item}")
+        yield quoted(_home(item)) if override is None or override.is_sweep_override() else item
+
+
+def _home(text: str) -> str:
+    """A path with the home folder in place of `~`, which no shell expands behind `=`."""
+    return text if Path(text).exists() else os.path.expanduser(text)  # noqa: PTH111 (which would drop a last slash)
+
+
+def _parsed(word: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None

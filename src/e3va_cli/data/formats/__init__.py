@@ -1,0 +1,1 @@
+"""Dataset formats: one file each, behind the protocol of `base.py`."""

@@ -1,0 +1,1 @@
+"""Reading of image files: formats, bit depth and orientation."""

@@ -1,0 +1,1 @@
+"""Validation of data sets: every issue at once, in any format."""

@@ -1,0 +1,294 @@
+"""Finds every problem of a detection data set at once, in COCO's format or turned into it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from e3va_cli.data.file_names import FoundNames, find_names
+from e3va_cli.data.formats.coco_file import (
+    CocoFile,
+    Entry,
+    box_fault,
+    box_of,
+    category_fault,
+    image_fault,
+    is_area,
+    is_whole,
+    reaches_out,
+    read_coco,
+    refers,
+    segmentation_faults,
+    usable_segmentation,
+)
+from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
+from e3va_cli.data.images.formats import KNOWN_SUFFIXES
+from e3va_cli.data.images.intensity import IntensityScaling
+from e3va_cli.data.images.reading import DETECTION, USUAL_SCALING, read_raw
+from e3va_cli.data.paths import path_inside
+from e3va_cli.data.validation.images import Found, notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.validation.issues import Findings, Place, Report
+from e3va_cli.errors import UserError
+from e3va_cli.utils.text import brief
+
+Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
+Seen = TypeVar("Seen")
+
+THREADS = min(8, (os.cpu_count() or 1) + 1)
+ITEMS_AT_ONCE = 512  # whose findings wait to be taken
+TOLD_EVERY = 32
+
+
+def check_coco_file(
+    images: Path,
+    annotations: Path,
+    *,
+    targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
+    use_iscrowd: bool = True,
+    progress: Progress | None = None,
+) -> Report:
+    """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
+    problems, notes = Findings(), Findings()
+    try:
+        coco = read_coco(annotations)
+    except UserError as error:
+        for message in error.messages:
+            problems.add("unusable annotation file", Place(annotations.name, detail=message))
+        coco = CocoFile([], [], [])
+    if not use_iscrowd:
+        coco = crowds_as_objects(coco)
+    elif doubt := doubtful_crowds(coco):
+        problems.add("many crowds", Place(annotations.name, detail=doubt))
+    name = str(annotations)
+    return check_coco(
+        coco,
+        images,
+        name=name,
+        targets=targets,
+        scaling=scaling,
+        list_unlisted=True,
+        problems=problems,
+        notes=notes,
+        progress=progress,
+    )
+
+
+def check_coco(
+    coco: CocoFile,
+    images: Path,
+    *,
+    name: str,
+    ignored: str = "crowds",
+    targets: Collection[str] = DETECTION,
+    scaling: IntensityScaling = USUAL_SCALING,
+    list_unlisted: bool = False,
+    problems: Findings | None = None,
+    notes: Findings | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Checks the annotations, and decodes every image that they list.
+
+    Args:
+        coco: the content of the annotations
+        images: the folder that the file names refer to
+        name: what the annotations are called in the report
+        ignored: what objects that an evaluation ignores are called
+        targets: what a head needs, of boxes and masks
+        scaling: of images of more than 8 bits
+        list_unlisted: whether to note images in the folder that are not listed
+        problems: those found before; is added to
+        notes: likewise
+        progress: called now and then with the number of images decoded, and of all images
+    """
+    problems = Findings() if problems is None else problems
+    notes = Findings() if notes is None else notes
+    _check_categories(coco, problems)
+    _check_image_entries(coco, images, problems)
+    if images.is_dir():
+        found = _find_files(coco, images, notes)
+        if list_unlisted:
+            _note_unlisted(coco, found, images, notes)
+        _check_files(coco, found, images, scaling, problems, notes, progress)
+    else:
+        problems.add("no such folder of images", Place(str(images)))
+    per_category = _check_annotations(coco, problems, notes, masks="masks" in targets)
+    _note_empty(coco, per_category, notes)
+    categories = sorted((c for c in coco.categories if not category_fault(c)), key=lambda c: c["id"])
+    per_class: Counter[str] = Counter()
+    for category in categories:
+        per_class[category["name"]] += per_category[category["id"]]
+    return Report(
+        source=name,
+        problems=list(problems),
+        notes=list(notes),
+        totals={
+            "images": len(coco.images),
+            "annotations": len(coco.annotations),
+            ignored: sum(bool(annotation.get("iscrowd")) for annotation in coco.annotations),
+            "classes": len(coco.categories),
+        },
+        per_class=dict(per_class),
+    )
+
+
+def _check_categories(coco: CocoFile, problems: Findings) -> None:
+    for i, category in enumerate(coco.categories):
+        if fault := category_fault(category):
+            problems.add("unusable category", Place(detail=f"categories[{i}]: {fault}"))
+    for number, count in _repeated(coco.categories, "id"):
+        problems.add("duplicate category id", Place(detail=f"{count} categories have the id {number}"))
+    for name, count in _repeated(coco.categories, "name"):
+        problems.add("duplicate category name", Place(detail=f"{count} categories are called {name}"))
+
+
+def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> None:
+    for i, image in enumerate(coco.images):
+        place = _place(image)
+        if fault := image_fault(image):
+            problems.add("unusable image entry", Place(place.file, place.image_id, detail=f"images[{i}]: {fault}"))
+        if place.file and path_inside(folder, place.file) is None:
+            problems.add("file outside the folder of images", place)
+    for number, count in _repeated(coco.images, "id"):
+        problems.add("duplicate image id", Place(image_id=number, detail=f"{count} times"))
+    for name, count in _repeated(coco.images, "file_name"):
+        problems.add("duplicate file name", Place(name, detail=f"{count} times"))
+
+
+def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings, *, masks: bool) -> Counter[int]:
+    """Checks each annotation; returns the number of objects, crowds aside, by category id."""
+    images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
+    categories = {category["id"]: category for category in coco.categories if is_whole(category.get("id"))}
+    has_masks = masks and any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
+    per_category: Counter[int] = Counter()
+    for annotation in coco.annotations:
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        image = images[image_id] if refers(image_id, images) else None
+        where = _place(image or {})
+        number = annotation.get("id")
+        place = Place(where.file, where.image_id, number if is_whole(number) else None)
+        if image is None:
+            detail = f"image id {brief(image_id)}"
+            problems.add("unknown image id", Place(annotation_id=place.annotation_id, detail=detail))
+        if not refers(category_id, categories):
+            problems.add("unknown category id", replace(place, detail=f"category id {brief(category_id)}"))
+        elif not annotation.get("iscrowd"):
+            per_category[int(category_id)] += 1
+        if (crowd := annotation.get("iscrowd")) not in (None, 0, 1):
+            problems.add("iscrowd neither 0 nor 1", replace(place, detail=brief(crowd)))
+        if (area := annotation.get("area")) is not None and not is_area(area):
+            notes.add("area that is no number", replace(place, detail=f"{brief(area)}; computed anew"))
+        if image is not None and not image_fault(image):
+            _check_shape(annotation, image, place, has_masks, problems)
+    if missing := sum(not is_whole(annotation.get("id")) for annotation in coco.annotations):
+        problems.add("annotation without an id", Place(detail=f"{missing} of {len(coco.annotations)}"))
+    for number, count in _repeated(coco.annotations, "id"):
+        problems.add("duplicate annotation id", Place(annotation_id=number, detail=f"{count} times"))
+    return per_category
+
+
+def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: Findings) -> None:
+    height, width = image["height"], image["width"]
+    segmentation = annotation.get("segmentation")
+    box = box_of(annotation, usable_segmentation(segmentation, height, width), height, width)
+    at = replace(place, detail=f"box {brief(annotation.get('bbox'))}")
+    size = f"image {width}x{height}"
+    if fault := box_fault(box, height, width):
+        problems.add(fault, at)
+    elif box is not None and reaches_out(box, height, width):
+        problems.add("box partly outside the image", replace(at, detail=f"{at.detail}, {size}"))
+    for fault in dict.fromkeys(segmentation_faults(segmentation, height, width)):
+        problems.add(fault, place)
+    if has_masks and not segmentation:
+        problems.add("annotation without a mask", place)
+
+
+def _check_files(
+    coco: CocoFile,
+    names: FoundNames,
+    folder: Path,
+    scaling: IntensityScaling,
+    problems: Findings,
+    notes: Findings,
+    progress: Progress | None,
+) -> None:
+    """Decodes each listed image."""
+    listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
+    looked = looked_at(lambda image: _look_at(image, names, folder, scaling), listed, progress)
+    for image, findings in zip(listed, looked, strict=True):
+        for told, findings_of in zip((problems, notes), findings, strict=True):
+            for kind, detail in findings_of:
+                told.add(kind, replace(_place(image), detail=detail))
+
+
+def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> Iterator[Seen]:
+    """What `look` tells of each item, in their order, from a few threads (Pillow's decoders let go of the interpreter).
+
+    Calls `progress` now and then, as `check_coco` does.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(items), ITEMS_AT_ONCE):
+            for done, seen in enumerate(threads.map(look, items[start : start + ITEMS_AT_ONCE]), start=start + 1):
+                if progress and (done % TOLD_EVERY == 0 or done == len(items)):
+                    progress(done, len(items))
+                yield seen
+
+
+def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
+    """The problems of an image file, and the notes on it."""
+    name: str = entry["file_name"]
+    if name in names.missing:
+        likely = names.missing[name]
+        return [("missing image", f"perhaps {likely}" if likely else None)], []
+    path = path_inside(folder, names.taken.get(name, name))
+    assert path is not None
+    try:
+        raw = read_raw(path)
+    except UserError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return [("missing image", None) if missing else ("unreadable image", str(error))], []
+    annotated = None if image_fault(entry) else (entry["height"], entry["width"])
+    problems = pixel_problems(raw, annotated, scaling)
+    return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
+
+
+def _find_files(coco: CocoFile, folder: Path, notes: Findings) -> FoundNames:
+    """Where the listed images lie; those that are not called quite as they are listed are noted."""
+    found = find_names(folder, [name for image in coco.images if (name := _place(image).file)], KNOWN_SUFFIXES)
+    for name, file in found.taken.items():
+        notes.add("file not called quite as it is listed", Place(name, detail=f"{file} is taken"))
+    return found
+
+
+def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: Findings) -> None:
+    names = [name for image in coco.images if (name := _place(image).file)]
+    listed = {path_inside(folder, found.taken.get(name, name)) for name in names}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.suffix.lower() in KNOWN_SUFFIXES and path_inside(folder, name) not in listed:
+            notes.add("image file that the annotations do not list", Place(name))
+
+
+def _note_empty(coco: CocoFile, per_category: Counter[int], notes: Findings) -> None:
+    used = {a["image_id"] for a in coco.annotations if isinstance(a.get("image_id"), int | float)}
+    for image in coco.images:
+        if is_whole(image.get("id")) and image["id"] not in used:
+            notes.add("image without objects", _place(image))
+    for category in coco.categories:
+        if not category_fault(category) and not per_category[category["id"]]:
+            notes.add("class without objects", Place(detail=f"{category['name']} (id {category['id']})"))
+
+
+def _place(image: Entry) -> Place:
+    name, number = image.get("file_name"), image.get("id")
+    return Place(name if isinstance(name, str) and name else None, number if is_whole(number) else None)
+
+
+def _repeated(entries: list[Entry], key: str) -> Iterator[tuple[Any, int]]:
+    """The values of the key that more than one entry has, and how many have it."""
+    values = Counter(entry[key] for entry in entries if isinstance(entry.get(key), int | str))
+    return ((value, count) for value, count in values.items() if count > 1)

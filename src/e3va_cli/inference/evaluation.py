@@ -1,0 +1,227 @@
+"""Evaluation of trained adapters on the same images, with one pass of their backbone for all that can share it.
+
+Several are evaluated as one model with one evaluator, so that training's own evaluation serves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from e3va_cli.config.run_config import RunConfig, to_dict
+from e3va_cli.data import SOURCES, Batch, Target
+from e3va_cli.data.segmentation_transforms import SegmentationTransforms
+from e3va_cli.data.transforms import DetectionTransforms
+from e3va_cli.errors import UserError
+from e3va_cli.evaluation import Evaluator, Results, build_evaluator
+from e3va_cli.export.adapter_checkpoint import Trained, load_trained, read_trained
+from e3va_cli.inference.predictor import require_one_backbone
+from e3va_cli.inference.shared_backbone import leaves_backbone
+from e3va_cli.inference.shared_passes import Adapter, Found, find, image_size, names_of, passes_of
+from e3va_cli.models.backbones import build_backbone
+from e3va_cli.models.heads import HEADS
+from e3va_cli.models.model import DenseModel, assemble
+from e3va_cli.training.checkpoints import ABOUT, about_model, verify
+from e3va_cli.training.run import Run, build_run
+
+OPTION = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What is to be evaluated: trained weights, what they are called, and the configuration of the evaluation."""
+
+    name: str
+    trained: Trained
+    config: RunConfig
+
+    @property
+    def leaves_backbone(self) -> bool:
+        """Whether others can use the same backbone."""
+        return leaves_backbone(self.config.adapter.name)
+
+
+class ModelsTogether(nn.Module):
+    """Adapters that want images of one size as one model: it finds in an image what each of them finds, by name."""
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(adapter.model for adapter in adapters)
+        self.passes = passes_of(adapters)
+
+    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[dict[str, Found]]:
+        """As `DenseModel.predict`."""
+        found = find(self.passes, lambda _: Batch(images, image_sizes, []))
+        return [{name: of_all[index] for name, of_all in found.items()} for index in range(len(images))]
+
+
+class EvaluatorsTogether:
+    """The evaluators of several models as one (`metrics.Evaluator`); all that it takes and gives is by their names."""
+
+    def __init__(self, evaluators: dict[str, Evaluator]) -> None:
+        self.evaluators = evaluators
+        name, first = next(iter(evaluators.items()))
+        self.first, self.monitor = first, f"{name}/{first.monitor}"
+
+    @property
+    def images(self) -> int:
+        """Images that were given since the last reset; all evaluators get the same."""
+        return self.first.images
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for evaluator in self.evaluators.values():
+            evaluator.reset()
+
+    def update(self, found: dict[str, Found], target: Target) -> None:
+        """Add what the models found in one image."""
+        for name, evaluator in self.evaluators.items():
+            evaluator.update(found[name], target)
+
+    def share(self) -> dict[str, Any]:
+        """What was collected."""
+        return {name: evaluator.share() for name, evaluator in self.evaluators.items()}
+
+    def gather(self, shares: Sequence[dict[str, Any]]) -> None:
+        """Take the shares of all processes."""
+        for name, evaluator in self.evaluators.items():
+            evaluator.gather([share[name] for share in shares])
+
+    def compute(self) -> Results:
+        """All results."""
+        return {name: evaluator.compute() for name, evaluator in self.evaluators.items()}
+
+    def scores(self, results: Results) -> dict[str, float]:
+        """Those that are worth a curve."""
+        return {
+            f"{name}/{score}": value
+            for name, evaluator in self.evaluators.items()
+            for score, value in evaluator.scores(results[name]).items()
+        }
+
+    def leave(self, folder: Path) -> dict[str, str]:
+        """The files of each evaluator, in a folder of its name."""
+        return {
+            f"{name}/{file}": what
+            for name, evaluator in self.evaluators.items()
+            for file, what in evaluator.leave(folder / name).items()
+        }
+
+
+def read_candidates(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[Candidate]:
+    """What is to be evaluated together, on the data that the configurations agree on.
+
+    Args:
+        paths: run folders, checkpoints in them, or exported adapters.
+        configs: of the evaluation of each.
+
+    Raises:
+        UserError: something cannot be read, backbones differ, or one data set and one way to measure do not do for all.
+    """
+    trained = [read_trained(path, OPTION) for path in paths]
+    require_one_backbone(trained, OPTION)
+    candidates = [Candidate(*each) for each in zip(names_of(paths), trained, configs, strict=True)]
+    for other in candidates[1:]:
+        _require_together(candidates[0], other)
+    return candidates
+
+
+def _require_together(first: Candidate, other: Candidate) -> None:
+    pair = f"{OPTION}: {first.name} and {other.name} cannot be evaluated together"
+    apart = "or evaluate them one at a time"
+    ours, theirs = measured_by(first.config), measured_by(other.config)
+    for one in (first, other):
+        if not HEADS[one.config.head.name].needs <= SOURCES[ours["dataset"]].offers:
+            raise UserError(
+                f"{pair}: they are measured on one data set, and dataset={ours['dataset']} does not suit "
+                f"head={one.config.head.name} of {one.name}; give one that suits both, {apart}"
+            )
+    differing = [key for key, value in ours.items() if theirs.get(key) != value]
+    if "dataset" in differing:
+        differing = ["dataset"]  # whose options are its own
+    if differing:
+        listed = ", ".join(f"{key}={ours[key]} and {key}={theirs[key]}" for key in differing)
+        raise UserError(f"{pair}: {listed}; give {', '.join(f'{key}=' for key in differing)} for both, {apart}")
+    for key in ("classes", "category_ids"):
+        if first.trained.about[key] != other.trained.about[key]:
+            raise UserError(f"{pair}: they were trained on other {key.replace('_', ' ')}; evaluate them one at a time")
+
+
+def measured_by(config: RunConfig) -> dict[str, Any]:
+    """What any model's results depend on beside the model and the size of its images, by option."""
+    dataset, trainer = config.dataset, config.trainer
+    resizing = {
+        one.name
+        for kind in (DetectionTransforms, SegmentationTransforms)
+        if isinstance(dataset, kind)
+        for one in fields(kind)
+    }
+    left_out = {"name", "num_classes", *resizing}
+    return {
+        "dataset": dataset.name,
+        **{f"dataset.{k}": v for k, v in to_dict(dataset).items() if k not in left_out and not k.startswith("train_")},
+        "data.val_batch_size": config.data.val_batch_size,
+        "trainer.precision": trainer.precision,
+        "trainer.limit_val_batches": trainer.limit_val_batches,
+    }
+
+
+def by_image_size(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Those that want images of the same size, together."""
+    groups: dict[tuple[int, int], list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(image_size(candidate.config), []).append(candidate)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A run whose validation measures several adapters; evaluators and results are by their names."""
+
+    run: Run
+    adapters: list[Adapter]
+    evaluators: dict[str, Evaluator]
+
+    @property
+    def results(self) -> Results:
+        """Of each adapter, once they are measured."""
+        assert self.run.task.results is not None
+        return self.run.task.results
+
+
+def build_evaluation(candidates: Sequence[Candidate], folder: Path) -> Evaluation:
+    """The evaluation of candidates that want images of one size.
+
+    Raises:
+        UserError: data or weights of a backbone that cannot be used, or that what was trained does not fit.
+    """
+    first = next((one for one in candidates if one.leaves_backbone), candidates[0])
+    run = build_run(first.config, folder, evaluate_only=True)
+    metric = first.config.dataset.metric
+    adapters: list[Adapter] = []
+    evaluators: dict[str, Evaluator] = {}
+    for one in candidates:
+        is_first = one is first
+        model = run.model if is_first else _model(one, run)
+        about = about_model(model.identity, one.config, run.val.classes, run.val.category_ids)
+        verify({ABOUT: one.trained.about}, one.trained.path, about)
+        load_trained(model, one.trained)
+        adapters.append(Adapter(one.name, one.trained.path, model, one.config, run.val.classes, run.val.category_ids))
+        kinds = sorted(model.head.needs)
+        evaluators[one.name] = run.task.evaluator if is_first else build_evaluator(metric, run.val, kinds)
+    run.task.model = cast(DenseModel, ModelsTogether(adapters))
+    run.task.evaluator = EvaluatorsTogether(evaluators)
+    return Evaluation(run, adapters, evaluators)
+
+
+def _model(candidate: Candidate, run: Run) -> DenseModel:
+    """The model of a candidate, on the backbone of the run's own model if both leave it as it is."""
+    if candidate.leaves_backbone:
+        backbone, identity = run.model.extractor.backbone, run.model.identity
+    else:
+        backbone, identity = build_backbone(candidate.config.backbone)
+    return assemble(candidate.config, backbone, identity, len(run.val.classes))

@@ -1,0 +1,50 @@
+"""`benchmark.json`: the results and the judged claims in the shape that others can rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from e3va_cli.memory.result import Result, against_full
+from e3va_cli.paper.claims import Claim
+
+DIGITS = 4
+
+
+def rounded(value: float | None) -> float | None:
+    """As many digits as mean something."""
+    return None if value is None else round(value, DIGITS)
+
+
+def method_entry(result: Result, results: list[Result]) -> dict[str, Any]:
+    """One of `methods`; None where a thing was not measured."""
+    return {
+        "method": result.method,
+        "source": result.source,
+        "trainable_params": result.trainable_params,
+        "trainable_pct": rounded(result.trainable_pct),
+        "peak_memory_mib": rounded(result.peak_mib),
+        "memory_saved_pct": rounded(against_full(results, result.method, "peak_mib")),
+        "step_time_s": rounded(result.step_time_s),
+        "time_saved_pct": rounded(against_full(results, result.method, "step_time_s")),
+        "memory_by_kind_mib": {kind: rounded(value) for kind, value in result.by_kind_mib.items()},
+    }
+
+
+def claim_entry(claim: Claim) -> dict[str, Any]:
+    """One of `claims`."""
+    return {
+        "claim": claim.claim,
+        "published": claim.published,
+        "found": rounded(claim.found),
+        "verdict": claim.verdict,
+        "source": claim.source,
+    }
+
+
+def benchmark_json(settings: dict[str, Any], results: list[Result], claims: list[Claim]) -> dict[str, Any]:
+    """The whole file."""
+    return {
+        "settings": settings,
+        "methods": [method_entry(result, results) for result in results],
+        "claims": [claim_entry(claim) for claim in claims],
+    }

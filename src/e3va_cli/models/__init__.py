@@ -1,0 +1,1 @@
+"""The network: a frozen backbone under a tuning method, a neck and a head."""

@@ -1,0 +1,35 @@
+"""Tuning methods: each one file, all behind the protocol of `base.py`."""
+
+from e3va_cli.models.adapters import (
+    adapter,
+    adaptformer,
+    bitfit,
+    e3va,
+    frozen,
+    full,
+    ln_tune,
+    lora,
+    lorand,
+    mona,
+    partial_1,
+)
+from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone, tune
+
+__all__ = [
+    "METHODS",
+    "AdapterOptions",
+    "FeatureExtractor",
+    "FrozenBackbone",
+    "adapter",
+    "adaptformer",
+    "bitfit",
+    "e3va",
+    "frozen",
+    "full",
+    "ln_tune",
+    "lora",
+    "lorand",
+    "mona",
+    "partial_1",
+    "tune",
+]

@@ -1,0 +1,92 @@
+"""The one protocol of tuning methods, and the registry that the `adapter=` option chooses from.
+
+A tuning method turns a backbone into a feature extractor and decides, by `requires_grad`, what of it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from e3va_cli.components.options import Options, option, require_valid
+from e3va_cli.components.registry import Registry
+from e3va_cli.models.backbones.base import ResidualBackbone
+
+
+@dataclass
+class AdapterOptions(Options):
+    """Options of every tuning method; most have further ones."""
+
+    name: str = option()
+
+
+class FeatureExtractor(nn.Module):
+    """A backbone under a tuning method: images (B, 3, H, W) to one feature map per stage, (B, C_s, H_s, W_s).
+
+    Attributes:
+        backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
+        norms: one trainable LayerNorm per stage, the same for every method.
+        stages: those whose feature maps are wanted; all, unless `restrict_to` was called.
+        shares_backbone: whether the backbone computes what it would without the method: others can use its pass.
+    """
+
+    shares_backbone = False
+
+    def __init__(self, backbone: ResidualBackbone, options: Any = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
+        self.stages = tuple(range(len(backbone.widths)))
+
+    def restrict_to(self, stages: Sequence[int]) -> None:
+        """Give the feature maps of these stages only; the other stages' norms are not used, so not trained either."""
+        self.stages = tuple(stages)
+        for stage, norm in enumerate(self.norms):
+            norm.requires_grad_(stage in self.stages)
+
+    def output(self, stage: int, stream: Tensor) -> Tensor:
+        """Norm the end of a stage's stream and put channels first: (B, H, W, C) -> (B, C, H, W)."""
+        return self.norms[stage](stream).permute(0, 3, 1, 2)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of the backbone itself; methods that work beside it replace this."""
+        streams = self.backbone(images)
+        return [self.output(stage, streams[stage]) for stage in self.stages]
+
+
+class FrozenBackbone(FeatureExtractor):
+    """A feature extractor whose backbone has no trainable parameter and stays in eval mode (no drop path)."""
+
+    def __init__(self, backbone: ResidualBackbone, options: Any = None) -> None:
+        super().__init__(backbone, options)
+        backbone.requires_grad_(False)
+        backbone.eval()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Features of the backbone itself, in which no gradient is ever wanted."""
+        with torch.no_grad():
+            streams = self.backbone(images)
+        return [self.output(stage, streams[stage]) for stage in self.stages]
+
+    def train(self, mode: bool = True) -> FrozenBackbone:
+        """Set the mode of everything but the backbone."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+
+METHODS: Registry[type[FeatureExtractor]] = Registry("adapter")
+
+
+def tune(backbone: ResidualBackbone, options: AdapterOptions) -> FeatureExtractor:
+    """Return `backbone` under the method that its options name.
+
+    Raises:
+        UserError: an option is out of its range, or the method does not suit the backbone.
+    """
+    require_valid(options, "adapter")
+    return METHODS[options.name](backbone, options)

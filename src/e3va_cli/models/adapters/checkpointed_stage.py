@@ -1,0 +1,86 @@
+"""A stage of the highway that keeps nothing of its adapters' inputs: the frozen stage runs again in the backward pass.
+
+The gradient of the highway is the same at every block of a stage, as each block only adds to it. So one forward pass of
+the frozen stage, block by block, gives each adapter's input in turn, and each adapter's gradients at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from e3va_cli.models.adapters.dual_low_rank import (
+    DualLowRankAdapter,
+    add_adapted,
+    in_product_dtype,
+    thin_tensors,
+    weight_gradients,
+)
+from e3va_cli.models.backbones.base import Branch
+from e3va_cli.utils.amp import autocast_dtype
+
+WEIGHTS = 6  # tensors of an adapter
+
+
+def recomputed_stage(
+    highway: Tensor, x: Tensor, branches: Sequence[Branch], adapters: Sequence[DualLowRankAdapter]
+) -> tuple[Tensor, Tensor]:
+    """Run a stage: the highway, in place, and the frozen stream after it; both (B, H, W, C).
+
+    The stream `x` is kept for the backward pass; it must not share its storage with the highway.
+    """
+    weights = [weight for adapter in adapters for weight in adapter.weights]
+    return _RecomputedStage.apply(highway, x, branches, *weights)
+
+
+class _RecomputedStage(torch.autograd.Function):
+    """Keeps the stage's input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, highway: Tensor, x: Tensor, branches: Sequence[Branch], *weights: Tensor) -> Any:
+        """Highway and x: (B, H, W, C); weights: six of each branch's adapter."""
+        ctx.save_for_backward(x, *weights)
+        ctx.branches, ctx.autocast = branches, autocast_of(x)
+        x = x.clone()
+        for index, branch in enumerate(branches):
+            own = of_branch(weights, index)
+            z = branch(x)
+            x.add_(z)
+            add_adapted(highway, in_product_dtype(z, own), own)
+        ctx.mark_dirty(highway)
+        ctx.mark_non_differentiable(x)
+        return highway, x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, of_stream: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of all adapters of the stage; the highway's is the result's own."""
+        x, *weights = ctx.saved_tensors
+        x = x.clone()
+        gradients: list[Tensor] = []
+        for index, branch in enumerate(ctx.branches):
+            own = of_branch(weights, index)
+            with ctx.autocast:
+                z = branch(x)
+                x.add_(z)
+                tokens = in_product_dtype(z, own)
+            rows = grad.reshape(tokens.shape).to(tokens.dtype)
+            others, of_thin_in = weight_gradients(rows, thin_tensors(tokens, own), own)
+            gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]
+        return grad, None, None, *gradients
+
+
+def of_branch(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
+    """The adapter's weights among those of the stage."""
+    return weights[WEIGHTS * index : WEIGHTS * (index + 1)]
+
+
+def autocast_of(x: Tensor) -> AbstractContextManager[Any]:
+    """A context like the one that we are in, for the backward pass, which runs outside of it."""
+    dtype = autocast_dtype(x)
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)

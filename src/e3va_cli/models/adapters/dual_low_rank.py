@@ -1,0 +1,133 @@
+"""E3VA's adapter: a bottleneck whose two projections are low-rank products themselves (arXiv 2306.09729, section 3).
+
+    E(z) = z + Up(GELU(Dn(z)))      Dn(z) = z A B + b      Up(y) = y P Q + c
+
+With z: tokens x width, A: width x r, B: r x hidden, P: hidden x r, Q: r x width. The gradient of z is never asked for,
+so the backward pass needs z and two tensors of r numbers a token; the hidden layer is computed again from one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu
+
+from e3va_cli.models.adapters.activation_storage import AsFloats, Keeping
+from e3va_cli.models.adapters.low_rank import LowRankLinear
+from e3va_cli.utils.amp import autocast_dtype
+
+gelu_backward = torch.ops.aten.gelu_backward.default
+
+
+class DualLowRankAdapter(nn.Module):
+    """`E(z) = z + Up(GELU(Dn(z)))`, each projection of rank `rank` with a bias; Up starts as zero, so E(z) = z.
+
+    Args:
+        keeping: how z is kept for the backward pass.
+    """
+
+    def __init__(self, width: int, *, hidden: int, rank: int, keeping: Keeping | None = None) -> None:
+        super().__init__()
+        self.down = LowRankLinear(width, hidden, rank=rank)
+        self.up = LowRankLinear(hidden, width, rank=rank, zero=True)
+        self.keeping = keeping or AsFloats()
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """A, B, b, P, Q, c."""
+        return self.down.A, self.down.B, self.down.bias, self.up.A, self.up.B, self.up.bias
+
+    def forward(self, highway: Tensor, z: Tensor) -> Tensor:
+        """Add E(z) to the highway, in place; both (B, H, W, C), and z, which nothing else may need a gradient of."""
+        if not torch.is_grad_enabled():
+            add_adapted(highway, in_product_dtype(z, self.weights), self.weights)
+            return highway
+        return _AddAdapted.apply(highway, z, self.keeping, *self.weights)
+
+
+class _AddAdapted(torch.autograd.Function):
+    """`highway + E(z)` in the highway's own storage, keeping z and 2 r numbers a token for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, highway: Tensor, z: Tensor, keeping: Keeping, *weights: Tensor) -> Tensor:
+        """Highway and z: (B, H, W, C); weights: A, B, b, P, Q, c."""
+        tokens = in_product_dtype(z, weights)
+        thin = add_adapted(highway, tokens, weights)
+        if z.element_size() < tokens.element_size():  # of a backbone with fewer bits: those are all there is to keep
+            tokens = z.flatten(0, -2)
+        ctx.mark_dirty(highway)
+        ctx.keeping = keeping
+        ctx.save_for_backward(*thin, *weights, *keeping.pack(tokens))
+        return highway
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The highway's gradient is the result's own; z gets none."""
+        saved = ctx.saved_tensors
+        thin, weights, packed = saved[:2], saved[2:8], saved[8:]
+        rows = grad.reshape(-1, grad.shape[-1]).to(thin[0].dtype)
+        gradients, of_thin_in = weight_gradients(rows, thin, weights)
+        of_a = ctx.keeping.product(packed, of_thin_in)
+        return grad, None, None, of_a.to(weights[0].dtype), *gradients
+
+
+def in_product_dtype(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Z as tokens (N, C) in the dtype that products with the weights are computed in."""
+    return z.flatten(0, -2).to(autocast_dtype(z) or weights[0].dtype)
+
+
+def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Add E(z) to the highway's storage.
+
+    Args:
+        highway: (B, H, W, C).
+        tokens: z as (N, C), in the dtype of the products.
+        weights: A, B, b, P, Q, c.
+
+    Returns:
+        `z A` and `GELU(Dn(z)) P`, each (N, r).
+    """
+    thin = thin_tensors(tokens, weights)
+    *_, q, last_bias = (w.to(tokens.dtype) for w in weights)
+    rows = highway.view(tokens.shape)
+    if rows.dtype == tokens.dtype:
+        torch.addmm(rows, thin[1], q, out=rows)  # addmm_, but counted among the operations of a step
+        rows += last_bias
+    else:  # under autocast
+        rows += torch.addmm(last_bias, thin[1], q)
+    rows += tokens
+    return thin
+
+
+def thin_tensors(tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`z A` and `GELU(Dn(z)) P`, each (N, r), of z as tokens (N, C); weights: A, B, b, P, Q, c."""
+    a, b, bias, p, *_ = (w.to(tokens.dtype) for w in weights)
+    thin_in = tokens @ a
+    return thin_in, gelu(torch.addmm(bias, thin_in, b)) @ p
+
+
+def weight_gradients(
+    rows: Tensor, thin: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Gradients of B, b, P, Q, c in the weights' dtypes, and of `z A`, of which A's is `z^T` times.
+
+    Args:
+        rows: gradient of the highway, (N, C).
+        thin: what `add_adapted` returned.
+        weights: A, B, b, P, Q, c.
+    """
+    _, b, bias, p, q, _ = (w.to(rows.dtype) for w in weights)
+    thin_in, thin_out = thin
+    of_thin_out = rows @ q.T  # N, r
+    hidden = torch.addmm(bias, thin_in, b)  # N, hidden
+    of_p = gelu(hidden).T @ of_thin_out
+    of_hidden = gelu_backward(of_thin_out @ p.T, hidden)
+    of_thin_in = of_hidden @ b.T  # N, r
+    of_q = (rows.T @ thin_out).T  # faster on a CPU than thin_out.T @ rows
+    gradients = (thin_in.T @ of_hidden, of_hidden.sum(0), of_p, of_q, rows.sum(0))
+    return tuple(g.to(w.dtype) for g, w in zip(gradients, weights[1:], strict=True)), of_thin_in

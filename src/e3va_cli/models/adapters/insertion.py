@@ -1,0 +1,69 @@
+"""Trainable modules inside the residual loop of a frozen backbone: what Adapter, LoRand, AdaptFormer and Mona share.
+
+They differ in the module M and in the place where it meets the stream x that a branch adds to; the three places below.
+The backbone's weights are frozen, but the backward pass runs through its branches, so that their activations are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from torch import Tensor, nn
+
+from e3va_cli.models.adapters.base import FeatureExtractor
+from e3va_cli.models.backbones.base import Branch, ResidualBackbone
+
+Place = Callable[[Tensor, Branch, nn.Module], Tensor]  # from the stream before a branch to the stream after it
+
+
+def after_branch(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
+    """`x + drop_path(M(compute(x)))`."""
+    return x + branch.drop_path(module(branch.compute(x)))
+
+
+def beside_branch(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
+    """`x + drop_path(compute(x)) + M(x)`."""
+    return x + branch(x) + module(x)
+
+
+def after_addition(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
+    """`M(x + drop_path(compute(x)))`."""
+    return module(x + branch(x))
+
+
+class Insertion(FeatureExtractor):
+    """A frozen backbone, drop path included, with one trainable module per residual branch.
+
+    Args:
+        backbone: any residual backbone; its parameters are frozen.
+        build: makes the module for a stream of the given width.
+        place: where the module meets the stream.
+        kinds: the branches that get a module.
+    """
+
+    def __init__(
+        self,
+        backbone: ResidualBackbone,
+        build: Callable[[int], nn.Module],
+        place: Place,
+        kinds: Collection[str] = ("attention", "mlp"),
+    ) -> None:
+        super().__init__(backbone)
+        backbone.requires_grad_(False)
+        self.place, self.kinds = place, kinds
+        self.inserted = nn.ModuleList(
+            build(stage.width) for stage in backbone.stages for branch in stage.branches if branch.kind in kinds
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """One feature map per stage, (B, C_s, H_s, W_s)."""
+        x = self.backbone.stem(images)
+        outputs = []
+        modules = iter(self.inserted)
+        for index, stage in enumerate(self.backbone.stages):
+            x = stage.downsample(x)
+            for branch in stage.branches:
+                x = self.place(x, branch, next(modules)) if branch.kind in self.kinds else x + branch(x)
+            if index in self.stages:
+                outputs.append(self.output(index, x))
+        return outputs

@@ -1,0 +1,82 @@
+"""LoRA: a low-rank update of the query and value projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from e3va_cli.components.options import option
+from e3va_cli.errors import UserError
+from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FeatureExtractor
+from e3va_cli.models.backbones.base import ResidualBackbone
+
+
+class QueryValueUpdate(nn.Module):
+    """`q += alpha/rank * x A_q B_q` and `v += alpha/rank * x A_v B_v`, added to a fused qkv projection by a hook.
+
+    As a hook it leaves the backbone's modules and parameter names as they are. A: width x rank, side by side for q and
+    v; B: rank x width, zero at the start.
+    """
+
+    def __init__(self, width: int, *, rank: int, alpha: float) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(width, 2 * rank))
+        self.B = nn.Parameter(torch.zeros(2, rank, width))
+        self.scaling = alpha / rank
+        bound = width**-0.5  # that of a linear layer of this width, as in the authors' code
+        nn.init.uniform_(self.A, -bound, bound)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The updates of q and v: (..., C) -> (..., C) each."""
+        query, value = (x @ self.A).chunk(2, dim=-1)  # ..., rank
+        return self.scaling * (query @ self.B[0]), self.scaling * (value @ self.B[1])
+
+    def after(self, projection: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Forward hook of the qkv projection: (..., 3C) -> (..., 3C)."""
+        query, key, value = output.chunk(3, dim=-1)
+        query_update, value_update = self(inputs[0])
+        return torch.cat((query + query_update, key, value + value_update), dim=-1)
+
+
+@dataclass
+class LoRAOptions(AdapterOptions):
+    """Options of LoRA."""
+
+    rank: int = option(
+        help="parameters grow with it, and memory a little: 2 * rank numbers per token and block", above=0
+    )
+    alpha: float = option(help="updates are scaled by alpha / rank; 1 is the default of the authors' code", above=0)
+
+
+@METHODS.register("lora", LoRAOptions)
+class LoRA(FeatureExtractor):
+    """LoRA on the query and value projections of every attention.
+
+    Paper: E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685 (ICLR 2022).
+
+        W_q' = W_q + alpha/rank * (A_q B_q)^T, and W_v' likewise     A: C x rank, B: rank x C
+
+    B starts as zero, so the features start as the pre-trained ones.
+
+    Args:
+        backbone: a backbone with fused query-key-value projections; it is frozen, and the backward pass runs
+            through it.
+        options: see `LoRAOptions`.
+
+    Raises:
+        UserError: the backbone has no attention with such a projection.
+    """
+
+    def __init__(self, backbone: ResidualBackbone, options: LoRAOptions) -> None:
+        super().__init__(backbone, options)
+        backbone.requires_grad_(False)
+        projections = [b.qkv for stage in backbone.stages for b in stage.branches if b.qkv is not None]
+        if not projections:
+            raise UserError("adapter=lora: this backbone has no query-key-value projection; use adapter=adapter")
+        self.updates = nn.ModuleList()
+        for qkv in projections:
+            update = QueryValueUpdate(qkv.in_features, rank=options.rank, alpha=options.alpha)
+            self.updates.append(update)
+            qkv.register_forward_hook(update.after)

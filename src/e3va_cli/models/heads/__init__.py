@@ -1,0 +1,21 @@
+"""Detection and segmentation heads: each one file, all behind the protocol of `base.py`."""
+
+from e3va_cli.models.heads import cascade_mask_rcnn, mask_rcnn, retinanet, upernet
+from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target, build_head
+from e3va_cli.models.heads.detections import Detections
+from e3va_cli.models.heads.segmentation import Segmentation
+
+__all__ = [
+    "HEADS",
+    "Detections",
+    "Extract",
+    "Head",
+    "HeadOptions",
+    "Segmentation",
+    "Target",
+    "build_head",
+    "cascade_mask_rcnn",
+    "mask_rcnn",
+    "retinanet",
+    "upernet",
+]

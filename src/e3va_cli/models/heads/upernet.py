@@ -1,0 +1,178 @@
+"""UPerNet (arXiv 1807.10221): a feature pyramid with pyramid pooling (arXiv 1612.01105) on its top, all levels fused.
+
+Sizes are those of mmsegmentation's UPerHead and FCNHead. The norms are not: theirs are batch norms, whose statistics of
+the one or two images that fit on a small GPU mean nothing, and which fail on one image's 1x1 pooled map. Here they are
+group norms (arXiv 1803.08494).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import Conv2dNormActivation
+
+from e3va_cli.components.options import Under, option
+from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
+from e3va_cli.models.heads.chunked_cross_entropy import pixel_loss
+from e3va_cli.models.heads.norms import group_norm
+from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.sliding_window import sliding_scores
+
+COARSEST_STRIDE = 32
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> Conv2dNormActivation:
+    """Convolution without bias, group norm, ReLU; height and width stay."""
+    return Conv2dNormActivation(in_channels, out_channels, kernel_size, norm_layer=group_norm)
+
+
+def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, (B, C, ., .) to (B, C, *size)."""
+    return interpolate(x, tuple(size), mode="bilinear", align_corners=False)
+
+
+def pooled(x: Tensor, cells: int) -> Tensor:
+    """What `adaptive_avg_pool2d` computes, (B, C, H, W) to (B, C, cells, cells); its gradient is deterministic."""
+    for axis in (2, 3):
+        side = x.shape[axis]
+        edges = [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
+        x = torch.cat([x.narrow(axis, a, b - a).mean(axis, keepdim=True) for a, b in edges], axis)
+    return x
+
+
+class PyramidPooling(nn.Module):
+    """A feature map together with its averages over coarse grids: (B, C, H, W) to (B, width, H, W)."""
+
+    def __init__(self, channels: int, width: int, scales: Sequence[int]) -> None:
+        super().__init__()
+        self.scales = list(scales)
+        self.project = nn.ModuleList(conv_norm_relu(channels, width, 1) for _ in scales)
+        self.fuse = conv_norm_relu(channels + len(self.scales) * width, width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool to every grid, project, bring back to the map's size, and fuse with the map."""
+        maps = [project(pooled(x, cells)) for cells, project in zip(self.scales, self.project, strict=True)]
+        return self.fuse(torch.cat([x, *(resized(one, x.shape[-2:]) for one in maps)], 1))
+
+
+class FusedPyramid(nn.Module):
+    """Feature maps [(B, C_s, H_s, W_s)], finest first, to one of the finest's size: (B, width, H_0, W_0)."""
+
+    def __init__(self, channels: Sequence[int], width: int, pool_scales: Sequence[int]) -> None:
+        super().__init__()
+        self.pooling = PyramidPooling(channels[-1], width, pool_scales)
+        self.laterals = nn.ModuleList(conv_norm_relu(c, width, 1) for c in channels[:-1])
+        self.smooth = nn.ModuleList(conv_norm_relu(width, width, 3) for _ in channels[:-1])
+        self.fuse = conv_norm_relu(len(channels) * width, width, 3)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """Add each level's upper neighbour from the top down, smooth, and fuse all levels at the finest's size."""
+        *lower, top = features
+        levels = [self.pooling(top)]
+        for lateral, feature in zip(reversed(self.laterals), reversed(lower), strict=True):
+            levels.insert(0, lateral(feature) + resized(levels[0], feature.shape[-2:]))
+        outputs = [smooth(level) for smooth, level in zip(self.smooth, levels[:-1], strict=True)]
+        size = features[0].shape[-2:]
+        return self.fuse(torch.cat([resized(level, size) for level in (*outputs, levels[-1])], 1))
+
+
+def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Class scores of every place: dropout of whole channels, and a 1x1 convolution."""
+    return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
+
+
+@dataclass
+class UPerNetOptions(HeadOptions):
+    """Options of UPerNet."""
+
+    fpn_channels: int = option(help="width of every pyramid level; fewer reduces memory", above=0)
+    pool_scales: list[int] = option(help="cells along a side of each grid that the last stage is pooled to")
+    dropout: float = option(help="of channels, before classification", least=0, most=1)
+    auxiliary_stage: int = option(
+        help="of the backbone, from 0: the one that is also classified by itself, in training",
+        under=(Under("auxiliary_weight", bool, "set it above 0"),),
+    )
+    auxiliary_channels: int = option(
+        help="width of that classifier", above=0, under=(Under("auxiliary_weight", bool, "set it above 0"),)
+    )
+    auxiliary_weight: float = option(help="of its loss; 0 leaves it out, which reduces memory", least=0)
+    window: int | None = option(
+        None,
+        help="pixels, a multiple of 32: predict in sliding windows, such as 512 after training on crops of that size",
+        above=0,
+        free=True,
+    )
+    stride: int = option(
+        help="pixels from one window to the next",
+        above=0,
+        free=True,
+        under=(Under("window", lambda value: value is not None, "set head.window, such as 512"),),
+    )
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what is wrong with stages and windows."""
+        if any(cells < 1 for cells in self.pool_scales or ()):
+            yield f"{at}.pool_scales={self.pool_scales}: grids have at least 1 cell along a side"
+        if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.stages:
+            yield f"{at}.auxiliary_stage={self.auxiliary_stage}: one of {', '.join(map(str, Head.stages))}"
+        if self.window is not None and self.window % COARSEST_STRIDE:
+            yield f"{at}.window={self.window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images"
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            yield f"{at}.stride={self.stride}: from 1 to {at}.window={self.window}, or pixels would be left out"
+
+
+@HEADS.register("upernet", UPerNetOptions)
+class UPerNet(Head):
+    """A class for every pixel.
+
+    Args:
+        options: see `UPerNetOptions`.
+        channels: of the four feature maps, strides 4 to 32.
+        num_classes: all of them are found; what is not labelled is no class.
+    """
+
+    needs = frozenset({"semantic"})
+
+    def __init__(self, options: UPerNetOptions, *, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__(options, channels=channels, num_classes=num_classes)
+        self.neck = FusedPyramid(channels, options.fpn_channels, options.pool_scales)
+        self.classifier = classifier(options.fpn_channels, num_classes, options.dropout)
+        self.auxiliary: nn.Sequential | None = None
+        if options.auxiliary_weight > 0:
+            self.auxiliary = nn.Sequential(
+                conv_norm_relu(channels[options.auxiliary_stage], options.auxiliary_channels, 3),
+                classifier(options.auxiliary_channels, num_classes, options.dropout),
+            )
+        self.auxiliary_stage, self.auxiliary_weight = options.auxiliary_stage, options.auxiliary_weight
+        self.window, self.stride = options.window, options.stride
+
+    def scores(self, features: list[Tensor]) -> Tensor:
+        """Class scores before softmax, float32 (B, K, H / 4, W / 4)."""
+        return self.classifier(self.neck(features)).float()
+
+    def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
+        """Cross entropy over the labelled pixels, and the weighted one of the auxiliary classifier."""
+        height, width = images.tensors.shape[-2:]
+        maps = [target["semantic"] for target in targets]
+        labels = torch.stack([pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in maps])  # B, H, W
+        losses = {"segmentation": pixel_loss(self.scores(features), labels)}
+        if self.auxiliary is not None:
+            scores = self.auxiliary(features[self.auxiliary_stage]).float()
+            losses["auxiliary"] = self.auxiliary_weight * pixel_loss(scores, labels)
+        return losses
+
+    def predict(self, extract: Extract, images: ImageList) -> list[Segmentation]:
+        """Scores of the padded images: at stride 4, or of every pixel where windows slide."""
+        if self.window is None:
+            scores = self.scores(extract(images.tensors))
+        else:
+            scores = sliding_scores(
+                lambda part: self.scores(extract(part)), images.tensors, window=self.window, stride=self.stride
+            )
+        height, width = images.tensors.shape[-2:]
+        return [Segmentation(one, (height, width), size) for one, size in zip(scores, images.image_sizes, strict=True)]

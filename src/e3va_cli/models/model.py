@@ -1,0 +1,146 @@
+"""The whole network: a tuned backbone with a head on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from e3va_cli.config.run_config import RunConfig
+from e3va_cli.data import SOURCES
+from e3va_cli.errors import UserError
+from e3va_cli.models.adapters import METHODS, FeatureExtractor, FrozenBackbone, tune
+from e3va_cli.models.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
+from e3va_cli.models.heads import HEADS, Detections, Head, Segmentation, Target, build_head
+from e3va_cli.utils.amp import guard_convolutions
+
+
+class DenseModel(nn.Module):
+    """Images to losses or findings. Knows neither the tuning method nor the head, only their protocols.
+
+    Attributes:
+        extractor: the backbone under its tuning method.
+        head: a detection or segmentation head, with its neck.
+        identity: the backbone that the extractor's adapters belong to.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, extractor: FeatureExtractor, head: Head, identity: BackboneIdentity) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.head = head
+        self.identity = identity
+        self.register_buffer("mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(extractor.backbone.std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
+        """Uint8 (B, 3, H, W) to what the backbone was trained with; the padding becomes zero, the mean colour."""
+        normalised = (images - self.mean) / self.std
+        for image, (height, width) in zip(normalised, image_sizes, strict=True):
+            image[:, height:] = 0
+            image[:, :, width:] = 0
+        return ImageList(normalised, image_sizes)
+
+    def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
+        """Named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
+        batch = self.normalise(images, image_sizes)
+        return self.head.losses(self.extractor(batch.tensors), batch, targets)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections] | list[Segmentation]:
+        """What is found in each image, in pixels of the images as given."""
+        return self.head.predict(self.extractor, self.normalise(images, image_sizes))
+
+
+def require_suited(config: RunConfig) -> None:
+    """Check, before anything is read, that method, backbone, head and data set go together.
+
+    Raises:
+        UserError: the backbone is in 16 bits or compiled under a method that sends gradients through it, or the data
+            set cannot have what the head is trained on; names what goes together.
+    """
+    require_frozen_if_asked(config)
+    require_offered(config, config.dataset.offers)
+
+
+def require_frozen_if_asked(config: RunConfig) -> None:
+    """Check that no gradient goes through a backbone kept in 16 bits or compiled; as `require_suited`."""
+    method = config.adapter.name
+    if issubclass(METHODS[method], FrozenBackbone):
+        return
+    methods = " or ".join(name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone))
+    for option, usual in (("dtype", "float32"), ("compile", False)):
+        value = getattr(config.backbone, option)
+        if value != usual:
+            given, needed = (f"backbone.{option}={str(one).lower()}" for one in (value, usual))
+            raise UserError(
+                f"{given}: adapter={method} sends gradients through the backbone, which takes {needed}; "
+                f"with {given}: adapter={methods}"
+            )
+
+
+def require_offered(config: RunConfig, offers: frozenset[str]) -> None:
+    """Check that what a data set `offers` is what the configured head is trained on; as `require_suited`."""
+    name, needs = config.head.name, HEADS[config.head.name].needs
+    if needs <= offers:
+        return
+    dataset = config.dataset.name
+    heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
+    sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
+    missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
+    advice = f"for this data: head={' or '.join(heads)}"
+    if dataset not in sets:  # it is not these files alone
+        advice += f"; for this head: dataset={' or '.join(sets)}"
+    raise UserError(f"head={name} is trained on {missing}, which this data (dataset={dataset}) has none of; {advice}")
+
+
+def build_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+    """The model of a configuration, to be trained."""
+    model = assemble(config, *build_backbone(config.backbone), num_classes)
+    guard_convolutions(model)
+    return model
+
+
+def build_random_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+    """The same model on random weights, whatever the configuration says: for measurements."""
+    backbone = replace(config.backbone, pretrained=False, weights=None)
+    return build_model(replace(config, backbone=backbone), num_classes=num_classes)
+
+
+def outline_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+    """The same model as shapes only, on the meta device."""
+    with torch.device("meta"):
+        return assemble(config, *outline_backbone(config.backbone), num_classes)
+
+
+def assemble(config: RunConfig, backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int) -> DenseModel:
+    """The model of a configuration on a backbone that is there already."""
+    require_frozen_if_asked(config)
+    extractor = tune(backbone, config.adapter)
+    head = build_head(config.head, channels=backbone.widths, num_classes=num_classes)
+    extractor.restrict_to(head.stages)
+    return DenseModel(extractor, head, identity)
+
+
+def parameter_counts(model: DenseModel) -> dict[str, int | float]:
+    """Trainable parameters of the tuned backbone and of everything.
+
+    The backbone's are counted as the published tables do: adapters, output norms and what of the network itself is
+    trained, without neck and head; the percentage is of the backbone's own parameters.
+    """
+
+    def count(module: nn.Module, *, trainable: bool) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+    tuned, backbone = count(model.extractor, trainable=True), count(model.extractor.backbone, trainable=False)
+    return {
+        "trainable_backbone_params": tuned,
+        "backbone_params": backbone,
+        "trainable_backbone_pct": 100 * tuned / backbone,
+        "trainable_params": tuned + count(model.head, trainable=True),
+        "total_params": count(model.extractor, trainable=False) + count(model.head, trainable=False),
+    }

@@ -1,0 +1,1 @@
+"""The paper's published figures, its claims, and how results compare with them."""

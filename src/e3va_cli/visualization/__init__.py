@@ -1,0 +1,1 @@
+"""Drawing of images with boxes and masks, curves and plots."""

@@ -1,0 +1,89 @@
+"""The picture of precision against recall."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from e3va_cli.utils.files import replacing
+from e3va_cli.visualization.labels import as_labels
+
+RECALL = np.linspace(0.0, 1.0, 101)  # where COCO samples precision
+NAMED = 12  # classes with a colour and a name of their own; more are thin lines
+MEAN, OTHERS = "#222222", "#9fb0cc"
+COLOURS = (
+    "#d1495b",
+    "#edae49",
+    "#66a182",
+    "#2e86ab",
+    "#8e6c8a",
+    "#c77dff",
+    "#7f5539",
+    "#00a6a6",
+    "#f26419",
+    "#5b8e23",
+    "#5b5f97",
+    "#e56b9c",
+)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Precision of each class at IoU 0.5.
+
+    Attributes:
+        names: of the K classes.
+        precision: (K, 101) at each recall of `RECALL`, -1 for a class without objects.
+        average: AP of each class at IoU 0.5, None for a class without objects.
+    """
+
+    names: Sequence[str]
+    precision: NDArray[np.float64]
+    average: Sequence[float | None]
+
+
+def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
+    """Write one panel for each of box and mask to a PNG file; a line for each class, and their mean."""
+    labels, families = zip(*(as_labels(curves.names) for curves in kinds.values()), strict=True)
+    with rc_context({"font.family": families[0], "font.size": 11}):
+        figure = Figure(figsize=(9.5 * len(kinds), 6), layout="constrained")
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for axes, (kind, curves), names in zip(panels, kinds.items(), labels, strict=True):
+            _draw_panel(axes, kind, curves, names)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
+
+
+def _draw_panel(axes: Axes, kind: str, curves: Curves, names: Sequence[str]) -> None:
+    there = [k for k, average in enumerate(curves.average) if average is not None]
+    _frame(axes, f"Precision and recall, {kind}, IoU 0.5")
+    if not there:
+        return
+    few = len(there) <= NAMED
+    for k, colour in zip(there, COLOURS if few else [OTHERS] * len(there), strict=False):
+        label = f"{names[k]}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
+        if not few and k == there[0]:
+            label = "each class"
+        axes.plot(RECALL, curves.precision[k], color=colour, linewidth=1.6 if few else 0.7, label=label)
+    mean = float(np.mean([curves.average[k] or 0.0 for k in there]))
+    label = f"mean of {len(there)} classes  {100 * mean:.1f}"
+    axes.plot(RECALL, curves.precision[there].mean(0), color=MEAN, linewidth=3, label=label)
+    # Beside the curves, which may run anywhere.
+    axes.legend(title="AP50, percent", loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, frameon=False)
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=13, pad=10)
+    axes.set_xlabel("recall")
+    axes.set_ylabel("precision")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

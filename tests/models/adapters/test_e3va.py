@@ -1,0 +1,312 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from e3va_cli.models.adapters.activation_storage import AsIntegers
+from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
+from e3va_cli.models.adapters.e3va import run_together
+from e3va_cli.models.backbones.swin import build_swin
+from tests.components import tune
+from tests.swin_reference import attention, stage_outputs
+
+OPTIONS = {"rank": 16, "hidden_ratio": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("swin_base_patch4_window7_224", 1_195_008), ("swin_large_patch4_window7_224", 1_792_512)],
+)
+def test_trainable_parameters_are_the_papers(name, published):
+    with torch.device("meta"):
+        extractor = tune(build_swin(name), "e3va", **OPTIONS)
+    assert sum(p.numel() for p in extractor.parameters() if p.requires_grad) == published
+
+
+def test_fresh_adapters_give_the_backbones_normed_features():
+    """Swin-T at real size, on two image sizes, one not divisible by 32."""
+    backbone = build_swin("swin_tiny_patch4_window7_224")
+    extractor = tune(backbone, "e3va", **OPTIONS).train()
+    for size in ((224, 256), (200, 328)):
+        images = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            ours, reference = extractor(images), stage_outputs(backbone.model, images)
+        for feature, stream in zip(ours, reference, strict=True):
+            normed = nn.functional.layer_norm(stream, stream.shape[-1:]).permute(0, 3, 1, 2)
+            torch.testing.assert_close(feature, normed, atol=1e-5, rtol=1e-5)
+
+
+def saved_by_backward(output):
+    """Every node of the graph behind `output`, and the names of the leaves it reaches."""
+    seen, todo = set(), [o.grad_fn for o in output]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [child for child, _ in node.next_functions]
+    return seen
+
+
+def test_no_gradient_enters_attention_or_mlp(nano):
+    extractor = tune(nano, "e3va", **OPTIONS).train()
+    ran = []
+    for stage in nano.stages:
+        for branch in stage.branches:
+            branch.block.norm1.register_forward_hook(lambda m, i, out: ran.append(out))
+            branch.block.norm2.register_forward_hook(lambda m, i, out: ran.append(out))
+            branch.block.attn.qkv.register_forward_hook(lambda m, i, out: ran.append(out))
+            branch.block.mlp.fc1.register_forward_hook(lambda m, i, out: ran.append(out))
+    features = extractor(torch.randn(1, 3, 64, 96, requires_grad=True))
+    assert ran and not any(out.requires_grad for out in ran), "an activation of the backbone is on the tape"
+    leaves = {node.variable for node in saved_by_backward(features) if hasattr(node, "variable")}
+    own = {*extractor.adapters.parameters(), *extractor.norms.parameters()}
+    assert leaves == own, "the graph holds exactly the adapters and the output norms"
+    kinds = {type(node).__name__ for node in saved_by_backward(features)}
+    assert not any("Softmax" in kind or "ScaledDotProduct" in kind for kind in kinds)
+    sum(f.square().sum() for f in features).backward()
+    assert all(p.grad is None for p in nano.parameters())
+    assert all(p.grad is not None for p in own)
+
+
+def test_the_backbone_stays_in_eval_mode(nano):
+    extractor = tune(nano, "e3va", **OPTIONS)
+    extractor.train()
+    assert extractor.training and extractor.adapters.training
+    assert not any(module.training for module in nano.modules())
+
+
+def reference_features(extractor, images):
+    """The highway written out from the paper's equations, with dense adapter weights."""
+    backbone = extractor.backbone
+    x = h = backbone.model.patch_embed(images)
+    outputs = []
+    for s, layer in enumerate(backbone.model.layers):
+        x, h = layer.downsample(x), layer.downsample(h)
+        for b, block in enumerate(layer.blocks):
+            a = attention(block, x, shifted=b % 2 == 1)
+            x = x + a
+            m = block.mlp(block.norm2(x))
+            x = x + m
+            for z, adapter in ((a, extractor.adapters[s][2 * b]), (m, extractor.adapters[s][2 * b + 1])):
+                down = z.detach() @ (adapter.down.A @ adapter.down.B) + adapter.down.bias
+                up = nn.functional.gelu(down) @ (adapter.up.A @ adapter.up.B) + adapter.up.bias
+                h = h + z.detach() + up
+        outputs.append(extractor.norms[s](h).permute(0, 3, 1, 2))
+        x = x.detach()
+    return outputs
+
+
+@pytest.mark.parametrize("activations", ["keep", "recompute"])
+def test_gradients_equal_a_float64_reference(nano, activations):
+    extractor = tune(nano, "e3va", rank=4, hidden_ratio=0.5, activations=activations).double()
+    for parameter in extractor.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)  # Q is not zero: every path counts
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    weights = [torch.randn(1, c, 1, 1, dtype=torch.float64) for c in nano.widths]
+    trainable = [p for p in extractor.parameters() if p.requires_grad]
+
+    def gradients(features):
+        loss = sum((w * f.sin()).sum() for w, f in zip(weights, features, strict=True))
+        return torch.autograd.grad(loss, trainable)
+
+    for ours, reference in zip(
+        gradients(extractor(images)), gradients(reference_features(extractor, images)), strict=True
+    ):
+        assert reference.abs().max() > 0
+        torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("bits", "error"), [(16, 0.005), (8, 0.01)])
+def test_compressing_rounds_the_gradients_of_the_first_factors_alone(nano, bits, error):
+    exact = tune(nano, "e3va", **OPTIONS)
+    rounded = tune(nano, "e3va", **OPTIONS, activations="compress", compress_bits=bits)
+    for parameter in exact.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    rounded.load_state_dict(exact.state_dict())
+    images = torch.randn(2, 3, 128, 160)
+    gradients = []
+    for extractor in (exact, rounded):
+        sum(f.sin().sum() for f in extractor(images)).backward()
+        gradients.append({name: p.grad for name, p in extractor.named_parameters() if p.requires_grad})
+    for name, reference in gradients[0].items():
+        difference = (gradients[1][name] - reference).norm() / reference.norm()
+        if name.endswith("down.A"):
+            assert 0 < difference < error, name
+        else:
+            assert difference < 1e-5, name
+
+
+def test_without_gradients_nothing_is_compressed(nano, monkeypatch):
+    extractor = tune(nano, "e3va", **OPTIONS, activations="compress")
+    for parameter in extractor.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(1, 3, 64, 64)
+    expected = extractor(images)
+    monkeypatch.setattr(AsIntegers, "pack", lambda *_: pytest.fail("no backward pass will come"))
+    with torch.no_grad():
+        found = extractor(images)
+    assert all(torch.equal(ours, reference) for ours, reference in zip(found, expected, strict=True))
+
+
+def test_what_is_kept_is_smaller(nano):
+    sizes = {}
+    for activations, bits in (("keep", 8), ("compress", 16), ("compress", 8), ("recompute", 8)):
+        extractor = tune(nano, "e3va", **OPTIONS, activations=activations, compress_bits=bits)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.update({t.untyped_storage()._cdata: t.untyped_storage()}) or t, lambda t: t
+        ):
+            features = extractor(torch.randn(1, 3, 224, 224))
+        own = {p.untyped_storage()._cdata for p in extractor.parameters()}
+        sizes[activations, bits] = sum(s.nbytes() for key, s in kept.items() if key not in own)
+        del features
+    order = [sizes["keep", 8], sizes["compress", 16], sizes["compress", 8], sizes["recompute", 8]]
+    assert order == sorted(order, reverse=True) and order[3] < 0.7 * order[0]
+
+
+@pytest.mark.parametrize("activations", ["keep", "recompute"])
+def test_on_a_backbone_in_16_bits_adapters_work_in_float32_and_keep_16_bits_of_z(nano, activations):
+    exact = tune(copy.deepcopy(nano), "e3va", **OPTIONS)
+    nano.keep_in(torch.bfloat16)
+    rounded = tune(nano, "e3va", **OPTIONS, activations=activations)
+    for parameter in exact.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    rounded.adapters.load_state_dict(exact.adapters.state_dict())
+    images, kept = torch.randn(2, 3, 128, 160), []
+    sum(f.sin().sum() for f in exact(images)).backward()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        features = rounded(images)
+    assert all(f.dtype == torch.float32 for f in features)
+    branches = sum(len(stage) for stage in rounded.adapters)
+    assert kept.count(torch.bfloat16) == (branches if activations == "keep" else 0)
+    sum(f.sin().sum() for f in features).backward()
+    for ours, reference in zip(rounded.adapters.parameters(), exact.adapters.parameters(), strict=True):
+        assert ours.grad.dtype == torch.float32
+        assert 0 < (ours.grad - reference.grad).norm() < 0.05 * reference.grad.norm()
+
+
+def test_downsampling_keeps_nothing_but_the_highway_that_the_output_norm_keeps_anyway(nano):
+    extractor, kept = tune(nano, "e3va", **OPTIONS), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        features = extractor(torch.randn(1, 3, 96, 128))
+    widths = [stage.width for stage in nano.stages]
+    merged = [4 * width for width in widths[:-1]]  # channels of what patch merging norms
+    assert not [t.shape for t in kept if t.ndim == 4 and t.shape[-1] in merged and t.shape[-1] not in widths]
+    assert len(features) == 4
+
+
+def test_recomputing_under_autocast_is_the_same_step(nano):
+    results = []
+    for activations in ("keep", "recompute"):
+        extractor = tune(nano, "e3va", **OPTIONS, activations=activations)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in extractor.adapters.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+        images = torch.randn(2, 3, 64, 96, generator=generator)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            features = extractor(images)
+        sum(f.float().sin().sum() for f in features).backward()
+        results.append([*features, *(p.grad for p in extractor.adapters.parameters())])
+    for kept, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, kept, rtol=1e-6, atol=1e-6)
+
+
+def test_several_extractors_share_one_pass_of_their_backbone(nano):
+    extractors = [tune(nano, "e3va", rank=rank, hidden_ratio=0.5) for rank in (2, 4, 8)]
+    for parameter in (p for e in extractors for p in e.adapters.parameters()):
+        nn.init.normal_(parameter, std=0.1)
+    extractors[1].restrict_to((1, 2, 3))
+    ran = []
+    nano.stages[0].branches[0].qkv.register_forward_hook(lambda *_: ran.append(1))
+    images = torch.randn(1, 3, 64, 96)
+    together = run_together(extractors, images)
+    assert len(ran) == 1 and [len(t) for t in together] == [4, 3, 4]
+    for extractor, features in zip(extractors, together, strict=True):
+        for ours, alone in zip(features, extractor(images), strict=True):
+            assert torch.equal(ours, alone)
+
+
+def adapted(adapter, highway, z):
+    """What an adapter computes, by plain operators with dense weights."""
+    hidden = nn.functional.gelu(z @ (adapter.down.A @ adapter.down.B) + adapter.down.bias)
+    return highway + z + hidden @ (adapter.up.A @ adapter.up.B) + adapter.up.bias
+
+
+def random_adapter(dtype=torch.float64):
+    adapter = DualLowRankAdapter(12, hidden=6, rank=2).to(dtype)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return adapter
+
+
+def test_an_adapter_starts_as_the_identity_and_learns():
+    adapter = DualLowRankAdapter(32, hidden=16, rank=4)
+    z, highway = torch.randn(3, 5, 7, 32), torch.randn(3, 5, 7, 32)
+    torch.testing.assert_close(adapter(highway.clone(), z), highway + z, rtol=0, atol=0)
+    adapter(torch.zeros_like(z), z).square().sum().backward()
+    assert adapter.up.B.grad.abs().max() > 0
+
+
+def test_an_adapters_gradients_are_those_of_plain_operators():
+    adapter = random_adapter()
+    z = torch.randn(2, 3, 5, 12, dtype=torch.float64)
+    start = torch.randn_like(z).requires_grad_()
+    weight = torch.randn_like(z)
+    wanted = [start, *adapter.parameters()]
+    plain = torch.autograd.grad((adapted(adapter, start * 1, z).sin() * weight).sum(), wanted)
+    lean = torch.autograd.grad((adapter(start * 1, z).sin() * weight).sum(), wanted)
+    for ours, reference in zip(lean, plain, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_an_adapter_works_in_the_highways_storage_and_keeps_z_and_two_thin_tensors():
+    adapter, kept = random_adapter(torch.float32), []
+    z, highway = torch.randn(2, 3, 5, 12), torch.randn(2, 3, 5, 12)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        result = adapter(highway, z)
+    assert result.data_ptr() == highway.data_ptr()
+    weights = {p.data_ptr() for p in adapter.parameters()}
+    sizes = sorted(t.numel() // 30 for t in kept if t.data_ptr() not in weights)
+    assert sizes == [2, 2, 12]
+
+
+def test_under_autocast_an_adapter_keeps_16_bits_and_gives_gradients_in_32(nano):
+    adapter, kept = random_adapter(torch.float32), []
+    z, start = torch.randn(64, 12), torch.randn(64, 12, requires_grad=True)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        result = adapter(start * 1, z)
+    assert result.dtype == torch.float32
+    assert all(t.dtype == torch.bfloat16 for t in kept if t.numel() in (64 * 12, 64 * 2))
+    result.square().sum().backward()
+    exact = torch.autograd.grad(adapted(adapter, start * 1, z).square().sum(), list(adapter.parameters()))
+    for parameter, reference in zip(adapter.parameters(), exact, strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - reference).norm() < 0.03 * reference.norm()
+
+
+def test_rank_and_hidden_ratio_set_the_sizes(nano):
+    adapter = tune(nano, "e3va", rank=4, hidden_ratio=0.25).adapters[2][0]
+    assert adapter.down.A.shape == (128, 4) and adapter.down.B.shape == (4, 32)
+    assert adapter.up.A.shape == (32, 4) and adapter.up.B.shape == (4, 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", ["keep", "compress", "recompute"])
+def test_compiled_it_is_one_graph_with_the_same_gradients(nano, activations):
+    extractor = tune(nano, "e3va", **OPTIONS, activations=activations)
+    for parameter in extractor.adapters.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(1, 3, 64, 96)
+    trainable = [p for p in extractor.parameters() if p.requires_grad]
+    gradients = [
+        torch.autograd.grad(sum(f.sin().sum() for f in run(images)), trainable)
+        for run in (extractor, torch.compile(extractor, backend="aot_eager", fullgraph=True))
+    ]
+    for compiled, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, plain)

@@ -1,0 +1,81 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, interpolate
+
+from e3va_cli.models.heads import chunked_cross_entropy as room
+from e3va_cli.models.heads.chunked_cross_entropy import pixel_loss
+
+CLASSES = 5
+
+
+def plain(scores, labels):
+    """All pixels of the batch at once, by torch alone."""
+    pixels = interpolate(scores, labels.shape[-2:], mode="bilinear", align_corners=False)
+    return cross_entropy(pixels, labels.long() - 1, ignore_index=-1)
+
+
+def case(rows, columns, scale, batch=2):
+    scores = torch.randn(batch, CLASSES, rows, columns, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, CLASSES + 1, (batch, rows * scale, columns * scale), dtype=torch.int16)
+    return scores, labels
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
+@pytest.mark.parametrize(("rows", "columns", "scale"), [(8, 6, 4), (7, 3, 16), (1, 1, 32), (2, 5, 8), (5, 4, 1)])
+def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows_at_once):
+    monkeypatch.setattr(room, "NUMBERS_AT_ONCE", rows_at_once * 2 * CLASSES * scale * columns * scale)
+    scores, labels = case(rows, columns, scale)
+    loss, expected = pixel_loss(scores, labels), plain(scores, labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    (gradient,), (reference,) = (torch.autograd.grad(0.4 * value, scores) for value in (loss, expected))
+    torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-14)
+
+
+def test_no_tensor_of_image_size_outlives_its_strip(monkeypatch):
+    scores, labels = case(8, 6, 4)
+    one_row = 2 * CLASSES * 4 * 6 * 4
+    monkeypatch.setattr(room, "NUMBERS_AT_ONCE", one_row)
+    sizes = []
+
+    def strip_cross_entropy(pixels, *args, **options):
+        sizes.append(pixels.numel())
+        return cross_entropy(pixels, *args, **options)
+
+    monkeypatch.setattr(room, "cross_entropy", strip_cross_entropy)
+    loss = pixel_loss(scores, labels)
+    assert sizes == [one_row] * 8
+    saved = [t for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()]
+    assert [t.shape for t in saved] == [scores.shape], "only the gradient at the scores' own size"
+
+
+def kept_by(node):
+    """Tensors that the nodes of a graph keep."""
+    stack, seen = [node], set()
+    while stack:
+        one = stack.pop()
+        if one is None or one in seen:
+            continue
+        seen.add(one)
+        yield from getattr(one, "saved_tensors", ())
+        stack += [parent for parent, _ in one.next_functions]
+
+
+def test_it_is_in_float32_and_in_strips_under_float16_too():
+    scores, labels = case(8, 6, 4)
+    scores = scores.detach().float().requires_grad_()
+    scale = 2.0**16
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = pixel_loss(scores, labels)
+    (gradient,) = torch.autograd.grad(loss * scale, scores, retain_graph=True)
+    (reference,) = torch.autograd.grad(plain(scores, labels) * scale, scores)
+    torch.testing.assert_close(gradient, reference)
+    assert [t.shape for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()] == [scores.shape]
+
+
+def test_without_gradients_and_without_labels():
+    scores, labels = case(4, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(pixel_loss(scores, labels), plain(scores, labels))
+    loss = pixel_loss(scores, torch.zeros_like(labels))
+    loss.backward()
+    assert loss.item() == 0 and (scores.grad == 0).all()

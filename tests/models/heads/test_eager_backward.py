@@ -1,0 +1,185 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from e3va_cli.memory.step import StepSize, make_batch
+from e3va_cli.models.heads.eager_backward import losses_in_parts, one_backward_pass
+from e3va_cli.models.model import build_model
+
+
+def network():
+    weights = [nn.Parameter(torch.randn(6, 6, dtype=torch.float64)) for _ in range(3)]
+    unused = nn.Parameter(torch.randn(2, dtype=torch.float64))
+    return nn.ParameterList([*weights, unused])
+
+
+def parts_of(weights, log=None):
+    def parts(inputs):
+        for index, weight in enumerate(weights[:3]):
+            hidden = (inputs["a"] @ weight).tanh() + inputs["b"]
+            if log is not None:
+                log.append(hidden)
+            yield {f"{index}_a": hidden.square().mean(), f"{index}_b": cross_entropy(hidden, torch.arange(6) % 6)}
+
+    return parts
+
+
+def plain_losses(parts, inputs):
+    return {name: value for part in parts(inputs) for name, value in part.items()}
+
+
+def test_losses_and_gradients_are_those_of_plain_autograd():
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    plain = plain_losses(parts_of(weights), inputs)
+    ours = losses_in_parts(parts_of(weights), inputs, [weights])
+    assert list(ours) == list(plain)
+    for name, value in plain.items():
+        assert torch.equal(ours[name], value)
+    wanted = [*inputs.values(), *weights[:3]]
+    reference = torch.autograd.grad(3 * sum(plain.values()), wanted)
+    for gradient, expected in zip(torch.autograd.grad(3 * sum(ours.values()), wanted), reference, strict=True):
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_a_part_is_gone_before_the_next():
+    weights, held = network(), []
+    inputs = {
+        "a": torch.randn(6, 6, dtype=torch.float64, requires_grad=True),
+        "b": torch.zeros(6, 6, dtype=torch.float64),
+    }
+
+    def parts(levels):
+        hidden = None
+        for weight in weights[:3]:
+            if hidden is not None:
+                with pytest.raises(RuntimeError, match="second time"):
+                    hidden.sum().backward()
+                held.append(1)
+            hidden = (levels["a"] @ weight).tanh().square()
+            yield {str(len(held)): hidden.sum()}
+
+    losses = losses_in_parts(parts, inputs, [weights])
+    assert len(held) == 2
+    torch.stack(list(losses.values())).sum().backward()
+    assert inputs["b"].grad is None and weights[3].grad is None and weights[0].grad.abs().sum() > 0
+
+
+def test_without_gradients_nothing_is_differentiated():
+    weights = network()
+    inputs = dict.fromkeys("ab", torch.ones(6, 6, dtype=torch.float64))
+    with torch.no_grad():
+        losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    assert len(losses) == 6 and not any(loss.requires_grad for loss in losses.values())
+
+
+def test_under_float16_the_backward_pass_waits_for_its_scale():
+    weights, log = network(), []
+    inputs = {name: torch.randn(6, 6, requires_grad=True) for name in "ab"}
+    with torch.autocast("cpu", dtype=torch.float16):
+        losses = losses_in_parts(parts_of(weights.float(), log), inputs, [weights])
+    assert log[0].grad_fn is not None
+    sum(losses.values()).backward()
+    assert inputs["a"].grad is not None
+
+
+def test_losses_weighted_by_one_factor_each_are_those_of_their_sum():
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    plain = plain_losses(parts_of(weights), inputs).values()
+    ours = losses_in_parts(parts_of(weights), inputs, [weights]).values()
+    found, expected = (torch.autograd.grad(sum(3 * v for v in losses), weights[:3]) for losses in (ours, plain))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "total",
+    [
+        lambda losses: 2 * losses["0_a"] + sum(value for name, value in losses.items() if name != "0_a"),
+        lambda losses: losses["0_a"],
+        lambda losses: sum(value for name, value in losses.items() if name != "0_a"),
+    ],
+    ids=["one weighted", "one alone", "all but one"],
+)
+def test_anything_but_their_sum_is_refused(total):
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    with pytest.raises(ValueError, match="one common factor"):
+        total(losses).backward()
+
+
+def test_gradients_that_are_expanded_or_of_two_inputs_at_once_are_added_up():
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+
+    def parts(levels):
+        for factor in (1, 2, 3):
+            yield {str(factor): (levels["a"] + levels["b"]).sum()}  # one number for both, expanded
+            yield {f"square of {factor}": (levels["a"] + levels["b"]).square().sum()}  # one tensor for both
+
+    found, expected = (
+        torch.autograd.grad(torch.stack(losses).sum(), list(inputs.values()))
+        for losses in (
+            list(losses_in_parts(parts, inputs, ()).values()),
+            list(plain_losses(parts, inputs).values()),
+        )
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
+    """What a part computes in float32 under autocast has gradients in float32."""
+    weight = nn.Parameter(torch.randn(32, 32))
+    inputs = {"a": torch.randn(64, 32, requires_grad=True)}
+
+    def parts(levels):
+        yield {"16 bits": (levels["a"] @ weight).float().square().mean()}
+        with torch.autocast("cpu", enabled=False):
+            hidden = levels["a"] @ weight
+        yield {"32 bits": hidden.square().mean()}
+
+    gradients = []
+    for run in (
+        lambda: losses_in_parts(parts, inputs, [nn.ParameterList([weight])]),
+        lambda: plain_losses(parts, inputs),
+    ):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = run()
+        gradients.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), [inputs["a"], weight]))
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
+def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(config, head):
+    words = ["head.fpn_channels=32"]
+    if head == "cascade_mask_rcnn":
+        words += ["head.box.conv_channels=[32]", "head.box.hidden=32", "head.mask.channels=[32]"]
+        words += ["head.rpn.post_nms_train=20", "head.box.batch_size_per_image=16", "head.mask.predictor_channels=32"]
+        words += ["head.rpn.inside_only=false"]
+    model = build_model(config("adapter=frozen", f"head={head}", *words), num_classes=3).train()
+    size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None)
+    batch = make_batch(size, num_classes=3, needs=model.head.needs)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    gradients = []
+    for backward_passes in (nullcontext(), one_backward_pass()):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16), backward_passes:
+            losses = model.losses(batch.images, batch.image_sizes, batch.targets)
+        gradients.append(torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(trained.values())))
+    roundings = 2 * torch.finfo(torch.bfloat16).eps  # of gradients that are added up in another order
+    for name, ours, expected in zip(trained, *gradients, strict=True):
+        assert expected.norm() > 0 and (ours - expected).norm() <= roundings * expected.norm(), name
+
+
+@pytest.mark.parametrize("total", [lambda losses: torch.stack(losses).sum() / 2, sum], ids=["stacked", "added"])
+def test_that_losses_are_summed_is_told_without_waiting_for_the_device(total, monkeypatch):
+    weights = network()
+    inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
+    losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    monkeypatch.setattr(torch, "allclose", lambda *_, **__: pytest.fail("compares contents"))
+    total(list(losses.values())).backward()
+    assert inputs["a"].grad is not None
