@@ -25,11 +25,12 @@ import common
 import torch
 from torch.utils.data import Subset
 
+from e3va_cli.config.compatibility import check_compatibility, check_targets
 from e3va_cli.config.run_config import RunConfig, to_dict
 from e3va_cli.data import Batch, DenseData, DenseDataset, open_splits
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
-from e3va_cli.models.model import build_random_model, require_offered, require_suited
+from e3va_cli.models.model import build_random_model
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.utils.environment import synchronise
 
@@ -96,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table."""
     given = parser().parse_intermixed_args(arguments)
     config = common.composed("train", given.words)
-    require_suited(config)
+    check_compatibility(config)
     train, val = open_splits(config.dataset)
-    require_offered(config, val.offers)
+    check_targets(config, val.offers)
     part = cast("DenseDataset", Subset(cast("Any", train), range(min(given.images, len(cast("Any", train))))))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(given.threads)

@@ -13,7 +13,7 @@ from labeled_images import LabeledImages
 from safetensors.torch import save_file
 from torch import nn
 
-from e3va_cli.models.backbones import BackboneIdentity
+from e3va_cli.models.backbones import BackboneFingerprint
 from e3va_cli.utils.environment import MIB, device_name, versions
 from e3va_cli.utils.files import replacing, write_json
 
@@ -52,7 +52,7 @@ def write_outputs(
     options: argparse.Namespace,
     rows: Sequence[dict[str, float]],
     top1: dict[int, float],
-    identity: BackboneIdentity,
+    identity: BackboneFingerprint,
     train: LabeledImages,
     device: torch.device,
 ) -> None:

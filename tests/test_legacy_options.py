@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from e3va_cli.commands.app import on_top_of_run
+from e3va_cli.commands.saved_config import on_top_of_run
 from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.config.run_config import missing_options, to_dict, with_older_options
 from e3va_cli.data import SOURCES

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from e3va_cli import cli, load_adapter
-from e3va_cli.commands.app import on_top_of_run
+from e3va_cli.commands.saved_config import on_top_of_run
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import outlined, read_trained
 from e3va_cli.export.adapter_folder import write_adapter

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from e3va_cli.commands import evaluate as evaluate_command
 from e3va_cli.commands import train as train_command
-from e3va_cli.commands.app import each_checked
+from e3va_cli.commands.saved_config import each_checked
 from e3va_cli.config.composition import load_config
 from e3va_cli.evaluation import Results
 from e3va_cli.runs.folder import claim_folder, locate, require_unused, write_overrides

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from e3va_cli.commands import evaluate
-from e3va_cli.commands.app import named_runs, on_top_of_run
+from e3va_cli.commands.saved_config import named_runs, on_top_of_run
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import outlined, read_trained
 from e3va_cli.export.adapter_folder import write_adapter

@@ -9,7 +9,8 @@ from torch import nn
 
 from e3va_cli.commands import evaluate, train
 from e3va_cli.commands import run_summary as report
-from e3va_cli.commands.app import on_top_of_run, require_place
+from e3va_cli.commands.saved_config import on_top_of_run
+from e3va_cli.commands.app import require_place
 from e3va_cli.commands.train import prepare
 from e3va_cli.config.composition import parse
 from e3va_cli.config.run_config import to_dict

@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from e3va_cli.commands.app import on_top_of_run
+from e3va_cli.commands.saved_config import on_top_of_run
 from e3va_cli.commands.train import write_config
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import COMMANDS, to_dict, typed

@@ -3,9 +3,10 @@
 from functools import partial
 from pathlib import Path
 
-import e3va_cli.conf
 import pytest
 
+import e3va_cli.conf
+from e3va_cli.config.compatibility import check_compatibility
 from e3va_cli.config.composition import checked
 from e3va_cli.data import SOURCES
 from e3va_cli.errors import UserError
@@ -13,7 +14,7 @@ from e3va_cli.evaluation import EVALUATORS
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import build_backbone, outline_backbone
 from e3va_cli.models.heads import HEADS
-from e3va_cli.models.model import outline_model, require_suited
+from e3va_cli.models.model import outline_model
 from e3va_cli.training.trainer import build_trainer
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
@@ -50,10 +51,10 @@ ONLY = {
 def test_a_head_is_accepted_for_data_that_it_can_be_trained_on(config, dataset, head):
     options = config(f"dataset={dataset}", f"head={head}", *ROOT[: dataset != "shapes"])
     if head in ONLY[dataset]:
-        require_suited(options)
+        check_compatibility(options)
         return
     with pytest.raises(UserError) as refused:
-        require_suited(options)
+        check_compatibility(options)
     (line,) = refused.value.messages
     assert f"head={head}" in line and f"dataset={dataset}" in line
     advice = line.partition("for this data: head=")[2].partition("; for this head: dataset=")
@@ -86,10 +87,10 @@ def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_
     for method in METHODS:
         options = config(option, f"adapter={method}")
         if method in ("frozen", "e3va"):
-            require_suited(options)
+            check_compatibility(options)
             outline_model(options, num_classes=3)
             continue
-        for check in (require_suited, partial(outline_model, num_classes=3)):
+        for check in (check_compatibility, partial(outline_model, num_classes=3)):
             with pytest.raises(UserError, match=f"{option}: adapter={method} sends .* adapter=e3va or frozen"):
                 check(options)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from e3va_cli.data.collate import collate
-from e3va_cli.data.images.reading import Target
+from e3va_cli.data.dataset import Target
 from e3va_cli.data.segmentation_transforms import (
     PhotometricDistortion,
     RandomCrop,

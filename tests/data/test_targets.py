@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
+from e3va_cli.data.dataset import require_same_classes
 from e3va_cli.data.images.formats import FORMATS, IMAGE_SUFFIXES
-from e3va_cli.data.images.reading import read_image, require_same_classes
+from e3va_cli.data.images.reading import read_image
 from e3va_cli.errors import UserError
 
 RAMP = np.linspace(0, 255, 12).astype(np.uint8).reshape(3, 4)

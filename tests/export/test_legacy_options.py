@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from e3va_cli.commands.app import on_top_of_run
+from e3va_cli.commands.saved_config import on_top_of_run
 from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_trained

@@ -14,8 +14,8 @@ from e3va_cli.commands.image_grids import draw_annotations
 from e3va_cli.commands.run_summary import print_warnings
 from e3va_cli.config.run_config import CheckDataConfig
 from e3va_cli.data import SPLITS, DenseDataset, Source, Split
+from e3va_cli.data.dataset import require_same_classes
 from e3va_cli.data.formats.base import require_class_count
-from e3va_cli.data.images.reading import require_same_classes
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.limits import limit_note

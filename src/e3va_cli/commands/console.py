@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from e3va_cli.inference.shared_passes import Adapter
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 
@@ -102,3 +105,17 @@ def _needed(header: Row, rows: Sequence[Row], column: int, wrapped: bool) -> int
 
 def _length(markup: str) -> int:
     return Text.from_markup(markup, emoji=False).cell_len
+
+
+def as_list(value: Any) -> list[str]:
+    """Return the names that an option of one name or a list of them was given; a folder may be called 7."""
+    return [str(one) for one in (value if isinstance(value, list) else [value])]
+
+
+def print_passes(passes: Iterable[Sequence[Adapter]]) -> None:
+    """Print a line for each pass of the backbone that an image takes, with the adapters that share it."""
+    for adapters in passes:
+        names, resize = ", ".join(adapter.name for adapter in adapters), adapters[0].resize
+        sharing = "in one pass of the backbone" if len(adapters) > 1 else "a pass of its own"
+        sides = f"images of short side {resize.size} and long side up to {resize.max_size}"
+        console.print(f"{names}: {adapters[0].alone or f'{sharing}, for {sides}'}", markup=False)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from e3va_cli.commands.console import console
+from e3va_cli.commands.console import as_list, console, print_passes
 from e3va_cli.commands.data_loading import shared_memory_note
 from e3va_cli.commands.error_handling import in_one_line, of_evaluation
 from e3va_cli.commands.image_grids import draw_predictions
-from e3va_cli.commands.listed import listed
-from e3va_cli.commands.passes import print_passes
 from e3va_cli.commands.run_summary import hide_lightning_hints, print_results, print_warnings
 from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
@@ -30,7 +28,7 @@ def run(config: EvaluateConfig, *others: EvaluateConfig, folder: Path) -> Result
     hide_lightning_hints()
     if config.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
-    paths = listed(config.checkpoint)
+    paths = as_list(config.checkpoint)
     with in_one_line(folder, of_evaluation):
         return measure(read_candidates(paths, [config, *others]), folder)
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import torch
 
-from e3va_cli.commands.console import console
+from e3va_cli.commands.console import as_list, console, print_passes
 from e3va_cli.commands.error_handling import in_one_line, of_prediction
-from e3va_cli.commands.listed import listed
-from e3va_cli.commands.passes import print_passes
 from e3va_cli.config.run_config import PredictConfig
 from e3va_cli.data.images.formats import describe_unread
 from e3va_cli.data.images.reading import RawImage, read_raw
@@ -32,7 +30,7 @@ DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda"}
 def run(config: PredictConfig) -> None:
     """Find and draw; exit code 1 if a file could not be read."""
     require_usable(config)
-    files = find_images(listed(config.input))
+    files = find_images(as_list(config.input))
     if unread := describe_unread(file.name for file in files):
         print(f"e3va: note: input: {unread}", file=sys.stderr)
     with in_one_line(Path(config.output or RUNS), of_prediction):
@@ -46,7 +44,7 @@ def run(config: PredictConfig) -> None:
 def predict(config: PredictConfig, files: Sequence[Path]) -> int:
     """Find and draw; returns how many files could not be read."""
     device = DEVICES[config.accelerator]
-    together = load_adapters(listed(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
+    together = load_adapters(as_list(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
     folder = Path(config.output) if config.output else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
     output = PredictionFiles(folder, files, together.adapters, score=config.score, pictures=config.pictures)
     for adapter in together.adapters:
@@ -72,7 +70,7 @@ def require_usable(config: PredictConfig) -> None:
     """Raises UserError for what cannot be done here, before anything is loaded."""
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu: PyTorch sees no CUDA GPU here; use accelerator=cpu")
-    if not listed(config.checkpoint):
+    if not as_list(config.checkpoint):
         raise UserError("checkpoint=[]: nothing to do; give at least one run or adapter")
 
 

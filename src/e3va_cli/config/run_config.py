@@ -18,9 +18,10 @@ from e3va_cli.components.registry import Registry
 from e3va_cli.config.trainer import TrainerOptions
 from e3va_cli.data import SOURCES, LoaderOptions, Source
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.models.adapters import METHODS, AdapterOptions
-from e3va_cli.models.backbones import BACKBONES, BackboneOptions
-from e3va_cli.models.heads import HEADS, HeadOptions
+from e3va_cli.models.adapters import METHODS
+from e3va_cli.models.backbones import BACKBONES
+from e3va_cli.models.heads import HEADS
+from e3va_cli.models.model import ModelConfig
 from e3va_cli.optim.lr_schedules import SCHEDULES
 from e3va_cli.optim.optimizer import OptimizerOptions
 from e3va_cli.optim.train_schedule import ScheduleOptions
@@ -39,14 +40,11 @@ LISTED = 4
 
 
 @dataclass
-class RunConfig(Options):
+class RunConfig(ModelConfig):
     """Everything that a run depends on."""
 
     reads_data: ClassVar[bool] = True
 
-    backbone: BackboneOptions = option()
-    adapter: AdapterOptions = option()
-    head: HeadOptions = option()
     dataset: Source = option()
     data: LoaderOptions = option()
     optimizer: OptimizerOptions = option()

@@ -2,6 +2,7 @@
 
 from e3va_cli.data.collate import Batch, collate
 from e3va_cli.data.datamodule import DenseData, LoaderOptions
+from e3va_cli.data.dataset import DenseDataset, DetectionDataset, Target
 from e3va_cli.data.formats import ade20k, coco, shapes, voc
 from e3va_cli.data.formats.base import (
     SOURCES,
@@ -10,7 +11,6 @@ from e3va_cli.data.formats.base import (
     Split,
     open_splits,
 )
-from e3va_cli.data.images.reading import DenseDataset, DetectionDataset, Target
 
 __all__ = [
     "SOURCES",

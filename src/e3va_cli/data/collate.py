@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from e3va_cli.data.images.reading import Target
+from e3va_cli.data.dataset import Target
 
 SIZE_DIVISOR = 32  # the coarsest feature map's stride
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from e3va_cli.components.options import Options, option
 from e3va_cli.data.collate import Batch, collate
-from e3va_cli.data.images.reading import DenseDataset, Target
+from e3va_cli.data.dataset import DenseDataset, Target
 from e3va_cli.data.sampling import EpochSampler, Reproducible
 from e3va_cli.errors import first_line
 

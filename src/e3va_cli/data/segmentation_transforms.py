@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision's own alias)
 
 from e3va_cli.components.options import Options, option
-from e3va_cli.data.images.reading import Target
+from e3va_cli.data.dataset import Target
 from e3va_cli.data.transforms import ShortestSide, Transforms
 
 CROP_TRIES = 10

@@ -13,7 +13,7 @@ from e3va_cli.config.run_config import RunConfig, from_dict, warn_of_legacy_opti
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
-from e3va_cli.models.backbones import BackboneIdentity, ResidualBackbone, build_backbone
+from e3va_cli.models.backbones import BackboneFingerprint, ResidualBackbone, build_backbone
 from e3va_cli.models.model import DenseModel, assemble, outline_model
 from e3va_cli.runs.folder import ADAPTER_CONFIG, adapter_folder, locate
 from e3va_cli.training.checkpoints import ABOUT, OF_TASK, read_checkpoint, require_same_weights, verify
@@ -83,7 +83,7 @@ def _about(place: Path, saved: dict[str, Any]) -> dict[str, Any]:
 
 def backbone_of(
     trained: Trained, *, weights: str | None = None, pretrained: bool | None = None
-) -> tuple[ResidualBackbone, BackboneIdentity]:
+) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """The backbone that the weights were trained on.
 
     Args:
@@ -103,12 +103,12 @@ def backbone_of(
     return backbone, identity
 
 
-def require_same_backbone(trained: Trained, identity: BackboneIdentity) -> None:
+def require_same_backbone(trained: Trained, identity: BackboneFingerprint) -> None:
     """Raises UserError unless this is the backbone that the weights were trained on."""
     verify({ABOUT: trained.about}, trained.path, {**trained.about, "backbone": vars(identity)})
 
 
-def build_trained(trained: Trained, backbone: ResidualBackbone, identity: BackboneIdentity) -> DenseModel:
+def build_trained(trained: Trained, backbone: ResidualBackbone, identity: BackboneFingerprint) -> DenseModel:
     """The trained model on its backbone, in eval mode. Methods that leave a backbone as it is can share one.
 
     Raises:

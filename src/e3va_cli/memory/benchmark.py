@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from e3va_cli.config.compatibility import check_compatibility
 from e3va_cli.config.run_config import BenchmarkMemoryConfig, RunConfig
 from e3va_cli.memory.budget import largest_batch, parse_budget
 from e3va_cli.memory.estimate import Semantics, plan
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request
 from e3va_cli.memory.result import Result, measured, planned
 from e3va_cli.memory.step import StepSize
-from e3va_cli.models.model import require_suited
 from e3va_cli.utils.environment import MIB
 
 ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
@@ -48,7 +48,7 @@ class Setting:
 
 def setting_of(config: BenchmarkMemoryConfig) -> Setting:
     """Return the setting of a configuration of `e3va benchmark-memory`."""
-    require_suited(config)
+    check_compatibility(config)
     image_size = config.image_size or config.dataset.largest_image
     size = StepSize(
         batch_size=config.data.batch_size,

@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from e3va_cli.data.collate import SIZE_DIVISOR, Batch
-from e3va_cli.data.images.reading import Target
+from e3va_cli.data.dataset import Target
 from e3va_cli.models.model import DenseModel
 
 DTYPES = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by trainer.precision

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.config.run_config import RunConfig
-from e3va_cli.data import SOURCES
+from e3va_cli.components.options import Options, option
 from e3va_cli.errors import UserError
-from e3va_cli.models.adapters import METHODS, FeatureExtractor, FrozenBackbone, tune
-from e3va_cli.models.backbones import BackboneIdentity, ResidualBackbone, build_backbone, outline_backbone
-from e3va_cli.models.heads import HEADS, Detections, Head, Segmentation, Target, build_head
+from e3va_cli.models.adapters import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone, tune
+from e3va_cli.models.backbones import (
+    BackboneFingerprint,
+    BackboneOptions,
+    ResidualBackbone,
+    build_backbone,
+    outline_backbone,
+)
+from e3va_cli.models.heads import Detections, Head, HeadOptions, Segmentation, Target, build_head
 from e3va_cli.utils.amp import guard_convolutions
+
+
+@dataclass
+class ModelConfig(Options):
+    """What a model is made from: a backbone, the tuning method and the head on it."""
+
+    backbone: BackboneOptions = option()
+    adapter: AdapterOptions = option()
+    head: HeadOptions = option()
 
 
 class DenseModel(nn.Module):
@@ -29,7 +43,7 @@ class DenseModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, head: Head, identity: BackboneIdentity) -> None:
+    def __init__(self, extractor: FeatureExtractor, head: Head, identity: BackboneFingerprint) -> None:
         super().__init__()
         self.extractor = extractor
         self.head = head
@@ -56,70 +70,50 @@ class DenseModel(nn.Module):
         return self.head.predict(self.extractor, self.normalise(images, image_sizes))
 
 
-def require_suited(config: RunConfig) -> None:
-    """Check, before anything is read, that method, backbone, head and data set go together.
+def check_frozen(config: ModelConfig) -> None:
+    """Check that no gradient goes through a backbone kept in 16 bits or compiled.
 
     Raises:
-        UserError: the backbone is in 16 bits or compiled under a method that sends gradients through it, or the data
-            set cannot have what the head is trained on; names what goes together.
+        UserError: it does; names the methods that go with such a backbone.
     """
-    require_frozen_if_asked(config)
-    require_offered(config, config.dataset.offers)
-
-
-def require_frozen_if_asked(config: RunConfig) -> None:
-    """Check that no gradient goes through a backbone kept in 16 bits or compiled; as `require_suited`."""
     method = config.adapter.name
     if issubclass(METHODS[method], FrozenBackbone):
         return
     methods = " or ".join(name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone))
-    for option, usual in (("dtype", "float32"), ("compile", False)):
-        value = getattr(config.backbone, option)
+    for name, usual in (("dtype", "float32"), ("compile", False)):
+        value = getattr(config.backbone, name)
         if value != usual:
-            given, needed = (f"backbone.{option}={str(one).lower()}" for one in (value, usual))
+            given, needed = (f"backbone.{name}={str(one).lower()}" for one in (value, usual))
             raise UserError(
                 f"{given}: adapter={method} sends gradients through the backbone, which takes {needed}; "
                 f"with {given}: adapter={methods}"
             )
 
 
-def require_offered(config: RunConfig, offers: frozenset[str]) -> None:
-    """Check that what a data set `offers` is what the configured head is trained on; as `require_suited`."""
-    name, needs = config.head.name, HEADS[config.head.name].needs
-    if needs <= offers:
-        return
-    dataset = config.dataset.name
-    heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
-    sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
-    missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
-    advice = f"for this data: head={' or '.join(heads)}"
-    if dataset not in sets:  # it is not these files alone
-        advice += f"; for this head: dataset={' or '.join(sets)}"
-    raise UserError(f"head={name} is trained on {missing}, which this data (dataset={dataset}) has none of; {advice}")
-
-
-def build_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+def build_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     """The model of a configuration, to be trained."""
     model = assemble(config, *build_backbone(config.backbone), num_classes)
     guard_convolutions(model)
     return model
 
 
-def build_random_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+def build_random_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     """The same model on random weights, whatever the configuration says: for measurements."""
     backbone = replace(config.backbone, pretrained=False, weights=None)
     return build_model(replace(config, backbone=backbone), num_classes=num_classes)
 
 
-def outline_model(config: RunConfig, *, num_classes: int) -> DenseModel:
+def outline_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     """The same model as shapes only, on the meta device."""
     with torch.device("meta"):
         return assemble(config, *outline_backbone(config.backbone), num_classes)
 
 
-def assemble(config: RunConfig, backbone: ResidualBackbone, identity: BackboneIdentity, num_classes: int) -> DenseModel:
+def assemble(
+    config: ModelConfig, backbone: ResidualBackbone, identity: BackboneFingerprint, num_classes: int
+) -> DenseModel:
     """The model of a configuration on a backbone that is there already."""
-    require_frozen_if_asked(config)
+    check_frozen(config)
     extractor = tune(backbone, config.adapter)
     head = build_head(config.head, channels=backbone.widths, num_classes=num_classes)
     extractor.restrict_to(head.stages)

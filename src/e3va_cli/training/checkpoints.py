@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from e3va_cli.components.options import binding_options
 from e3va_cli.config.run_config import RunConfig, kind_of, to_dict, with_older_options
 from e3va_cli.errors import UserError
-from e3va_cli.models.backbones import BackboneIdentity
+from e3va_cli.models.backbones import BackboneFingerprint
 from e3va_cli.models.backbones.weights import is_state_dict, load_plain
 from e3va_cli.utils.files import make_subfolder, replacing
 from e3va_cli.utils.text import first_few
@@ -176,7 +176,7 @@ def _kind(value: Tensor) -> tuple[torch.Size, bool]:
 
 
 def about_model(
-    identity: BackboneIdentity, config: RunConfig, classes: list[str], category_ids: list[int]
+    identity: BackboneFingerprint, config: RunConfig, classes: list[str], category_ids: list[int]
 ) -> dict[str, Any]:
     """What a checkpoint needs to be used, plain: its backbone, method, head and classes."""
     kept = to_dict(config)

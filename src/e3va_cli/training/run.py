@@ -9,12 +9,13 @@ from pathlib import Path
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
+from e3va_cli.config.compatibility import check_compatibility, check_targets
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.data import DenseData, DenseDataset, open_splits
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import build_evaluator
 from e3va_cli.models.heads import HEADS
-from e3va_cli.models.model import DenseModel, build_model, require_offered, require_suited
+from e3va_cli.models.model import DenseModel, build_model
 from e3va_cli.optim.lr_schedules import build_schedule
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.optim.train_schedule import Course, plan_course
@@ -45,12 +46,12 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     Raises:
         UserError: data or weights that cannot be used.
     """
-    require_suited(config)
+    check_compatibility(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     needs = HEADS[config.head.name].needs
     train, val = open_splits(config.dataset, train=not evaluate_only, targets=needs)
     for split in filter(None, (train, val)):
-        require_offered(config, split.offers)
+        check_targets(config, split.offers)
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes=len(val.classes))
     evaluator = build_evaluator(config.dataset.metric, val, sorted(model.head.needs))

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from e3va_cli.data.dataset import DenseDataset
 from e3va_cli.data.formats.base import Source
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import MOST_PIXELS
 from e3va_cli.data.formats.rle import rle_fault, uncompressed
 from e3va_cli.data.formats.voc import VocSource
 from e3va_cli.data.images.formats import FORMATS
-from e3va_cli.data.images.reading import DenseDataset, decode_image, image_notes, read_image, size_in_file
+from e3va_cli.data.images.reading import decode_image, image_notes, read_image, size_in_file
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.errors import UserError
 from tests.data.validation import damages

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e3va_cli.components.options import Under, option
+from e3va_cli.data.dataset import Target
 from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
 from e3va_cli.data.formats.base import SOURCES, Source, Split
@@ -25,7 +26,7 @@ from e3va_cli.data.formats.label_encoding import LabelEncoding, label_encoding
 from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, Target, decode_image, head_of, read_image
+from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, head_of, read_image
 from e3va_cli.data.paths import path_inside, what_is_there
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.serialized_list import PackedList

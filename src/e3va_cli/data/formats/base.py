@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from e3va_cli.components.options import Options, option
 from e3va_cli.components.registry import Registry
-from e3va_cli.data.images.reading import USUAL_SCALING, DenseDataset, require_same_classes
+from e3va_cli.data.dataset import DenseDataset, require_same_classes
+from e3va_cli.data.images.reading import USUAL_SCALING
 from e3va_cli.data.transforms import Transforms
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError

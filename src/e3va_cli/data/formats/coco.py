@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from e3va_cli.components.options import option
+from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.file_names import find_names
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
@@ -28,7 +29,7 @@ from e3va_cli.data.formats.coco_objects import Census, by_known_image, evaluated
 from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unread, unread_format
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
-from e3va_cli.data.images.reading import DETECTION, USUAL_SCALING, Target, read_image
+from e3va_cli.data.images.reading import USUAL_SCALING, read_image
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.serialized_list import PackedList
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst

@@ -19,9 +19,9 @@ from PIL import Image, ImageDraw
 from torchvision import tv_tensors
 
 from e3va_cli.components.options import MAX_SEED, option
+from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.fingerprint import Fingerprint, digest
 from e3va_cli.data.formats.base import SOURCES, SPLITS, Source, Split
-from e3va_cli.data.images.reading import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.issues import Report
 

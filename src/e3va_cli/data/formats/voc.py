@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from e3va_cli.components.options import option
+from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.formats.base import SOURCES, SPLITS, Source, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.coco import CocoDetection
@@ -17,7 +18,6 @@ from e3va_cli.data.formats.coco_file import CocoFile, Entry
 from e3va_cli.data.formats.text_encodings import is_encoding
 from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
 from e3va_cli.data.images.intensity import ImageFileOptions
-from e3va_cli.data.images.reading import DETECTION, Target
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
 from e3va_cli.data.validation.issues import ADVICE, Findings, Place, Report

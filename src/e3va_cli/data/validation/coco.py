@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from e3va_cli.data.dataset import DETECTION
 from e3va_cli.data.file_names import FoundNames, find_names
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
@@ -27,7 +28,7 @@ from e3va_cli.data.formats.coco_file import (
 from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.images.reading import DETECTION, USUAL_SCALING, read_raw
+from e3va_cli.data.images.reading import USUAL_SCALING, read_raw
 from e3va_cli.data.paths import path_inside
 from e3va_cli.data.validation.images import Found, notes_on, pixel_notes, pixel_problems
 from e3va_cli.data.validation.issues import Findings, Place, Report

@@ -1,11 +1,11 @@
 """Pre-trained networks as stems and stages of residual branches, and their weights."""
 
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
-from e3va_cli.models.backbones.build import BackboneIdentity, build_backbone, outline_backbone
+from e3va_cli.models.backbones.build import BackboneFingerprint, build_backbone, outline_backbone
 
 __all__ = [
     "BACKBONES",
-    "BackboneIdentity",
+    "BackboneFingerprint",
     "BackboneOptions",
     "Branch",
     "ResidualBackbone",

@@ -19,7 +19,7 @@ NOT_BUILT = (ArithmeticError, AssertionError, AttributeError, LookupError, OSErr
 
 
 @dataclass(frozen=True)
-class BackboneIdentity:
+class BackboneFingerprint:
     """Which backbone an adapter belongs to: it works on no other.
 
     Attributes:
@@ -35,7 +35,7 @@ class BackboneIdentity:
     fingerprint: str
 
 
-def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneIdentity]:
+def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from a seed.
 
     Its weight matrices are kept in `dtype`, its branches compiled if `compile`; its identity is that of the weights
@@ -53,21 +53,21 @@ def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Backbone
     source: Literal["pretrained", "file", "random"] = (
         "pretrained" if options.pretrained else "file" if options.weights else "random"
     )
-    identity = BackboneIdentity(options.name, options.timm_name, source, fingerprint(backbone.model))
+    identity = BackboneFingerprint(options.name, options.timm_name, source, fingerprint(backbone.model))
     if options.dtype != "float32":
         backbone.keep_in(DTYPES[options.dtype])
     backbone.compiled = options.compile
     return backbone, identity
 
 
-def outline_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneIdentity]:
+def outline_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """Build the same backbone as shapes only, on the meta device: in no time, not compiled, no weights looked at."""
     require_valid(options, "backbone")
     with torch.device("meta"):
         backbone = _build(options, pretrained=False)
     if options.dtype != "float32":
         backbone.keep_in(DTYPES[options.dtype])
-    return backbone, BackboneIdentity(options.name, options.timm_name, "random", fingerprint="")
+    return backbone, BackboneFingerprint(options.name, options.timm_name, "random", fingerprint="")
 
 
 def _build(options: BackboneOptions, *, pretrained: bool) -> ResidualBackbone:

@@ -1,0 +1,35 @@
+"""Checks that the parts of a configuration go together, before anything is read."""
+
+from __future__ import annotations
+
+from e3va_cli.config.run_config import RunConfig
+from e3va_cli.data import SOURCES
+from e3va_cli.errors import UserError
+from e3va_cli.models.heads import HEADS
+from e3va_cli.models.model import check_frozen
+
+
+def check_compatibility(config: RunConfig) -> None:
+    """Check, before anything is read, that method, backbone, head and data set go together.
+
+    Raises:
+        UserError: the backbone is in 16 bits or compiled under a method that sends gradients through it, or the data
+            set cannot have what the head is trained on; names what goes together.
+    """
+    check_frozen(config)
+    check_targets(config, config.dataset.offers)
+
+
+def check_targets(config: RunConfig, offers: frozenset[str]) -> None:
+    """Check that what a data set `offers` is what the configured head is trained on; as `check_compatibility`."""
+    name, needs = config.head.name, HEADS[config.head.name].needs
+    if needs <= offers:
+        return
+    dataset = config.dataset.name
+    heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
+    sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
+    missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
+    advice = f"for this data: head={' or '.join(heads)}"
+    if dataset not in sets:  # it is not these files alone
+        advice += f"; for this head: dataset={' or '.join(sets)}"
+    raise UserError(f"head={name} is trained on {missing}, which this data (dataset={dataset}) has none of; {advice}")
