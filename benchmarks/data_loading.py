@@ -27,12 +27,12 @@ from torch.utils.data import Subset
 
 from e3va_cli.config.compatibility import check_compatibility, check_targets
 from e3va_cli.config.run_config import RunConfig, to_dict
-from e3va_cli.data import Batch, DenseData, DenseDataset, open_splits
+from e3va_cli.data import Batch, DenseDataModule, DenseDataset, build_datasets
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.models.model import build_random_model
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.utils.environment import synchronise
+from e3va_cli.utils.environment import synchronize
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 def loading(config: RunConfig, train: DenseDataset, val: DenseDataset, workers: int) -> tuple[float, int]:
     """Seconds of a whole pass over `train`, the second one, and its images."""
-    data = DenseData(train, val, replace(config.data, num_workers=workers), seed=config.seed)
+    data = DenseDataModule(train, val, replace(config.data, num_workers=workers), seed=config.seed)
     loader = data.train_dataloader()
     for epoch in range(2):
         cast("Any", loader.sampler).set_epoch(epoch)
@@ -58,7 +58,7 @@ def loading(config: RunConfig, train: DenseDataset, val: DenseDataset, workers: 
 
 def batches(config: RunConfig, train: DenseDataset, val: DenseDataset, count: int) -> list[Batch]:
     """The first so many training batches, or all if there are fewer."""
-    data = DenseData(train, val, replace(config.data, num_workers=0), seed=config.seed)
+    data = DenseDataModule(train, val, replace(config.data, num_workers=0), seed=config.seed)
     return list(islice(data.train_dataloader(), count))
 
 
@@ -73,10 +73,10 @@ def step_s(config: RunConfig, given: Sequence[Batch], *, classes: int, steps: in
     with matching_proposals(model):
         for step in range(steps + 1):
             batch = given[step % len(given)].to(device)
-            synchronise(torch.device(device))
+            synchronize(torch.device(device))
             started = time.perf_counter()
             train_step(model, optimizer, batch, size, device=device)
-            synchronise(torch.device(device))
+            synchronize(torch.device(device))
             times.append(time.perf_counter() - started)
     return statistics.median(times[1:])
 
@@ -98,8 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_intermixed_args(arguments)
     config = common.composed("train", given.words)
     check_compatibility(config)
-    train, val = open_splits(config.dataset)
-    check_targets(config, val.offers)
+    train, val = build_datasets(config.dataset)
+    check_targets(config, val.target_types)
     part = cast("DenseDataset", Subset(cast("Any", train), range(min(given.images, len(cast("Any", train))))))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(given.threads)

@@ -94,7 +94,7 @@ def collect(dataset: DetectionDataset, given: argparse.Namespace) -> AveragePrec
     """Our evaluation, with findings for as many images as asked for."""
     once = dataset.ground_truth()
     truth = repeated(once, -(-given.images // len(dataset)))
-    kinds = [KINDS[kind] for kind in KINDS if kind in dataset.offers]
+    kinds = [KINDS[kind] for kind in KINDS if kind in dataset.target_types]
     evaluator = AveragePrecision(truth, dataset.category_ids, kinds)
     generator = torch.Generator().manual_seed(given.seed)
     for number in range(given.images):
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_intermixed_args(arguments)
     source = common.composed("train", given.words).dataset
     dataset = cast("DetectionDataset", source.open("val"))
-    if "boxes" not in dataset.offers:
+    if "boxes" not in dataset.target_types:
         raise UserError(f"dataset={source.name}: has no boxes to measure; use dataset=coco, voc or shapes")
     started = time.perf_counter()
     evaluator = collect(dataset, given)

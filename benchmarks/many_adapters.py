@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.inference.shared_backbone import predict_together
+from e3va_cli.inference.shared_backbone import predict_shared
 from e3va_cli.memory.tracker import StorageTracker
-from e3va_cli.models.adapters.e3va import run_together
+from e3va_cli.models.adapters.e3va import forward_shared_backbone
 from e3va_cli.models.backbones import build_backbone
-from e3va_cli.models.model import DenseModel, assemble
+from e3va_cli.models.model import DenseModel, build_from_backbone
 from e3va_cli.utils.environment import MIB, device_name
 
 NUM_CLASSES = 5
@@ -57,7 +57,7 @@ def build(configs: Sequence[RunConfig], count: int) -> tuple[list[DenseModel], l
         config = configs[index % len(configs)]
         for models, base in ((together, shared), (separately, build_backbone(config.backbone))):
             torch.manual_seed(index)
-            model = assemble(config, *base, NUM_CLASSES).eval()
+            model = build_from_backbone(config, *base, NUM_CLASSES).eval()
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.requires_grad:
@@ -100,11 +100,11 @@ def same(one: Any, other: Any) -> bool:
 def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor, repeats: int) -> list[float]:
     """Ratios of times, and memory in MiB, of as many adapters as are given."""
     sizes = [(image.shape[2], image.shape[3])]
-    normal = together[0].normalise(image, sizes).tensors
+    normal = together[0].normalize(image, sizes).tensors
     extractors: list[Any] = [model.extractor for model in together]
 
     def one_pass() -> Any:
-        return predict_together(together, image, sizes)
+        return predict_shared(together, image, sizes)
 
     def passes() -> Any:
         return [model.predict(image, sizes) for model in separately]
@@ -114,7 +114,7 @@ def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor,
         {
             "together": one_pass,
             "separately": passes,
-            "features together": lambda: run_together(extractors, normal),
+            "features together": lambda: forward_shared_backbone(extractors, normal),
             "features separately": lambda: [model.extractor(normal) for model in separately],
         },
         repeats,

@@ -32,7 +32,7 @@ from e3va_cli.config.composition import CONFIG_MODULE, checked
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
 from e3va_cli.memory import cuda_autocast as autocast
-from e3va_cli.memory.benchmark import setting_of
+from e3va_cli.memory.benchmark import benchmark_spec
 from e3va_cli.memory.estimate import plan
 from e3va_cli.models.heads.eager_backward import one_backward_pass
 from e3va_cli.utils.environment import MIB
@@ -102,13 +102,13 @@ ROWS = (
     Published("mmsegmentation", "the same, Swin-S", gib(6.17), "full", (*ADE20K, "backbone=swin_s")),
     Published("mmsegmentation", "the same, Swin-B", gib(7.61), "full", (*ADE20K, "backbone=swin_b")),
 )
-SOURCES = tuple(dict.fromkeys(row.source for row in ROWS))
+DATASET_FORMATS = tuple(dict.fromkeys(row.source for row in ROWS))
 
 
 def parser() -> argparse.ArgumentParser:
     """The words of the command line."""
     parser = common.parser(__doc__)
-    parser.add_argument("--rows", default=",".join(SOURCES), help="whose figures")
+    parser.add_argument("--rows", default=",".join(DATASET_FORMATS), help="whose figures")
     return parser
 
 
@@ -121,7 +121,7 @@ def configured(row: Published, words: Sequence[str]) -> BenchmarkMemoryConfig:
 def planned_mib(row: Published, words: Sequence[str], *, as_theirs: bool) -> float:
     """The plan of a row's step: of this package, or with what the publisher's code adds."""
     config = configured(row, words)
-    setting = setting_of(config)
+    setting = benchmark_spec(config)
     with ExitStack() as theirs:
         if as_theirs:
             theirs.enter_context(one_backward_pass())
@@ -143,8 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     given = parser().parse_intermixed_args(arguments)
     asked = given.rows.split(",")
-    if unknown := [source for source in asked if source not in SOURCES]:
-        raise UserError(f"--rows {given.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(SOURCES)}")
+    if unknown := [source for source in asked if source not in DATASET_FORMATS]:
+        raise UserError(f"--rows {given.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(DATASET_FORMATS)}")
     checked(COMMAND, given.words)
     rows, figures = [], []
     for row in (row for row in ROWS if row.source in asked):

@@ -25,7 +25,7 @@ from hydra import initialize_config_module
 from e3va_cli.commands.benchmark_memory import COMMAND, of_method
 from e3va_cli.config.composition import CONFIG_MODULE, checked
 from e3va_cli.errors import UserError
-from e3va_cli.memory.benchmark import setting_of
+from e3va_cli.memory.benchmark import benchmark_spec
 from e3va_cli.memory.estimate import plan
 from e3va_cli.models.heads.eager_backward import one_backward_pass
 from e3va_cli.utils.environment import MIB
@@ -115,7 +115,7 @@ def planned(way: str, point: Point, words: tuple[str, ...]) -> Planned:
     own = [f"adapter.activations={value}" for value in activations]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         config = of_method([*point.words, *words, *own], method)
-    setting = setting_of(config)
+    setting = benchmark_spec(config)
     result = plan(config, setting.size, num_classes=setting.num_classes)
     return Planned(result.peak.total_bytes, result.operations)
 

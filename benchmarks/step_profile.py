@@ -36,7 +36,7 @@ from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.memory.tracker import ACTIVATIONS
 from e3va_cli.models.backbones.base import Branch
 from e3va_cli.models.model import DenseModel
-from e3va_cli.utils.environment import synchronise
+from e3va_cli.utils.environment import synchronize
 
 PART = "part: "  # before the name of a part, in the profiler's labels
 PARTS = (*ACTIVATIONS, "optimizer", "the rest")
@@ -121,7 +121,7 @@ def profiled(way: ways.Way, size: StepSize, given: argparse.Namespace) -> tuple[
 
     def step() -> None:
         train_step(way.model, way.optimizer, way.batch, size, device=given.device, phase=label_of)
-        synchronise(torch.device(given.device))
+        synchronize(torch.device(given.device))
 
     with matching_proposals(way.model), labelled(way.model):
         step()

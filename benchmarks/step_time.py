@@ -22,7 +22,7 @@ import ways
 
 from e3va_cli.memory.regions import matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
-from e3va_cli.utils.environment import synchronise
+from e3va_cli.utils.environment import synchronize
 
 WAYS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
 
@@ -32,7 +32,7 @@ def step_s(way: ways.Way, size: StepSize, device: str) -> float:
     with matching_proposals(way.model):
         started = time.perf_counter()
         train_step(way.model, way.optimizer, way.batch, size, device=device)
-        synchronise(torch.device(device))
+        synchronize(torch.device(device))
         return time.perf_counter() - started
 
 

@@ -66,7 +66,7 @@ def prepare(way: str, given: argparse.Namespace) -> tuple[Way, StepSize]:
     of_plan = plan(config, size, num_classes=classes, semantics="cuda" if given.device == "cuda" else "cpu")
     torch.manual_seed(0)
     model = build_random_model(config, num_classes=classes).to(given.device).train()
-    batch = make_batch(size, num_classes=classes, needs=model.head.needs, device=given.device)
+    batch = make_batch(size, num_classes=classes, needs=model.head.target_types, device=given.device)
     optimizer = build_optimizer(model, config.optimizer)
     return Way(way, model, optimizer, batch, of_plan.peak.total_bytes / MIB, of_plan.operations), size
 

@@ -33,14 +33,14 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import common  # noqa: E402 (lies beside the benchmarks)
 
 from e3va_cli.config.run_config import BenchmarkMemoryConfig  # noqa: E402
-from e3va_cli.memory.benchmark import Setting, setting_of  # noqa: E402
+from e3va_cli.memory.benchmark import BenchmarkSpec, benchmark_spec  # noqa: E402
 from e3va_cli.memory.estimate import plan  # noqa: E402
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # noqa: E402
 from e3va_cli.memory.result import saved_pct  # noqa: E402
 from e3va_cli.models.adapters import METHODS  # noqa: E402
 from e3va_cli.paper.published import SETTINGS  # noqa: E402
 from e3va_cli.utils.environment import MIB, device_name, versions  # noqa: E402
-from e3va_cli.utils.files import replacing, write_json  # noqa: E402
+from e3va_cli.utils.files import atomic_write, write_json  # noqa: E402
 
 MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
 OTHERS = tuple(method for method in METHODS if method not in MAIN)
@@ -118,10 +118,10 @@ def checks() -> Iterator[Step | Command]:
     yield from (Step("ade20k_upernet_swin_l", variant) for variant in MAIN)
 
 
-def configured(step: Step) -> tuple[BenchmarkMemoryConfig, Setting]:
+def configured(step: Step) -> tuple[BenchmarkMemoryConfig, BenchmarkSpec]:
     """The configuration of a step and what it shares with others."""
     config = common.composed("benchmark_memory", step.overrides, complete=False)
-    return config, setting_of(config)
+    return config, benchmark_spec(config)
 
 
 def planned_mib(step: Step) -> float:
@@ -154,7 +154,7 @@ def run_command(command: Command, out: Path, seconds: float) -> dict[str, Any]:
             lines.append(line)
         timer.cancel()
     if command.output:
-        with replacing(out / command.output) as temporary:
+        with atomic_write(out / command.output) as temporary:
             temporary.write_text("".join(lines), encoding="utf-8")
     return {"exit_code": process.returncode}
 
@@ -227,7 +227,7 @@ class Report:
         ]
         write_json(self.out / "measurements.json", entries)
         about = [f"{self.summary['device']}, {self.summary['date']}", *map(" ".join, self.summary["versions"].items())]
-        with replacing(self.out / "results.md") as temporary:
+        with atomic_write(self.out / "results.md") as temporary:
             temporary.write_text("\n".join([", ".join(about), "", *table(rows), ""]), encoding="utf-8")
 
 

@@ -49,7 +49,7 @@ from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.models.backbones import BackboneOptions, ResidualBackbone, build_backbone
-from e3va_cli.training.graceful_shutdown import StopSignals
+from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.utils.environment import versions
 
 LAST = "last.ckpt"
@@ -230,7 +230,7 @@ class Ending(L.Callback):
     The state is written every so many minutes, at the end, and after the step that a signal stops the run with.
     """
 
-    def __init__(self, path: Path, minutes: float, stop: StopSignals) -> None:
+    def __init__(self, path: Path, minutes: float, stop: GracefulShutdown) -> None:
         self.path, self.minutes, self.stop = path, minutes, stop
         self.saved = time.monotonic()
 
@@ -356,7 +356,7 @@ def run(options: argparse.Namespace) -> None:
     task = Pretraining(
         Classifier(backbone, len(train.classes)), train.to(device), val.to(device), options, options.output
     )
-    stop = StopSignals(None, None)
+    stop = GracefulShutdown(None, None)
     trainer = L.Trainer(
         accelerator=options.accelerator,
         devices=1,

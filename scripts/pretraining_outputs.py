@@ -15,7 +15,7 @@ from torch import nn
 
 from e3va_cli.models.backbones import BackboneFingerprint
 from e3va_cli.utils.environment import MIB, device_name, versions
-from e3va_cli.utils.files import replacing, write_json
+from e3va_cli.utils.files import atomic_write, write_json
 
 MACHINE = ("data", "output", "workers", "checkpoint_minutes", "data_name", "data_terms", "name", "val_size")
 CARD = """# {name}, pre-trained
@@ -44,7 +44,7 @@ def write_weights(backbone: nn.Module, path: Path) -> None:
     """Write the backbone's parameters in float16 under timm's names."""
     model = backbone.get_submodule("model")
     state = {name: value.detach().half().cpu().contiguous() for name, value in model.named_parameters()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
 
 
@@ -89,6 +89,6 @@ def write_outputs(
         options="\n".join(f"    {key} = {value}" for key, value in recipe.items()),
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )
-    with replacing(options.output / f"{options.name}.md") as temporary:
+    with atomic_write(options.output / f"{options.name}.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     print(card)

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.utils.files import replacing, write_json
+from e3va_cli.utils.files import atomic_write, write_json
 
 PARAMS, PEAK, STEP = "trainable_backbone_params", "peak_memory_allocated_mib", "step_time_s"  # in resources.json
 Results = dict[str, Any]
@@ -84,6 +84,6 @@ def report(results: Results, output: Path) -> None:
     console.print(*about(results), sep="\n")
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
-    with replacing(output / "results.md") as temporary:
+    with atomic_write(output / "results.md") as temporary:
         temporary.write_text("\n".join([*text, ""]), encoding="utf-8")
     console.print(f"Results: {output}/results.md and results.json")

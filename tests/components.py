@@ -43,9 +43,9 @@ def build_backbone(**options: Any) -> Any:
     return backbones.build_backbone(options_of("backbone", **options))
 
 
-def outline_backbone(**options: Any) -> Any:
+def build_meta_backbone(**options: Any) -> Any:
     """The same as shapes only."""
-    return backbones.outline_backbone(options_of("backbone", **options))
+    return backbones.build_meta_backbone(options_of("backbone", **options))
 
 
 def build_optimizer(model: Any, **options: Any) -> Any:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from e3va_cli.components.options import about
 from e3va_cli.config.composition import checked
 from e3va_cli.config.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
-from e3va_cli.data import open_splits
+from e3va_cli.data import build_datasets
 from e3va_cli.errors import UserError
 
 ADE = ["dataset=ade20k", "dataset.root=x"]
@@ -77,12 +77,12 @@ def test_a_number_of_classes_that_the_data_does_not_have(
     options = config(*words, *([f"dataset.num_classes={given}"] if given else [])).dataset
     if given == 7:
         with pytest.raises(UserError, match=r"dataset\.num_classes=7: the data has 2 classes, dog, cat; leave"):
-            open_splits(options)
+            build_datasets(options)
     else:
-        assert len(open_splits(options)[1].classes) == 2
+        assert len(build_datasets(options)[1].classes) == 2
 
 
 def test_generated_shapes_have_five_classes(config: Any) -> None:
     with pytest.raises(UserError, match="num_classes=7: the data has 5 classes"):
-        open_splits(config("dataset.num_classes=7", "dataset.val_images=1", "dataset.train_images=1").dataset)
+        build_datasets(config("dataset.num_classes=7", "dataset.val_images=1", "dataset.train_images=1").dataset)
     assert OmegaConf.create(config())["dataset"]["num_classes"] == 5

@@ -24,7 +24,7 @@ from e3va_cli.components.options import about
 from e3va_cli.config.composition import checked, load_config
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.config.trainer import PRECISIONS
-from e3va_cli.data import SOURCES
+from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch, train_step
 from e3va_cli.models.adapters import METHODS
@@ -145,7 +145,7 @@ def prepared(method: str, head: str, dtype: str):
     for parameter in model.extractor.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn_like(parameter)
-    return model, make_batch(StepSize(**SIZE, precision="32"), num_classes=CLASSES, needs=model.head.needs)
+    return model, make_batch(StepSize(**SIZE, precision="32"), num_classes=CLASSES, needs=model.head.target_types)
 
 
 def step(model, batch, optimizer_options: OptimizerOptions, precision: str) -> float:
@@ -196,7 +196,7 @@ def test_a_step_and_a_prediction(method, head, precision, dtype):
         found = model.predict(batch.images, batch.image_sizes)
     assert len(found) == len(batch)
     for one in found:
-        check_finding(one, model.head.needs)
+        check_finding(one, model.head.target_types)
 
 
 def check_finding(found, needs) -> None:
@@ -215,7 +215,7 @@ def check_finding(found, needs) -> None:
 def test_every_choice_is_in_the_matrix():
     assert {name.partition(" ")[0] for name in METHOD_WORDS} == set(METHODS)
     assert {composed(f"head={name}").head.name for name in HEAD_WORDS} == set(HEADS)
-    assert set(LEGAL_HEADS) == set(SOURCES)
+    assert set(LEGAL_HEADS) == set(DATASET_FORMATS)
     assert set(DTYPES) == set(PRECISIONS)
     words = {word for words in METHOD_WORDS.values() for word in words}
     for option in ("adapter.activations", "adapter.compress_bits"):
@@ -248,7 +248,7 @@ def test_two_kinds_of_16_bits_are_refused(precision, dtype):
     ("word", "legal"),
     [
         ("adapter=prompt", sorted(METHODS)),
-        ("dataset=cityscapes", sorted(SOURCES)),
+        ("dataset=cityscapes", sorted(DATASET_FORMATS)),
         ("trainer.precision=64", PRECISIONS),
         ("trainer.precision=bf16-true", ["bf16-mixed"]),
         ("backbone.dtype=int8", KINDS),
@@ -328,7 +328,7 @@ def test_a_data_set_under_a_head(config, tmp_path, dataset, head, precision):
     trained = {name for name, value in run.model.named_parameters() if value.requires_grad}
     assert moved and moved <= trained
     kinds = {"semantic": {"mIoU"}, "masks": {"box", "mask"}, "boxes": {"box"}}
-    expected = next(of_kind for need, of_kind in kinds.items() if need in run.model.head.needs)
+    expected = next(of_kind for need, of_kind in kinds.items() if need in run.model.head.target_types)
     assert run.task.results is not None and expected <= set(run.task.results)
     assert ("mask" in run.task.results) == ("mask" in expected)
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from e3va_cli.commands.saved_config import on_top_of_run
+from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.config.run_config import missing_options, to_dict, with_older_options
-from e3va_cli.data import SOURCES
-from e3va_cli.export.adapter_checkpoint import outlined, read_trained
+from e3va_cli.data import DATASET_FORMATS
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.models.heads import HEADS
@@ -28,7 +28,7 @@ OLD = {
 }
 
 
-@pytest.mark.parametrize("dataset", list(SOURCES))
+@pytest.mark.parametrize("dataset", list(DATASET_FORMATS))
 @pytest.mark.parametrize("head", list(HEADS))
 def test_what_is_older_is_filled_in_where_it_was(config: Callable[..., Any], dataset: str, head: str) -> None:
     root = [] if dataset == "shapes" else ["dataset.root=x"]
@@ -42,24 +42,24 @@ def test_what_is_older_is_filled_in_where_it_was(config: Callable[..., Any], dat
 
 def test_an_exported_adapter(tmp_path: Path) -> None:
     old_head = ["head.p6_from=p5", "head.exact_anchors=false"]
-    trained = read_trained(str(craft(tmp_path / "run", *VOC, *old_head)), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(craft(tmp_path / "run", *VOC, *old_head)), "checkpoint")
     description = describe(trained, outlined(trained), tmp_path / "run")
     description["config"] = aged(description["config"])
     description["head"] = description["config"]["head"]
     write_adapter(tmp_path / "old", trained.state, description, precision="fp32")
-    read = read_trained(str(tmp_path / "old"), "checkpoint").about["config"]["dataset"]
+    read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").about["config"]["dataset"]
     assert (read["intensity_range"], read["encoding"]) == ([0.0, 65_535.0], "latin-1")
-    words = on_top_of_run("evaluate", ["checkpoint=old"], str(tmp_path / "old"))
+    words = with_saved_config("evaluate", ["checkpoint=old"], str(tmp_path / "old"))
     assert set(words) >= OLD and "dataset.num_classes=null" in words
 
 
 def test_a_run_folder(tmp_path: Path) -> None:
     run = craft(tmp_path / "run", *VOC)
-    made = read_trained(str(run), "checkpoint").about["config"]
+    made = read_checkpoint_or_adapter(str(run), "checkpoint").about["config"]
     for config in (made, aged(made)):
         assert bool(missing_options(config)) == (config is not made)
         (run / "config.yaml").write_text(yaml.safe_dump(config))
-        words = on_top_of_run("evaluate", ["checkpoint=x"], str(run))
+        words = with_saved_config("evaluate", ["checkpoint=x"], str(run))
         assert (set(words) >= OLD) == (config is not made)
-    assert not OLD & set(on_top_of_run("evaluate", ["checkpoint=x", "dataset=coco"], str(run)))
+    assert not OLD & set(with_saved_config("evaluate", ["checkpoint=x", "dataset=coco"], str(run)))
     assert set(overrides_of_config(with_older_options(aged(made)))) >= OLD

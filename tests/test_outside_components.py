@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 import e3va_cli
 from e3va_cli.components.options import option
 from e3va_cli.config.run_config import REGISTRIES
-from e3va_cli.data import SOURCES, Source, Split
+from e3va_cli.data import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.shapes import CLASSES, Shapes
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
@@ -106,7 +106,7 @@ class CenterOptions(HeadOptions):
 class Center(Head):
     """One box of 16 pixels in every image, about the mean of its objects' centers."""
 
-    needs = frozenset({"boxes"})
+    target_types = frozenset({"boxes"})
 
     def __init__(self, options: CenterOptions, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__(options, channels=channels, num_classes=num_classes)
@@ -129,16 +129,16 @@ class Center(Head):
 
 
 @dataclass
-class Dots(DetectionTransforms, Source):
+class Dots(DetectionTransforms, DatasetFormat):
     """Generated images under another name."""
 
-    offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
+    target_types: ClassVar[frozenset[str]] = frozenset({"boxes"})
     usual_classes: ClassVar[int] = len(CLASSES)
 
     images: int = option(help="of each split", above=0)
 
     def open(
-        self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = offers
+        self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = target_types
     ) -> Any:
         return Shapes(split, images=self.images, size=64, seed=0, transforms=transforms)
 
@@ -153,7 +153,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     METHODS.register("gain", GainOptions)(Gain)
     BACKBONES.register("ladder", LadderOptions)(lambda options, pretrained: Ladder(options.width))
     HEADS.register("center", CenterOptions)(Center)
-    SOURCES.register("dots")(Dots)
+    DATASET_FORMATS.register("dots")(Dots)
     for group, node in YAML.items():
         store.store(name=node["name"], node=node, group=group)
     store.store(name="dots", node=DATASET, group="dataset", package="_global_")

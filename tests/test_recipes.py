@@ -7,8 +7,8 @@ from timm.layers import DropPath
 from e3va_cli.config.composition import checked
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.training.run import course_of
-from tests.components import build_backbone, build_optimizer, build_schedule, outline_backbone, tune
+from e3va_cli.training.run import train_schedule_of
+from tests.components import build_backbone, build_meta_backbone, build_optimizer, build_schedule, tune
 from tests.conftest import NANO
 
 COMMON = {
@@ -90,7 +90,7 @@ def test_an_experiment_is_the_groups_recipe(config, experiment):
 def test_the_voc_experiments_learning_rate(config):
     """16,551 images, 2 a step: 1e-4 from the first step on, 1e-5 from the 10th pass on, nothing rescaled."""
     options = config("experiment=voc_retinanet_swin_l", "dataset.root=x")
-    course = course_of(options, batches_per_epoch=8275, devices=1)
+    course = train_schedule_of(options, batches_per_epoch=8275, devices=1)
     assert (course.rescaled, course.total_steps) == (False, 12 * 8275)
     factor = build_schedule("multistep", course, warmup_ratio=0.001, milestones=[9], gamma=0.1)
     rates = [course.lr * factor(step) for step in (0, 9 * 8275 - 1, 9 * 8275, 12 * 8275 - 1)]
@@ -106,7 +106,7 @@ def rates_of(backbone):
 @pytest.mark.parametrize("experiment", RECIPES)
 def test_drop_path_rises_from_block_to_block(config, experiment):
     options = to_dict(config(f"experiment={experiment}", "dataset.root=x").backbone)
-    backbone, _ = outline_backbone(**options)
+    backbone, _ = build_meta_backbone(**options)
     expected = torch.linspace(0, RECIPES[experiment]["backbone.drop_path_rate"], 24).repeat_interleave(2)
     assert rates_of(backbone) == pytest.approx(expected.tolist())
 

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from e3va_cli import cli, load_adapter
-from e3va_cli.commands.saved_config import on_top_of_run
+from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import outlined, read_trained
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.models.backbones.weights import read_state_dict
@@ -67,7 +67,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound run, and the adapter exported of it."""
     folder = tmp_path_factory.mktemp("made")
     run = craft(folder / "run", *SMALL)
-    trained = read_trained(str(run), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     write_adapter(folder / "adapter", trained.state, describe(trained, outlined(trained), run), "fp32")
     return folder
 
@@ -105,7 +105,7 @@ def test_readers_refuse_each(kind: str, place: Path) -> None:
     ATTACKS[kind](Attack(place), checkpoint)
     line = refusal(lambda: read_checkpoint(checkpoint))
     assert str(checkpoint) in line and ("only tensors and plain values are read" in line or kind == "before 0.1.10")
-    assert "last.ckpt" in refusal(lambda: read_trained("run", "checkpoint"))
+    assert "last.ckpt" in refusal(lambda: read_checkpoint_or_adapter("run", "checkpoint"))
     for name in ("weights.pth", "weights.bin", "weights.pt", "weights.safetensors"):
         shutil.copy(checkpoint, place / name)
         assert name in refusal(lambda name=name: read_state_dict(place / name))
@@ -185,7 +185,7 @@ WORDS = {
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_a_run_decides_nothing_of_hydra(kind: str, command: str, place: Path) -> None:
     (place / "run/.hydra/overrides.yaml").write_text(json.dumps([WORDS[kind], "seed=3"]))
-    words = on_top_of_run(command, [f"{'resume' if command == 'train' else 'checkpoint'}=run"], "run")
+    words = with_saved_config(command, [f"{'resume' if command == 'train' else 'checkpoint'}=run"], "run")
     assert "seed=3" in words
     assert [word for word in words if "hydra" in word] == (["hydra.run.dir='run'"] if command == "train" else [])
 
@@ -203,15 +203,15 @@ def test_a_run_with_a_callback_executes_nothing(
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "${oc.select:seed}", "${hydra:runtime.cwd}", "${now:%Y}"])
 def test_a_run_looks_nothing_up(value: str, place: Path) -> None:
     (place / "run/.hydra/overrides.yaml").write_text(json.dumps([f"dataset.root={value}"]))
-    line = refusal(lambda: on_top_of_run("train", ["resume=run"], "run"))
+    line = refusal(lambda: with_saved_config("train", ["resume=run"], "run"))
     assert "looks a value up" in line and value in line and "give dataset.root=VALUE" in line
-    assert on_top_of_run("train", ["resume=run", "dataset.root=here"], "run")[-1] == "dataset.root=here"
+    assert with_saved_config("train", ["resume=run", "dataset.root=here"], "run")[-1] == "dataset.root=here"
 
 
 def test_an_export_tells_nothing_of_the_machine(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hunter2")
     (place / "run/.hydra/overrides.yaml").write_text(json.dumps(["seed='${oc.env:SECRET}'"]))
-    trained = read_trained("run", "checkpoint")
+    trained = read_checkpoint_or_adapter("run", "checkpoint")
     write_adapter(place / "new", trained.state, describe(trained, outlined(trained), place / "run"), "fp32")
     assert not [file for file in (place / "new").iterdir() if b"hunter2" in file.read_bytes()]
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_names_no_other_file(key: str, value: Any, place: Path) -> 
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
         load_adapter("run")
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
-        outlined(read_trained("run", "checkpoint"))
+        outlined(read_checkpoint_or_adapter("run", "checkpoint"))
     assert not (place / TOUCHED).exists()
 
 
@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_form(kind: str, place: Path) -> None:
     change, says = MALFORMED[kind]
     change(content)
     torch.save(content, path)
-    line = refusal(lambda: read_trained("run", "checkpoint"))
+    line = refusal(lambda: read_checkpoint_or_adapter("run", "checkpoint"))
     assert str(path.relative_to(place)) in line and says in line
 
 
@@ -301,4 +301,4 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 def test_options_of_another_form(content: str, place: Path) -> None:
     (place / "run/.hydra/overrides.yaml").write_text(content)
-    assert "overrides.yaml: " in refusal(lambda: on_top_of_run("train", ["resume=run"], "run"))
+    assert "overrides.yaml: " in refusal(lambda: with_saved_config("train", ["resume=run"], "run"))

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from e3va_cli.api import evaluate, train
     from e3va_cli.inference.prediction import Detection, ImagePrediction
-    from e3va_cli.inference.predictor import Predictor, Together, load_adapter, load_adapters
+    from e3va_cli.inference.predictor import MultiPredictor, Predictor, load_adapter, load_adapters
 
 __all__ = [
     "Detection",
     "ImagePrediction",
+    "MultiPredictor",
     "Predictor",
-    "Together",
     "evaluate",
     "load_adapter",
     "load_adapters",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from e3va_cli.commands import evaluate as evaluate_command
 from e3va_cli.commands import train as train_command
-from e3va_cli.commands.saved_config import each_checked
+from e3va_cli.commands.saved_config import validate_each
 from e3va_cli.config.composition import load_config
 from e3va_cli.evaluation import Results
 from e3va_cli.runs.folder import claim_folder, locate, require_unused, write_overrides
@@ -36,7 +36,7 @@ def train(*options: str, folder: str | Path | None = None, resume: str | Path | 
         UserError: an option, data, weights or the folder cannot be used; it says what to do.
     """
     given = [*options] if resume is None else [f"resume='{resume}'", *options]
-    (overrides,) = each_checked("train", given)
+    (overrides,) = validate_each("train", given)
     place = _folder(folder, "train") if resume is None or folder is not None else locate(str(resume), "resume")[0]
     require_unused(place, None if resume is None else locate(str(resume), "resume")[0])
     if resume is None:
@@ -55,7 +55,7 @@ def evaluate(checkpoint: str | Path, *options: str, folder: str | Path | None = 
     Raises:
         UserError: as `train`.
     """
-    (overrides,) = each_checked("evaluate", [f"checkpoint='{checkpoint}'", *options])
+    (overrides,) = validate_each("evaluate", [f"checkpoint='{checkpoint}'", *options])
     place = _folder(folder, "evaluate")
     (results,) = evaluate_command.run(load_config("evaluate", overrides), folder=place).values()
     return dict(results)

@@ -55,7 +55,7 @@ def main() -> None:
         print(f"e3va {version('e3va-cli')}")
     elif words[0] in COMMANDS:
         try:
-from e3va_cli.commands.app import run
+            from e3va_cli.commands.app import run
 
             run(words[0])
         except KeyboardInterrupt:

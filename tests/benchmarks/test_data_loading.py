@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Subset
 
 from benchmarks import common, data_loading
-from e3va_cli.data import open_splits
+from e3va_cli.data import build_datasets
 
 WORDS = ["dataset.train_images=5", "dataset.val_images=2", "dataset.image_size=64", "data.batch_size=2"]
 
@@ -26,7 +26,7 @@ def test_enough_workers(ratios: dict[int, float], workers: int | None) -> None:
 
 def test_a_pass_is_that_of_training() -> None:
     config = common.composed("train", WORDS)
-    train, val = open_splits(config.dataset)
+    train, val = build_datasets(config.dataset)
     seconds, images = data_loading.loading(config, Subset(train, range(5)), val, 0)
     assert images == 4 and seconds > 0  # whole batches only
     given = data_loading.batches(config, train, val, 9)

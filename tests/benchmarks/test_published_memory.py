@@ -9,7 +9,7 @@ import pytest
 from benchmarks import published_memory
 from benchmarks.published_memory import ROWS, Published
 from e3va_cli.errors import UserError
-from e3va_cli.models.model import outline_model, parameter_counts
+from e3va_cli.models.model import build_meta_model, parameter_counts
 
 SMALL = ("backbone=swin_nano", "image_size=[96,128]", "data.batch_size=1")
 PLAIN = Published("nobody", "small", 100.0, "full", ("dataset=coco", "head=mask_rcnn_nano", *SMALL))
@@ -25,7 +25,7 @@ def test_every_row_composes(row: Published) -> None:
 def test_gradients_live_on_and_have_buckets() -> None:
     large = dataclasses.replace(PLAIN, words=(*PLAIN.words, "image_size=[512,512]"))  # so that forward is the peak
     ours, theirs = (published_memory.planned_mib(large, [], as_theirs=as_theirs) for as_theirs in (False, True))
-    counts = parameter_counts(outline_model(published_memory.configured(large, []), num_classes=80))
+    counts = parameter_counts(build_meta_model(published_memory.configured(large, []), num_classes=80))
     assert theirs - ours >= 2 * 4 * counts["trainable_params"] / 2**20
 
 

@@ -17,7 +17,7 @@ from hydra import initialize_config_module
 from e3va_cli.commands import data_loading as loading
 from e3va_cli.commands import error_handling as failures
 from e3va_cli.config.composition import CONFIG_MODULE
-from e3va_cli.data import DenseData
+from e3va_cli.data import DenseDataModule
 from e3va_cli.data.collate import collate
 from e3va_cli.errors import UserError
 from tests.components import loader_options
@@ -46,7 +46,7 @@ class Unsendable:
 
 
 def batches(dataset, workers=2):
-    data = DenseData(None, dataset, loader_options(2, 2, workers), seed=0)
+    data = DenseDataModule(None, dataset, loader_options(2, 2, workers), seed=0)
     loader = data.val_dataloader()
     loader.timeout = PATIENCE_S if workers else 0
     return list(loader)
@@ -54,7 +54,7 @@ def batches(dataset, workers=2):
 
 def line(dataset, folder):
     """The line that a run ends with."""
-    with pytest.raises(UserError) as refused, failures.in_one_line(folder, failures.of_evaluation):
+    with pytest.raises(UserError) as refused, failures.friendly_errors(folder, failures.of_evaluation):
         batches(dataset)
     (message,) = refused.value.messages
     assert "\n" not in message

@@ -17,7 +17,7 @@ from e3va_cli.data.images import reading as targets
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
 from e3va_cli.training.run import build_run
-from e3va_cli.training.steps import Seen
+from e3va_cli.training.steps import BatchRecord
 from tests.training.small import SMALL
 
 MIB = 2**20
@@ -43,12 +43,12 @@ def ends(config, tmp_path):
 
     def ends(error, *words):
         trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
-        task = SimpleNamespace(seen=[Seen([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
+        task = SimpleNamespace(seen=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
         of_memory = partial(failures.of_training, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
             pytest.raises(UserError) as refused,
-            failures.in_one_line(tmp_path, of_memory),
+            failures.friendly_errors(tmp_path, of_memory),
         ):
             raise error
         (message,) = refused.value.messages
@@ -122,7 +122,7 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        failures.in_one_line(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
+        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
     ):
         run.trainer.fit(run.task, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
@@ -170,5 +170,5 @@ def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), failures.in_one_line(tmp_path, failures.of_evaluation):
+    with pytest.raises(FileNotFoundError), failures.friendly_errors(tmp_path, failures.of_evaluation):
         raise FileNotFoundError(errno.ENOENT, "gone")

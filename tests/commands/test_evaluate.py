@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from e3va_cli.commands import evaluate
-from e3va_cli.commands.saved_config import named_runs, on_top_of_run
+from e3va_cli.commands.saved_config import named_runs, with_saved_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import outlined, read_trained
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from tests.export.crafted_runs import craft
@@ -31,7 +31,7 @@ def crafted(folder, *words, **options):
     """A run of `words`, and an adapter exported from it."""
     run = craft(folder / "run", *words, **options)
     OmegaConf.save(OmegaConf.create(list(words)), run / ".hydra" / "overrides.yaml")
-    trained = read_trained(str(run), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     description = describe(trained, outlined(trained), run)
     OmegaConf.save(OmegaConf.create({**description["config"], "resume": None}), run / "config.yaml")
     write_adapter(folder / "adapter", trained.state, description, "fp32")
@@ -39,7 +39,7 @@ def crafted(folder, *words, **options):
 
 
 def on_top(place, *words):
-    return on_top_of_run("evaluate", list(words), str(place))
+    return with_saved_config("evaluate", list(words), str(place))
 
 
 def label_maps(root, classes="sky\nroad\ntree\n"):

@@ -240,10 +240,10 @@ def test_inputs(photos, tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
-    def refuse(path):
+    def exit_with_error(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    monkeypatch.setattr(type(tmp_path), "iterdir", exit_with_error)
     with pytest.raises(UserError, match=r": the folder cannot be read \(Permission denied\)"):
         find_images([str(tmp_path)])
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from e3va_cli.commands import evaluate, train
 from e3va_cli.commands import run_summary as report
-from e3va_cli.commands.saved_config import on_top_of_run
 from e3va_cli.commands.app import require_place
+from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import prepare
 from e3va_cli.config.composition import parse
 from e3va_cli.config.run_config import to_dict
@@ -94,10 +94,10 @@ def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
 
 def test_what_a_run_was_started_with(run_of):
     run = run_of("it's [one]", "budget=11GiB", "seed=3")
-    words = on_top_of_run("train", ["trainer.max_epochs=5"], str(run))
+    words = with_saved_config("train", ["trainer.max_epochs=5"], str(run))
     assert {o.key_or_group: o.value() for o in parse(words)}["hydra.run.dir"] == str(run)
     assert "budget=11GiB" in words
-    assert on_top_of_run("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
+    assert with_saved_config("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
 
 
 def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkeypatch):
@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_its_own_recipe_where_defaults_have_changed(config, r
     for group, option in (("optimizer", "decay_biases"), ("schedule", "warmup_max_fraction")):
         del was[group][option]
     (run / "config.yaml").write_text(OmegaConf.to_yaml(was))
-    found = {o.key_or_group: o.value() for o in parse(on_top_of_run("train", ["trainer.devices=2"], str(run)))}
+    found = {o.key_or_group: o.value() for o in parse(with_saved_config("train", ["trainer.devices=2"], str(run)))}
     expected = {
         **{"dataset": "coco", "dataset.root": "x", "optimizer.lr": 2e-4},  # as it was started
         **{"schedule.lr_scaling": "linear", "trainer.max_epochs": 36},
@@ -172,5 +172,5 @@ def test_a_run_goes_on_with_its_own_recipe_where_defaults_have_changed(config, r
         **{"hydra.run.dir": str(run), "trainer.devices": 2},
     }
     assert {key: found[key] for key in expected} == expected
-    given = on_top_of_run("train", ["schedule.lr_scaling=none"], str(run))
+    given = with_saved_config("train", ["schedule.lr_scaling=none"], str(run))
     assert [word for word in given if "lr_scaling" in word] == ["schedule.lr_scaling=none"]

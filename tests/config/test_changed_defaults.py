@@ -11,11 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from e3va_cli.commands.saved_config import on_top_of_run
+from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import write_config
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import COMMANDS, to_dict, typed
-from e3va_cli.export.adapter_checkpoint import outlined, read_trained
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from tests.export.crafted_runs import craft
@@ -60,8 +60,8 @@ def test_a_resumed_run_keeps_its_configuration(run: Path, request: pytest.Fixtur
     before = to_dict(load_config("train", ["optimizer.lr=2e-3"]))
     request.getfixturevalue("other_defaults")
     assert to_dict(composed("train", [])) != before, "the defaults have changed"
-    assert to_dict(composed("train", on_top_of_run("train", [f"resume={run}"], str(run)))) == before
-    found = composed("train", on_top_of_run("train", [f"resume={run}", "optimizer.lr=1e-4"], str(run)))
+    assert to_dict(composed("train", with_saved_config("train", [f"resume={run}"], str(run)))) == before
+    found = composed("train", with_saved_config("train", [f"resume={run}", "optimizer.lr=1e-4"], str(run)))
     before["optimizer"]["lr"] = 1e-4
     assert to_dict(found) == before, "but for what is given"
 
@@ -72,12 +72,12 @@ def test_an_evaluation_is_that_of_the_run(
 ) -> None:
     place = run
     if exported:
-        trained = read_trained(str(run), "checkpoint")
+        trained = read_checkpoint_or_adapter(str(run), "checkpoint")
         place = tmp_path / "adapter"
         write_adapter(place, trained.state, describe(trained, outlined(trained), run), "fp32")
     before = to_dict(load_config("train", ["optimizer.lr=2e-3"]))
     request.getfixturevalue("other_defaults")
-    found = to_dict(composed("evaluate", on_top_of_run("evaluate", [f"checkpoint={place}"], str(place))))
+    found = to_dict(composed("evaluate", with_saved_config("evaluate", [f"checkpoint={place}"], str(place))))
     for group in ("backbone", "adapter", "head", "dataset", "data", "seed", "pictures"):
         assert found[group] == before[group], group
     for option in ("precision", "limit_val_batches"):

@@ -8,13 +8,13 @@ import pytest
 import e3va_cli.conf
 from e3va_cli.config.compatibility import check_compatibility
 from e3va_cli.config.composition import checked
-from e3va_cli.data import SOURCES
+from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import EVALUATORS
 from e3va_cli.models.adapters import METHODS
-from e3va_cli.models.backbones import build_backbone, outline_backbone
+from e3va_cli.models.backbones import build_backbone, build_meta_backbone
 from e3va_cli.models.heads import HEADS
-from e3va_cli.models.model import outline_model
+from e3va_cli.models.model import build_meta_model
 from e3va_cli.training.trainer import build_trainer
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
@@ -47,7 +47,7 @@ ONLY = {
 
 
 @pytest.mark.parametrize("head", sorted(HEADS))
-@pytest.mark.parametrize("dataset", sorted(SOURCES))
+@pytest.mark.parametrize("dataset", sorted(DATASET_FORMATS))
 def test_a_head_is_accepted_for_data_that_it_can_be_trained_on(config, dataset, head):
     options = config(f"dataset={dataset}", f"head={head}", *ROOT[: dataset != "shapes"])
     if head in ONLY[dataset]:
@@ -72,13 +72,13 @@ def test_a_data_set_brings_its_head_and_its_metric(config):
         options = config(f"dataset={dataset}", *ROOT[: dataset != "shapes"])
         assert (options.head.name, options.dataset.metric) == (head, metric)
         needs, _ = EVALUATORS[metric]
-        assert needs <= HEADS[head].needs <= SOURCES[dataset].offers
+        assert needs <= HEADS[head].target_types <= DATASET_FORMATS[dataset].target_types
 
 
 def test_registries_and_choices_agree():
     names = {group: {p.stem for p in (CONF / group).glob("*.yaml")} for group in ("adapter", "dataset", "head")}
     assert set(METHODS) == names["adapter"]
-    assert set(SOURCES) == names["dataset"]
+    assert set(DATASET_FORMATS) == names["dataset"]
     assert set(HEADS) <= names["head"]
 
 
@@ -88,9 +88,9 @@ def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_
         options = config(option, f"adapter={method}")
         if method in ("frozen", "e3va"):
             check_compatibility(options)
-            outline_model(options, num_classes=3)
+            build_meta_model(options, num_classes=3)
             continue
-        for check in (check_compatibility, partial(outline_model, num_classes=3)):
+        for check in (check_compatibility, partial(build_meta_model, num_classes=3)):
             with pytest.raises(UserError, match=f"{option}: adapter={method} sends .* adapter=e3va or frozen"):
                 check(options)
 
@@ -171,7 +171,7 @@ def test_a_value_that_makes_no_sense_is_one_line(command, words, says):
 )
 def test_options_of_no_swin_are_one_line(config, words):
     options = config("backbone=swin_nano", *words).backbone
-    for build in (build_backbone, outline_backbone):
+    for build in (build_backbone, build_meta_backbone):
         with pytest.raises(UserError, match="no Swin of timm can be built of timm_name=") as refused:
             build(options)
         assert len(refused.value.messages) == 1

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va_cli.data import open_splits
+from e3va_cli.data import build_datasets
 from e3va_cli.data.file_names import find_names, match_stems
-from e3va_cli.data.formats.ade20k import Ade20kSource
+from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.formats.voc import VocSource
+from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.errors import UserError
 from tests.data.validation.damages import sheet, thing
@@ -120,7 +120,7 @@ def test_lists_of_voc(tmp_path: Path, lines: str) -> None:
         Image.new("RGB", (40, 30)).save(tmp_path / f"VOC2007/JPEGImages/{name}.jpg")
         (tmp_path / f"VOC2007/Annotations/{name}.{suffix}").write_text(sheet(thing()))
     (tmp_path / "VOC2007/ImageSets/Main/train.txt").write_text(lines.replace("%2Exml", ""))
-    data = VocSource(str(tmp_path), "train", "train", None).open("train")
+    data = VocFormat(str(tmp_path), "train", "train", None).open("train")
     assert len(data) == 2 and [len(target["boxes"]) for _, target in data] == [1, 1]
 
 
@@ -148,7 +148,7 @@ def test_masks_with_an_ending(tmp_path: Path) -> None:
         Image.new("RGB", (3, 2)).save(tmp_path / "images" / f"{name}.jpg")
         Image.fromarray(np.array([[0, 1, 2], [2, 1, 0]], np.uint8)).save(tmp_path / "labels" / f"{name}_mask.png")
     folders = {f"{split}_{kind}": kind for split in ("train", "val") for kind in ("images", "labels")}
-    source = Ade20kSource(root=str(tmp_path), num_classes=2, classes=None, **folders)
+    source = Ade20kFormat(root=str(tmp_path), num_classes=2, classes=None, **folders)
     assert source.open("train")[1][1]["semantic"].tolist() == [[0, 1, 2], [2, 1, 0]]
     assert "label map not called quite as its image" in [note.kind for note in source.check("train").notes]
     (tmp_path / "labels" / "b_mask.png").rename(tmp_path / "labels" / "b_gt.png")
@@ -168,8 +168,8 @@ def test_the_problems_of_both_splits_at_once(tmp_path: Path, config: Any) -> Non
     words += [f"dataset.{split}_{kind}" for split in ("train", "val") for kind in (f"images={split}",)]
     words += [f"dataset.{split}_annotations={split}.json" for split in ("train", "val")]
     with pytest.raises(UserError) as caught:
-        open_splits(config(*words).dataset, targets={"boxes"})
+        build_datasets(config(*words).dataset, targets={"boxes"})
     assert ["train.jpg" in caught.value.messages[0], "val.jpg" in caught.value.messages[1]] == [True, True]
     with pytest.raises(UserError) as caught:
-        open_splits(replace(config(*words).dataset, root=str(tmp_path / "nowhere")))
+        build_datasets(replace(config(*words).dataset, root=str(tmp_path / "nowhere")))
     assert len(caught.value.messages) == 1, "what both have in common is said once"

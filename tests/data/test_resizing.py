@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from e3va_cli.data.transforms import RandomShortestSide, ShortestSide, resized
+from e3va_cli.data.transforms import RandomShortestSide, ResizeShortestEdge, resized
 
 
 def rounded(height, width, short, longest):
@@ -35,5 +35,5 @@ def test_no_side_becomes_nothing():
 def test_training_and_evaluation_resize_alike():
     image = tv_tensors.Image(torch.zeros(3, 123, 457, dtype=torch.uint8))
     trained = RandomShortestSide([96], max_size=300)(image)
-    evaluated, _ = ShortestSide(96, 300)(image, {})
+    evaluated, _ = ResizeShortestEdge(96, 300)(image, {})
     assert trained.shape == evaluated.shape == (3, *resized((123, 457), 96, 300))

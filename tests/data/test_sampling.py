@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from e3va_cli.data import DenseData
+from e3va_cli.data import DenseDataModule
 from e3va_cli.data.formats.shapes import Shapes
 from e3va_cli.data.sampling import EpochSampler, mix
 from e3va_cli.data.transforms import DetectionTransforms
@@ -42,7 +42,7 @@ def test_batches_are_the_same_for_any_number_of_workers(workers):
             train_short_sides=[48, 64, 80], val_short_side=64, max_size=80, flip=0.5
         ).train_transforms()
         dataset = Shapes("train", images=9, size=64, seed=0, transforms=transforms)
-        data = DenseData(dataset, dataset, loader_options(2, 2, num_workers), seed=5)
+        data = DenseDataModule(dataset, dataset, loader_options(2, 2, num_workers), seed=5)
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         return list(loader)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from e3va_cli.data.dataset import require_same_classes
+from e3va_cli.data.dataset import check_same_classes
 from e3va_cli.data.images.formats import FORMATS, IMAGE_SUFFIXES
 from e3va_cli.data.images.reading import read_image
 from e3va_cli.errors import UserError
@@ -85,14 +85,14 @@ def split(*classes: tuple[int, str]) -> SimpleNamespace:
 
 
 def test_classes_of_the_splits() -> None:
-    require_same_classes(split((1, "cat"), (5, "dog")), split((1, "cat"), (5, "dog")))
+    check_same_classes(split((1, "cat"), (5, "dog")), split((1, "cat"), (5, "dog")))
     with pytest.raises(UserError) as caught:
-        require_same_classes(split((1, "cat"), (5, "dog")), split((1, "cat"), (5, "cow"), (6, "owl")))
+        check_same_classes(split((1, "cat"), (5, "dog")), split((1, "cat"), (5, "cow"), (6, "owl")))
     line = str(caught.value)
     assert "only in train: dog (id 5); only in val: cow (id 5), owl (id 6)" in line
     assert "cat" not in line
     with pytest.raises(UserError, match=r"only in val: dog \(id 5\)"):
-        require_same_classes(split((1, "cat")), split((1, "cat"), (5, "dog")))
+        check_same_classes(split((1, "cat")), split((1, "cat"), (5, "dog")))
 
 
 def test_what_is_read_is_found_by_its_suffix() -> None:

@@ -15,7 +15,7 @@ from e3va_cli.export.adapter_checkpoint import (
     build_trained,
     load_trained,
     outlined,
-    read_trained,
+    read_checkpoint_or_adapter,
     require_same_backbone,
 )
 from e3va_cli.export.adapter_config import config_digest, read_config
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def export(run: Path, folder: Path, precision: str = "fp32") -> Path:
-    trained = read_trained(str(run), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     write_adapter(folder, trained.state, describe(trained, outlined(trained), run), precision)
     return folder
 
@@ -91,7 +91,7 @@ def forge(folder, change, tensors=None):
 
 def refusal(folder) -> str:
     with pytest.raises(UserError) as refused:
-        read_trained(str(folder), "checkpoint")
+        read_checkpoint_or_adapter(str(folder), "checkpoint")
     (line,) = refused.value.messages
     assert "\n" not in line
     return line
@@ -104,7 +104,10 @@ def test_there_and_back(kind, tmp_path):
     moved = folder.rename(tmp_path / "moved")
     assert sorted(p.name for p in moved.iterdir()) == ["README.md", CONFIG, WEIGHTS]
     shutil.move(run, tmp_path / "gone")
-    before, after = read_trained(str(tmp_path / "gone"), "checkpoint"), read_trained(str(moved), "checkpoint")
+    before, after = (
+        read_checkpoint_or_adapter(str(tmp_path / "gone"), "checkpoint"),
+        read_checkpoint_or_adapter(str(moved), "checkpoint"),
+    )
     checkpoint = torch.load(tmp_path / "gone" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert {f"model.{name}" for name in after.state} == set(checkpoint)
     for name, value in after.state.items():
@@ -122,7 +125,10 @@ def test_half_precision_is_half_the_size_and_close(run, exported, tmp_path):
     half = export(run, tmp_path / "half", "fp16")
     sizes = [(path / WEIGHTS).stat().st_size for path in (half, exported)]
     assert 0.49 < sizes[0] / sizes[1] < 0.51
-    one, other = read_trained(str(exported), "checkpoint"), read_trained(str(half), "checkpoint")
+    one, other = (
+        read_checkpoint_or_adapter(str(exported), "checkpoint"),
+        read_checkpoint_or_adapter(str(half), "checkpoint"),
+    )
     for name, value in one.state.items():
         assert other.state[name].dtype == torch.float16
         torch.testing.assert_close(other.state[name].float(), value, rtol=2**-10, atol=1e-6)
@@ -138,7 +144,7 @@ def test_weights_beyond_half_precision_are_refused(tmp_path):
 
 
 def test_whole_numbers_stay_whole(run, tmp_path):
-    trained = read_trained(str(run), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     state = {"count": torch.tensor([70000, 3]), "w": torch.tensor([0.5])}
     write_adapter(tmp_path / "a", state, describe(trained, outlined(trained), run), "fp16")
     with safe_open(tmp_path / "a" / WEIGHTS, "pt") as file:
@@ -162,7 +168,7 @@ def test_reading_never_unpickles(exported, monkeypatch):
     monkeypatch.setattr("pickle.loads", never)
     monkeypatch.setattr("pickle.Unpickler", never)
     monkeypatch.setattr("torch.load", never)
-    assert read_trained(str(exported), "checkpoint").state
+    assert read_checkpoint_or_adapter(str(exported), "checkpoint").state
 
 
 def test_the_configuration_says_it_all(exported, run):
@@ -174,7 +180,7 @@ def test_the_configuration_says_it_all(exported, run):
     assert content["image_size"]["val_short_side"] == 96 and content["image_size"]["max_size"] == 128
     assert content["normalisation"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
     assert content["parameters"]["stored"] == sum(
-        v.numel() for v in read_trained(str(run), "checkpoint").state.values()
+        v.numel() for v in read_checkpoint_or_adapter(str(run), "checkpoint").state.values()
     )
     assert content["parameters"]["stored_on_backbone"] == content["parameters"]["trainable_backbone_params"]
 
@@ -183,7 +189,7 @@ def test_the_adapter_of_swin_b_is_the_papers(config, tmp_path):
     options = config("backbone=swin_b", "head=mask_rcnn_nano")
     state = trained_state(build_model(options, num_classes=5))
     run = tmp_path / "run"
-    trained = read_trained(str(craft(run, *SMALL)), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(craft(run, *SMALL)), "checkpoint")
     write_adapter(tmp_path / "a", state, describe(trained, outlined(trained), run), "fp32")
     with safe_open(tmp_path / "a" / WEIGHTS, "pt") as file:
         sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118
@@ -352,7 +358,7 @@ def test_weights_of_another_kind(folder):
 
 def test_forging_itself_is_accepted(folder):
     forge(folder, lambda c: c["versions"].update(timm="0"))
-    assert read_trained(str(folder), "checkpoint").about["classes"][0] == "circle"
+    assert read_checkpoint_or_adapter(str(folder), "checkpoint").about["classes"][0] == "circle"
 
 
 def test_an_option_newer_than_the_run(folder):
@@ -363,7 +369,7 @@ def test_an_option_newer_than_the_run(folder):
         del content["config"]["data"]["num_workers"]
 
     forge(folder, change)
-    about = read_trained(str(folder), "checkpoint").about
+    about = read_checkpoint_or_adapter(str(folder), "checkpoint").about
     assert "activations" not in about["adapter"]
     keys = {word.partition("=")[0] for word in overrides_of_config(about["config"])}
     assert keys >= {"adapter.rank", "data.batch_size", "trainer.limit_val_batches"}
@@ -371,7 +377,7 @@ def test_an_option_newer_than_the_run(folder):
 
 
 def test_what_could_not_be_read_is_not_made(run, tmp_path):
-    trained = read_trained(str(run), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     description = describe(trained, outlined(trained), run)
     with pytest.raises(UserError, match="nobody could read it"):
         write_adapter(tmp_path / "a", trained.state, {**description, "classes": []}, "fp32")
@@ -379,7 +385,7 @@ def test_what_could_not_be_read_is_not_made(run, tmp_path):
 
 
 def test_another_backbone_and_other_weights(exported):
-    trained = read_trained(str(exported), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(exported), "checkpoint")
     own = trained.config.backbone
     with pytest.raises(UserError, match="trained on other weights of swin_nano"):
         require_same_backbone(trained, build_backbone(replace(own, seed=1))[1])
@@ -389,7 +395,7 @@ def test_another_backbone_and_other_weights(exported):
 
 
 def test_moved_weights_take_the_place_of_fetched_ones(exported, tmp_path):
-    trained = read_trained(str(exported), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(exported), "checkpoint")
     trained.about["config"]["backbone"]["pretrained"] = True
     with pytest.raises(UserError, match="no such file"):
         backbone_of(trained, weights=str(tmp_path / "none.pth"))

@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
-from e3va_cli.commands.saved_config import on_top_of_run
+from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_trained
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.training.checkpoints import ABOUT, verify
 from tests.export.crafted_runs import SMALL, aged, craft
@@ -49,7 +49,7 @@ def old(request, tmp_path, old_run):
 
 
 def features(place):
-    trained = read_trained(str(place), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(place), "checkpoint")
     model = build_trained(trained, *backbone_of(trained))
     images = torch.rand(1, 3, 120, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -66,12 +66,12 @@ def test_old_weights_are_used_as_they_were_trained(old, tmp_path):
 
 
 def test_an_evaluation_of_old_weights_is_told_the_same(old):
-    assert "backbone.pad_before_shift=false" in on_top_of_run("evaluate", [], str(old))
+    assert "backbone.pad_before_shift=false" in with_saved_config("evaluate", [], str(old))
 
 
 def test_an_old_run_resumes_as_it_began(old_run):
     with pytest.warns(LegacyWarning):
-        words = on_top_of_run("train", [f"resume={old_run}"], str(old_run))
+        words = with_saved_config("train", [f"resume={old_run}"], str(old_run))
     assert "backbone.pad_before_shift=false" in words
     content = torch.load(old_run / "checkpoints" / "last.ckpt", weights_only=True)
     about = json.loads(json.dumps(content[ABOUT]))

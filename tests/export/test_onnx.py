@@ -13,8 +13,8 @@ from e3va_cli.commands import export_onnx
 from e3va_cli.config.composition import checked
 from e3va_cli.errors import UserError
 from e3va_cli.export import onnx as deployment
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_trained
-from e3va_cli.export.onnx import DifferenceError, Format, export_dense, require_exportable
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
+from e3va_cli.export.onnx import Format, ParityError, export_dense, require_exportable
 from tests.export.crafted_runs import CLASSES, SEGMENTER, SMALL, craft
 
 HEIGHT, WIDTH = 96, 128
@@ -34,7 +34,7 @@ def runs(tmp_path_factory):
 
 
 def load(run):
-    trained = read_trained(str(run), "checkpoint")
+    trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     return build_trained(trained, *backbone_of(trained))
 
 
@@ -53,7 +53,7 @@ def images():
 @torch.no_grad()
 def reference(model, batch):
     """What the model's own prediction looks at: a segmenter's scores, or a detector's pyramid before its RPN."""
-    if "semantic" in model.head.needs:
+    if "semantic" in model.head.target_types:
         return [torch.stack([found.scores for found in model.predict(batch, SIZES)])]
     seen = []
     hook = model.head.neck.register_forward_hook(lambda *call: seen.extend(call[-1].values()))
@@ -120,7 +120,7 @@ def wrong(model, by):
     """A format whose files compute what PyTorch computes, and `by` more in the last value of the last output."""
 
     def run(images):
-        outputs = deployment.DensePart(model)(images)
+        outputs = deployment.ExportModule(model)(images)
         outputs[-1].view(-1)[-1] += by
         return outputs
 
@@ -132,7 +132,7 @@ def wrong(model, by):
 def test_a_file_that_computes_something_else_is_not_kept(runs, monkeypatch, tmp_path, by):
     model, path = load(runs / "segmenter"), tmp_path / "model.pt2"
     monkeypatch.setitem(deployment.FORMATS, ".pt2", wrong(model, by))
-    with pytest.raises(DifferenceError, match=r"not made: it differs from PyTorch by up to (0\.01|nan)"):
+    with pytest.raises(ParityError, match=r"not made: it differs from PyTorch by up to (0\.01|nan)"):
         export_dense(model, path, (HEIGHT, WIDTH), tolerance=0.001, about={})
     assert not list(tmp_path.iterdir())
     if by == by:

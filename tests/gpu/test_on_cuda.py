@@ -43,7 +43,7 @@ def test_gradients_equal_the_cpus(nano, options, dtype):
         for parameter in extractor.adapters.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
         if dtype != torch.float32 and device == "cuda":
-            extractor.backbone.keep_in(dtype)
+            extractor.backbone.cast_weights(dtype)
         extractor.to(device)
         sum(f.sin().sum() for f in extractor(images.to(device))).backward()
         results.append([p.grad.cpu() for p in extractor.adapters.parameters()])

@@ -8,8 +8,8 @@ import torch
 from e3va_cli.config.composition import load_config
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.mean_iou import MeanIoU
-from e3va_cli.export.adapter_checkpoint import load_trained, read_trained
-from e3va_cli.inference.evaluation import EvaluatorsTogether, build_evaluation, by_image_size, read_candidates
+from e3va_cli.export.adapter_checkpoint import load_trained, read_checkpoint_or_adapter
+from e3va_cli.inference.evaluation import MultiEvaluator, build_evaluation, by_image_size, read_candidates
 from e3va_cli.models.heads import Segmentation
 from e3va_cli.training.run import build_run
 from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
@@ -49,7 +49,7 @@ def candidates(runs, *names, given=()):
 def alone(run, config, folder):
     """Results and findings of a run by training's own evaluation."""
     reference = build_run(config, folder, evaluate_only=True)
-    load_trained(reference.model, read_trained(str(run), "checkpoint"))
+    load_trained(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
     reference.trainer.validate(reference.task, reference.data, verbose=False)
     return reference.task.results, reference.task.evaluator.found
 
@@ -96,7 +96,7 @@ def test_what_is_given_settles_it(runs):
 
 def test_shares_of_processes_are_gathered_by_name():
     def evaluators():
-        return EvaluatorsTogether({name: MeanIoU(["sky", "road"]) for name in ("one", "other")})
+        return MultiEvaluator({name: MeanIoU(["sky", "road"]) for name in ("one", "other")})
 
     whole, *parts = (evaluators() for _ in range(3))
     for index in range(4):

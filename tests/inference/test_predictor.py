@@ -19,8 +19,8 @@ from e3va_cli.errors import UserError
 from e3va_cli.inference.images import as_image
 from e3va_cli.inference.prediction import Detection, ImagePrediction
 from e3va_cli.inference.predictor import Predictor, load_adapter, load_adapters
-from e3va_cli.inference.shared_backbone import predict_together
-from e3va_cli.inference.shared_passes import distinct
+from e3va_cli.inference.shared_backbone import predict_shared
+from e3va_cli.inference.shared_passes import unique_names
 from tests.conftest import QUICK
 from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
 
@@ -70,7 +70,7 @@ def test_one_pass_gives_what_separate_passes_give(runs, order):
     images, sizes = torch.randint(0, 256, (2, 3, 96, 128), dtype=torch.uint8), [(96, 128), (80, 100)]
     separate = [model.predict(images, sizes) for model in models]
     with counted(models[0].extractor.backbone) as counts:
-        ours = predict_together(models, images, sizes)
+        ours = predict_shared(models, images, sizes)
     assert counts == {"stem": 1, "block": 1}
     for name, found, expected in zip(names, ours, separate, strict=True):
         for one, other in zip(found, expected, strict=True):
@@ -230,8 +230,8 @@ def test_a_large_picture_is_drawn_smaller_with_its_objects_in_place():
 
 
 def test_names_never_meet():
-    assert distinct(["a", "A", "b", "a", "a-2"]) == ["a", "A-2", "b", "a-3", "a-2-2"]
-    assert len(set(distinct(["x"] * 500))) == 500
+    assert unique_names(["a", "A", "b", "a", "a-2"]) == ["a", "A-2", "b", "a-3", "a-2-2"]
+    assert len(set(unique_names(["x"] * 500))) == 500
 
 
 def test_the_same_run_twice(runs):

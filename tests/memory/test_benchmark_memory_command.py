@@ -9,7 +9,7 @@ from e3va_cli.commands import benchmark_memory
 from e3va_cli.config.composition import checked, load_config
 from e3va_cli.errors import UserError
 from e3va_cli.memory.result import Result
-from e3va_cli.paper.claims import judge
+from e3va_cli.paper.claims import compare_with_paper
 
 SMALL = ["backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[96,128]", "data.batch_size=1", "hydra.run.dir=out"]
 METHOD_KEYS = {
@@ -64,7 +64,7 @@ def test_what_is_printed_of_a_method_that_did_not_fit(tmp_path, capsys):
         load_config("benchmark_memory", ["backbone=swin_nano"], complete=False),
         None,
         [failed],
-        judge([], reserve_mib=0),
+        compare_with_paper([], reserve_mib=0),
         None,
         tmp_path,
     )

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, PolynomialLR
 
-from e3va_cli.optim.train_schedule import Course
+from e3va_cli.optim.train_schedule import TrainSchedule
 from tests.components import build_schedule
 
 STEPS, PER_EPOCH = 60, 10
 
 
 def ours(name, warmup_steps=0, warmup_ratio=0.001, stretch=1.0, **options):
-    course = Course(
+    course = TrainSchedule(
         total_batch=2,
         lr=1.0,
         warmup_steps=warmup_steps,

@@ -9,7 +9,7 @@ from e3va_cli.commands import console
 from e3va_cli.commands.memory_tables import print_claims_table
 from e3va_cli.memory.benchmark_json import benchmark_json
 from e3va_cli.memory.result import Result
-from e3va_cli.paper.claims import Run, judge
+from e3va_cli.paper.claims import Run, compare_with_paper
 from e3va_cli.paper.published import COCO, VOC
 
 
@@ -18,7 +18,7 @@ def result(method, peak, time=None, pct=1.0, source="planned"):
 
 
 def verdicts(*runs):
-    return [claim.verdict for claim in judge(list(runs), reserve_mib=1024)]
+    return [claim.verdict for claim in compare_with_paper(list(runs), reserve_mib=1024)]
 
 
 def coco(saved, **options):
@@ -73,7 +73,7 @@ def test_the_card_counts_what_no_tensor_tells_of():
 
 def test_the_file_has_null_where_nothing_was_measured():
     out_of_memory = result("full", None)
-    content = benchmark_json({}, [out_of_memory, result("e3va", 10.0)], judge([], reserve_mib=0))
+    content = benchmark_json({}, [out_of_memory, result("e3va", 10.0)], compare_with_paper([], reserve_mib=0))
     assert [m["peak_memory_mib"] for m in content["methods"]] == [None, 10.0]
     assert [m["memory_saved_pct"] for m in content["methods"]] == [None, None]
     assert {c["verdict"] for c in content["claims"]} == {"not measured"}
@@ -81,7 +81,7 @@ def test_the_file_has_null_where_nothing_was_measured():
 
 
 def test_a_claim_says_how_its_figure_came_about(monkeypatch):
-    claims = judge([coco(60, source="measured"), voc(70)], reserve_mib=0)
+    claims = compare_with_paper([coco(60, source="measured"), voc(70)], reserve_mib=0)
     assert [claim.source for claim in claims] == ["measured", "planned", "measured and planned", None, "planned", None]
     shown = Console(width=100, file=StringIO())
     monkeypatch.setattr(console, "console", shown)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va_cli.data.formats.ade20k import Ade20kSource
+from e3va_cli.data.formats.ade20k import Ade20kFormat
 from scripts import convert_camvid
 
 THERE = np.array([[0, 1, 10], [11, 11, 4]], dtype=np.uint8)
@@ -21,8 +21,8 @@ def tutorial(tmp_path: Path) -> Path:
     return tmp_path / "CamVid"
 
 
-def source(root: Path) -> Ade20kSource:
-    return Ade20kSource(
+def source(root: Path) -> Ade20kFormat:
+    return Ade20kFormat(
         root=str(root),
         train_images="images/training",
         train_labels="annotations/training",

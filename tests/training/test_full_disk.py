@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from e3va_cli.commands.error_handling import in_one_line
+from e3va_cli.commands.error_handling import friendly_errors
 from e3va_cli.errors import UserError
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last
@@ -27,7 +27,7 @@ def end(config, folder, act, *words):
     """The line that a run ends with whose folder something happens to before its third step."""
     run = build_run(config(*WORDS, *words), folder)
     run.trainer.callbacks[:0] = [At(act, train=3)]
-    with pytest.raises(UserError) as refused, in_one_line(folder, str, then=lambda: ", then RESUME"):
+    with pytest.raises(UserError) as refused, friendly_errors(folder, str, then=lambda: ", then RESUME"):
         run.trainer.fit(run.task, run.data)
     (line,) = refused.value.messages
     return line

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from e3va_cli.training.checkpoint_callback import Checkpoints
+from e3va_cli.training.checkpoint_callback import CheckpointCallback
 from e3va_cli.training.run import build_run
 from tests.conftest import QUICK
 from tests.training.small import SMALL
@@ -251,7 +251,7 @@ def test_mixed_precision(config, tmp_path):
 def test_a_run_of_many_short_epochs_evaluates_and_keeps_its_state_as_its_recipe_does(config, tmp_path, monkeypatch):
     """Two epochs of the recipe on a data set of 4 steps, with at least 24: 6 epochs, an evaluation after every 3rd."""
     kept: list[int] = []
-    monkeypatch.setattr(Checkpoints, "save", lambda _, trainer: kept.append(trainer.global_step))
+    monkeypatch.setattr(CheckpointCallback, "save", lambda _, trainer: kept.append(trainer.global_step))
     words = ["trainer.max_epochs=null", "schedule.epochs=2", "schedule.min_steps=24"]
     run = build_run(config(*SMALL, *words), tmp_path)
     assert run.course is not None and (run.course.epochs, run.course.stretch) == (6, 3.0)

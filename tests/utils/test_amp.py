@@ -6,7 +6,7 @@ from e3va_cli.memory.step import StepSize, make_batch, train_step
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.heads import HEADS
-from e3va_cli.models.model import assemble, build_model, outline_model
+from e3va_cli.models.model import build_from_backbone, build_meta_model, build_model
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.utils.amp import guard_convolutions
 
@@ -103,8 +103,8 @@ def test_models_to_be_trained_are_guarded_and_others_are_not(config, words):
         return {"forward" in vars(module) for module in model.modules() if isinstance(module, CONVOLUTIONS)}
 
     assert guarded(build_model(plain, num_classes=3)) == {True}
-    assert guarded(outline_model(plain, num_classes=3)) == {False}  # of which plans are made
-    assert guarded(assemble(plain, *build_backbone(plain.backbone), 3)) == {False}  # what is exported
+    assert guarded(build_meta_model(plain, num_classes=3)) == {False}  # of which plans are made
+    assert guarded(build_from_backbone(plain, *build_backbone(plain.backbone), 3)) == {False}  # what is exported
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
@@ -114,7 +114,7 @@ def test_a_step_has_finite_gradients_after_nans_were_freed(config, recompute):
     plain = options(config, *words)
     model = build_model(plain, num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None, accumulates=True)
-    batch = make_batch(size, num_classes=3, needs=model.head.needs)
+    batch = make_batch(size, num_classes=3, needs=model.head.target_types)
     optimizer = build_optimizer(model, plain.optimizer)
     for _ in range(TRIES):
         poison()

@@ -10,7 +10,7 @@ import torch
 
 from e3va_cli.errors import UserError
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
-from e3va_cli.utils.files import UnwritableError, appending, make_subfolder, replacing, write_json
+from e3va_cli.utils.files import UnwritableError, appending, atomic_write, make_subfolder, write_json
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -35,7 +35,7 @@ def test_what_is_said_and_what_is_left(tmp_path, number, remedy):
     path = tmp_path / "metrics.json"
     write_json(path, {"AP": 1})
     before = path.read_bytes()
-    with pytest.raises(UnwritableError) as refused, replacing(path) as temporary:
+    with pytest.raises(UnwritableError) as refused, atomic_write(path) as temporary:
         temporary.write_text("half")
         raise OSError(number, os.strerror(number))
     line = one_line(refused)
@@ -59,7 +59,7 @@ def test_a_folder_that_was_deleted_is_not_made_again(tmp_path):
 
 
 def test_errors_of_other_files_are_not_taken_for_it(tmp_path):
-    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a") as temporary:
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "a") as temporary:
         temporary.touch()
         Path(tmp_path / "data" / "image.png").read_bytes()
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from torch import Tensor
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import coco_paths
 from e3va_cli.errors import UserError
-from e3va_cli.visualization.drawing import as_picture, class_color, draw_sample, grid, save_png
+from e3va_cli.visualization.drawing import class_color, draw_sample, grid, save_png, to_pil
 
 CLASSES = ["cat", "dog"]
 
@@ -131,7 +131,7 @@ def test_grid() -> None:
 def test_save(tmp_path: Path) -> None:
     picture = torch.randint(0, 256, (3, 5, 7), dtype=torch.uint8)
     (tmp_path / "new").mkdir()
-    save_png(as_picture(picture), tmp_path / "new" / "a.png")
+    save_png(to_pil(picture), tmp_path / "new" / "a.png")
     assert np.array_equal(np.array(Image.open(tmp_path / "new" / "a.png")), picture.permute(1, 2, 0).numpy())
     with pytest.raises(UserError, match="cannot write mode F"):
         save_png(Image.new("F", (5, 7)), tmp_path / "new" / "a.png")
@@ -150,5 +150,5 @@ def test_real_data(coco_tiny: Path, tmp_path: Path) -> None:
         for label in set(target["labels"].tolist()):
             assert has_color(picture, label).any()
         pictures.append(picture)
-    save_png(as_picture(grid(pictures, 2)), tmp_path / "grid.png")
+    save_png(to_pil(grid(pictures, 2)), tmp_path / "grid.png")
     assert Image.open(tmp_path / "grid.png").format == "PNG"

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision import tv_tensors
 
-from e3va_cli.data.formats.ade20k import Ade20kSource
-from e3va_cli.visualization.drawing import as_picture, class_color, grid, save_png
+from e3va_cli.data.formats.ade20k import Ade20kFormat
+from e3va_cli.visualization.drawing import class_color, grid, save_png, to_pil
 from e3va_cli.visualization.segmentation import draw_segments
 
 CLASSES = ["sky", "road", "car"]
@@ -122,7 +122,7 @@ def test_a_small_image_is_enlarged_until_names_can_be_read() -> None:
 
 @pytest.mark.parametrize(("folder", "num_classes"), [("camvid_small", 11), ("ade_sample", 150)])
 def test_real_data(tmp_path: Path, real_data: Callable[[str], Path], folder: str, num_classes: int) -> None:
-    source = Ade20kSource(
+    source = Ade20kFormat(
         root=str(real_data(folder)),
         train_images="images/training",
         train_labels="annotations/training",
@@ -140,5 +140,5 @@ def test_real_data(tmp_path: Path, real_data: Callable[[str], Path], folder: str
         largest = int(torch.bincount(target["semantic"].flatten().int())[1:].argmax()) + 1
         assert has_color(picture[:, image.shape[1] :], largest).any()
         pictures.append(picture)
-    save_png(as_picture(grid(pictures, 2)), tmp_path / "grid.png")
+    save_png(to_pil(grid(pictures, 2)), tmp_path / "grid.png")
     assert np.array(Image.open(tmp_path / "grid.png")).ndim == 3

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from e3va_cli.commands.saved_config import each_checked, named_runs
+from e3va_cli.commands.saved_config import named_runs, validate_each
 from e3va_cli.commands.sweep import Sweep
 from e3va_cli.config.composition import CONFIG_MODULE, groups_as_text, load_config, options_as_text, parse
 from e3va_cli.config.quoting import quoted_words
@@ -28,7 +28,7 @@ from e3va_cli.config.run_config import (
 )
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.runs.folder import (
-    is_first_process,
+    is_rank_zero,
     locate,
     new_folder,
     remove_unused,
@@ -41,7 +41,7 @@ from e3va_cli.utils.files import UNWRITABLE, UnwritableError
 NOTED = ("evaluate", "check-data", "benchmark-memory")  # that have a folder; train writes its notes itself
 
 
-def refuse(error: UserError) -> NoReturn:
+def exit_with_error(error: UserError) -> NoReturn:
     """Print what the user can mend and leave with exit code 2."""
     print_mistakes(error)
     sys.exit(2)
@@ -55,7 +55,7 @@ def require_place(words: list[str], *, writes: bool) -> None:
     A further process of a run finds there what the first one has put there for it.
     """
     given = {override.key_or_group: override for override in parse(words)}.get("hydra.run.dir")
-    if given is not None and is_first_process():
+    if given is not None and is_rank_zero():
         resumed = [locate(place, "resume")[0] for place in named_runs("train", words)]
         folder = Path(str(given.value()))
         require_unused(folder, resumed[0] if resumed else None)
@@ -90,7 +90,7 @@ def run(command: str) -> None:
         try:
             folder = new_folder(path)
         except UserError as error:
-            refuse(error)  # what a resolver raises, OmegaConf would wrap
+            exit_with_error(error)  # what a resolver raises, OmegaConf would wrap
         made.add(Path(folder).absolute())
         return folder
 
@@ -104,11 +104,11 @@ def run(command: str) -> None:
     try:
         words = quoted_words(command, words, multirun=flags.multirun)
         if not asks_only:
-            words, *others = each_checked(command, words)
+            words, *others = validate_each(command, words)
             if command == "train" and not flags.multirun:
                 require_place(words, writes=not flags.cfg)
     except UserError as error:
-        refuse(error)
+        exit_with_error(error)
 
     sweep = Sweep(words)
 
@@ -133,9 +133,11 @@ def run(command: str) -> None:
             if isinstance(error, OSError) and error.errno not in UNWRITABLE:
                 raise
             folder = Path(HydraConfig.get().runtime.output_dir)
-            if folder in made and is_first_process():
+            if folder in made and is_rank_zero():
                 remove_unused(folder)
-            refuse(error if isinstance(error, UserError) else UnwritableError(Path(error.filename or folder), error))
+            exit_with_error(
+                error if isinstance(error, UserError) else UnwritableError(Path(error.filename or folder), error)
+            )
 
     options = [word for word in given[2:] if word not in flags.overrides]
     sys.argv = [given[0], *options, *words]

@@ -25,13 +25,13 @@ from e3va_cli.commands.memory_tables import (
 from e3va_cli.config.composition import load_config, parse
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
-from e3va_cli.memory.benchmark import Setting, largest_batch_of, results_of, setting_of
+from e3va_cli.memory.benchmark import BenchmarkSpec, benchmark_spec, largest_batch_of, results_of
 from e3va_cli.memory.benchmark_json import benchmark_json
 from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.plot import draw
 from e3va_cli.memory.result import Result
 from e3va_cli.models.adapters import METHODS
-from e3va_cli.paper.claims import Claim, Run, judge
+from e3va_cli.paper.claims import Claim, Run, compare_with_paper
 from e3va_cli.paper.published import COCO, SETTINGS, VOC, published_setting
 from e3va_cli.utils.environment import device_name, versions
 from e3va_cli.utils.files import write_json
@@ -45,7 +45,7 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     """Plan or measure each method, judge the claims, write the files; exit code 1 if a claim does not hold."""
     words = list(HydraConfig.get().overrides.task)
     configs = {method: of_method(words, method) for method in known(config.methods)}
-    setting = setting_of(config)
+    setting = benchmark_spec(config)
     limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
     console.print(describe(config, setting))
     with Bars(
@@ -55,7 +55,7 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
         others = published_runs(bar, config, setting)
         batches = None if limit is None else batches_within(bar, configs, setting, limit)
     ours = Run(config.backbone.name, config.head.name, setting.size.image_size, results)
-    claims = judge([ours, *others], reserve_mib=config.reserve_mib)
+    claims = compare_with_paper([ours, *others], reserve_mib=config.reserve_mib)
     write(folder, config, setting, results, claims, batches)
     show(config, setting, results, claims, batches, folder)
     if any(claim.verdict == "does not hold" for claim in claims):
@@ -94,7 +94,7 @@ def of_method(words: list[str], method: str) -> BenchmarkMemoryConfig:
     return config
 
 
-def follow(bar: Bars, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: Setting) -> list[Result]:
+def follow(bar: Bars, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: BenchmarkSpec) -> list[Result]:
     """All results, one method after another."""
     task = bar.add_task(doing, total=len(configs))
     results: list[Result] = []
@@ -106,7 +106,7 @@ def follow(bar: Bars, doing: str, configs: dict[str, BenchmarkMemoryConfig], set
     return results
 
 
-def published_runs(bar: Bars, config: BenchmarkMemoryConfig, setting: Setting) -> list[Run]:
+def published_runs(bar: Bars, config: BenchmarkMemoryConfig, setting: BenchmarkSpec) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
     chosen = published_setting(config.backbone.name)
     if chosen is None or setting.size.image_size != chosen.image_size:
@@ -118,14 +118,14 @@ def published_runs(bar: Bars, config: BenchmarkMemoryConfig, setting: Setting) -
     for words, methods in (([f"experiment={other.experiment}", *shared], ("full", "e3va")), (on_card, ("e3va",))):
         configs = {method: of_method([*words, "measure=false"], method) for method in methods}
         first = next(iter(configs.values()))
-        theirs = setting_of(first)
+        theirs = benchmark_spec(first)
         results = follow(bar, f"Planning {first.backbone.name} for the claims:", configs, theirs)
         runs.append(Run(first.backbone.name, first.head.name, theirs.size.image_size, results))
     return runs
 
 
 def batches_within(
-    bar: Bars, configs: dict[str, BenchmarkMemoryConfig], setting: Setting, limit_mib: float
+    bar: Bars, configs: dict[str, BenchmarkMemoryConfig], setting: BenchmarkSpec, limit_mib: float
 ) -> dict[str, int]:
     """The largest batch of each method within the budget."""
     task = bar.add_task("Largest batch", total=len(configs))
@@ -137,7 +137,7 @@ def batches_within(
     return batches
 
 
-def describe(config: BenchmarkMemoryConfig, setting: Setting) -> str:
+def describe(config: BenchmarkMemoryConfig, setting: BenchmarkSpec) -> str:
     """One line on what is compared."""
     size = setting.size
     height, width = size.image_size
@@ -148,7 +148,7 @@ def describe(config: BenchmarkMemoryConfig, setting: Setting) -> str:
     )
 
 
-def settings_entry(config: BenchmarkMemoryConfig, setting: Setting) -> dict[str, Any]:
+def settings_entry(config: BenchmarkMemoryConfig, setting: BenchmarkSpec) -> dict[str, Any]:
     """`settings` of `benchmark.json`."""
     import torch
 
@@ -176,7 +176,7 @@ def settings_entry(config: BenchmarkMemoryConfig, setting: Setting) -> dict[str,
 def write(
     folder: Path,
     config: BenchmarkMemoryConfig,
-    setting: Setting,
+    setting: BenchmarkSpec,
     results: list[Result],
     claims: list[Claim],
     batches: dict[str, int] | None,
@@ -192,7 +192,7 @@ def write(
 
 def show(
     config: BenchmarkMemoryConfig,
-    setting: Setting,
+    setting: BenchmarkSpec,
     results: list[Result],
     claims: list[Claim],
     batches: dict[str, int] | None,

@@ -13,9 +13,9 @@ from e3va_cli.commands.console import console, print_table
 from e3va_cli.commands.image_grids import draw_annotations
 from e3va_cli.commands.run_summary import print_warnings
 from e3va_cli.config.run_config import CheckDataConfig
-from e3va_cli.data import SPLITS, DenseDataset, Source, Split
-from e3va_cli.data.dataset import require_same_classes
-from e3va_cli.data.formats.base import require_class_count
+from e3va_cli.data import SPLITS, DatasetFormat, DenseDataset, Split
+from e3va_cli.data.dataset import check_same_classes
+from e3va_cli.data.formats.base import check_class_count
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.limits import limit_note
@@ -31,7 +31,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
         UserError: a split is not there or cannot be looked at; the other one is reported on before.
     """
     source = config.dataset
-    targets = HEADS[config.head.name].needs
+    targets = HEADS[config.head.name].target_types
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
     sound, refusals, opened, left_out = True, [], [], 0
     for split in SPLITS:
@@ -44,7 +44,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
         sound = sound and report.ok
         try:
             dataset = source.open(split, None, targets=targets)
-            require_class_count(source, dataset)
+            check_class_count(source, dataset)
         except UserError as error:
             print_refusal(error)
             sound = False
@@ -57,7 +57,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
             console.print(f"Annotated samples: {escape(str(picture))}\n")
     if len(opened) == len(SPLITS):
         try:
-            require_same_classes(*opened)
+            check_same_classes(*opened)
         except UserError as error:
             print_refusal(error)
             sound = False
@@ -73,7 +73,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
     console.print(f"[green]No problems.[/]{but}")
 
 
-def check_with_progress(source: Source, split: Split, targets: Collection[str]) -> Report:
+def check_with_progress(source: DatasetFormat, split: Split, targets: Collection[str]) -> Report:
     """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
     with Bars(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)

@@ -42,7 +42,7 @@ def shared_memory_note(config: RunConfig, *, evaluates: bool = False) -> str | N
     height, width = size.image_size
     bytes_per_pixel, batch_size = 3, options.val_batch_size if evaluates else options.batch_size
     if not evaluates:
-        needs = HEADS[config.head.name].needs
+        needs = HEADS[config.head.name].target_types
         bytes_per_pixel += size.instances_per_image * ("masks" in needs) + 2 * ("semantic" in needs)
     batches = PREFETCHED * options.num_workers + 1
     needed_mib = batches * batch_size * height * width * bytes_per_pixel / MIB

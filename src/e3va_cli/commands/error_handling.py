@@ -19,7 +19,7 @@ from e3va_cli.commands.memory_check import peak_mib, setting_of_run, what_would_
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.memory.benchmark import free_mib
-from e3va_cli.training.lightning_module import DenseTask
+from e3va_cli.training.lightning_module import DenseLightningModule
 from e3va_cli.utils.environment import MIB, is_out_of_memory, process_peak_rss_mib
 from e3va_cli.utils.files import UNWRITABLE, UnwritableError
 
@@ -27,7 +27,7 @@ CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its pl
 
 
 @contextmanager
-def in_one_line(folder: Path, of_memory: Callable[[str], str], *, then: Callable[[], str] = str) -> Iterator[None]:
+def friendly_errors(folder: Path, of_memory: Callable[[str], str], *, then: Callable[[], str] = str) -> Iterator[None]:
     """Turn what ends a command into a `UserError`.
 
     Args:
@@ -75,7 +75,7 @@ def _without_unwritable(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
-def of_training(config: RunConfig, trainer: L.Trainer, task: DenseTask, what: str) -> str:
+def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModule, what: str) -> str:
     """Return the message of an out-of-memory error: the step, its images, the estimate, and what would fit.
 
     Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from e3va_cli.commands.console import as_list, console, print_passes
 from e3va_cli.commands.data_loading import shared_memory_note
-from e3va_cli.commands.error_handling import in_one_line, of_evaluation
+from e3va_cli.commands.error_handling import friendly_errors, of_evaluation
 from e3va_cli.commands.image_grids import draw_predictions
 from e3va_cli.commands.run_summary import hide_lightning_hints, print_results, print_warnings
 from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.limits import limit_note
-from e3va_cli.inference.evaluation import Candidate, Evaluation, build_evaluation, by_image_size, read_candidates
-from e3va_cli.inference.shared_passes import Adapter, passes_of
+from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, by_image_size, read_candidates
+from e3va_cli.inference.shared_passes import Adapter, group_by_input
 from e3va_cli.runs.folder import METRICS, PICTURES
 from e3va_cli.utils.files import make_subfolder, write_json
 
@@ -29,11 +29,11 @@ def run(config: EvaluateConfig, *others: EvaluateConfig, folder: Path) -> Result
     if config.trainer.limit_val_batches == 0:
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
     paths = as_list(config.checkpoint)
-    with in_one_line(folder, of_evaluation):
+    with friendly_errors(folder, of_evaluation):
         return measure(read_candidates(paths, [config, *others]), folder)
 
 
-def measure(candidates: list[Candidate], folder: Path) -> Results:
+def measure(candidates: list[EvalSpec], folder: Path) -> Results:
     """Evaluate candidates, those of one image size together, and report."""
     files: dict[str, dict[str, str]] = {}
     results: Results = {one.name: None for one in candidates}  # in this order
@@ -42,7 +42,7 @@ def measure(candidates: list[Candidate], folder: Path) -> Results:
         evaluation = build_evaluation(group, folder)
         trainer = evaluation.run.trainer
         if trainer.is_global_zero and len(candidates) > 1:
-            print_passes(passes_of(evaluation.adapters))
+            print_passes(group_by_input(evaluation.adapters))
         if trainer.is_global_zero:
             print_warnings([shared_memory_note(group[0].config, evaluates=True)])
         trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)

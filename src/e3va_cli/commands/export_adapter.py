@@ -8,7 +8,7 @@ from e3va_cli.commands.console import console
 from e3va_cli.commands.run_summary import PLACEHOLDER, needed_to_evaluate, print_command
 from e3va_cli.config.run_config import ExportAdapterConfig, RunConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import outlined, read_trained
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
@@ -29,13 +29,13 @@ def run(config: ExportAdapterConfig) -> None:
     folder = Path(config.output)
     run_folder, _ = locate(config.checkpoint, "checkpoint")
     require_new(folder)
-    trained = read_trained(config.checkpoint, "checkpoint")
+    trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
     description = describe(trained, outlined(trained), run_folder)
     write_adapter(folder, trained.state, description, config.precision)
-    print_made(folder, description["parameters"], trained.config)
+    print_summary(folder, description["parameters"], trained.config)
 
 
-def print_made(folder: Path, counts: dict[str, int], config: RunConfig) -> None:
+def print_summary(folder: Path, counts: dict[str, int], config: RunConfig) -> None:
     """The files with their sizes, the number of weights, and the commands that use them."""
     console.print(f"Adapter: {folder} (MiB: 2^20 bytes)", markup=False)
     for name, what in WHAT.items():

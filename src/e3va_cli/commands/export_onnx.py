@@ -8,8 +8,8 @@ from pathlib import Path
 from e3va_cli.commands.console import console
 from e3va_cli.config.run_config import ExportOnnxConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_trained
-from e3va_cli.export.onnx import DifferenceError, Exported, export_dense, require_exportable
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
+from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_exportable
 
 MB = 10**6
 
@@ -20,7 +20,7 @@ def run(config: ExportOnnxConfig) -> None:
         raise UserError("output: the name of a file is needed")
     path = Path(config.output)
     height, width = require_exportable(path, config.image_size)
-    trained = read_trained(config.checkpoint, "checkpoint")
+    trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
     model = build_trained(trained, *backbone_of(trained, **vars(config.backbone)))
     about = {
         "classes": trained.about["classes"],
@@ -29,13 +29,13 @@ def run(config: ExportOnnxConfig) -> None:
     }
     try:
         exported = export_dense(model, path, (height, width), tolerance=config.tolerance, about=about)
-    except DifferenceError as error:
+    except ParityError as error:
         print(f"e3va: error: {error}", file=sys.stderr)
         sys.exit(1)
-    print_made(path, (height, width), exported)
+    print_summary(path, (height, width), exported)
 
 
-def print_made(path: Path, image_size: tuple[int, int], exported: Exported) -> None:
+def print_summary(path: Path, image_size: tuple[int, int], exported: Exported) -> None:
     """The file's size, its input and outputs, and how near it is to PyTorch."""
     height, width = image_size
     console.print(f"{path}: {path.stat().st_size / MB:,.1f} MB", markup=False)

@@ -14,7 +14,7 @@ from e3va_cli.inference.images import as_image
 from e3va_cli.inference.prediction import prediction_of
 from e3va_cli.inference.predictor import LEAST_SCORE
 from e3va_cli.models.model import DenseModel
-from e3va_cli.visualization.drawing import as_picture, draw_sample, grid, save_png
+from e3va_cli.visualization.drawing import draw_sample, grid, save_png, to_pil
 from e3va_cli.visualization.segmentation import draw_segments
 
 COLUMNS = 4
@@ -60,5 +60,5 @@ def _spread(length: int, count: int) -> Iterator[int]:
 
 def _save(drawn: list[Tensor], path: Path) -> bool:
     if drawn:
-        save_png(as_picture(grid(drawn, COLUMNS)), path)
+        save_png(to_pil(grid(drawn, COLUMNS)), path)
     return bool(drawn)

@@ -8,14 +8,14 @@ from e3va_cli.commands.console import console
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import BenchmarkMemoryConfig, RunConfig
 from e3va_cli.errors import UserError
-from e3va_cli.memory.benchmark import Setting, largest_batch_of, setting_of
+from e3va_cli.memory.benchmark import BenchmarkSpec, benchmark_spec, largest_batch_of
 from e3va_cli.memory.budget import parse_budget
 from e3va_cli.memory.estimate import plan
 from e3va_cli.models.adapters.e3va import E3VAOptions
 from e3va_cli.utils.environment import MIB
 
 
-def require_fit(config: RunConfig, budget: str) -> None:
+def check_memory(config: RunConfig, budget: str) -> None:
     """Plan the largest step of a run; numbers that a training run does not have are those of benchmark_memory.yaml.
 
     Raises:
@@ -41,18 +41,18 @@ def benchmark_options() -> BenchmarkMemoryConfig:
     return config
 
 
-def setting_of_run(config: RunConfig) -> Setting:
+def setting_of_run(config: RunConfig) -> BenchmarkSpec:
     """Return the largest step of a run, on a GPU; what a training run does not have is benchmark_memory.yaml's."""
     shared = {one.name: getattr(config, one.name) for one in fields(RunConfig)}
-    return setting_of(replace(benchmark_options(), **shared, measure=False, budget=None))
+    return benchmark_spec(replace(benchmark_options(), **shared, measure=False, budget=None))
 
 
-def peak_mib(config: RunConfig, setting: Setting) -> float:
+def peak_mib(config: RunConfig, setting: BenchmarkSpec) -> float:
     """What the tensors of a step will need."""
     return plan(config, setting.size, num_classes=setting.num_classes).peak.total_bytes / MIB
 
 
-def what_would_fit(config: RunConfig, setting: Setting, limit_mib: float) -> list[str]:
+def what_would_fit(config: RunConfig, setting: BenchmarkSpec, limit_mib: float) -> list[str]:
     """Overrides of which each alone makes the run fit."""
     remedies = []
     batch, accumulated = setting.size.batch_size, config.trainer.accumulate_grad_batches

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from e3va_cli.commands.console import print_table
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
-from e3va_cli.memory.benchmark import Setting
+from e3va_cli.memory.benchmark import BenchmarkSpec
 from e3va_cli.memory.budget import LARGEST_BATCH
-from e3va_cli.memory.result import Result, against_full
+from e3va_cli.memory.result import Result, relative_saving
 from e3va_cli.memory.tracker import KINDS
 from e3va_cli.paper.claims import Claim
 from e3va_cli.paper.published import published_setting
@@ -35,10 +35,10 @@ def print_results_table(results: list[Result], backbone: str) -> None:
             f"{result.trainable_params / 1e6:.2f} M",
             f"{result.trainable_pct:.2f}",
             number(result.peak_mib, 0),
-            percent(against_full(results, result.method, "peak_mib")),
+            percent(relative_saving(results, result.method, "peak_mib")),
         ]
         if timed:
-            row += [number(result.step_time_s, 3), percent(against_full(results, result.method, "step_time_s"))]
+            row += [number(result.step_time_s, 3), percent(relative_saving(results, result.method, "step_time_s"))]
         if published:
             params = published.methods.get(result.method)
             row += ["-" if params is None else f"{params[0]:.2f} M", percent(published.saved_pct(result.method))]
@@ -83,7 +83,7 @@ def peak_lines(results: list[Result]) -> list[str]:
     return [f"The peak falls in the {place}: {', '.join(methods)}" for place, methods in places.items()]
 
 
-def print_budget_table(config: BenchmarkMemoryConfig, setting: Setting, batches: dict[str, int]) -> None:
+def print_budget_table(config: BenchmarkMemoryConfig, setting: BenchmarkSpec, batches: dict[str, int]) -> None:
     """Which methods fit, how large a batch does, and the words to use."""
     height, width = setting.size.image_size
     rows = []

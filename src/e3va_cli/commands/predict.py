@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from e3va_cli.commands.console import as_list, console, print_passes
-from e3va_cli.commands.error_handling import in_one_line, of_prediction
+from e3va_cli.commands.error_handling import friendly_errors, of_prediction
 from e3va_cli.config.run_config import PredictConfig
 from e3va_cli.data.images.formats import describe_unread
 from e3va_cli.data.images.reading import RawImage, read_raw
@@ -33,7 +33,7 @@ def run(config: PredictConfig) -> None:
     files = find_images(as_list(config.input))
     if unread := describe_unread(file.name for file in files):
         print(f"e3va: note: input: {unread}", file=sys.stderr)
-    with in_one_line(Path(config.output or RUNS), of_prediction):
+    with friendly_errors(Path(config.output or RUNS), of_prediction):
         skipped = predict(config, files)
     if skipped:
         of_all = f"{skipped:,} of {count_of(len(files), 'file')}"

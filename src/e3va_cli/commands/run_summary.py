@@ -17,12 +17,12 @@ from e3va_cli.evaluation.limits import limit_note
 from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions
-from e3va_cli.optim.train_schedule import Course, ScheduleOptions, is_complete, longer
+from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule, is_complete, longer
 from e3va_cli.runs.folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
 from e3va_cli.training.resume import Resumed
 from e3va_cli.training.run import Run
 from e3va_cli.utils.command_line import command_line
-from e3va_cli.utils.text import count_of, first_few
+from e3va_cli.utils.text import count_of, truncate_list
 
 CLASSES_SHOWN = 20
 PLACEHOLDER = "IMAGES stands for an image file or a folder of them"
@@ -103,10 +103,10 @@ def drop_path(config: RunConfig) -> str:
 
 def named(classes: list[str]) -> str:
     """Their number and names, as far as a few lines hold them."""
-    return f"{len(classes)}: {first_few(classes, CLASSES_SHOWN)}"
+    return f"{len(classes)}: {truncate_list(classes, CLASSES_SHOWN)}"
 
 
-def described(course: Course, schedule: str) -> str:
+def described(course: TrainSchedule, schedule: str) -> str:
     """How long the run will be and how fast it will learn."""
     epochs = course.total_steps / course.steps_per_epoch
     adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
@@ -117,7 +117,7 @@ def described(course: Course, schedule: str) -> str:
     )
 
 
-def warnings_of(course: Course, schedule: ScheduleOptions) -> Iterator[str]:
+def warnings_of(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[str]:
     """What of a schedule does not fit a run of this length, a line each."""
     if course.warmup_steps < course.recipe_warmup:
         yield (

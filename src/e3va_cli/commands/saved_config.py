@@ -46,7 +46,7 @@ def named_runs(command: str, words: list[str]) -> list[str]:
     return [str(one) for one in runs]
 
 
-def on_top_of_run(command: str, words: list[str], place: str) -> list[str]:
+def with_saved_config(command: str, words: list[str], place: str) -> list[str]:
     """Return `words` on top of the configuration of the run or exported adapter at `place`, whatever defaults are now.
 
     A choice such as `dataset=coco` given anew also takes back what the run had set inside that group.
@@ -91,14 +91,14 @@ def is_of_hydra(key: str) -> bool:
     return re.split("[./]", key)[0] == "hydra"
 
 
-def each_checked(command: str, words: list[str]) -> list[list[str]]:
+def validate_each(command: str, words: list[str]) -> list[list[str]]:
     """The checked words of the command; where it builds on runs, on top of those of each run.
 
     Raises:
         UserError: something is wrong with them; of several runs, names the one.
     """
     runs = named_runs(command, words)
-    found = [on_top_of_run(command, words, place) for place in runs] or [words]
+    found = [with_saved_config(command, words, place) for place in runs] or [words]
     for index, one in enumerate(found):
         try:
             checked(command.replace("-", "_"), one, typed=words)

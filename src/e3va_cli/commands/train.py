@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.data_loading import shared_memory_note
-from e3va_cli.commands.error_handling import in_one_line, of_training
+from e3va_cli.commands.error_handling import friendly_errors, of_training
 from e3va_cli.commands.image_grids import draw_predictions
-from e3va_cli.commands.memory_check import require_fit
+from e3va_cli.commands.memory_check import check_memory
 from e3va_cli.commands.run_summary import (
     hide_lightning_hints,
     print_next,
@@ -26,13 +26,13 @@ from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.limits import limit_note
 from e3va_cli.optim.train_schedule import is_complete, longer
-from e3va_cli.runs.folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_first_process, locate, write_notes
+from e3va_cli.runs.folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_rank_zero, locate, write_notes
 from e3va_cli.runs.lock import hold
 from e3va_cli.training.history import histories
 from e3va_cli.training.resume import read_resumed
 from e3va_cli.training.run import Run, build_run
 from e3va_cli.utils.command_line import command_line
-from e3va_cli.utils.files import make_subfolder, replacing
+from e3va_cli.utils.files import atomic_write, make_subfolder
 
 
 def run(config: TrainConfig, *, folder: Path) -> Results | None:
@@ -40,8 +40,8 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
     hide_lightning_hints()
     resume = config.resume
     if config.budget is not None:
-        require_fit(config, config.budget)
-    if is_first_process():
+        check_memory(config, config.budget)
+    if is_rank_zero():
         hold(folder)
     run = build_run(config, folder)
     last = None if resume is None else locate(resume, "resume")[1]
@@ -50,7 +50,9 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
     step = 0 if resumed is None else resumed.step
     for history in histories(run.trainer):
         history.drop_from(step)
-    with in_one_line(folder, partial(of_training, config, run.trainer, run.task), then=partial(how_to_go_on, folder)):
+    with friendly_errors(
+        folder, partial(of_training, config, run.trainer, run.task), then=partial(how_to_go_on, folder)
+    ):
         if run.trainer.is_global_zero:
             write_config(config, folder)
             print_start(config, run, folder, resumed)
@@ -109,12 +111,12 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
         unfinished.unlink()
     if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
         make_subfolder(folder)
-        with replacing(folder / LAST) as temporary:
+        with atomic_write(folder / LAST) as temporary:
             shutil.copyfile(checkpoint, temporary)
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
     """Keep the resolved configuration in the run folder, once it is known that the run can go on."""
     write_notes(config, folder)
-    with replacing(folder / CONFIG) as temporary:
+    with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.data import SOURCES
+from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
 from e3va_cli.models.heads import HEADS
 from e3va_cli.models.model import check_frozen
@@ -17,17 +17,17 @@ def check_compatibility(config: RunConfig) -> None:
             set cannot have what the head is trained on; names what goes together.
     """
     check_frozen(config)
-    check_targets(config, config.dataset.offers)
+    check_targets(config, config.dataset.target_types)
 
 
 def check_targets(config: RunConfig, offers: frozenset[str]) -> None:
     """Check that what a data set `offers` is what the configured head is trained on; as `check_compatibility`."""
-    name, needs = config.head.name, HEADS[config.head.name].needs
+    name, needs = config.head.name, HEADS[config.head.name].target_types
     if needs <= offers:
         return
     dataset = config.dataset.name
-    heads = [head for head, kind in HEADS.items() if kind.needs <= offers]
-    sets = [source for source, kind in SOURCES.items() if needs <= kind.offers]
+    heads = [head for head, kind in HEADS.items() if kind.target_types <= offers]
+    sets = [source for source, kind in DATASET_FORMATS.items() if needs <= kind.target_types]
     missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
     advice = f"for this data: head={' or '.join(heads)}"
     if dataset not in sets:  # it is not these files alone

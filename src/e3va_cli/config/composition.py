@@ -122,7 +122,7 @@ def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from known_keys(node, f"{prefix}{key}.")
 
 
-def explain(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
+def format_override_error(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
     """One line on what is wrong with an override that Hydra refuses."""
     key, word = override.key_or_group, override.input_line
     names = [*groups(), *known_keys(cfg)]
@@ -180,7 +180,7 @@ def checked(config_name: str, words: list[str], typed: list[str] | None = None) 
                 try:
                     mistakes += errors_in(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
                 except (HydraException, OmegaConfBaseException) as error:
-                    mistakes.append(explain(config_name, parse([word])[0], error, cfg))
+                    mistakes.append(format_override_error(config_name, parse([word])[0], error, cfg))
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes))
 
@@ -211,7 +211,7 @@ def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
         try:
             cfg = compose(config_name, overrides=[*choices, override.input_line or ""])
         except (HydraException, OmegaConfBaseException) as error:
-            mistakes.append(explain(config_name, override, error, cfg))
+            mistakes.append(format_override_error(config_name, override, error, cfg))
         else:
             mistakes += [error for error in errors_in(cfg) if not error.endswith(NEEDED)]
             if override.key_or_group in groups():

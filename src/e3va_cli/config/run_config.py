@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from e3va_cli.components.options import MAX_SEED, About, Options, Under, errors_of, instantiate, older_options, option
 from e3va_cli.components.registry import Registry
 from e3va_cli.config.trainer import TrainerOptions
-from e3va_cli.data import SOURCES, LoaderOptions, Source
+from e3va_cli.data import DATASET_FORMATS, DatasetFormat, LoaderOptions
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import BACKBONES
@@ -25,7 +25,7 @@ from e3va_cli.models.model import ModelConfig
 from e3va_cli.optim.lr_schedules import SCHEDULES
 from e3va_cli.optim.optimizer import OptimizerOptions
 from e3va_cli.optim.train_schedule import ScheduleOptions
-from e3va_cli.utils.text import first_few
+from e3va_cli.utils.text import truncate_list
 
 NEEDED = "a value is needed"
 COMPUTED_IN = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
@@ -33,7 +33,7 @@ EXPORT_PRECISIONS = ("fp32", "fp16")
 LENGTHS = ("trainer.max_epochs", "schedule.epochs", "schedule.iterations")
 ONLY_MEASURED = (Under("measure", lambda value: value is not False, "plans have no steps; set measure=true"),)
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.group: registry for registry in (BACKBONES, METHODS, HEADS, SOURCES, SCHEDULES)
+    registry.group: registry for registry in (BACKBONES, METHODS, HEADS, DATASET_FORMATS, SCHEDULES)
 }
 SINGLE: dict[str, type] = {"data": LoaderOptions, "optimizer": OptimizerOptions, "trainer": TrainerOptions}
 LISTED = 4
@@ -45,7 +45,7 @@ class RunConfig(ModelConfig):
 
     reads_data: ClassVar[bool] = True
 
-    dataset: Source = option()
+    dataset: DatasetFormat = option()
     data: LoaderOptions = option()
     optimizer: OptimizerOptions = option()
     schedule: ScheduleOptions = option()
@@ -313,5 +313,5 @@ def warn_of_legacy_options(place: object, config: dict[str, Any]) -> None:
         key: value for key, value, known in _older(config) if not known.of_training and not OF_TRAINING.match(key)
     }
     if missing:
-        listed = first_few([f"{key}={str(value).lower()}" for key, value in missing.items()], LISTED)
+        listed = truncate_list([f"{key}={str(value).lower()}" for key, value in missing.items()], LISTED)
         warnings.warn(f"{place}: made by an older e3va; used as it was trained, with {listed}", LegacyWarning, 2)

@@ -1,32 +1,32 @@
 """Data sets, what happens to their images before a step, and checks of what is wrong with them."""
 
 from e3va_cli.data.collate import Batch, collate
-from e3va_cli.data.datamodule import DenseData, LoaderOptions
+from e3va_cli.data.datamodule import DenseDataModule, LoaderOptions
 from e3va_cli.data.dataset import DenseDataset, DetectionDataset, Target
 from e3va_cli.data.formats import ade20k, coco, shapes, voc
 from e3va_cli.data.formats.base import (
-    SOURCES,
+    DATASET_FORMATS,
     SPLITS,
-    Source,
+    DatasetFormat,
     Split,
-    open_splits,
+    build_datasets,
 )
 
 __all__ = [
-    "SOURCES",
+    "DATASET_FORMATS",
     "SPLITS",
     "Batch",
-    "DenseData",
+    "DatasetFormat",
+    "DenseDataModule",
     "DenseDataset",
     "DetectionDataset",
     "LoaderOptions",
-    "Source",
     "Split",
     "Target",
     "ade20k",
+    "build_datasets",
     "coco",
     "collate",
-    "open_splits",
     "shapes",
     "voc",
 ]

@@ -84,7 +84,7 @@ class LoaderOptions(Options):
     num_workers: int = option(help="processes that read and transform images, per device", least=0)
 
 
-class DenseData(L.LightningDataModule):
+class DenseDataModule(L.LightningDataModule):
     """Shuffled training batches and validation batches in order, each rank its share.
 
     Args:

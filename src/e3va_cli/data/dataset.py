@@ -48,7 +48,7 @@ class DenseDataset(Protocol):
     left_out_images: int
     """Images without anything to train on that were left out."""
 
-    offers: frozenset[str]
+    target_types: frozenset[str]
     """What targets hold: of boxes, masks and semantic."""
 
     notes: list[str]
@@ -79,7 +79,7 @@ class DetectionDataset(DenseDataset, Protocol):
         ...
 
 
-def require_same_classes(train: DenseDataset, val: DenseDataset) -> None:
+def check_same_classes(train: DenseDataset, val: DenseDataset) -> None:
     """Raises UserError naming the difference, unless both splits number the same classes the same way."""
     ours = Counter(zip(train.category_ids, train.classes, strict=True))
     theirs = Counter(zip(val.category_ids, val.classes, strict=True))

@@ -15,8 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from e3va_cli.data.paths import path_inside
-from e3va_cli.utils.text import first_few, printable
+from e3va_cli.data.paths import safe_join
+from e3va_cli.utils.text import escape_text, truncate_list
 
 GUESSED = 10  # names for which a likely file is looked for
 CLOSE = 0.75  # of difflib's ratio, from 0 to 1
@@ -37,10 +37,10 @@ class FoundNames:
     def describe_missing(self, most: int = GUESSED) -> str:
         """The first few of what is missing, with what may be meant."""
         named = [
-            f"{printable(name)}{f' (perhaps {printable(likely)})' if likely else ''}"
+            f"{escape_text(name)}{f' (perhaps {escape_text(likely)})' if likely else ''}"
             for name, likely in list(self.missing.items())[:most]
         ]
-        return first_few([*named, *[""] * (len(self.missing) - len(named))], most)
+        return truncate_list([*named, *[""] * (len(self.missing) - len(named))], most)
 
 
 def find_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> FoundNames:
@@ -115,7 +115,7 @@ def _absent(folder: Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
     listed: dict[Path, set[str] | None] = {}
     absent, present = [], []
     for name in names:
-        path = path_inside(folder, name)
+        path = safe_join(folder, name)
         if path is None:
             continue
         if path.parent not in listed:

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from e3va_cli.utils.text import first_few, printable
+from e3va_cli.utils.text import escape_text, truncate_list
 
 NAMES_SHOWN = 10
 
 
-def path_inside(folder: Path, file_name: str) -> Path | None:
+def safe_join(folder: Path, file_name: str) -> Path | None:
     """Where a file lies, without any `..`, or None where its name leads out of the folder.
 
     A name comes from whoever wrote the annotations. A link in the folder comes from its owner, who may well keep the
@@ -19,11 +19,11 @@ def path_inside(folder: Path, file_name: str) -> Path | None:
     return folder / path.relative_to(base) if base in path.parents else None
 
 
-def what_is_there(path: Path) -> str:
+def describe_directory(path: Path) -> str:
     """The first names in the nearest folder above the path that exists."""
     folder = next(parent for parent in path.parents if parent.is_dir())
     try:
-        names = sorted(printable(entry.name) + "/" * entry.is_dir() for entry in folder.iterdir())
+        names = sorted(escape_text(entry.name) + "/" * entry.is_dir() for entry in folder.iterdir())
     except OSError as error:
         return f"{folder} cannot be listed: {error.strerror}"
-    return f"{folder} holds {first_few(names, NAMES_SHOWN) or 'nothing'}"
+    return f"{folder} holds {truncate_list(names, NAMES_SHOWN) or 'nothing'}"

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision
 
 from e3va_cli.components.options import Options, option
 from e3va_cli.data.dataset import Target
-from e3va_cli.data.transforms import ShortestSide, Transforms
+from e3va_cli.data.transforms import ResizeShortestEdge, Transforms
 
 CROP_TRIES = 10
 HUE_SHIFT = 0.1  # of a turn; brightness, contrast and saturation are distorted as much as torchvision does by default
@@ -129,4 +129,4 @@ class SegmentationTransforms(Options):
 
     def val_transforms(self) -> Transforms:
         """Resize the image to one size; the label map stays as it is."""
-        return v2.Compose([ShortestSide(self.short_side, self.max_size), v2.ToPureTensor()])
+        return v2.Compose([ResizeShortestEdge(self.short_side, self.max_size), v2.ToPureTensor()])

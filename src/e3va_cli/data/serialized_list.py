@@ -9,7 +9,7 @@ import numpy as np
 Item = TypeVar("Item")
 
 
-class PackedList(Generic[Item]):
+class SerializedList(Generic[Item]):
     """A read-only list whose items lie pickled in one array.
 
     Reading a Python object writes its reference count, so that each DataLoader worker would in time copy

@@ -19,7 +19,7 @@ from e3va_cli.data.encoded_masks import EncodedMasks
 Transforms = Callable[..., tuple[Any, Target]]
 
 
-class ShortestSide(torch.nn.Module):
+class ResizeShortestEdge(torch.nn.Module):
     """Resize an image, not its target, to a short side of `size` and a long side of at most `max_size` pixels."""
 
     def __init__(self, size: int, max_size: int) -> None:
@@ -159,4 +159,4 @@ class DetectionTransforms(Options):
 
     def val_transforms(self) -> Transforms:
         """Resize to one size."""
-        return ResizeFirst([ShortestSide(self.val_short_side, self.max_size), v2.ToPureTensor()])
+        return ResizeFirst([ResizeShortestEdge(self.val_short_side, self.max_size), v2.ToPureTensor()])

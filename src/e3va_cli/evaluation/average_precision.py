@@ -19,7 +19,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.evaluation.base import Results, register
-from e3va_cli.evaluation.prediction_store import FoundByImage, leave_findings
+from e3va_cli.evaluation.prediction_store import PredictionStore, save_predictions
 from e3va_cli.models.heads import Detections
 from e3va_cli.visualization.precision_recall import Curves
 
@@ -32,7 +32,7 @@ LOGGED = ("AP", "AP50")
 BEYOND = 1e11  # pixels; pycocotools ignores single objects that are larger than its largest area, 1e10
 
 
-class AveragePrecision(FoundByImage[list[Results]]):
+class AveragePrecision(PredictionStore[list[Results]]):
     """Collects findings image by image and measures them against a COCO-format ground truth.
 
     Masks are encoded as they come: memory grows with the number of objects, not with image sizes. COCO counts 100
@@ -87,7 +87,7 @@ class AveragePrecision(FoundByImage[list[Results]]):
 
     def leave(self, folder: Path) -> dict[str, str]:
         """All findings in COCO's results format, and precision-recall curves."""
-        return leave_findings(chain.from_iterable(self.found.values()), self.curves, folder)
+        return save_predictions(chain.from_iterable(self.found.values()), self.curves, folder)
 
     def _measure(self, kind: str) -> Results:
         annotations = [a for a in self.ground_truth["annotations"] if a["image_id"] in self.found]

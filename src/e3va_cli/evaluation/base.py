@@ -78,7 +78,7 @@ def build_evaluator(metric: str, dataset: DenseDataset, kinds: Sequence[str]) ->
     Raises:
         UserError: there is none of that name for this kind of data.
     """
-    choices = [name for name, (needs, _) in EVALUATORS.items() if needs <= dataset.offers]
+    choices = [name for name, (needs, _) in EVALUATORS.items() if needs <= dataset.target_types]
     if metric not in choices:
         raise UserError(f"dataset.metric={metric}: one of {', '.join(choices)}")
     return EVALUATORS[metric][1](dataset, kinds)

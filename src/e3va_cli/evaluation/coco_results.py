@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from e3va_cli.utils.files import replacing
+from e3va_cli.utils.files import atomic_write
 
 
 def write_detections(results: Iterable[dict[str, Any]], path: Path) -> None:
@@ -18,7 +18,7 @@ def write_detections(results: Iterable[dict[str, Any]], path: Path) -> None:
             `segmentation`, as pycocotools encodes it.
         path: of the JSON file.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("[")
         for index, result in enumerate(results):
             mask = result.get("segmentation")

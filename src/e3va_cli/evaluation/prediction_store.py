@@ -14,7 +14,7 @@ from e3va_cli.visualization.precision_recall import Curves, draw_curves
 Found = TypeVar("Found")
 
 
-class FoundByImage(Generic[Found]):
+class PredictionStore(Generic[Found]):
     """The findings by image; only images that were given count, so that a part of a data set can be measured."""
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FoundByImage(Generic[Found]):
         self.found = {image: found for share in shares for image, found in share.items()}
 
 
-def leave_findings(results: Iterable[Results], curves: dict[str, Curves], folder: Path) -> dict[str, str]:
+def save_predictions(results: Iterable[Results], curves: dict[str, Curves], folder: Path) -> dict[str, str]:
     """Write findings in COCO's results format and the curves of each kind: what each file holds, by its name."""
     write_detections(results, folder / DETECTIONS)
     draw_curves(curves, folder / CURVES)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.evaluation.average_precision import distinct_names
 from e3va_cli.evaluation.base import Results, register
-from e3va_cli.evaluation.prediction_store import FoundByImage, leave_findings
+from e3va_cli.evaluation.prediction_store import PredictionStore, save_predictions
 from e3va_cli.models.heads import Detections
 from e3va_cli.visualization.precision_recall import RECALL, Curves
 
@@ -44,7 +44,7 @@ def eleven_points(hits: Ints, precision: Floats, objects: int) -> float:
     return float(np.mean([values.max(initial=0.0) for values in reached]))
 
 
-class VocAveragePrecision(FoundByImage[Floats32]):
+class VocAveragePrecision(PredictionStore[Floats32]):
     """Collects findings image by image and measures their boxes against a ground truth.
 
     Of each image are kept label, score and corners of the findings (N, 6). A finding goes to the object of its class
@@ -90,7 +90,7 @@ class VocAveragePrecision(FoundByImage[Floats32]):
         curves = Curves(
             self.classes, np.stack([_sampled(of_class) for of_class in ranked]), list(map(self._of_class, ranked))
         )
-        return leave_findings(self._as_results(), {"box": curves}, folder)
+        return save_predictions(self._as_results(), {"box": curves}, folder)
 
     def _as_results(self) -> Iterator[Results]:
         for image, rows in self.found.items():

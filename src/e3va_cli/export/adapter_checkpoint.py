@@ -14,7 +14,7 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.models.backbones import BackboneFingerprint, ResidualBackbone, build_backbone
-from e3va_cli.models.model import DenseModel, assemble, outline_model
+from e3va_cli.models.model import DenseModel, build_from_backbone, build_meta_model
 from e3va_cli.runs.folder import ADAPTER_CONFIG, adapter_folder, locate
 from e3va_cli.training.checkpoints import ABOUT, OF_TASK, read_checkpoint, require_same_weights, verify
 
@@ -22,7 +22,7 @@ EXTRACTOR = "extractor."  # what names begin with of what was trained on the bac
 
 
 @dataclass(frozen=True)
-class Trained:
+class AdapterCheckpoint:
     """Trained weights without their backbone.
 
     Attributes:
@@ -44,7 +44,7 @@ class Trained:
         return from_dict(self.about["config"])
 
 
-def read_trained(given: str, option: str) -> Trained:
+def read_checkpoint_or_adapter(given: str, option: str) -> AdapterCheckpoint:
     """What was trained, from a run folder (its last checkpoint), a checkpoint in it, or an exported adapter.
 
     Raises:
@@ -53,7 +53,7 @@ def read_trained(given: str, option: str) -> Trained:
     folder = adapter_folder(given)
     if folder is not None:
         config, state = read_adapter(folder)
-        trained = Trained(folder, _about(folder, config), state, config["steps"])
+        trained = AdapterCheckpoint(folder, _about(folder, config), state, config["steps"])
         model = outlined(trained)
         require_same_weights(trained.state, model, folder)
         backbone = model.extractor.backbone
@@ -68,7 +68,7 @@ def read_trained(given: str, option: str) -> Trained:
     state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
     if found := next(about_mistakes(content[ABOUT]), None):
         raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
-    trained = Trained(path, _about(path, content[ABOUT]), state, content["global_step"])
+    trained = AdapterCheckpoint(path, _about(path, content[ABOUT]), state, content["global_step"])
     require_same_weights(trained.state, outlined(trained), path)
     return trained
 
@@ -82,7 +82,7 @@ def _about(place: Path, saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def backbone_of(
-    trained: Trained, *, weights: str | None = None, pretrained: bool | None = None
+    trained: AdapterCheckpoint, *, weights: str | None = None, pretrained: bool | None = None
 ) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """The backbone that the weights were trained on.
 
@@ -103,23 +103,23 @@ def backbone_of(
     return backbone, identity
 
 
-def require_same_backbone(trained: Trained, identity: BackboneFingerprint) -> None:
+def require_same_backbone(trained: AdapterCheckpoint, identity: BackboneFingerprint) -> None:
     """Raises UserError unless this is the backbone that the weights were trained on."""
     verify({ABOUT: trained.about}, trained.path, {**trained.about, "backbone": vars(identity)})
 
 
-def build_trained(trained: Trained, backbone: ResidualBackbone, identity: BackboneFingerprint) -> DenseModel:
+def build_trained(trained: AdapterCheckpoint, backbone: ResidualBackbone, identity: BackboneFingerprint) -> DenseModel:
     """The trained model on its backbone, in eval mode. Methods that leave a backbone as it is can share one.
 
     Raises:
         UserError: weights are missing, too many, or of other sizes.
     """
-    model = assemble(trained.config, backbone, identity, len(trained.about["classes"]))
+    model = build_from_backbone(trained.config, backbone, identity, len(trained.about["classes"]))
     load_trained(model, trained)
     return model.eval()
 
 
-def load_trained(model: DenseModel, trained: Trained) -> None:
+def load_trained(model: DenseModel, trained: AdapterCheckpoint) -> None:
     """Put the weights into a model, in its own precision.
 
     Raises:
@@ -129,14 +129,14 @@ def load_trained(model: DenseModel, trained: Trained) -> None:
     model.load_state_dict(trained.state, strict=False)
 
 
-def outlined(trained: Trained) -> DenseModel:
+def outlined(trained: AdapterCheckpoint) -> DenseModel:
     """The trained model as shapes only.
 
     Raises:
         UserError: its configuration, which may come from anywhere, is of no model that can be built.
     """
     try:
-        return outline_model(trained.config, num_classes=len(trained.about["classes"]))
+        return build_meta_model(trained.config, num_classes=len(trained.about["classes"]))
     except Exception as error:  # what timm, torch and torchvision raise of values that make no sense
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{trained.path}: its configuration is of no model that can be built ({reason})") from None

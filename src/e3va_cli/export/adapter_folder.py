@@ -20,7 +20,7 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.export.adapter_config import FORMAT, VERSION, config_digest, read_config
 from e3va_cli.export.model_card import card
 from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from e3va_cli.utils.files import UnwritableError, replacing, write_json
+from e3va_cli.utils.files import UnwritableError, atomic_write, write_json
 
 OF_CONFIG = "config_sha256"  # in the safetensors file: the digest of the configuration that it was written with
 
@@ -48,7 +48,7 @@ def write_adapter(folder: Path, state: dict[str, Tensor], description: dict[str,
             config = {**description, "weights": written}
             write_json(temporary / ADAPTER_CONFIG, config)
             _require_readable(temporary, folder)
-            with replacing(temporary / ADAPTER_CARD) as file:
+            with atomic_write(temporary / ADAPTER_CARD) as file:
                 file.write_text(card(config, folder.resolve().name), encoding="utf-8")
             weights.chmod((temporary / ADAPTER_CONFIG).stat().st_mode)  # safetensors lets nobody else read it
     except (OSError, SafetensorError, UnwritableError) as error:

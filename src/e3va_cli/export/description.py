@@ -12,7 +12,7 @@ from torch import Tensor
 
 from e3va_cli.config.composition import parse
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.export.adapter_checkpoint import EXTRACTOR, Trained
+from e3va_cli.export.adapter_checkpoint import EXTRACTOR, AdapterCheckpoint
 from e3va_cli.export.adapter_config import FORMAT, VERSION
 from e3va_cli.models.model import DenseModel, parameter_counts
 from e3va_cli.runs.folder import METRICS, METRICS_HISTORY, overrides_of
@@ -22,7 +22,7 @@ NOT_OF_TRAINING = ("hydra", "resume", "checkpoint", "budget")
 SIZES = ("short_side", "val_short_side", "train_short_sides", "max_size", "crop_size")  # keys of data sets, in pixels
 
 
-def describe(trained: Trained, model: DenseModel, run: Path) -> dict[str, Any]:
+def describe(trained: AdapterCheckpoint, model: DenseModel, run: Path) -> dict[str, Any]:
     """Everything but the entry on the weights' file.
 
     Args:

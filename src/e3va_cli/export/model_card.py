@@ -37,7 +37,7 @@ def card(config: dict[str, Any], name: str) -> str:
 
 
 def _head(config: dict[str, Any], name: str) -> str:
-    needs = HEADS[config["head"]["name"]].needs
+    needs = HEADS[config["head"]["name"]].target_types
     task = next(text for what, text in TASKS.items() if what in needs)
     counts, weights = config["parameters"], config["weights"]
     return (

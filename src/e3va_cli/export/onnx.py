@@ -21,7 +21,7 @@ from e3va_cli.data.collate import SIZE_DIVISOR
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.models.model import DenseModel
 from e3va_cli.models.necks.fpn import pyramid_of
-from e3va_cli.utils.files import UnwritableError, replacing
+from e3va_cli.utils.files import UnwritableError, atomic_write
 
 ABOUT = "e3va"  # what the file calls the JSON on its use
 INPUT, BATCH = "images", "batch"
@@ -30,14 +30,14 @@ ONNX_BYTES = 2**31  # protobuf's limit of a message
 CHECKED = (1, 3)  # images at once when a file is compared with PyTorch
 
 
-class DensePart(nn.Module):
+class ExportModule(nn.Module):
     """Images to the feature pyramid of a detector, finest level first, or to the scores of a segmenter."""
 
     def __init__(self, model: DenseModel) -> None:
         super().__init__()
         head: Any = model.head
         self.extractor, self.mean, self.std = model.extractor, model.mean, model.std
-        self.segmenter = head if "semantic" in head.needs else None
+        self.segmenter = head if "semantic" in head.target_types else None
         self.neck = None if self.segmenter else head.neck  # and no more of a detector, or its weights would be kept
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -52,7 +52,7 @@ class DensePart(nn.Module):
         return ["scores"] if self.segmenter is not None else [f"pyramid_{level}" for level in range(len(outputs))]
 
 
-class DifferenceError(Exception):
+class ParityError(Exception):
     """A written file computes something else than PyTorch."""
 
 
@@ -82,11 +82,11 @@ class Format:
     """
 
     packages: tuple[str, ...]
-    write: Callable[[DensePart, Tensor, list[str], str, Path], None]
+    write: Callable[[ExportModule, Tensor, list[str], str, Path], None]
     load: Callable[[Path], Callable[[Tensor], Sequence[Tensor]]]
 
 
-def write_onnx(part: DensePart, images: Tensor, names: list[str], about: str, path: Path) -> None:
+def write_onnx(part: ExportModule, images: Tensor, names: list[str], about: str, path: Path) -> None:
     """Write ONNX: one file, weights included; the batch is free.
 
     Raises:
@@ -124,7 +124,7 @@ def load_onnx(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
     return lambda images: [torch.from_numpy(output) for output in session.run(None, {INPUT: images.numpy()})]
 
 
-def write_program(part: DensePart, images: Tensor, names: list[str], about: str, path: Path) -> None:
+def write_program(part: ExportModule, images: Tensor, names: list[str], about: str, path: Path) -> None:
     """Write a program of `torch.export`, whose outputs have no names; the batch is free."""
     shapes = {INPUT: {0: torch.export.Dim(BATCH)}}
     program = torch.export.export(part, (images,), dynamic_shapes=shapes, strict=False)
@@ -195,16 +195,16 @@ def export_dense(
         DifferenceError: the file computes something else than PyTorch; none is left.
         UserError: the file cannot be written.
     """
-    part, form = DensePart(model).eval(), FORMATS[path.suffix]
+    part, form = ExportModule(model).eval(), FORMATS[path.suffix]
     expected = [part(images) for images in map(_images, CHECKED, [image_size] * len(CHECKED))]
     names = part.names(expected[0])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             form.write(part, _images(TRACED, image_size), names, json.dumps({**about, "outputs": names}), temporary)
             difference = _difference(form.load(temporary), expected, image_size)
             if not difference <= tolerance:  # also where it is not a number
-                raise DifferenceError(
+                raise ParityError(
                     f"{path} not made: it differs from PyTorch by up to {difference:.2g}, "
                     f"and tolerance={tolerance:g} is let pass"
                 )

@@ -13,18 +13,18 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from e3va_cli.config.run_config import RunConfig, to_dict
-from e3va_cli.data import SOURCES, Batch, Target
+from e3va_cli.data import DATASET_FORMATS, Batch, Target
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Evaluator, Results, build_evaluator
-from e3va_cli.export.adapter_checkpoint import Trained, load_trained, read_trained
+from e3va_cli.export.adapter_checkpoint import AdapterCheckpoint, load_trained, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import require_one_backbone
-from e3va_cli.inference.shared_backbone import leaves_backbone
-from e3va_cli.inference.shared_passes import Adapter, Found, find, image_size, names_of, passes_of
+from e3va_cli.inference.shared_backbone import can_share_backbone
+from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, image_size, names_of
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.heads import HEADS
-from e3va_cli.models.model import DenseModel, assemble
+from e3va_cli.models.model import DenseModel, build_from_backbone
 from e3va_cli.training.checkpoints import ABOUT, about_model, verify
 from e3va_cli.training.run import Run, build_run
 
@@ -32,26 +32,26 @@ OPTION = "checkpoint"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class EvalSpec:
     """What is to be evaluated: trained weights, what they are called, and the configuration of the evaluation."""
 
     name: str
-    trained: Trained
+    trained: AdapterCheckpoint
     config: RunConfig
 
     @property
-    def leaves_backbone(self) -> bool:
+    def can_share_backbone(self) -> bool:
         """Whether others can use the same backbone."""
-        return leaves_backbone(self.config.adapter.name)
+        return can_share_backbone(self.config.adapter.name)
 
 
-class ModelsTogether(nn.Module):
+class MultiModel(nn.Module):
     """Adapters that want images of one size as one model: it finds in an image what each of them finds, by name."""
 
     def __init__(self, adapters: Sequence[Adapter]) -> None:
         super().__init__()
         self.models = nn.ModuleList(adapter.model for adapter in adapters)
-        self.passes = passes_of(adapters)
+        self.passes = group_by_input(adapters)
 
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[dict[str, Found]]:
         """As `DenseModel.predict`."""
@@ -59,7 +59,7 @@ class ModelsTogether(nn.Module):
         return [{name: of_all[index] for name, of_all in found.items()} for index in range(len(images))]
 
 
-class EvaluatorsTogether:
+class MultiEvaluator:
     """The evaluators of several models as one (`metrics.Evaluator`); all that it takes and gives is by their names."""
 
     def __init__(self, evaluators: dict[str, Evaluator]) -> None:
@@ -112,7 +112,7 @@ class EvaluatorsTogether:
         }
 
 
-def read_candidates(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[Candidate]:
+def read_candidates(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[EvalSpec]:
     """What is to be evaluated together, on the data that the configurations agree on.
 
     Args:
@@ -122,20 +122,20 @@ def read_candidates(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[
     Raises:
         UserError: something cannot be read, backbones differ, or one data set and one way to measure do not do for all.
     """
-    trained = [read_trained(path, OPTION) for path in paths]
+    trained = [read_checkpoint_or_adapter(path, OPTION) for path in paths]
     require_one_backbone(trained, OPTION)
-    candidates = [Candidate(*each) for each in zip(names_of(paths), trained, configs, strict=True)]
+    candidates = [EvalSpec(*each) for each in zip(names_of(paths), trained, configs, strict=True)]
     for other in candidates[1:]:
         _require_together(candidates[0], other)
     return candidates
 
 
-def _require_together(first: Candidate, other: Candidate) -> None:
+def _require_together(first: EvalSpec, other: EvalSpec) -> None:
     pair = f"{OPTION}: {first.name} and {other.name} cannot be evaluated together"
     apart = "or evaluate them one at a time"
     ours, theirs = measured_by(first.config), measured_by(other.config)
     for one in (first, other):
-        if not HEADS[one.config.head.name].needs <= SOURCES[ours["dataset"]].offers:
+        if not HEADS[one.config.head.name].target_types <= DATASET_FORMATS[ours["dataset"]].target_types:
             raise UserError(
                 f"{pair}: they are measured on one data set, and dataset={ours['dataset']} does not suit "
                 f"head={one.config.head.name} of {one.name}; give one that suits both, {apart}"
@@ -170,9 +170,9 @@ def measured_by(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def by_image_size(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+def by_image_size(candidates: Sequence[EvalSpec]) -> list[list[EvalSpec]]:
     """Those that want images of the same size, together."""
-    groups: dict[tuple[int, int], list[Candidate]] = {}
+    groups: dict[tuple[int, int], list[EvalSpec]] = {}
     for candidate in candidates:
         groups.setdefault(image_size(candidate.config), []).append(candidate)
     return list(groups.values())
@@ -193,13 +193,13 @@ class Evaluation:
         return self.run.task.results
 
 
-def build_evaluation(candidates: Sequence[Candidate], folder: Path) -> Evaluation:
+def build_evaluation(candidates: Sequence[EvalSpec], folder: Path) -> Evaluation:
     """The evaluation of candidates that want images of one size.
 
     Raises:
         UserError: data or weights of a backbone that cannot be used, or that what was trained does not fit.
     """
-    first = next((one for one in candidates if one.leaves_backbone), candidates[0])
+    first = next((one for one in candidates if one.can_share_backbone), candidates[0])
     run = build_run(first.config, folder, evaluate_only=True)
     metric = first.config.dataset.metric
     adapters: list[Adapter] = []
@@ -211,17 +211,17 @@ def build_evaluation(candidates: Sequence[Candidate], folder: Path) -> Evaluatio
         verify({ABOUT: one.trained.about}, one.trained.path, about)
         load_trained(model, one.trained)
         adapters.append(Adapter(one.name, one.trained.path, model, one.config, run.val.classes, run.val.category_ids))
-        kinds = sorted(model.head.needs)
+        kinds = sorted(model.head.target_types)
         evaluators[one.name] = run.task.evaluator if is_first else build_evaluator(metric, run.val, kinds)
-    run.task.model = cast(DenseModel, ModelsTogether(adapters))
-    run.task.evaluator = EvaluatorsTogether(evaluators)
+    run.task.model = cast(DenseModel, MultiModel(adapters))
+    run.task.evaluator = MultiEvaluator(evaluators)
     return Evaluation(run, adapters, evaluators)
 
 
-def _model(candidate: Candidate, run: Run) -> DenseModel:
+def _model(candidate: EvalSpec, run: Run) -> DenseModel:
     """The model of a candidate, on the backbone of the run's own model if both leave it as it is."""
-    if candidate.leaves_backbone:
+    if candidate.can_share_backbone:
         backbone, identity = run.model.extractor.backbone, run.model.identity
     else:
         backbone, identity = build_backbone(candidate.config.backbone)
-    return assemble(candidate.config, backbone, identity, len(run.val.classes))
+    return build_from_backbone(candidate.config, backbone, identity, len(run.val.classes))

@@ -17,7 +17,7 @@ from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import USUAL_SCALING
 from e3va_cli.inference.images import ImageLike, as_image
 from e3va_cli.models.heads import Detections, Segmentation
-from e3va_cli.visualization.drawing import as_picture, draw_sample
+from e3va_cli.visualization.drawing import draw_sample, to_pil
 from e3va_cli.visualization.segmentation import draw_segments
 
 PICTURE_SIDE = 1600  # pixels of a drawn picture's longer side at most: masks are drawn all at once, as floats
@@ -89,7 +89,7 @@ class ImagePrediction:
             drawn = draw_segments(pixels, _nearest(self.labels, size), self.classes)
         else:
             drawn = self._draw_objects(pixels, size)
-        return as_picture(drawn)
+        return to_pil(drawn)
 
     def _draw_objects(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = size[0] / self.height, size[1] / self.width

@@ -13,7 +13,7 @@ from PIL import Image
 from e3va_cli.data.images.orientation import STORED
 from e3va_cli.errors import UserError
 from e3va_cli.inference.prediction import Detection, ImagePrediction
-from e3va_cli.inference.shared_passes import Adapter, distinct
+from e3va_cli.inference.shared_passes import Adapter, unique_names
 from e3va_cli.utils.files import write_json
 from e3va_cli.visualization.drawing import save_png
 
@@ -43,7 +43,7 @@ class PredictionFiles:
     ) -> None:
         self.folder, self.files, self.adapters = folder, files, adapters
         self.score, self.pictures = score, pictures
-        self.stems = distinct(file.stem for file in files)
+        self.stems = unique_names(file.stem for file in files)
         self.images: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
         self.values = {adapter.name: mask_values(adapter.category_ids) for adapter in adapters}

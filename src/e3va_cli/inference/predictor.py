@@ -11,18 +11,24 @@ import torch
 from e3va_cli.data import Batch, collate
 from e3va_cli.data.images.reading import read_raw
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import Trained, backbone_of, build_trained, read_trained, require_same_backbone
+from e3va_cli.export.adapter_checkpoint import (
+    AdapterCheckpoint,
+    backbone_of,
+    build_trained,
+    read_checkpoint_or_adapter,
+    require_same_backbone,
+)
 from e3va_cli.inference.images import ImageLike, as_image
 from e3va_cli.inference.prediction import ImagePrediction, prediction_of
-from e3va_cli.inference.shared_backbone import leaves_backbone
-from e3va_cli.inference.shared_passes import Adapter, Found, find, names_of, passes_of
+from e3va_cli.inference.shared_backbone import can_share_backbone
+from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, names_of
 from e3va_cli.training.checkpoints import binding
 from e3va_cli.utils.amp import mixed_precision
 
 LEAST_SCORE = 0.5  # of an object, unless another is asked for
 
 
-class Together:
+class MultiPredictor:
     """Adapters of one backbone, which runs once for all that see images of the same size.
 
     Args:
@@ -35,7 +41,7 @@ class Together:
 
     def __init__(self, adapters: Sequence[Adapter], device: torch.device) -> None:
         self.adapters = list(adapters)
-        self.passes = passes_of(adapters)
+        self.passes = group_by_input(adapters)
         self.device = device
         for adapter in self.adapters:
             adapter.model.to(device)
@@ -96,7 +102,7 @@ class Together:
 class Predictor:
     """One adapter on its backbone."""
 
-    def __init__(self, together: Together) -> None:
+    def __init__(self, together: MultiPredictor) -> None:
         self._together = together
         (self.adapter,) = together.adapters
 
@@ -129,7 +135,7 @@ def load_adapters(
     weights: str | None = None,
     pretrained: bool | None = None,
     option: str = "path",
-) -> Together:
+) -> MultiPredictor:
     """Trained adapters of one backbone, ready to be used together.
 
     Args:
@@ -142,18 +148,18 @@ def load_adapters(
     Raises:
         UserError: something cannot be read or does not fit its backbone, or the backbones differ.
     """
-    trained = [read_trained(str(path), option) for path in paths]
+    trained = [read_checkpoint_or_adapter(str(path), option) for path in paths]
     require_one_backbone(trained, option)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     moved = {"weights": weights, "pretrained": pretrained}
-    return Together(list(_adapters(names_of(paths), trained, moved)), place)
+    return MultiPredictor(list(_adapters(names_of(paths), trained, moved)), place)
 
 
-def _adapters(names: Sequence[str], trained: Sequence[Trained], moved: dict[str, Any]) -> Iterator[Adapter]:
+def _adapters(names: Sequence[str], trained: Sequence[AdapterCheckpoint], moved: dict[str, Any]) -> Iterator[Adapter]:
     shared = None
     for name, one in zip(names, trained, strict=True):
         about = one.about
-        if leaves_backbone(about["adapter"]["name"]):
+        if can_share_backbone(about["adapter"]["name"]):
             shared = shared or backbone_of(one, **moved)
             require_same_backbone(one, shared[1])
             model = build_trained(one, *shared)
@@ -162,7 +168,7 @@ def _adapters(names: Sequence[str], trained: Sequence[Trained], moved: dict[str,
         yield Adapter(name, one.path, model, one.config, about["classes"], about["category_ids"])
 
 
-def require_one_backbone(trained: Sequence[Trained], option: str) -> None:
+def require_one_backbone(trained: Sequence[AdapterCheckpoint], option: str) -> None:
     """Raises UserError unless all were trained on one backbone, computed in one way; names `option`."""
     identities = {one.path: one.about["backbone"] for one in trained}
     apart = "use them one at a time"

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from e3va_cli.models.adapters import METHODS, FeatureExtractor, FrozenBackbone
-from e3va_cli.models.adapters.e3va import E3VA, run_together
+from e3va_cli.models.adapters.e3va import E3VA, forward_shared_backbone
 from e3va_cli.models.adapters.frozen import Frozen
 from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.models.model import DenseModel
 
 
-def leaves_backbone(method: str) -> bool:
+def can_share_backbone(method: str) -> bool:
     """Whether the method called `method` computes the backbone's own activations, so that others can use them."""
     return METHODS[method].shares_backbone
 
 
-class OwnStream(E3VA):
+class IdentityHighway(E3VA):
     """The backbone's own stream as a highway of adapters that change nothing: `Frozen` for a shared pass."""
 
     def __init__(self, frozen: Frozen) -> None:
@@ -33,7 +33,7 @@ class OwnStream(E3VA):
 
 
 @torch.no_grad()
-def predict_together(
+def predict_shared(
     models: Sequence[DenseModel], images: Tensor, image_sizes: list[tuple[int, int]]
 ) -> list[list[Detections] | list[Segmentation]]:
     """What `DenseModel.predict` of each model gives, with one pass of the backbone for all.
@@ -45,13 +45,13 @@ def predict_together(
     """
     if len(models) == 1:
         return [models[0].predict(images, image_sizes)]
-    batch = models[0].normalise(images, image_sizes)
-    features = run_together([_highway(model.extractor) for model in models], batch.tensors)
+    batch = models[0].normalize(images, image_sizes)
+    features = forward_shared_backbone([_highway(model.extractor) for model in models], batch.tensors)
     return [model.head.predict(lambda _: features.pop(0), batch) for model in models]
 
 
 def _highway(extractor: FeatureExtractor) -> E3VA:
     if isinstance(extractor, Frozen):
-        return OwnStream(extractor)
+        return IdentityHighway(extractor)
     assert isinstance(extractor, E3VA)
     return extractor

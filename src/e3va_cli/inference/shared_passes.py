@@ -11,8 +11,8 @@ from typing import Any
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.data import Batch
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.transforms import ShortestSide
-from e3va_cli.inference.shared_backbone import leaves_backbone, predict_together
+from e3va_cli.data.transforms import ResizeShortestEdge
+from e3va_cli.inference.shared_backbone import can_share_backbone, predict_shared
 from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.models.model import DenseModel
 from e3va_cli.runs.folder import CHECKPOINTS, adapter_folder
@@ -42,7 +42,7 @@ class Adapter:
     @property
     def task(self) -> str:
         """Detection or segmentation."""
-        return "segmentation" if "semantic" in self.model.head.needs else "detection"
+        return "segmentation" if "semantic" in self.model.head.target_types else "detection"
 
     @property
     def precision(self) -> str:
@@ -50,7 +50,7 @@ class Adapter:
         return self.config.trainer.precision
 
     @property
-    def resize(self) -> ShortestSide:
+    def resize(self) -> ResizeShortestEdge:
         """How its images are resized, as in evaluation."""
         return resize_of(self.config)
 
@@ -63,13 +63,13 @@ class Adapter:
     @property
     def alone(self) -> str:
         """Why it cannot share a pass of the backbone with others; empty if it can."""
-        return why_alone(self.config)
+        return exclusive_reason(self.config)
 
 
-def resize_of(config: RunConfig) -> ShortestSide:
+def resize_of(config: RunConfig) -> ResizeShortestEdge:
     """How the images of an evaluation are resized."""
     val: Any = config.dataset.val_transforms()
-    (resize,) = (step for step in val.transforms if isinstance(step, ShortestSide))
+    (resize,) = (step for step in val.transforms if isinstance(step, ResizeShortestEdge))
     return resize
 
 
@@ -79,15 +79,15 @@ def image_size(config: RunConfig) -> tuple[int, int]:
     return resize.size, resize.max_size
 
 
-def why_alone(config: RunConfig) -> str:
+def exclusive_reason(config: RunConfig) -> str:
     """Why the model of a configuration cannot share a pass of its backbone with others; empty if it can."""
     method = config.adapter.name
-    if not leaves_backbone(method):
+    if not can_share_backbone(method):
         return f"on a backbone of its own, which adapter={method} changes"
     return "in passes of its own, as its windows slide" if getattr(config.head, "window", None) else ""
 
 
-def passes_of(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
+def group_by_input(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
     """The adapters of each pass of a backbone: several where they see the same pixels and none is alone."""
     passes: dict[Any, list[Adapter]] = {}
     for adapter in adapters:
@@ -100,20 +100,20 @@ def find(passes: Iterable[Sequence[Adapter]], batch_for: Callable[[Adapter], Bat
     """What is found in each image of a batch, by the adapters' names.
 
     Args:
-        passes: of `passes_of`.
+        passes: of `group_by_input`.
         batch_for: the images as an adapter wants them; asked for once for each pass.
     """
     found: dict[str, Sequence[Found]] = {}
     for adapters in passes:
         batch = batch_for(adapters[0])
-        results = predict_together([adapter.model for adapter in adapters], batch.images, batch.image_sizes)
+        results = predict_shared([adapter.model for adapter in adapters], batch.images, batch.image_sizes)
         found.update(zip((adapter.name for adapter in adapters), results, strict=True))
     return found
 
 
 def names_of(paths: Iterable[str | Path]) -> list[str]:
     """What adapters read from these paths are called, each otherwise."""
-    return distinct(_name(Path(path)) for path in paths)
+    return unique_names(_name(Path(path)) for path in paths)
 
 
 def _name(path: Path) -> str:
@@ -125,7 +125,7 @@ def _name(path: Path) -> str:
     return path.stem if path.is_file() else path.name
 
 
-def distinct(names: Iterable[str]) -> list[str]:
+def unique_names(names: Iterable[str]) -> list[str]:
     """The names, numbered where they would be the same: in files too, where upper and lower case may count as one."""
     taken: set[str] = set()
     times: Counter[str] = Counter()

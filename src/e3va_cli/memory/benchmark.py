@@ -22,7 +22,7 @@ ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is n
 
 
 @dataclass(frozen=True)
-class Setting:
+class BenchmarkSpec:
     """What all methods share.
 
     Attributes:
@@ -46,7 +46,7 @@ class Setting:
         return "cpu" if self.device == "cpu" else "cuda"
 
 
-def setting_of(config: BenchmarkMemoryConfig) -> Setting:
+def benchmark_spec(config: BenchmarkMemoryConfig) -> BenchmarkSpec:
     """Return the setting of a configuration of `e3va benchmark-memory`."""
     check_compatibility(config)
     image_size = config.image_size or config.dataset.largest_image
@@ -62,10 +62,10 @@ def setting_of(config: BenchmarkMemoryConfig) -> Setting:
     wanted = gpu if config.measure == "auto" else config.measure
     device = ("cuda" if gpu else "cpu") if wanted else None
     limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
-    return Setting(size, config.dataset.planned_classes, device, config.warmup, config.repeats, limit)
+    return BenchmarkSpec(size, config.dataset.planned_classes, device, config.warmup, config.repeats, limit)
 
 
-def results_of(configs: Mapping[str, RunConfig], setting: Setting) -> Iterator[Result]:
+def results_of(configs: Mapping[str, RunConfig], setting: BenchmarkSpec) -> Iterator[Result]:
     """The result of each method, as it comes in."""
     with MeasuringProcess() as process:
         for method, config in configs.items():
@@ -91,7 +91,7 @@ def results_of(configs: Mapping[str, RunConfig], setting: Setting) -> Iterator[R
             yield measured(method, measurement, of_plan)
 
 
-def largest_batch_of(config: RunConfig, setting: Setting, limit_mib: float) -> int:
+def largest_batch_of(config: RunConfig, setting: BenchmarkSpec, limit_mib: float) -> int:
     """The most images that a step of one method can take within `limit_mib` of tensors."""
 
     def peak_mib(batch_size: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from e3va_cli.memory.result import Result, against_full
+from e3va_cli.memory.result import Result, relative_saving
 from e3va_cli.paper.claims import Claim
 
 DIGITS = 4
@@ -23,9 +23,9 @@ def method_entry(result: Result, results: list[Result]) -> dict[str, Any]:
         "trainable_params": result.trainable_params,
         "trainable_pct": rounded(result.trainable_pct),
         "peak_memory_mib": rounded(result.peak_mib),
-        "memory_saved_pct": rounded(against_full(results, result.method, "peak_mib")),
+        "memory_saved_pct": rounded(relative_saving(results, result.method, "peak_mib")),
         "step_time_s": rounded(result.step_time_s),
-        "time_saved_pct": rounded(against_full(results, result.method, "step_time_s")),
+        "time_saved_pct": rounded(relative_saving(results, result.method, "step_time_s")),
         "memory_by_kind_mib": {kind: rounded(value) for kind, value in result.by_kind_mib.items()},
     }
 

@@ -19,10 +19,10 @@ from e3va_cli.config.run_config import RunConfig
 from e3va_cli.memory.cuda_autocast import CudaAutocast
 from e3va_cli.memory.flops import Operations
 from e3va_cli.memory.step import DTYPES, StepSize, make_batch
-from e3va_cli.memory.trace import Followed, follow_step
+from e3va_cli.memory.trace import StepTrace, trace_step
 from e3va_cli.memory.tracker import WORKSPACES
 from e3va_cli.memory.worst_case import worst_case
-from e3va_cli.models.model import outline_model, parameter_counts
+from e3va_cli.models.model import build_meta_model, parameter_counts
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.utils.environment import MIB
 
@@ -33,7 +33,7 @@ CUBLAS_WORKSPACES = 2 * 32 * MIB
 
 
 @dataclass(frozen=True)
-class Plan(Followed):
+class Plan(StepTrace):
     """What a step will need.
 
     Attributes:
@@ -57,7 +57,7 @@ def plan(config: RunConfig, size: StepSize, *, num_classes: int, semantics: Sema
         semantics: the device whose rules hold, for what autocast leaves in float32 and for workspaces of libraries.
     """
     started = time.perf_counter()
-    model = outline_model(config, num_classes=num_classes).train()
+    model = build_meta_model(config, num_classes=num_classes).train()
     mixed = DTYPES[size.precision] is not None or config.backbone.dtype != "float32"
     contents: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True) if mixed else nullcontext()
     with contents, worst_case():
@@ -65,10 +65,10 @@ def plan(config: RunConfig, size: StepSize, *, num_classes: int, semantics: Sema
             model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype))
         optimizer = build_optimizer(model, config.optimizer)
         device = "cpu" if mixed else "meta"
-        batch = make_batch(size, num_classes=num_classes, needs=model.head.needs, device=device)
+        batch = make_batch(size, num_classes=num_classes, needs=model.head.target_types, device=device)
         rules = CudaAutocast() if mixed and semantics == "cuda" else None
         with Operations() as operations:
-            followed = follow_step(model, optimizer, batch, size, rules)
+            followed = trace_step(model, optimizer, batch, size, rules)
         parameters = parameter_counts(model)
     workspaces = CUBLAS_WORKSPACES if semantics == "cuda" else 0
     return Plan(

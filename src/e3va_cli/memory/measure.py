@@ -25,11 +25,11 @@ import torch
 
 from e3va_cli.config.run_config import RunConfig, from_dict
 from e3va_cli.memory.regions import counted_regions, matching_proposals
-from e3va_cli.memory.step import StepSize, make_batch, steady, train_step
-from e3va_cli.memory.trace import follow_step
+from e3va_cli.memory.step import StepSize, init_optimizer_state, make_batch, train_step
+from e3va_cli.memory.trace import trace_step
 from e3va_cli.models.model import build_random_model, parameter_counts
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.utils.environment import MIB, device_name, is_out_of_memory, synchronise
+from e3va_cli.utils.environment import MIB, device_name, is_out_of_memory, synchronize
 
 OUT_OF_MEMORY = "out of memory"
 BUSY_MIB = 1200  # in use on a GPU before we start: more than this process's own CUDA context
@@ -157,7 +157,9 @@ def measure_here(request: Request) -> Measurement:
     with device:  # a large network is made on a GPU in a fraction of the time
         model = build_random_model(request.config, num_classes=request.num_classes).to(device).train()
     optimizer = build_optimizer(model, request.config.optimizer)
-    batch = make_batch(request.size, num_classes=request.num_classes, needs=model.head.needs, device=request.device)
+    batch = make_batch(
+        request.size, num_classes=request.num_classes, needs=model.head.target_types, device=request.device
+    )
     about: dict[str, Any] = {
         "device_name": device_name(device),
         "parameters": parameter_counts(model),
@@ -170,7 +172,7 @@ def measure_here(request: Request) -> Measurement:
 
     with matching_proposals(model):
         if device.type == "cpu":
-            followed = follow_step(model, optimizer, batch, request.size)
+            followed = trace_step(model, optimizer, batch, request.size)
             peak = followed.peak
             about |= {
                 "peak_mib": peak.total_bytes / MIB,
@@ -180,7 +182,7 @@ def measure_here(request: Request) -> Measurement:
             }
             return Measurement(**about, step_times_s=timed(step, request, device))
         with counted_regions(model) as regions:
-            steady(optimizer, accumulates=request.size.accumulates)
+            init_optimizer_state(optimizer, accumulates=request.size.accumulates)
             for _ in range(request.warmup):
                 step()
             torch.cuda.reset_peak_memory_stats(device)
@@ -199,10 +201,10 @@ def timed(step: Any, request: Request, device: torch.device) -> list[float]:
     """Seconds of each of `repeats` steps, after `warmup` others."""
     times = []
     for index in range(request.warmup + request.repeats):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         step()
-        synchronise(device)
+        synchronize(device)
         if index >= request.warmup:
             times.append(time.perf_counter() - started)
     return times

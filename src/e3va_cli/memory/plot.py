@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from e3va_cli.memory.result import Result
-from e3va_cli.utils.files import replacing
+from e3va_cli.utils.files import atomic_write
 
 NAMES = {
     "full": "Full",
@@ -49,7 +49,7 @@ def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> Non
         draw_scatter(left, known)
         draw_stack(right, known)
         figure.subplots_adjust(left=0.07, right=0.975, top=0.80, bottom=0.10, wspace=0.28)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
 

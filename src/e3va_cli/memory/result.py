@@ -87,7 +87,7 @@ def saved_pct(ours: float | None, full: float | None) -> float | None:
     return None if ours is None or full is None else 100 * (1 - ours / full)
 
 
-def against_full(results: list[Result], method: str, attribute: str) -> float | None:
+def relative_saving(results: list[Result], method: str, attribute: str) -> float | None:
     """How much less `method` takes of `attribute` (`peak_mib` or `step_time_s`) than full fine-tuning, in percent."""
     by_name = {result.method: getattr(result, attribute) for result in results}
     return saved_pct(by_name.get(method), by_name.get("full"))

@@ -68,12 +68,12 @@ def make_batch(size: StepSize, *, num_classes: int, needs: frozenset[str], devic
             "labels": torch.randint(1, num_classes + 1, (size.instances_per_image,), device=device),
         }
         if "masks" in needs:
-            target["masks"] = filled(target["boxes"], height, width)
+            target["masks"] = boxes_to_masks(target["boxes"], height, width)
         targets.append(target)
     return Batch(images, [size.image_size] * size.batch_size, targets)
 
 
-def filled(boxes: Tensor, height: int, width: int) -> Tensor:
+def boxes_to_masks(boxes: Tensor, height: int, width: int) -> Tensor:
     """A mask of each box, uint8 (N, H, W)."""
     x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
     rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
@@ -86,7 +86,7 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return [batch.images, *(v for target in batch.targets for v in target.values() if isinstance(v, Tensor))]
 
 
-def steady(optimizer: Optimizer, *, accumulates: bool = False) -> None:
+def init_optimizer_state(optimizer: Optimizer, *, accumulates: bool = False) -> None:
     """Bring an optimizer to where every step but the first begins: with its state, and gradients to add to or none."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -114,7 +114,7 @@ def train_step(
 ) -> None:
     """Forward, backward, clipping and optimizer step.
 
-    The gradients are dropped after the step, as `DenseTask` has it.
+    The gradients are dropped after the step, as `DenseLightningModule` has it.
 
     Args:
         rules: entered for the forward pass, inside autocast.

@@ -16,7 +16,7 @@ from e3va_cli.models.backbones import (
     BackboneOptions,
     ResidualBackbone,
     build_backbone,
-    outline_backbone,
+    build_meta_backbone,
 )
 from e3va_cli.models.heads import Detections, Head, HeadOptions, Segmentation, Target, build_head
 from e3va_cli.utils.amp import guard_convolutions
@@ -51,23 +51,23 @@ class DenseModel(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(extractor.backbone.std).view(3, 1, 1), persistent=False)
 
-    def normalise(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
+    def normalize(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
         """Uint8 (B, 3, H, W) to what the backbone was trained with; the padding becomes zero, the mean colour."""
-        normalised = (images - self.mean) / self.std
-        for image, (height, width) in zip(normalised, image_sizes, strict=True):
+        normalized = (images - self.mean) / self.std
+        for image, (height, width) in zip(normalized, image_sizes, strict=True):
             image[:, height:] = 0
             image[:, :, width:] = 0
-        return ImageList(normalised, image_sizes)
+        return ImageList(normalized, image_sizes)
 
     def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
         """Named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
-        batch = self.normalise(images, image_sizes)
+        batch = self.normalize(images, image_sizes)
         return self.head.losses(self.extractor(batch.tensors), batch, targets)
 
     @torch.no_grad()
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections] | list[Segmentation]:
         """What is found in each image, in pixels of the images as given."""
-        return self.head.predict(self.extractor, self.normalise(images, image_sizes))
+        return self.head.predict(self.extractor, self.normalize(images, image_sizes))
 
 
 def check_frozen(config: ModelConfig) -> None:
@@ -92,7 +92,7 @@ def check_frozen(config: ModelConfig) -> None:
 
 def build_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     """The model of a configuration, to be trained."""
-    model = assemble(config, *build_backbone(config.backbone), num_classes)
+    model = build_from_backbone(config, *build_backbone(config.backbone), num_classes)
     guard_convolutions(model)
     return model
 
@@ -103,20 +103,20 @@ def build_random_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     return build_model(replace(config, backbone=backbone), num_classes=num_classes)
 
 
-def outline_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
+def build_meta_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     """The same model as shapes only, on the meta device."""
     with torch.device("meta"):
-        return assemble(config, *outline_backbone(config.backbone), num_classes)
+        return build_from_backbone(config, *build_meta_backbone(config.backbone), num_classes)
 
 
-def assemble(
+def build_from_backbone(
     config: ModelConfig, backbone: ResidualBackbone, identity: BackboneFingerprint, num_classes: int
 ) -> DenseModel:
     """The model of a configuration on a backbone that is there already."""
     check_frozen(config)
     extractor = tune(backbone, config.adapter)
     head = build_head(config.head, channels=backbone.widths, num_classes=num_classes)
-    extractor.restrict_to(head.stages)
+    extractor.set_out_indices(head.stages)
     return DenseModel(extractor, head, identity)
 
 

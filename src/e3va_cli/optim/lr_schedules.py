@@ -9,10 +9,10 @@ from typing import Any
 
 from e3va_cli.components.options import option
 from e3va_cli.components.registry import Registry
-from e3va_cli.optim.train_schedule import Course, ScheduleOptions
+from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule
 
 Factor = Callable[[int], float]
-SCHEDULES: Registry[Callable[[Course, Any], Factor]] = Registry("schedule")
+SCHEDULES: Registry[Callable[[TrainSchedule, Any], Factor]] = Registry("schedule")
 
 
 @dataclass
@@ -45,26 +45,26 @@ class PolyOptions(CosineOptions):
 
 
 @SCHEDULES.register("multistep", MultiStepOptions)
-def multistep(course: Course, options: MultiStepOptions) -> Factor:
+def multistep(course: TrainSchedule, options: MultiStepOptions) -> Factor:
     """Falls by `gamma` at the end of each milestone epoch, which moves back where the course is stretched."""
     boundaries = [round(epoch * course.stretch) * course.steps_per_epoch for epoch in options.milestones]
     return lambda step: options.gamma ** sum(step >= boundary for boundary in boundaries)
 
 
 @SCHEDULES.register("cosine", CosineOptions)
-def cosine(course: Course, options: CosineOptions) -> Factor:
+def cosine(course: TrainSchedule, options: CosineOptions) -> Factor:
     """Falls along a half cosine from 1 to `min_ratio` (arXiv 1608.03983, without restarts)."""
     total, least = course.total_steps, options.min_ratio
     return lambda step: least + (1 - least) * (1 + math.cos(math.pi * min(1, step / total))) / 2
 
 
 @SCHEDULES.register("poly", PolyOptions)
-def poly(course: Course, options: PolyOptions) -> Factor:
+def poly(course: TrainSchedule, options: PolyOptions) -> Factor:
     """Falls as (1 - step / total) ** power from 1 to `min_ratio`."""
     return lambda step: max(options.min_ratio, (1 - min(1, step / course.total_steps)) ** options.power)
 
 
-def build_schedule(options: ScheduleOptions, course: Course) -> Factor:
+def build_schedule(options: ScheduleOptions, course: TrainSchedule) -> Factor:
     """Return the schedule of the options, with a linear rise from `warmup_ratio` to 1 over the course's warm-up."""
     after = SCHEDULES[options.name](course, options)
     warmup, ratio = course.warmup_steps, options.warmup_ratio

@@ -44,7 +44,7 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
     """AdamW in two groups, with weight decay and without.
 
     Never decayed are norms and what a backbone exempts; all other vectors only if `decay_biases`. On a GPU it is fused:
-    one kernel for all parameters, no temporary copies, and steps that can be left out on the device (`StepGuard`).
+    one kernel for all parameters, no temporary copies, and steps that can be left out on the device (`NonFiniteGuard`).
     """
     exempt = {
         id(module.get_parameter(name))

@@ -59,7 +59,7 @@ class ScheduleOptions(Options):
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainSchedule:
     """What a run comes to.
 
     Attributes:
@@ -90,7 +90,7 @@ class Course:
         return self.recipe_batch not in (None, self.total_batch)
 
 
-def plan_course(
+def build_train_schedule(
     schedule: ScheduleOptions,
     *,
     lr: float,
@@ -100,7 +100,7 @@ def plan_course(
     max_steps: int | None = None,
     batches_per_epoch: int,
     devices: int,
-) -> Course:
+) -> TrainSchedule:
     """Return the course of a run.
 
     Args:
@@ -120,7 +120,7 @@ def plan_course(
     if max_steps is not None:
         total_steps = min(total_steps, max_steps)
     warmup = round(schedule.warmup_steps / ratio)
-    return Course(
+    return TrainSchedule(
         total_batch=total_batch,
         lr=lr * LR_FACTORS[schedule.lr_scaling](ratio),
         warmup_steps=min(warmup, math.ceil(schedule.warmup_max_fraction * total_steps)),
@@ -133,12 +133,12 @@ def plan_course(
     )
 
 
-def is_complete(course: Course, epochs: int, step: int, max_steps: int | None) -> bool:
+def is_complete(course: TrainSchedule, epochs: int, step: int, max_steps: int | None) -> bool:
     """Return whether a run that has done so many epochs and steps has come to its end."""
     return epochs >= course.epochs or (max_steps is not None and step >= max_steps)
 
 
-def longer(schedule: ScheduleOptions, course: Course, max_steps: int | None) -> dict[str, int | None]:
+def longer(schedule: ScheduleOptions, course: TrainSchedule, max_steps: int | None) -> dict[str, int | None]:
     """Return the options by which a run that has come to its end goes on, for as long again."""
     whole = course.epochs * course.steps_per_epoch
     options: dict[str, int | None] = {}

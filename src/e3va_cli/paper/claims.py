@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from e3va_cli.memory.result import Result, against_full
+from e3va_cli.memory.result import Result, relative_saving
 from e3va_cli.paper.published import (
     CARD_MIB,
     COCO,
@@ -85,7 +85,7 @@ def claim(title: str, published: float, told: Sequence[Told], *, at_least: bool)
     return Claim(title, published, found, at_least, source)
 
 
-def judge(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
+def compare_with_paper(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
     """Each claim of the paper, from all runs that can tell.
 
     A run tells of memory if backbone and image size are those of a published setting, and of time and parameters if
@@ -97,7 +97,7 @@ def judge(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
     claims, saved = [], []
     for setting in SETTINGS:
         here = [r for r in runs if r.backbone == setting.backbone and r.image_size == setting.image_size]
-        told = tell(here, lambda run: against_full(run.results, "e3va", "peak_mib"))[:1]
+        told = tell(here, lambda run: relative_saving(run.results, "e3va", "peak_mib"))[:1]
         saved.append(told)
         published = setting.saved_pct("e3va")
         assert published is not None
@@ -106,7 +106,7 @@ def judge(runs: list[Run], *, reserve_mib: float) -> list[Claim]:
     both = [one for told in saved for one in told] if all(saved) else []
     claims.append(claim("memory saved, average of both settings (%)", MEMORY_SAVED_PCT, both, at_least=True))
     known = [run for run in runs if run.backbone in (COCO.backbone, VOC.backbone)]
-    times = tell(known, lambda run: against_full(run.results, "e3va", "step_time_s"))
+    times = tell(known, lambda run: relative_saving(run.results, "e3va", "step_time_s"))
     claims.append(claim("training time saved (%)", TIME_SAVED_PCT, times, at_least=True))
     shares = sorted(tell(known, lambda run: run.of_ours("trainable_pct")))
     claims.append(claim("trainable backbone parameters (%)", TRAINABLE_PCT, shares[-1:], at_least=False))

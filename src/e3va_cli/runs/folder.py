@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.utils.command_line import command_line
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import make_subfolder, replacing
-from e3va_cli.utils.text import brief, is_name
+from e3va_cli.utils.files import make_subfolder, atomic_write
+from e3va_cli.utils.text import shorten, is_name
 
 CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"
@@ -63,10 +63,10 @@ def new_folder(path: str) -> str:
 
     Of the processes that a cluster starts for one run, the first claims it.
     """
-    return str(claim_folder(Path(path))) if is_first_process() else path
+    return str(claim_folder(Path(path))) if is_rank_zero() else path
 
 
-def is_first_process() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is not one of the further processes of a run, whoever started them."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
@@ -105,7 +105,7 @@ def write_notes(config: Any, folder: Path) -> None:
         notes |= {"hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
     make_subfolder(folder / NOTES)
     for name, content in notes.items():
-        with replacing(folder / NOTES / f"{name}.yaml") as temporary:
+        with atomic_write(folder / NOTES / f"{name}.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
 
@@ -152,7 +152,7 @@ def config_of(run: Path) -> dict[str, Any] | None:
 def write_overrides(run: Path, words: list[str]) -> None:
     """Keep the overrides that a run was started with, where Hydra does."""
     make_subfolder(run / NOTES)
-    with replacing(run / OVERRIDES) as temporary:
+    with atomic_write(run / OVERRIDES) as temporary:
         temporary.write_text(yaml.safe_dump(words, allow_unicode=True), encoding="utf-8")
 
 
@@ -161,7 +161,7 @@ def overrides_of(run: Path) -> list[str]:
     path = run / OVERRIDES
     words = _read_yaml(path, list)
     if wrong := [word for word in words if not is_name(word)]:
-        raise UserError(f"{path}: {brief(wrong[0])} is no option")
+        raise UserError(f"{path}: {shorten(wrong[0])} is no option")
     return cast("list[str]", words)
 
 

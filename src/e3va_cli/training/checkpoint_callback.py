@@ -11,12 +11,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from e3va_cli.runs.folder import BEST, LAST
-from e3va_cli.training.graceful_shutdown import StopSignals
+from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.training.history import histories
-from e3va_cli.training.steps import ends_step
+from e3va_cli.training.steps import is_optimizer_step
 
 
-class Checkpoints(Checkpoint):
+class CheckpointCallback(Checkpoint):
     """Keeps the last state and the best one; each file is replaced as a whole.
 
     Lightning calls it after all other callbacks. It goes on from each of these states exactly: `last.ckpt` is written
@@ -33,7 +33,7 @@ class Checkpoints(Checkpoint):
         stop: knows whether a signal has stopped the run.
     """
 
-    def __init__(self, folder: Path, monitor: str, every_steps: int | None, stop: StopSignals) -> None:
+    def __init__(self, folder: Path, monitor: str, every_steps: int | None, stop: GracefulShutdown) -> None:
         super().__init__()
         self.folder, self.monitor = folder, monitor
         self.every_steps, self.stop = every_steps, stop
@@ -63,7 +63,7 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the state of this step, unless it is an epoch's last, whose evaluation follows."""
-        if trainer.is_last_batch or not ends_step(trainer):
+        if trainer.is_last_batch or not is_optimizer_step(trainer):
             return
         due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
         if due or self.stop.agreed or trainer.global_step == trainer.max_steps:

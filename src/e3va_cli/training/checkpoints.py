@@ -19,8 +19,8 @@ from e3va_cli.config.run_config import RunConfig, kind_of, to_dict, with_older_o
 from e3va_cli.errors import UserError
 from e3va_cli.models.backbones import BackboneFingerprint
 from e3va_cli.models.backbones.weights import is_state_dict, load_plain
-from e3va_cli.utils.files import make_subfolder, replacing
-from e3va_cli.utils.text import first_few
+from e3va_cli.utils.files import atomic_write, make_subfolder
+from e3va_cli.utils.text import truncate_list
 
 CLASSES_SHOWN = 4
 OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UnwritableError: the disk is full, or the file cannot be written for another reason.
         """
         make_subfolder(Path(path).parent)
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # behind which it hides what the system said
@@ -108,7 +108,7 @@ def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> Non
         if saved[part] != about[part]:
             mistakes.append(
                 f"{path}: trained on other {part.replace('_', ' ')} than this data set has "
-                f"({first_few(saved[part], CLASSES_SHOWN)} there, {first_few(about[part], CLASSES_SHOWN)} here)"
+                f"({truncate_list(saved[part], CLASSES_SHOWN)} there, {truncate_list(about[part], CLASSES_SHOWN)} here)"
             )
             break
     if mistakes:
@@ -135,7 +135,7 @@ def require_same_weights(state: dict[str, Tensor], model: nn.Module, path: Path)
         ("has other sizes or types of", other),
     ):
         if names:
-            listed = first_few(sorted(names), 1)
+            listed = truncate_list(sorted(names), 1)
             raise UserError(f"{path}: {what}: {listed}; the file and its configuration do not agree")
 
 

@@ -18,7 +18,7 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 
 from e3va_cli.training.process_watchdog import end_children, is_child
-from e3va_cli.training.steps import ends_step
+from e3va_cli.training.steps import is_optimizer_step
 from e3va_cli.utils.command_line import command_line
 from e3va_cli.utils.output import discard
 
@@ -29,7 +29,7 @@ class RunStopped(SystemExit):
     """The end of a run that a signal stopped; the first process's exit code is a shell's, 128 + the signal's number."""
 
 
-class StopSignals(L.Callback):
+class GracefulShutdown(L.Callback):
     """Stops a run at its next step when a signal asks for it; a second Ctrl-C ends the process at once.
 
     All processes of a run stop after the same step, whichever of them was asked. An evaluation stops after its batch:
@@ -84,8 +84,8 @@ class StopSignals(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Agree with the other processes, after a whole step; the state is kept by `Checkpoints`."""
-        if not ends_step(trainer):
+        """Agree with the other processes, after a whole step; the state is kept by `CheckpointCallback`."""
+        if not is_optimizer_step(trainer):
             return
         self.agreed = self.asked
         if trainer.world_size > 1:

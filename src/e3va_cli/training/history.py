@@ -12,8 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from e3va_cli.training.steps import ends_step
-from e3va_cli.utils.files import appending, replacing
+from e3va_cli.training.steps import is_optimizer_step
+from e3va_cli.utils.files import appending, atomic_write
 
 FIRST = ("epoch", "step")
 
@@ -101,7 +101,7 @@ class MetricsHistory(Logger):
         new = sorted({name for row in named for name in row} - set(self.columns))
         if new or (self.outdated and end) or (unwritten and not self.path.is_file()):
             self.columns += new
-            with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            with atomic_write(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
                 writer.writerows(self.rows[:end])
@@ -145,7 +145,7 @@ class StepLog(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what the batches of a step measured on the mean."""
-        if trainer.global_step % self.window == 0 and ends_step(trainer):
+        if trainer.global_step % self.window == 0 and is_optimizer_step(trainer):
             values = {name: float(value) for name, value in pl_module.measured().items()}
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)

@@ -21,13 +21,13 @@ from e3va_cli.evaluation import Evaluator
 from e3va_cli.models.model import DenseModel
 from e3va_cli.optim.lr_schedules import Factor
 from e3va_cli.optim.optimizer import fit_to_device, take_options
-from e3va_cli.training.checkpoint_callback import Checkpoints
+from e3va_cli.training.checkpoint_callback import CheckpointCallback
 from e3va_cli.training.checkpoints import ABOUT, DATA, trained_state
-from e3va_cli.training.nonfinite_guard import StepGuard
-from e3va_cli.training.steps import Seen
+from e3va_cli.training.nonfinite_guard import NonFiniteGuard
+from e3va_cli.training.steps import BatchRecord
 
 
-class DenseTask(L.LightningModule):
+class DenseLightningModule(L.LightningModule):
     """Minimises the head's losses; measures its findings on the validation images.
 
     Args:
@@ -52,7 +52,7 @@ class DenseTask(L.LightningModule):
         schedule: Factor | None,
         about: dict[str, Any],
         seed: int,
-        guard: StepGuard,
+        guard: NonFiniteGuard,
         data: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class DenseTask(L.LightningModule):
         self.about, self.seed = about, seed
         self.guard = guard
         self.data = data or {}
-        self.seen: list[Seen] = []  # the batches of the current step
+        self.seen: list[BatchRecord] = []  # the batches of the current step
         self.evaluating = False  # whether the last batch was one of an evaluation
         self.gradient_norm = torch.zeros(())  # of that step, before clipping
         self.results: dict[str, Any] | None = None  # of the last evaluation
@@ -80,7 +80,7 @@ class DenseTask(L.LightningModule):
         self.evaluating = False
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.seen.clear()
-        self.seen.append(Seen.of(batch))
+        self.seen.append(BatchRecord.of(batch))
         torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
@@ -156,7 +156,7 @@ class DenseTask(L.LightningModule):
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Remember what is at hand."""
         self.evaluating = True
-        self.seen = [Seen.of(batch)]
+        self.seen = [BatchRecord.of(batch)]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
@@ -164,7 +164,7 @@ class DenseTask(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Note what is found; in a training run, keep the state of its beginning first."""
-        if batch_idx == 0 and isinstance(self.trainer.checkpoint_callback, Checkpoints):
+        if batch_idx == 0 and isinstance(self.trainer.checkpoint_callback, CheckpointCallback):
             self.trainer.checkpoint_callback.before_evaluation(self.trainer)
         found = self.model.predict(batch.images, batch.image_sizes)
         for of_image, target in zip(found, batch.targets, strict=True):

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from e3va_cli.errors import UserError
-from e3va_cli.training.process_watchdog import raise_on_all
-from e3va_cli.training.steps import Seen
+from e3va_cli.training.process_watchdog import raise_on_all_ranks
+from e3va_cli.training.steps import BatchRecord
 from e3va_cli.utils.environment import Moment, is_out_of_memory
 from e3va_cli.utils.files import write_json
-from e3va_cli.utils.text import first_few
+from e3va_cli.utils.text import truncate_list
 
 RECORDED = 1000  # bad batches that the file holds at most
 IMAGES_SHOWN = 8
@@ -44,13 +44,13 @@ class CheckedStep:
 
     number: int
     epoch: int
-    batches: list[Seen]
+    batches: list[BatchRecord]
     gradient_norm: Tensor
     bad: Tensor
     arrived: Moment
 
 
-class StepGuard:
+class NonFiniteGuard:
     """Leaves out steps that went wrong, notes their batches, and ends the run when too many follow each other.
 
     A fused optimizer leaves a step out on the device, so that no step waits for it; what happened is read, and said,
@@ -71,12 +71,12 @@ class StepGuard:
         """Whether a step that ended with `error` is to be left out."""
         return self.skip_oom and is_out_of_memory(error)
 
-    def bad_losses(self, seen: list[Seen], device: torch.device) -> Tensor:
+    def bad_losses(self, seen: list[BatchRecord], device: torch.device) -> Tensor:
         """Return whether a loss of the step is not finite, or missing because the step ran out of memory."""
         return torch.stack([self._is_bad(batch, device) for batch in seen]).any()
 
     def check(
-        self, trainer: L.Trainer, optimizer: Optimizer, seen: list[Seen], bad: Tensor, gradient_norm: Tensor
+        self, trainer: L.Trainer, optimizer: Optimizer, seen: list[BatchRecord], bad: Tensor, gradient_norm: Tensor
     ) -> None:
         """Keep a step that went wrong from changing the weights.
 
@@ -124,7 +124,7 @@ class StepGuard:
                 self.in_a_row = 0
 
     @staticmethod
-    def _is_bad(batch: Seen, device: torch.device) -> Tensor:
+    def _is_bad(batch: BatchRecord, device: torch.device) -> Tensor:
         if not batch.losses:
             return torch.ones((), dtype=torch.bool).to(device, non_blocking=True)
         return ~batch.losses["loss"].isfinite()
@@ -160,7 +160,7 @@ class StepGuard:
         memory = any(entry["out_of_memory"] for entry in entries)
         what = "out of memory" if memory else "the loss or its gradient is not finite"
         ids = [number for entry in entries for number in entry["image_ids"]]
-        where = f"step {step.number:,}: {what} (images {first_few(ids, IMAGES_SHOWN)})"
+        where = f"step {step.number:,}: {what} (images {truncate_list(ids, IMAGES_SHOWN)})"
         if self.limit is None or self.in_a_row < self.limit:
             if trainer.is_global_zero:
                 print(f"e3va: warning: {where}; left out, {self.in_a_row} in a row", file=sys.stderr, flush=True)
@@ -174,7 +174,7 @@ class StepGuard:
             f"{where}; the run ends, as this makes {self.in_a_row} steps in a row (trainer.max_bad_losses); "
             f"the batches are listed in {self.path}; {advice}"
         )
-        raise_on_all(trainer, error)
+        raise_on_all_ranks(trainer, error)
 
 
 def _number(value: Tensor) -> float | str:

@@ -37,7 +37,7 @@ def end_children(trainer: L.Trainer) -> bool:
     return True
 
 
-def raise_on_all(trainer: L.Trainer, error: UserError) -> NoReturn:
+def raise_on_all_ranks(trainer: L.Trainer, error: UserError) -> NoReturn:
     """Raise an error that all processes have come to: the first one says it, the others end without a word."""
     raise error if trainer.is_global_zero else SystemExit(0)
 
@@ -48,7 +48,7 @@ def is_lost_process(error: BaseException) -> bool:
     return running and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
 
 
-class Ranks(L.Callback):
+class ProcessWatchdog(L.Callback):
     """Ends all processes of a run, with a message, when one of them dies.
 
     Lightning ends them where a process that it has started dies, but without a word; the first one may learn of it

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from e3va_cli.models.model import parameter_counts
-from e3va_cli.training.steps import ends_step
+from e3va_cli.training.steps import is_optimizer_step
 from e3va_cli.utils.environment import MIB, Moment, device_name, process_peak_rss_mib, versions
 from e3va_cli.utils.files import write_json
 
@@ -116,7 +116,7 @@ class Resources(L.Callback):
         self.step.images += len(batch) * trainer.world_size
         memory = self._memory(pl_module.device)
         self.shown_mib = memory.pop("shown")
-        if not ends_step(trainer):
+        if not is_optimizer_step(trainer):
             return
         self.unread.append(self.step)
         self.step = StepTiming()

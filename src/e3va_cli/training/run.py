@@ -11,19 +11,19 @@ import torch
 
 from e3va_cli.config.compatibility import check_compatibility, check_targets
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.data import DenseData, DenseDataset, open_splits
+from e3va_cli.data import DenseDataModule, DenseDataset, build_datasets
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import build_evaluator
 from e3va_cli.models.heads import HEADS
 from e3va_cli.models.model import DenseModel, build_model
 from e3va_cli.optim.lr_schedules import build_schedule
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.optim.train_schedule import Course, plan_course
+from e3va_cli.optim.train_schedule import TrainSchedule, build_train_schedule
 from e3va_cli.runs.folder import BAD_BATCHES
-from e3va_cli.training.checkpoint_callback import Checkpoints
+from e3va_cli.training.checkpoint_callback import CheckpointCallback
 from e3va_cli.training.checkpoints import about_model
-from e3va_cli.training.lightning_module import DenseTask
-from e3va_cli.training.nonfinite_guard import StepGuard
+from e3va_cli.training.lightning_module import DenseLightningModule
+from e3va_cli.training.nonfinite_guard import NonFiniteGuard
 from e3va_cli.training.trainer import build_trainer
 
 
@@ -34,10 +34,10 @@ class Run:
     train: DenseDataset | None
     val: DenseDataset
     model: DenseModel
-    task: DenseTask
-    data: DenseData
+    task: DenseLightningModule
+    data: DenseDataModule
     trainer: L.Trainer
-    course: Course | None
+    course: TrainSchedule | None
 
 
 def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> Run:
@@ -48,14 +48,14 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     """
     check_compatibility(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    needs = HEADS[config.head.name].needs
-    train, val = open_splits(config.dataset, train=not evaluate_only, targets=needs)
+    needs = HEADS[config.head.name].target_types
+    train, val = build_datasets(config.dataset, train=not evaluate_only, targets=needs)
     for split in filter(None, (train, val)):
-        check_targets(config, split.offers)
+        check_targets(config, split.target_types)
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes=len(val.classes))
-    evaluator = build_evaluator(config.dataset.metric, val, sorted(model.head.needs))
-    data = DenseData(train, val, config.data, seed=config.seed)
+    evaluator = build_evaluator(config.dataset.metric, val, sorted(model.head.target_types))
+    data = DenseDataModule(train, val, config.data, seed=config.seed)
     trainer = build_trainer(config, folder, monitor=f"val/{evaluator.monitor}", evaluate_only=evaluate_only)
     options = config.trainer
     require_enough(trainer.world_size, train, val, skip_oom=options.skip_oom)
@@ -63,27 +63,27 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     optimizer = config.optimizer
     if not evaluate_only:
         devices = trainer.world_size
-        course = course_of(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
+        course = train_schedule_of(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
         follow(course, trainer)
         optimizer = replace(optimizer, lr=course.lr)
         schedule = build_schedule(config.schedule, course)
-    task = DenseTask(
+    task = DenseLightningModule(
         model,
         evaluator,
         optimizer=partial(build_optimizer, options=optimizer),
         schedule=schedule,
         about=about_model(model.identity, config, val.classes, val.category_ids),
         seed=config.seed,
-        guard=StepGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
+        guard=NonFiniteGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
         data={name: asdict(split.fingerprint()) for name, split in (("train", train), ("val", val)) if split and train},
     )
     return Run(train, val, model, task, data, trainer, course)
 
 
-def course_of(config: RunConfig, *, batches_per_epoch: int, devices: int) -> Course:
+def train_schedule_of(config: RunConfig, *, batches_per_epoch: int, devices: int) -> TrainSchedule:
     """Return the course of a run whose devices get so many batches each of one pass over the training images."""
     trainer = config.trainer
-    return plan_course(
+    return build_train_schedule(
         config.schedule,
         lr=config.optimizer.lr,
         batch_size=config.data.batch_size,
@@ -95,7 +95,7 @@ def course_of(config: RunConfig, *, batches_per_epoch: int, devices: int) -> Cou
     )
 
 
-def follow(course: Course, trainer: L.Trainer) -> None:
+def follow(course: TrainSchedule, trainer: L.Trainer) -> None:
     """Give the trainer the length of the run, known only now that the devices are counted.
 
     A run with more and shorter epochs than its recipe evaluates as often as the recipe does, and keeps its state.
@@ -103,7 +103,7 @@ def follow(course: Course, trainer: L.Trainer) -> None:
     trainer.fit_loop.max_epochs = course.epochs
     assert trainer.check_val_every_n_epoch is not None
     trainer.check_val_every_n_epoch = max(1, round(trainer.check_val_every_n_epoch * course.stretch))
-    if isinstance(trainer.checkpoint_callback, Checkpoints):
+    if isinstance(trainer.checkpoint_callback, CheckpointCallback):
         trainer.checkpoint_callback.every_epochs = max(1, round(course.stretch))
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from e3va_cli.data.collate import Batch
 
 
-def ends_step(trainer: L.Trainer) -> bool:
+def is_optimizer_step(trainer: L.Trainer) -> bool:
     """Whether the batch at hand ends an optimizer step; batches whose gradients are accumulated before do not."""
     return not trainer.fit_loop._should_accumulate()
 
 
 @dataclass
-class Seen:
+class BatchRecord:
     """A batch that went into a step.
 
     Attributes:
@@ -30,7 +30,7 @@ class Seen:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batch: Batch) -> Seen:
+    def of(cls, batch: Batch) -> BatchRecord:
         """What is to be remembered of a batch."""
         return cls([target["image_id"] for target in batch.targets], batch.image_sizes)
 

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from e3va_cli.config.run_config import RunConfig, to_dict
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.runs.folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
-from e3va_cli.training.checkpoint_callback import Checkpoints
+from e3va_cli.training.checkpoint_callback import CheckpointCallback
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
-from e3va_cli.training.graceful_shutdown import StopSignals
+from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.training.history import MetricsHistory, StepLog, TensorBoard
-from e3va_cli.training.process_watchdog import Ranks
+from e3va_cli.training.process_watchdog import ProcessWatchdog
 from e3va_cli.training.progress import Progress
 from e3va_cli.training.resources import Resources
 from e3va_cli.training.results import Results
@@ -41,11 +41,11 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
     options = config.trainer
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    stop = StopSignals(None if evaluate_only else folder, options.preemption_signal)
+    stop = GracefulShutdown(None if evaluate_only else folder, options.preemption_signal)
     resources = (
         None if evaluate_only else Resources(folder / RESOURCES, to_dict(config), window=options.log_every_n_steps)
     )
-    callbacks: list[Callback] = [Ranks(), Progress(resources), Results(folder), stop]
+    callbacks: list[Callback] = [ProcessWatchdog(), Progress(resources), Results(folder), stop]
     loggers: list[Logger] = []
     if resources is not None:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))
@@ -55,7 +55,7 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
             resources,
             LearningRateMonitor("step"),
             StepLog(options.log_every_n_steps),
-            Checkpoints(folder / CHECKPOINTS, monitor, options.checkpoint_every_steps, stop),
+            CheckpointCallback(folder / CHECKPOINTS, monitor, options.checkpoint_every_steps, stop),
         ]
         if options.max_steps is not None:
             callbacks.append(StepLimit(options.max_steps))

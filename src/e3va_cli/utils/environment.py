@@ -50,7 +50,7 @@ def processor_name() -> str:
     return next(filter(None, models), platform.processor() or platform.machine())
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done what it was given, so that a clock tells its time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

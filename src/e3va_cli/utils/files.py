@@ -55,7 +55,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
 
     The folder must be there: a run whose folder is deleted must not go on in an empty one.
@@ -117,5 +117,5 @@ def require_regular(path: Path) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON; a NaN is refused, as JSON has none."""
     text = json.dumps(content, indent=2, allow_nan=False)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

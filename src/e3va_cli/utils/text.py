@@ -18,12 +18,12 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value) and not NOT_IN_NAMES.search(value)
 
 
-def brief(value: object) -> str:
+def shorten(value: object) -> str:
     """A value as Python writes it, cut where it is long or nested deeply."""
     return _brief.repr(value)
 
 
-def printable(value: object) -> str:
+def escape_text(value: object) -> str:
     """A text, such as a path, that stays in its line: escapes stand for what is not printable, dots for the middle."""
     text = str(value)
     if len(text) > LONGEST:
@@ -37,7 +37,7 @@ def count_of(number: float, one: str, several: str = "") -> str:
     return f"{value} {one if value == '1' else several or f'{one}s'}"
 
 
-def first_few(items: Sequence[object], most: int) -> str:
+def truncate_list(items: Sequence[object], most: int) -> str:
     """Up to `most` items in a row, and how many there are beside them."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(str, items[:most])) + more

@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from e3va_cli.utils.files import replacing
+from e3va_cli.utils.files import atomic_write
 from e3va_cli.visualization.labels import as_labels
 
 WRITTEN = 30  # classes at most for which each cell has its number
@@ -53,5 +53,5 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
         scale = figure.colorbar(image, ax=axes, shrink=0.6, fraction=0.04, ticks=[0, 1, 5, 10, 25, 50, 100])
         scale.set_label("percent", fontsize=large)
         scale.ax.tick_params(labelsize=large)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from e3va_cli.utils.files import replacing
+from e3va_cli.utils.files import atomic_write
 from e3va_cli.visualization.fonts import fitting, legible_names
 
 Color = tuple[int, int, int]
@@ -95,14 +95,14 @@ def grid(images: Sequence[Tensor], columns: int) -> Tensor:
     return sheet
 
 
-def as_picture(pixels: Tensor) -> Image.Image:
+def to_pil(pixels: Tensor) -> Image.Image:
     """Pillow's image of uint8 [3, H, W], RGB."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
     """Writes a picture; the file appears only when it is complete."""
-    with replacing(path) as unfinished:
+    with atomic_write(path) as unfinished:
         picture.save(unfinished, format="PNG")
 
 
@@ -133,7 +133,7 @@ def _write_names(
     picture: Tensor, boxes: list[list[float]], names: list[tuple[str, str]], colors: list[Color]
 ) -> Tensor:
     """Writes each name and score on its class's colour at its box, where there is room beside the names before it."""
-    canvas = as_picture(picture)
+    canvas = to_pil(picture)
     draw = ImageDraw.Draw(canvas)
     size = min(max(11, max(canvas.size) / 48), 28)
     taken: list[Rectangle] = []

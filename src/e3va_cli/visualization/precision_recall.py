@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from e3va_cli.utils.files import replacing
+from e3va_cli.utils.files import atomic_write
 from e3va_cli.visualization.labels import as_labels
 
 RECALL = np.linspace(0.0, 1.0, 101)  # where COCO samples precision
@@ -57,7 +57,7 @@ def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
         panels = figure.subplots(1, len(kinds), squeeze=False)[0]
         for axes, (kind, curves), names in zip(panels, kinds.items(), labels, strict=True):
             _draw_panel(axes, kind, curves, names)
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
 

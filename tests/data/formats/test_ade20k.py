@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from e3va_cli.data.formats.ade20k import Ade20kSource
+from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.label_encoding import label_encoding
-from e3va_cli.data.validation.issues import Finding
+from e3va_cli.data.validation.issues import Issue
 from e3va_cli.data.validation.semantic_masks import check_label_maps
 from e3va_cli.errors import UserError
 from tests.components import options_of
@@ -24,8 +24,8 @@ FOLDERS = {
 Add = Callable[..., tuple[Path, Path]]
 
 
-def source(root: Path, num_classes: int | None = 3, classes: Any = None, **options: Any) -> Ade20kSource:
-    return Ade20kSource(root=str(root), num_classes=num_classes, classes=classes, **{**FOLDERS, **options})
+def source(root: Path, num_classes: int | None = 3, classes: Any = None, **options: Any) -> Ade20kFormat:
+    return Ade20kFormat(root=str(root), num_classes=num_classes, classes=classes, **{**FOLDERS, **options})
 
 
 def labels_of(*rows: list[int], dtype: type = np.uint8) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_images_and_label_maps(add: Add, tmp_path: Path) -> None:
     assert len(dataset) == 2
     assert dataset.classes == ["class 1", "class 2", "class 3"]
     assert dataset.category_ids == [1, 2, 3]
-    assert (dataset.dropped, dataset.offers) == ({}, {"semantic"})
+    assert (dataset.dropped, dataset.target_types) == ({}, {"semantic"})
     image, target = dataset[0]
     assert type(image) is tv_tensors.Image and image.dtype == torch.uint8
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(images / "a.png")))
@@ -222,11 +222,11 @@ def test_another_number_of_names(add: Add, tmp_path: Path) -> None:
     assert f"{tmp_path / 'names.txt'} names 4 classes, dataset.num_classes is 3" in refusal(tmp_path)
 
 
-def counts(findings: list[Finding]) -> dict[str, int]:
+def counts(findings: list[Issue]) -> dict[str, int]:
     return {finding.kind: finding.count for finding in findings}
 
 
-def place(findings: list[Finding], kind: str) -> str:
+def place(findings: list[Issue], kind: str) -> str:
     [finding] = [finding for finding in findings if finding.kind == kind]
     return str(finding.places[0])
 

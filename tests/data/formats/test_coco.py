@@ -56,7 +56,7 @@ def test_an_item(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [30, 5, 10, 10], category_id=7, image_id=11)])
     data = open_coco(folder, file)
     assert (len(data), data.classes, data.category_ids) == (2, ["dog", "cat"], [3, 7])
-    assert (data.dropped, data.offers) == ({}, {"boxes", "masks"})
+    assert (data.dropped, data.target_types) == ({}, {"boxes", "masks"})
     image, target = data[0]
     assert isinstance(image, tv_tensors.Image)
     assert np.array_equal(image.permute(1, 2, 0).numpy(), np.array(Image.open(folder / "a.png")))
@@ -214,7 +214,7 @@ def test_a_data_set_without_masks(write_coco: Write, annotate: Annotate) -> None
         [annotate(1, [2, 3, 10, 20], segmentation=[]), annotate(2, [2, 3, 9, 9], segmentation=None)]
     )
     data = open_coco(folder, file)
-    assert data.offers == {"boxes"}
+    assert data.target_types == {"boxes"}
     assert data.dropped == {}
     assert set(data[0][1]) == {"image_id", "boxes", "labels", "original_size"}
     assert len(data[0][1]["boxes"]) == 2

@@ -15,7 +15,7 @@ from PIL import Image
 from e3va_cli.config.composition import checked
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.text_encodings import decode_text, decode_xml
-from e3va_cli.data.formats.voc import VocSource
+from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.errors import UserError
 
 NAMES = {
@@ -52,7 +52,7 @@ def write(root: Path, content: bytes) -> Path:
 
 
 def classes(root: Path, **options: Any) -> list[str]:
-    return VocSource(str(root), None, None, None, **options).open("train").classes
+    return VocFormat(str(root), None, None, None, **options).open("train").classes
 
 
 @pytest.mark.parametrize("encoding", NAMES)
@@ -76,7 +76,7 @@ def test_an_undeclared_encoding_is_refused_until_it_is_given(tmp_path: Path, enc
     root = write(tmp_path, sheet(NAMES[encoding]).encode(encoding))
     with pytest.raises(UserError, match=r"a\.xml: annotation file of an unknown encoding.*dataset\.encoding"):
         classes(root)
-    source = VocSource(str(root), None, None, None)
+    source = VocFormat(str(root), None, None, None)
     assert [problem.kind for problem in source.check("train").problems] == ["annotation file of an unknown encoding"]
     assert classes(root, encoding=encoding) == [NAMES[encoding]]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va_cli.data.formats.ade20k import Ade20kSource
+from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.label_encoding import label_encoding
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.mean_iou import MeanIoU
@@ -57,9 +57,9 @@ def write(root: Path, *masks: Image.Image, split: str = "training") -> Path:
     return root
 
 
-def source(root: Path, **options: Any) -> Ade20kSource:
+def source(root: Path, **options: Any) -> Ade20kFormat:
     folders = {f"{split}_{kind}": f"{of[kind]}/{name}" for split, name in SPLITS.items() for kind in of}
-    return Ade20kSource(root=str(root), **{"num_classes": None, "classes": None, **folders, **options})
+    return Ade20kFormat(root=str(root), **{"num_classes": None, "classes": None, **folders, **options})
 
 
 SPLITS, of = {"train": "training", "val": "validation"}, {"images": "images", "labels": "annotations"}

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from e3va_cli.data.formats import voc_folder as voc_format
-from e3va_cli.data.formats.voc import VocSource
-from e3va_cli.data.validation.issues import Finding
+from e3va_cli.data.formats.voc import VocFormat
+from e3va_cli.data.validation.issues import Issue
 from e3va_cli.errors import UserError
 from tests.components import options_of
 
@@ -62,8 +62,8 @@ def plain(root: Path, *things: str) -> Path:
     return write(root, "VOC2007", {"train": ["a"], "val": ["b"]}, {"a": sheet(*things), "b": sheet(PERSON)})
 
 
-def source(root: Path, train_set: str | None = None, val_set: str | None = None, classes: Any = None) -> VocSource:
-    return VocSource(str(root), train_set, val_set, classes)
+def source(root: Path, train_set: str | None = None, val_set: str | None = None, classes: Any = None) -> VocFormat:
+    return VocFormat(str(root), train_set, val_set, classes)
 
 
 def files(data: Any) -> list[str]:
@@ -77,7 +77,7 @@ def lines_of(call: Callable[[], object]) -> list[str]:
     return caught.value.messages
 
 
-def counts(findings: list[Finding]) -> dict[str, int]:
+def counts(findings: list[Issue]) -> dict[str, int]:
     return {finding.kind: finding.count for finding in findings}
 
 
@@ -94,7 +94,7 @@ def test_an_item(tmp_path: Path) -> None:
     assert target["labels"].dtype == torch.int64
     assert target["original_size"] == data.image_size(0) == (30, 40)
     assert set(target) == {"image_id", "boxes", "labels", "original_size"}
-    assert (data.dropped, data.offers) == ({}, {"boxes"})
+    assert (data.dropped, data.target_types) == ({}, {"boxes"})
 
 
 def test_difficult_objects_are_ignored_by_evaluation_and_not_trained_on(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_unusable_objects_are_dropped_and_counted(tmp_path: Path) -> None:
     assert "'five'" in str(boxes[3])
 
 
-def sets_used(found: VocSource) -> tuple[list[str], list[str]]:
+def sets_used(found: VocFormat) -> tuple[list[str], list[str]]:
     return files(found.open("train")), files(found.open("val"))
 
 
@@ -288,7 +288,7 @@ def test_a_bomb_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     root = plain(tmp_path)
     (root / "VOC2007" / "Annotations" / "a.xml").write_text(BOMB)
     monkeypatch.setattr(voc_format.ElementTree, "fromstring", lambda text: pytest.fail("parsed"))
-    monkeypatch.setattr(VocSource, "_classes", TWENTY)
+    monkeypatch.setattr(VocFormat, "_classes", TWENTY)
     lines_of(lambda: source(root).open("train"))
 
 

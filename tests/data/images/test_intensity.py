@@ -24,7 +24,7 @@ from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.data.validation.image_survey import survey_images
 from e3va_cli.data.validation.images import pixel_notes, pixel_problems
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import read_trained
+from e3va_cli.export.adapter_checkpoint import read_checkpoint_or_adapter
 from e3va_cli.inference.images import as_image
 from e3va_cli.inference.predictor import load_adapter, load_adapters
 from tests.components import options_of
@@ -150,7 +150,7 @@ def test_training_evaluation_and_prediction_see_the_same(tmp_path: Path, write_c
     run = craft(tmp_path / "run", *words)
     files = {f"{split}_images": "images" for split in ("train", "val")}
     files |= {f"{split}_annotations": "instances.json" for split in ("train", "val")}
-    source = replace(read_trained(str(run), "checkpoint").config.dataset, **files)
+    source = replace(read_checkpoint_or_adapter(str(run), "checkpoint").config.dataset, **files)
     expected = np.stack([scaled(SCENE, 200, 3000)] * 3)
     for split, steps in (("train", source.train_transforms()), ("val", source.val_transforms())):
         assert np.array_equal(source.open(split, steps)[0][0].numpy(), expected), split

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from e3va_cli.data.formats.ade20k import Ade20kSource
+from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.images.reading import read_image, size_in_file
 from e3va_cli.data.validation.coco import check_coco_file
@@ -99,7 +99,7 @@ def test_label_maps(tmp_path: Path, displayed: bool) -> None:
     labels = np.random.default_rng(0).integers(0, 4, shown.shape[:2] if displayed else (30, 40), dtype=np.uint8)
     Image.fromarray(labels).save(tmp_path / "labels" / "a.png")
     folders = {"train_images": "images", "train_labels": "labels", "val_images": "images", "val_labels": "labels"}
-    source = Ade20kSource(root=str(tmp_path), num_classes=3, classes=None, **folders)
+    source = Ade20kFormat(root=str(tmp_path), num_classes=3, classes=None, **folders)
     image, target = source.open("train")[0]
     assert np.array_equal(pixels(image), shown if displayed else STORED)
     assert np.array_equal(target["semantic"].numpy(), labels)

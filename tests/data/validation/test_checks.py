@@ -9,17 +9,17 @@ from PIL import Image
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import coco_paths
 from e3va_cli.data.validation.coco import check_coco_file
-from e3va_cli.data.validation.issues import PLACES_KEPT, Finding, Report
+from e3va_cli.data.validation.issues import PLACES_KEPT, Issue, Report
 
 Write = Callable[..., tuple[Path, Path]]
 Annotate = Callable[..., dict[str, Any]]
 
 
-def counts(findings: list[Finding]) -> dict[str, int]:
+def counts(findings: list[Issue]) -> dict[str, int]:
     return {finding.kind: finding.count for finding in findings}
 
 
-def only(findings: list[Finding], kind: str) -> Finding:
+def only(findings: list[Issue], kind: str) -> Issue:
     [finding] = [finding for finding in findings if finding.kind == kind]
     return finding
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL.GifImagePlugin import GifImageFile
 
-from e3va_cli.data import DenseDataset, Source, collate
+from e3va_cli.data import DatasetFormat, DenseDataset, collate
 from e3va_cli.errors import UserError
 from tests.components import options_of
 from tests.data.validation import damages
@@ -84,12 +84,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-def source_of(table: str, root: Path) -> Source:
-    source: Source = options_of("dataset", **TABLES[table][1], root=str(root))
+def source_of(table: str, root: Path) -> DatasetFormat:
+    source: DatasetFormat = options_of("dataset", **TABLES[table][1], root=str(root))
     return source
 
 
-def checked(source: Source) -> tuple[list[str], set[str]]:
+def checked(source: DatasetFormat) -> tuple[list[str], set[str]]:
     """The lines of `check-data` on the training split, and the kinds of what it finds, unused classes aside."""
     try:
         report = source.check("train", None)
@@ -99,7 +99,7 @@ def checked(source: Source) -> tuple[list[str], set[str]]:
     return report.lines(), kinds - {"class without objects", "class without any pixel"}
 
 
-def trained_on(source: Source) -> DenseDataset:
+def trained_on(source: DatasetFormat) -> DenseDataset:
     """The training split, every item of it read and transformed, and all of them in one batch."""
     dataset = source.open("train", source.train_transforms())
     batch = collate([dataset[index] for index in range(len(dataset))])

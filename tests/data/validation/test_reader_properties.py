@@ -17,11 +17,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from e3va_cli.data.dataset import DenseDataset
-from e3va_cli.data.formats.base import Source
+from e3va_cli.data.formats.base import DatasetFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import MOST_PIXELS
 from e3va_cli.data.formats.rle import rle_fault, uncompressed
-from e3va_cli.data.formats.voc import VocSource
+from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.images.formats import FORMATS
 from e3va_cli.data.images.reading import decode_image, image_notes, read_image, size_in_file
 from e3va_cli.data.validation.coco import check_coco_file
@@ -146,7 +146,7 @@ def sheets(draw: st.DrawFn) -> bytes:
 
 
 def open_voc(root: Path) -> None:
-    source: Source = VocSource(str(root), "train", "train", None)
+    source: DatasetFormat = VocFormat(str(root), "train", "train", None)
     require_sound(source.open("train", None))
 
 
@@ -156,7 +156,7 @@ def test_voc(content: bytes) -> None:
     with built(damages.build_voc) as root:
         (root / "VOC2007/Annotations/a.xml").write_bytes(content)
         sound_or_refused(lambda: open_voc(root))
-        for line in VocSource(str(root), "train", "train", None).check("train").lines():
+        for line in VocFormat(str(root), "train", "train", None).check("train").lines():
             assert line.isprintable() and len(line) < 2000
 
 

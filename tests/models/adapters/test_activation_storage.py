@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.models.adapters.activation_storage import TOKENS_AT_ONCE, AsIntegers, keeping
+from e3va_cli.models.adapters.activation_storage import TOKENS_AT_ONCE, Int8Storage, build_storage
 from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
 
 BOUND = 0.01
@@ -31,29 +31,29 @@ def errors(found, reference):
 )
 def test_a_product_in_8_bits_is_within_one_percent_of_float64(width, outlier, dtype, of_rows):
     z, rows = tokens(width, outlier).to(dtype), torch.randn(2000, 64).to(of_rows)
-    whole = AsIntegers()
-    found = whole.product(whole.pack(z), rows)
+    whole = Int8Storage()
+    found = whole.weight_grad(whole.pack(z), rows)
     assert max(errors(found, z.double().T @ rows.double())) < BOUND
 
 
 def test_small_numbers_keep_their_bits_beside_float16():
     z, rows = 1e-4 * tokens(128, 300).clamp(-200, 200), torch.randn(2000, 64).half()
-    whole = AsIntegers()
-    found = whole.product(whole.pack(z.half()), rows)
+    whole = Int8Storage()
+    found = whole.weight_grad(whole.pack(z.half()), rows)
     assert max(errors(found, z.half().double().T @ rows.double())) < BOUND
 
 
 def test_zeros_stay_zeros():
     z = tokens(128)
     z[:, 3], z[5] = 0, 0
-    whole = AsIntegers()
-    found = whole.product(whole.pack(z), torch.eye(2000)[:, :8])
+    whole = Int8Storage()
+    found = whole.weight_grad(whole.pack(z), torch.eye(2000)[:, :8])
     assert found.isfinite().all() and not found[3].any() and not found[:, 5].any()
 
 
 @pytest.mark.parametrize("outlier", [1, 300])
 def test_the_gradient_of_the_first_factor_is_within_one_percent_of_float64(outlier):
-    adapter = DualLowRankAdapter(256, hidden=128, rank=16, keeping=keeping("compress", 8))
+    adapter = DualLowRankAdapter(256, hidden=128, rank=16, build_storage=build_storage("compress", 8))
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.1)
     z = tokens(256, outlier, TOKENS_AT_ONCE + 300)
@@ -73,5 +73,5 @@ def test_the_gradient_of_the_first_factor_is_within_one_percent_of_float64(outli
 @pytest.mark.parametrize("width", [96, 1024])
 def test_it_needs_a_byte_a_number_and_two_for_each_group(width):
     z = tokens(width)
-    nbytes = sum(tensor.untyped_storage().nbytes() for tensor in AsIntegers().pack(z))
+    nbytes = sum(tensor.untyped_storage().nbytes() for tensor in Int8Storage().pack(z))
     assert nbytes == 2000 * width + 2 * 2000 * max(1, width // 64 if width % 64 == 0 else 1) + 4 * width

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.models.adapters.activation_storage import AsIntegers
+from e3va_cli.models.adapters.activation_storage import Int8Storage
 from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
-from e3va_cli.models.adapters.e3va import run_together
+from e3va_cli.models.adapters.e3va import forward_shared_backbone
 from e3va_cli.models.backbones.swin import build_swin
 from tests.components import tune
 from tests.swin_reference import attention, stage_outputs
@@ -145,7 +145,7 @@ def test_without_gradients_nothing_is_compressed(nano, monkeypatch):
         nn.init.normal_(parameter, std=0.1)
     images = torch.randn(1, 3, 64, 64)
     expected = extractor(images)
-    monkeypatch.setattr(AsIntegers, "pack", lambda *_: pytest.fail("no backward pass will come"))
+    monkeypatch.setattr(Int8Storage, "pack", lambda *_: pytest.fail("no backward pass will come"))
     with torch.no_grad():
         found = extractor(images)
     assert all(torch.equal(ours, reference) for ours, reference in zip(found, expected, strict=True))
@@ -170,7 +170,7 @@ def test_what_is_kept_is_smaller(nano):
 @pytest.mark.parametrize("activations", ["keep", "recompute"])
 def test_on_a_backbone_in_16_bits_adapters_work_in_float32_and_keep_16_bits_of_z(nano, activations):
     exact = tune(copy.deepcopy(nano), "e3va", **OPTIONS)
-    nano.keep_in(torch.bfloat16)
+    nano.cast_weights(torch.bfloat16)
     rounded = tune(nano, "e3va", **OPTIONS, activations=activations)
     for parameter in exact.adapters.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -218,11 +218,11 @@ def test_several_extractors_share_one_pass_of_their_backbone(nano):
     extractors = [tune(nano, "e3va", rank=rank, hidden_ratio=0.5) for rank in (2, 4, 8)]
     for parameter in (p for e in extractors for p in e.adapters.parameters()):
         nn.init.normal_(parameter, std=0.1)
-    extractors[1].restrict_to((1, 2, 3))
+    extractors[1].set_out_indices((1, 2, 3))
     ran = []
     nano.stages[0].branches[0].qkv.register_forward_hook(lambda *_: ran.append(1))
     images = torch.randn(1, 3, 64, 96)
-    together = run_together(extractors, images)
+    together = forward_shared_backbone(extractors, images)
     assert len(ran) == 1 and [len(t) for t in together] == [4, 3, 4]
     for extractor, features in zip(extractors, together, strict=True):
         for ours, alone in zip(features, extractor(images), strict=True):

@@ -69,7 +69,7 @@ def test_drop_path_is_each_branches_end():
 def test_weights_in_16_bits_give_the_features_up_to_their_precision():
     exact = build_swin("swin_tiny_patch4_window7_224", **TINY).eval().requires_grad_(False)
     rounded = copy.deepcopy(exact)
-    rounded.keep_in(torch.bfloat16)
+    rounded.cast_weights(torch.bfloat16)
     held = {p.dtype: p.numel() for p in rounded.parameters()}
     assert sum(p.numel() for p in rounded.parameters() if p.dtype == torch.bfloat16) > 0.6 * sum(
         p.numel() for p in rounded.parameters()

@@ -7,7 +7,7 @@ import torch
 
 from e3va_cli.models.backbones import window_attention
 from e3va_cli.models.backbones.swin import build_swin
-from e3va_cli.models.backbones.window_attention import attend_in_parts, transform_in_parts
+from e3va_cli.models.backbones.window_attention import chunked_mlp, chunked_window_attention
 
 SIZES = [(14, 21), (7, 7), (20, 30), (5, 9), (32, 40)]  # of the map; windows are 7x7
 
@@ -31,9 +31,9 @@ def test_results_are_timms(nano, at_once, monkeypatch, size, fused):
     with torch.no_grad():
         for block in blocks_of(nano):
             shifts.append(any(block.shift_size))
-            found = attend_in_parts(block, nano.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, nano.apart, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(transform_in_parts(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(chunked_mlp(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
     assert shifts == [False, True]
 
 
@@ -43,7 +43,7 @@ def test_windows_need_not_be_square():
     x = torch.randn(2, 20, 18, 32, dtype=torch.float64)
     with torch.no_grad():
         for block in backbone.model.layers[0].blocks:
-            found = attend_in_parts(block, backbone.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, backbone.apart, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
 
 

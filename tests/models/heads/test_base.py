@@ -26,7 +26,7 @@ def test_a_recomputed_neck_gives_the_same_gradients_and_keeps_less(config, name)
     kept = build_head(**{**options, "recompute_neck": False}, channels=CHANNELS, num_classes=3)
     kept.load_state_dict(recomputed.state_dict())
     maps = [torch.randn(2, c, SIZE[0] // s, SIZE[1] // s) for c, s in zip(CHANNELS, (4, 8, 16, 32), strict=True)]
-    images, annotated = ImageList(torch.zeros(2, 3, *SIZE), [SIZE] * 2), targets("semantic" in kept.needs)
+    images, annotated = ImageList(torch.zeros(2, 3, *SIZE), [SIZE] * 2), targets("semantic" in kept.target_types)
     results = []
     for head in (recomputed, kept):
         sizes = {}

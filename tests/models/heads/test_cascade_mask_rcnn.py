@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from e3va_cli.config.run_config import to_dict, with_older_options
 from e3va_cli.models.heads.cascade_mask_rcnn import BoxStage, CascadeBoxOptions
-from e3va_cli.models.heads.roi_sampling import Regions, match, sample_regions
+from e3va_cli.models.heads.roi_sampling import SampledRoIs, match, sample_rois
 from tests.components import build_head
 from tests.models.heads import plain
 
@@ -185,11 +185,11 @@ def test_a_sample_holds_annotated_boxes_and_a_quarter_of_objects_at_most():
     near = truth[0]["boxes"].repeat(20, 1) + torch.rand(40, 4)
     far = torch.tensor([[100.0, 80.0, 110.0, 90.0]]).repeat(60, 1)
     sampler = BalancedPositiveNegativeSampler(32, 0.25)
-    regions = sample_regions([torch.cat((near, far))], truth, Matcher(0.5, 0.5), sampler)
+    regions = sample_rois([torch.cat((near, far))], truth, Matcher(0.5, 0.5), sampler)
     assert len(regions.boxes[0]) == 32 and (regions.labels[0] > 0).sum() == 8
     overlaps = box_iou(regions.boxes[0], truth[0]["boxes"]).max(1).values
     assert torch.equal(overlaps >= 0.5, regions.labels[0] > 0)
-    everything = sample_regions([far[:3]], truth, Matcher(0.5, 0.5), sampler)
+    everything = sample_rois([far[:3]], truth, Matcher(0.5, 0.5), sampler)
     assert everything.proposed[0].tolist() == [True] * 3 + [False] * 2
     assert everything.labels[0].tolist() == [0, 0, 0, 1, 3]
 
@@ -202,7 +202,7 @@ def test_old_weights_are_of_one_box_for_all_classes(legacy, build):
 
 def one_image(labels):
     boxes = torch.tensor([[20.0, 10.0, 60.0, 50.0], [0.0, 0.0, 5.0, 5.0]])
-    return boxes, Regions([boxes], [torch.tensor(labels)], [torch.tensor([0, 0])], [torch.tensor([True, True])])
+    return boxes, SampledRoIs([boxes], [torch.tensor(labels)], [torch.tensor([0, 0])], [torch.tensor([True, True])])
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
@@ -225,7 +225,7 @@ def test_box_losses_are_over_all_regions_of_the_batch():
     """mmdetection's formula: 10 sum_i (1 - GIoU_i) / regions, over images with different numbers of objects."""
     truth = targets()
     near = [t["boxes"].repeat(n, 1) + 6 * torch.rand(2 * n, 4) for t, n in zip(truth, (1, 3), strict=True)]
-    regions = Regions(
+    regions = SampledRoIs(
         near,
         [torch.tensor([1, 3]), torch.tensor([1, 3] * 2 + [0, 0])],
         [torch.tensor([0, 1] * n) for n in (1, 3)],
@@ -287,7 +287,7 @@ def test_mask_loss_by_hand(build):
     boxes = [t["boxes"] + 8 * torch.rand(2, 4) for t in truth]
     labels = [torch.tensor([1, 0]), torch.tensor([1, 3])]
     proposed = [torch.ones(2, dtype=torch.bool)] * 2
-    regions = Regions(boxes, labels, [torch.tensor([0, 1])] * 2, proposed)
+    regions = SampledRoIs(boxes, labels, [torch.tensor([0, 1])] * 2, proposed)
     logits = branch(pyramid, [boxes[0][:1], boxes[1]], SIZES)
     wanted = [
         plain.roi_align(truth[image]["masks"][index][None].float(), boxes[image][index], 28, 1)[0] >= 0.5

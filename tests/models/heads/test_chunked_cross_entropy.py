@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import cross_entropy, interpolate
 
 from e3va_cli.models.heads import chunked_cross_entropy as room
-from e3va_cli.models.heads.chunked_cross_entropy import pixel_loss
+from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
 
 CLASSES = 5
 
@@ -25,7 +25,7 @@ def case(rows, columns, scale, batch=2):
 def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows_at_once):
     monkeypatch.setattr(room, "NUMBERS_AT_ONCE", rows_at_once * 2 * CLASSES * scale * columns * scale)
     scores, labels = case(rows, columns, scale)
-    loss, expected = pixel_loss(scores, labels), plain(scores, labels)
+    loss, expected = chunked_cross_entropy(scores, labels), plain(scores, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     (gradient,), (reference,) = (torch.autograd.grad(0.4 * value, scores) for value in (loss, expected))
     torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-14)
@@ -42,7 +42,7 @@ def test_no_tensor_of_image_size_outlives_its_strip(monkeypatch):
         return cross_entropy(pixels, *args, **options)
 
     monkeypatch.setattr(room, "cross_entropy", strip_cross_entropy)
-    loss = pixel_loss(scores, labels)
+    loss = chunked_cross_entropy(scores, labels)
     assert sizes == [one_row] * 8
     saved = [t for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()]
     assert [t.shape for t in saved] == [scores.shape], "only the gradient at the scores' own size"
@@ -65,7 +65,7 @@ def test_it_is_in_float32_and_in_strips_under_float16_too():
     scores = scores.detach().float().requires_grad_()
     scale = 2.0**16
     with torch.autocast("cpu", dtype=torch.float16):
-        loss = pixel_loss(scores, labels)
+        loss = chunked_cross_entropy(scores, labels)
     (gradient,) = torch.autograd.grad(loss * scale, scores, retain_graph=True)
     (reference,) = torch.autograd.grad(plain(scores, labels) * scale, scores)
     torch.testing.assert_close(gradient, reference)
@@ -75,7 +75,7 @@ def test_it_is_in_float32_and_in_strips_under_float16_too():
 def test_without_gradients_and_without_labels():
     scores, labels = case(4, 4, 4)
     with torch.no_grad():
-        torch.testing.assert_close(pixel_loss(scores, labels), plain(scores, labels))
-    loss = pixel_loss(scores, torch.zeros_like(labels))
+        torch.testing.assert_close(chunked_cross_entropy(scores, labels), plain(scores, labels))
+    loss = chunked_cross_entropy(scores, torch.zeros_like(labels))
     loss.backward()
     assert loss.item() == 0 and (scores.grad == 0).all()

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from e3va_cli.memory.step import StepSize, make_batch
-from e3va_cli.models.heads.eager_backward import losses_in_parts, one_backward_pass
+from e3va_cli.models.heads.eager_backward import eager_backward, one_backward_pass
 from e3va_cli.models.model import build_model
 
 
@@ -35,7 +35,7 @@ def test_losses_and_gradients_are_those_of_plain_autograd():
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
     plain = plain_losses(parts_of(weights), inputs)
-    ours = losses_in_parts(parts_of(weights), inputs, [weights])
+    ours = eager_backward(parts_of(weights), inputs, [weights])
     assert list(ours) == list(plain)
     for name, value in plain.items():
         assert torch.equal(ours[name], value)
@@ -62,7 +62,7 @@ def test_a_part_is_gone_before_the_next():
             hidden = (levels["a"] @ weight).tanh().square()
             yield {str(len(held)): hidden.sum()}
 
-    losses = losses_in_parts(parts, inputs, [weights])
+    losses = eager_backward(parts, inputs, [weights])
     assert len(held) == 2
     torch.stack(list(losses.values())).sum().backward()
     assert inputs["b"].grad is None and weights[3].grad is None and weights[0].grad.abs().sum() > 0
@@ -72,7 +72,7 @@ def test_without_gradients_nothing_is_differentiated():
     weights = network()
     inputs = dict.fromkeys("ab", torch.ones(6, 6, dtype=torch.float64))
     with torch.no_grad():
-        losses = losses_in_parts(parts_of(weights), inputs, [weights])
+        losses = eager_backward(parts_of(weights), inputs, [weights])
     assert len(losses) == 6 and not any(loss.requires_grad for loss in losses.values())
 
 
@@ -80,7 +80,7 @@ def test_under_float16_the_backward_pass_waits_for_its_scale():
     weights, log = network(), []
     inputs = {name: torch.randn(6, 6, requires_grad=True) for name in "ab"}
     with torch.autocast("cpu", dtype=torch.float16):
-        losses = losses_in_parts(parts_of(weights.float(), log), inputs, [weights])
+        losses = eager_backward(parts_of(weights.float(), log), inputs, [weights])
     assert log[0].grad_fn is not None
     sum(losses.values()).backward()
     assert inputs["a"].grad is not None
@@ -90,7 +90,7 @@ def test_losses_weighted_by_one_factor_each_are_those_of_their_sum():
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
     plain = plain_losses(parts_of(weights), inputs).values()
-    ours = losses_in_parts(parts_of(weights), inputs, [weights]).values()
+    ours = eager_backward(parts_of(weights), inputs, [weights]).values()
     found, expected = (torch.autograd.grad(sum(3 * v for v in losses), weights[:3]) for losses in (ours, plain))
     torch.testing.assert_close(found, expected)
 
@@ -107,7 +107,7 @@ def test_losses_weighted_by_one_factor_each_are_those_of_their_sum():
 def test_anything_but_their_sum_is_refused(total):
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    losses = eager_backward(parts_of(weights), inputs, [weights])
     with pytest.raises(ValueError, match="one common factor"):
         total(losses).backward()
 
@@ -123,7 +123,7 @@ def test_gradients_that_are_expanded_or_of_two_inputs_at_once_are_added_up():
     found, expected = (
         torch.autograd.grad(torch.stack(losses).sum(), list(inputs.values()))
         for losses in (
-            list(losses_in_parts(parts, inputs, ()).values()),
+            list(eager_backward(parts, inputs, ()).values()),
             list(plain_losses(parts, inputs).values()),
         )
     )
@@ -143,7 +143,7 @@ def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
 
     gradients = []
     for run in (
-        lambda: losses_in_parts(parts, inputs, [nn.ParameterList([weight])]),
+        lambda: eager_backward(parts, inputs, [nn.ParameterList([weight])]),
         lambda: plain_losses(parts, inputs),
     ):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -162,7 +162,7 @@ def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(c
         words += ["head.rpn.inside_only=false"]
     model = build_model(config("adapter=frozen", f"head={head}", *words), num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None)
-    batch = make_batch(size, num_classes=3, needs=model.head.needs)
+    batch = make_batch(size, num_classes=3, needs=model.head.target_types)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = []
     for backward_passes in (nullcontext(), one_backward_pass()):
@@ -179,7 +179,7 @@ def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(c
 def test_that_losses_are_summed_is_told_without_waiting_for_the_device(total, monkeypatch):
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    losses = losses_in_parts(parts_of(weights), inputs, [weights])
+    losses = eager_backward(parts_of(weights), inputs, [weights])
     monkeypatch.setattr(torch, "allclose", lambda *_, **__: pytest.fail("compares contents"))
     total(list(losses.values())).backward()
     assert inputs["a"].grad is not None

@@ -20,22 +20,22 @@ from e3va_cli.components.options import Under, option
 from e3va_cli.data.dataset import Target
 from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
-from e3va_cli.data.formats.base import SOURCES, Source, Split
+from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.label_encoding import LabelEncoding, label_encoding
 from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, label_map_faults
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, head_of, read_image
-from e3va_cli.data.paths import path_inside, what_is_there
+from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
-from e3va_cli.data.serialized_list import PackedList
+from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.validation.image_survey import survey_images
-from e3va_cli.data.validation.issues import ADVICE, Finding, Place, Report
+from e3va_cli.data.validation.issues import ADVICE, Issue, Place, Report
 from e3va_cli.data.validation.label_survey import survey
 from e3va_cli.data.validation.semantic_masks import check_label_maps
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, printable
+from e3va_cli.utils.text import and_more, escape_text
 
 SEMANTIC = frozenset({"semantic"})
 NESTED = "ADEChallengeData2016"  # the folder in the archive that people download
@@ -77,20 +77,21 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.category_ids = list(encoding.category_ids)
         self.dropped: dict[str, int] = {}
         self.left_out_images = 0
-        self.offers = SEMANTIC
+        self.target_types = SEMANTIC
         of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
         unread = describe_unread(os.listdir(images))  # noqa: PTH208 (a Path for each of many costs seconds)
         if not of_images:
-            raise UserError(f"no images in {images}; {unread or what_is_there(images / 'any')}")
+            raise UserError(f"no images in {images}; {unread or describe_directory(images / 'any')}")
         matched = match_stems(of_images, of_labels)
         if missing := [name for stem, name in of_images.items() if stem not in matched]:
             wanted = f"{Path(missing[0]).stem}.png"
             likely = likely_name(wanted, of_labels.values())
             raise UserError(
-                f"{printable(images / missing[0])}{and_more(missing)} has no label map {printable(wanted)} in {labels}"
-                f"{f' (perhaps {printable(likely)})' if likely else ''}; add it, or take the image out; {ADVICE}"
+                f"{escape_text(images / missing[0])}{and_more(missing)} has no label map "
+                f"{escape_text(wanted)} in {labels}"
+                f"{f' (perhaps {escape_text(likely)})' if likely else ''}; add it, or take the image out; {ADVICE}"
             )
-        self._files = PackedList((name, of_labels[matched[stem]]) for stem, name in of_images.items())
+        self._files = SerializedList((name, of_labels[matched[stem]]) for stem, name in of_images.items())
         seen = survey(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
         if reason := seen.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
@@ -122,7 +123,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         image = read_image(self.images / image_name, self.scaling, annotated, unsure=self._turns_unsure)
         height, width = image.shape[1:]
         for _, fault in label_map_faults(mask, (width, height), self.encoding):
-            raise UserError(f"{printable(self.labels / label_name)}: {fault}; {ADVICE}")
+            raise UserError(f"{escape_text(self.labels / label_name)}: {fault}; {ADVICE}")
         labels = self.encoding.encode(self.encoding.keys_of(mask))
         target: Target = {
             "image_id": index + 1,
@@ -132,12 +133,12 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
 
-@SOURCES.register("ade20k")
+@DATASET_FORMATS.register("ade20k")
 @dataclass
-class Ade20kSource(ImageFileOptions, SegmentationTransforms, Source):
+class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
     """Both splits of a folder in ADE20K's layout; names are relative to `root`."""
 
-    offers: ClassVar[frozenset[str]] = SEMANTIC
+    target_types: ClassVar[frozenset[str]] = SEMANTIC
     usual_classes: ClassVar[int] = 150
 
     root: str = option(help="the folder that holds the four below, or the ADEChallengeData2016 that does")
@@ -173,7 +174,7 @@ class Ade20kSource(ImageFileOptions, SegmentationTransforms, Source):
         """List a split's files; they are read one by one later."""
         images, labels = self._folders(split)
         if missing := [folder for folder in (images, labels) if not folder.is_dir()]:
-            raise UserError(*(f"no such folder: {folder}; {what_is_there(folder)}" for folder in missing))
+            raise UserError(*(f"no such folder: {folder}; {describe_directory(folder)}" for folder in missing))
         encoding = self._encoding(self._given_names())
         return SegmentationDataset(
             images,
@@ -194,13 +195,13 @@ class Ade20kSource(ImageFileOptions, SegmentationTransforms, Source):
         try:
             names = self._given_names()
         except UserError as error:
-            faults = [Finding("unusable class names", 1, [Place(detail=str(error))])]
+            faults = [Issue("unusable class names", 1, [Place(detail=str(error))])]
         encoding = self._encoding(names)
         classes = self._numbered(encoding)
         try:
             classes = self._class_names(encoding) if not faults else classes
         except UserError as error:
-            faults = [Finding("unusable class names", 1, [Place(detail=str(error))])]
+            faults = [Issue("unusable class names", 1, [Place(detail=str(error))])]
         report = check_label_maps(
             images, labels, classes, encoding, train=split == "train", scaling=self.scaling, progress=progress
         )
@@ -219,7 +220,7 @@ class Ade20kSource(ImageFileOptions, SegmentationTransforms, Source):
         root = self._root()
         names = {f"{split}_{kind}": getattr(self, f"{split}_{kind}") for kind in ("images", "labels")}
         for key, name in names.items():
-            if path_inside(root, name) is None:
+            if safe_join(root, name) is None:
                 raise UserError(f"dataset.{key}={name} lies outside of dataset.root={root}; give a folder in it")
         images, labels = (root / name for name in names.values())
         return images, labels
@@ -275,6 +276,6 @@ def _one_by_stem(folder: Path, suffixes: set[str]) -> dict[str, str]:
     found = files_by_stem(folder, suffixes)
     for names in found.values():
         if len(names) > 1:
-            listed = printable(" and ".join(names))
+            listed = escape_text(" and ".join(names))
             raise UserError(f"{folder} holds {listed}, which differ in the suffix alone; keep one of them")
     return {stem: names[0] for stem, names in found.items()}

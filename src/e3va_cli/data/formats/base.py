@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Literal
 
 from e3va_cli.components.options import Options, option
 from e3va_cli.components.registry import Registry
-from e3va_cli.data.dataset import DenseDataset, require_same_classes
+from e3va_cli.data.dataset import DenseDataset, check_same_classes
 from e3va_cli.data.images.reading import USUAL_SCALING
 from e3va_cli.data.transforms import Transforms
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import first_few
+from e3va_cli.utils.text import truncate_list
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -21,7 +21,7 @@ CLASSES_SHOWN = 10
 
 
 @dataclass(kw_only=True)
-class Source(Options):
+class DatasetFormat(Options):
     """A data set: the options of its group, and what can be done with the files that they name.
 
     Attributes:
@@ -30,7 +30,7 @@ class Source(Options):
         scaling: how images of more than 8 bits are read.
     """
 
-    offers: ClassVar[frozenset[str]]
+    target_types: ClassVar[frozenset[str]]
     usual_classes: ClassVar[int]
     scaling: ClassVar[Any] = USUAL_SCALING
 
@@ -74,21 +74,21 @@ class Source(Options):
         return self.num_classes or self.usual_classes
 
 
-SOURCES: Registry[type[Source]] = Registry("dataset")
+DATASET_FORMATS: Registry[type[DatasetFormat]] = Registry("dataset")
 
 
-def require_class_count(source: Source, dataset: DenseDataset) -> None:
+def check_class_count(source: DatasetFormat, dataset: DenseDataset) -> None:
     """Raise UserError unless the configured number of classes is that of the data, or none."""
     count = len(dataset.classes)
     if source.num_classes not in (None, count):
         raise UserError(
             f"dataset.num_classes={source.num_classes}: the data has {count} classes, "
-            f"{first_few(dataset.classes, CLASSES_SHOWN)}; leave the option out, which changes nothing of that"
+            f"{truncate_list(dataset.classes, CLASSES_SHOWN)}; leave the option out, which changes nothing of that"
         )
 
 
-def open_splits(
-    source: Source, *, train: bool = True, targets: Collection[str] | None = None
+def build_datasets(
+    source: DatasetFormat, *, train: bool = True, targets: Collection[str] | None = None
 ) -> tuple[DenseDataset | None, DenseDataset]:
     """Return the training split (None unless wanted) and the validation split, resized and augmented as configured.
 
@@ -100,7 +100,7 @@ def open_splits(
     Raises:
         UserError: a split cannot be read, holds nothing usable, or the two disagree about classes.
     """
-    wanted = source.offers if targets is None else targets
+    wanted = source.target_types if targets is None else targets
     steps = {"val": source.val_transforms} | ({"train": source.train_transforms} if train else {})
     opened: dict[str, DenseDataset] = {}
     mistakes: dict[str, None] = {}  # of both splits, each once
@@ -112,7 +112,7 @@ def open_splits(
                 mistakes |= dict.fromkeys(error.messages)
     if mistakes:
         raise UserError(*mistakes)
-    require_class_count(source, opened["val"])
+    check_class_count(source, opened["val"])
     if train:
-        require_same_classes(opened["train"], opened["val"])
+        check_same_classes(opened["train"], opened["val"])
     return opened.get("train"), opened["val"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import brief, is_name
+from e3va_cli.utils.text import is_name, shorten
 
 REMEDY = "give dataset.classes a list such as [cat,dog], or a text file with one name a line"
 
@@ -29,7 +29,7 @@ def read_class_names(given: Sequence[str] | str) -> list[str]:
     if not names:
         raise UserError(f"{source} holds no names of classes; {REMEDY}")
     if wrong := [name for name in names if not isinstance(name, str) or not is_name(name.strip())]:
-        raise UserError(f"{source}: the name of a class is a text, not {brief(wrong[0])}; put it in quotes")
+        raise UserError(f"{source}: the name of a class is a text, not {shorten(wrong[0])}; put it in quotes")
     names = [name.strip() for name in names]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{source}: more than one class is called {', '.join(repeated)}; each needs a name of its own")

@@ -16,7 +16,7 @@ from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.encoded_masks import EncodedMasks
 from e3va_cli.data.file_names import find_names
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
-from e3va_cli.data.formats.base import SOURCES, Source, Split
+from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
     clip_box,
@@ -30,8 +30,8 @@ from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unread, unread_format
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.images.reading import USUAL_SCALING, read_image
-from e3va_cli.data.paths import path_inside
-from e3va_cli.data.serialized_list import PackedList
+from e3va_cli.data.paths import safe_join
+from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.data.validation.image_survey import survey_images
@@ -87,14 +87,14 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self._label = {number: label for label, number in enumerate(self.category_ids, start=1)}
         self._image_ids = np.array([image["id"] for image in coco.images])
         self._sizes = np.array([(image["height"], image["width"]) for image in coco.images])
-        self._file_names = PackedList(image["file_name"] for image in coco.images)
+        self._file_names = SerializedList(image["file_name"] for image in coco.images)
 
         dropped: Counter[str] = Counter(left_out)
         by_image = by_known_image(coco, self._label, dropped)
         census = Census()
-        self._objects = PackedList(census.take(by_image.pop(image["id"]), image) for image in coco.images)
-        self.offers = frozenset(DETECTION if census.kinds[None, True] else {"boxes"})
-        self._targets = self.offers & set(targets)
+        self._objects = SerializedList(census.take(by_image.pop(image["id"]), image) for image in coco.images)
+        self.target_types = frozenset(DETECTION if census.kinds[None, True] else {"boxes"})
+        self._targets = self.target_types & set(targets)
         masks = "masks" in self._targets
         self.objects_per_image = census.usable(masks=masks)
         dropped += census.left_out(ignored, masks=masks)
@@ -120,7 +120,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
 
     def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
         """An image, and the (H, W) of its annotations."""
-        path = path_inside(self.images, self._file_names[index])
+        path = safe_join(self.images, self._file_names[index])
         assert path is not None
         return path, self.image_size(index)
 
@@ -161,7 +161,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
                 zip(self._image_ids.tolist(), self._sizes.tolist(), strict=True)
             )
         ]
-        masks = "masks" in (self._targets if targets is None else self.offers & set(targets))
+        masks = "masks" in (self._targets if targets is None else self.target_types & set(targets))
         annotations = [
             evaluated(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
             for objects, image in zip(self._objects, images, strict=True)
@@ -182,8 +182,8 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self.left_out_images += len(self) - len(kept)
         self._image_ids, self._sizes = self._image_ids[kept], self._sizes[kept]
         self.objects_per_image = self.objects_per_image[kept]
-        self._file_names = PackedList(self._file_names[index] for index in kept)
-        self._objects = PackedList(self._objects[index] for index in kept)
+        self._file_names = SerializedList(self._file_names[index] for index in kept)
+        self._objects = SerializedList(self._objects[index] for index in kept)
 
     def _trained_on(self, index: int) -> list[dict[str, Any]]:
         """The objects of an image that are in its target."""
@@ -249,12 +249,12 @@ def open_coco(
     return CocoDetection(coco, images, name=name, targets=targets, scaling=scaling, transforms=transforms)
 
 
-@SOURCES.register("coco")
+@DATASET_FORMATS.register("coco")
 @dataclass
-class CocoSource(ImageFileOptions, DetectionTransforms, Source):
+class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     """Both splits of a folder in COCO's layout; names are relative to `root`."""
 
-    offers: ClassVar[frozenset[str]] = DETECTION
+    target_types: ClassVar[frozenset[str]] = DETECTION
     usual_classes: ClassVar[int] = 80
 
     root: str = option(help="the folder that holds the four below")

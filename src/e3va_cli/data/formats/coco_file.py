@@ -13,10 +13,10 @@ from pycocotools import mask as coco_mask
 
 from e3va_cli.data.formats.coco_values import normalize_annotations, normalize_categories, normalize_images
 from e3va_cli.data.formats.rle import rle_fault
-from e3va_cli.data.paths import path_inside, what_is_there
+from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.validation.issues import ADVICE
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, brief, is_name, printable
+from e3va_cli.utils.text import and_more, escape_text, is_name, shorten
 
 Entry = dict[str, Any]
 Box = tuple[float, float, float, float]
@@ -57,9 +57,9 @@ def coco_paths(root: Path, images: str, annotations: str) -> tuple[Path, Path]:
     folder, file = root / images, root / annotations
     missing = []
     if not folder.is_dir():
-        missing.append(f"no folder of images {folder}; {what_is_there(folder)}")
+        missing.append(f"no folder of images {folder}; {describe_directory(folder)}")
     if not file.is_file():
-        missing.append(f"no annotation file {file}; {what_is_there(file)}")
+        missing.append(f"no annotation file {file}; {describe_directory(file)}")
     if missing:
         raise UserError(*missing)
     return folder, file
@@ -76,7 +76,7 @@ def read_coco(path: Path) -> CocoFile:
     except OSError as error:
         raise UserError(f"cannot read the annotation file {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {printable(error)}") from None
+        raise UserError(f"{path} is not JSON: {escape_text(error)}") from None
     except _AmbiguousError as error:
         raise UserError(f"{path} is ambiguous: {error}; keep one of them") from None
     if not isinstance(content, dict):
@@ -130,8 +130,8 @@ def require_sound(coco: CocoFile, images: Path, name: str) -> None:
             faults[f"no {key}"].append(f"{key!r} is empty")
     for image in coco.images:
         file_name = image.get("file_name")
-        if isinstance(file_name, str) and path_inside(images, file_name) is None:
-            which = f"{brief(file_name)} (id {brief(image.get('id'))})"
+        if isinstance(file_name, str) and safe_join(images, file_name) is None:
+            which = f"{shorten(file_name)} (id {shorten(image.get('id'))})"
             faults["outside"].append(f"the image {which} lies outside of {images}")
     if faults:
         raise UserError(*(f"{name}: {found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
@@ -142,10 +142,10 @@ def image_fault(image: Entry) -> str | None:
     if fault := _id_fault(image.get("id")):
         return fault
     if not is_name(image.get("file_name")):
-        return f"the file_name is {brief(image.get('file_name'))}, not a name"
+        return f"the file_name is {shorten(image.get('file_name'))}, not a name"
     for side in ("height", "width"):
         if not is_whole(image.get(side)) or image[side] < 1:
-            return f"the {side} is {brief(image.get(side))}, not a number of pixels"
+            return f"the {side} is {shorten(image.get(side))}, not a number of pixels"
     if image["height"] * image["width"] > MOST_PIXELS:
         return f"{image['width']}x{image['height']} pixels are more than the {MOST_PIXELS:,} that are read"
     return None
@@ -156,7 +156,7 @@ def category_fault(category: Entry) -> str | None:
     if fault := _id_fault(category.get("id")):
         return fault
     if not is_name(category.get("name")):
-        return f"the name is {brief(category.get('name'))}, not a name"
+        return f"the name is {shorten(category.get('name'))}, not a name"
     return None
 
 
@@ -164,14 +164,14 @@ def crowd_fault(annotation: Entry) -> str | None:
     """What keeps the `iscrowd` of an annotation from being understood, or None."""
     if annotation.get("iscrowd") in (None, 0, 1):
         return None
-    return f"the iscrowd is {brief(annotation['iscrowd'])}, not 0 or 1"
+    return f"the iscrowd is {shorten(annotation['iscrowd'])}, not 0 or 1"
 
 
 def _id_fault(number: object) -> str | None:
     if is_whole(number):
         return None
     too_long = isinstance(number, int) and not isinstance(number, bool)
-    return f"the id is {brief(number)}, not a whole number{' of 64 bits' if too_long else ''}"
+    return f"the id is {shorten(number)}, not a whole number{' of 64 bits' if too_long else ''}"
 
 
 def refers(number: object, known: Container[int]) -> TypeGuard[int | float]:
@@ -307,7 +307,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Entry:
     found = dict(pairs)
     if len(found) < len(pairs):
         key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise _AmbiguousError(f"an object has {brief(key)} twice")
+        raise _AmbiguousError(f"an object has {shorten(key)} twice")
     return found
 
 

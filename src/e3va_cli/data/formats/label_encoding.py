@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import brief, first_few
+from e3va_cli.utils.text import shorten, truncate_list
 
 MODES = ("1", "L", "P", "I", "I;16", "I;16B")  # of Pillow: one bit, 8 bits, a palette's indices, 16 or 32 bits
 COLOR_MODES = ("RGB", "RGBA", "P")
@@ -87,7 +87,7 @@ class LabelEncoding:
 
     def show_some(self, keys: Iterable[Key]) -> str:
         """The first few values or colors."""
-        return first_few([self.show(key) for key in sorted(keys)], SHOWN)
+        return truncate_list([self.show(key) for key in sorted(keys)], SHOWN)
 
 
 def label_encoding(
@@ -146,12 +146,14 @@ def label_encoding(
 def _listed(label_map: Any) -> list[tuple[Any, None]]:
     """The values or colors of a list, which has no names."""
     if not isinstance(label_map, Sequence) or not label_map:
-        raise UserError(f"dataset.label_map={brief(label_map)}: {FORMS}")
+        raise UserError(f"dataset.label_map={shorten(label_map)}: {FORMS}")
     fits = _is_value if _is_value(label_map[0]) else _is_color
     if not all(map(fits, label_map)):
-        raise UserError(f"dataset.label_map={brief(label_map)}: whole numbers from 0, or colors of three from 0 to 255")
+        raise UserError(
+            f"dataset.label_map={shorten(label_map)}: whole numbers from 0, or colors of three from 0 to 255"
+        )
     if len(set(map(_key, label_map))) < len(label_map):
-        raise UserError(f"dataset.label_map={brief(label_map)}: an entry is there twice; each class needs its own")
+        raise UserError(f"dataset.label_map={shorten(label_map)}: an entry is there twice; each class needs its own")
     return [(entry, None) for entry in label_map]
 
 
@@ -160,7 +162,7 @@ def _ignored(given: Any) -> dict[Key, bool]:
     entries = [] if given is None else given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     if wrong := [entry for entry in entries if not _is_value(entry) and not _is_color(entry)]:
         raise UserError(
-            f"dataset.ignore_index={given}: {brief(wrong[0])} is neither a value nor a color; give 255, [0,255] or "
+            f"dataset.ignore_index={given}: {shorten(wrong[0])} is neither a value nor a color; give 255, [0,255] or "
             "[[0,0,0]]"
         )
     return {_key(entry): not _is_value(entry) for entry in entries}

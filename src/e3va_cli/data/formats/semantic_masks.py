@@ -15,7 +15,7 @@ from PIL import Image
 
 from e3va_cli.data.formats.label_encoding import IGNORED, UNKNOWN, LabelEncoding
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import first_few
+from e3va_cli.utils.text import truncate_list
 
 LABEL_SUFFIXES = {".png", ".bmp", ".gif", ".tif", ".tiff"}
 IN_COLOURS = "label map in colours"
@@ -94,7 +94,7 @@ def _mode_fault(mask: Image.Image, encoding: LabelEncoding) -> tuple[str, str] |
     if mask.mode in ("RGB", "RGBA"):
         pixels = np.asarray(mask.convert("RGB")).reshape(-1, 3)
         colors = [str(color).replace(" ", "") for color in np.unique(pixels, axis=0)[: COLORS_SHOWN + 1].tolist()]
-        remedy += f"; or give the color of each class, dataset.label_map=[{first_few(colors, COLORS_SHOWN)}]"
+        remedy += f"; or give the color of each class, dataset.label_map=[{truncate_list(colors, COLORS_SHOWN)}]"
     return IN_COLOURS, f"an image of mode {mask.mode}, not one number per pixel; {remedy}"
 
 

@@ -21,7 +21,7 @@ from torchvision import tv_tensors
 from e3va_cli.components.options import MAX_SEED, option
 from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.fingerprint import Fingerprint, digest
-from e3va_cli.data.formats.base import SOURCES, SPLITS, Source, Split
+from e3va_cli.data.formats.base import DATASET_FORMATS, SPLITS, DatasetFormat, Split
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.issues import Report
 
@@ -149,7 +149,7 @@ class Shapes:
         transforms: applied to (image, target).
     """
 
-    offers = DETECTION
+    target_types = DETECTION
 
     def __init__(
         self,
@@ -224,12 +224,12 @@ class Shapes:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-@SOURCES.register("shapes")
+@DATASET_FORMATS.register("shapes")
 @dataclass
-class ShapesSource(DetectionTransforms, Source):
+class ShapesFormat(DetectionTransforms, DatasetFormat):
     """Both splits of images generated from a seed."""
 
-    offers: ClassVar[frozenset[str]] = DETECTION
+    target_types: ClassVar[frozenset[str]] = DETECTION
     usual_classes: ClassVar[int] = len(CLASSES)
 
     image_size: int = option(help="pixels, height and width", above=0)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from e3va_cli.components.options import option
 from e3va_cli.data.dataset import DETECTION, Target
-from e3va_cli.data.formats.base import SOURCES, SPLITS, Source, Split
+from e3va_cli.data.formats.base import DATASET_FORMATS, SPLITS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.coco import CocoDetection
 from e3va_cli.data.formats.coco_file import CocoFile, Entry
@@ -20,9 +20,9 @@ from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devk
 from e3va_cli.data.images.intensity import ImageFileOptions
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
-from e3va_cli.data.validation.issues import ADVICE, Findings, Place, Report
+from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Place, Report
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, first_few
+from e3va_cli.utils.text import and_more, truncate_list
 
 NAMES_SHOWN = 10
 
@@ -59,12 +59,12 @@ def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
     return CocoFile(entries, annotations, categories), left_out
 
 
-@SOURCES.register("voc")
+@DATASET_FORMATS.register("voc")
 @dataclass
-class VocSource(ImageFileOptions, DetectionTransforms, Source):
+class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     """Both splits of VOC2007, VOC2012 or both together."""
 
-    offers: ClassVar[frozenset[str]] = frozenset({"boxes"})
+    target_types: ClassVar[frozenset[str]] = frozenset({"boxes"})
     usual_classes: ClassVar[int] = len(CLASSES)
 
     root: str = option(
@@ -115,8 +115,8 @@ class VocSource(ImageFileOptions, DetectionTransforms, Source):
         coco, left_out = as_coco(images, classes)
         if left_out["unlisted class"] and not coco.annotations:
             raise UserError(
-                f"dataset.classes: no object in {name} is called {first_few(classes, NAMES_SHOWN)}; "
-                f"they are called {first_few(_names_in(images), NAMES_SHOWN)}"
+                f"dataset.classes: no object in {name} is called {truncate_list(classes, NAMES_SHOWN)}; "
+                f"they are called {truncate_list(_names_in(images), NAMES_SHOWN)}"
             )
         dataset = CocoDetection(
             coco,
@@ -191,7 +191,7 @@ class VocSource(ImageFileOptions, DetectionTransforms, Source):
         found = [(year, wanted) for year in years if wanted in available[year]]
         if not found:
             there = "; ".join(
-                f"{year} has {first_few(names, NAMES_SHOWN)}" for year, names in available.items() if names
+                f"{year} has {truncate_list(names, NAMES_SHOWN)}" for year, names in available.items() if names
             )
             raise UserError(
                 f"no ImageSets/Main/{wanted}.txt in {self._devkit}; {there or 'there is no such list'}; "
@@ -210,9 +210,9 @@ class VocSource(ImageFileOptions, DetectionTransforms, Source):
         names = {name for split in SPLITS for name in _names_in(self._images_if_any(split))}
         return sorted(names) if names - set(CLASSES) else list(CLASSES)
 
-    def _findings(self, split: Split, images: Sequence[VocImage]) -> tuple[Findings, Findings]:
+    def _findings(self, split: Split, images: Sequence[VocImage]) -> tuple[IssueCollector, IssueCollector]:
         """Problems and notes that a COCO file cannot tell of."""
-        problems, notes = Findings(), Findings()
+        problems, notes = IssueCollector(), IssueCollector()
         trained_on = {image.file_name for image in self._images_if_any("train")} if split == "val" else set()
         for number, image in enumerate(images, start=1):
             if image.fault:

@@ -17,10 +17,10 @@ from e3va_cli.data.formats.coco_file import is_finite
 from e3va_cli.data.formats.text_encodings import decode_text, decode_xml
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES
 from e3va_cli.data.images.reading import size_in_file
-from e3va_cli.data.paths import path_inside, what_is_there
+from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.files import require_regular
-from e3va_cli.utils.text import brief, printable
+from e3va_cli.utils.text import escape_text, shorten
 
 YEARS = ("VOC2007", "VOC2012")
 CLASSES = (
@@ -73,7 +73,7 @@ def find_devkit(root: str) -> Path:
         if any((folder / year).is_dir() for year in YEARS):
             return folder
     raise UserError(
-        f"no {' or '.join(YEARS)} in {given} or in {given / 'VOCdevkit'}; {what_is_there(given / YEARS[0])}; "
+        f"no {' or '.join(YEARS)} in {given} or in {given / 'VOCdevkit'}; {describe_directory(given / YEARS[0])}; "
         "set dataset.root to the folder that holds one of them"
     )
 
@@ -98,7 +98,7 @@ def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) ->
     images, annotations = devkit / year / "JPEGImages", devkit / year / "Annotations"
     for folder in (images, annotations):
         if not folder.is_dir():
-            raise UserError(f"no folder {folder}, to which {file} refers; {what_is_there(folder)}")
+            raise UserError(f"no folder {folder}, to which {file} refers; {describe_directory(folder)}")
     # One look at the folder instead of one for each image; VOC's own suffix comes last and wins.
     try:
         files = sorted(images.iterdir(), key=_preference)
@@ -155,9 +155,9 @@ def _read_image(devkit: Path, year: str, sheet: str, image: str, encoding: str |
 
 
 def _inside(devkit: Path, name: str) -> Path:
-    path = path_inside(devkit, name)
+    path = safe_join(devkit, name)
     if path is None:
-        raise _FaultError("file outside the data root", f"{brief(name)} lies outside of {devkit}")
+        raise _FaultError("file outside the data root", f"{shorten(name)} lies outside of {devkit}")
     return path
 
 
@@ -166,7 +166,7 @@ def _require_ascii(objects: Sequence[VocObject]) -> None:
     if found := [name for name, _, _ in objects if name and not name.isascii()]:
         raise _FaultError(
             "annotation file of an unknown encoding",
-            f"a class is called {printable(found[0])} if it is latin-1; the file declares none and is not UTF-8: set "
+            f"a class is called {escape_text(found[0])} if it is latin-1; the file declares none and is not UTF-8: set "
             "dataset.encoding to the right one, such as gbk, cp1251 or latin-1",
         )
 
@@ -195,7 +195,7 @@ def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]
     except (ElementTree.ParseError, ValueError) as error:
         raise _FaultError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
     if content.tag != "annotation":
-        raise _FaultError("unreadable annotation file", f"it holds <{printable(content.tag)}>, not <annotation>")
+        raise _FaultError("unreadable annotation file", f"it holds <{escape_text(content.tag)}>, not <annotation>")
     return content, is_guess
 
 
@@ -211,7 +211,7 @@ def _object(element: ElementTree.Element) -> VocObject:
     name = (element.findtext("name") or "").strip()
     difficult = (element.findtext("difficult") or "").strip()
     if difficult.lower() not in FLAGS:
-        raise _FaultError("unusable annotation file", f"the difficult of an object is {brief(difficult)}, not 0 or 1")
+        raise _FaultError("unusable annotation file", f"the difficult of an object is {shorten(difficult)}, not 0 or 1")
     return VocObject(name or None, _box(element.find("bndbox")), FLAGS[difficult.lower()])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from PIL import features
 
-from e3va_cli.utils.text import count_of, first_few, printable
+from e3va_cli.utils.text import count_of, escape_text, truncate_list
 
 # Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
 FORMATS = ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
@@ -111,8 +111,9 @@ def describe_unread(names: Iterable[str]) -> str:
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
         if (kind := UNREAD.get(PurePath(name).suffix.lower())) is not None:
-            found[kind].append(printable(name))
+            found[kind].append(escape_text(name))
     return "; ".join(
-        f"{count_of(len(files), f'{kind} file')} that cannot be read here ({first_few(files, NAMED)}): {remedy(kind)}"
+        f"{count_of(len(files), f'{kind} file')} that cannot be read here "
+        f"({truncate_list(files, NAMED)}): {remedy(kind)}"
         for kind, files in sorted(found.items())
     )

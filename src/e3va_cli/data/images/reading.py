@@ -18,7 +18,7 @@ from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.orientation import STORED, displayed_size, is_turned, orientation_of, turned
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.files import require_regular
-from e3va_cli.utils.text import printable
+from e3va_cli.utils.text import escape_text
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file, its exceptions say
 
@@ -177,13 +177,13 @@ def _faults_told(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError(f"no such image: {printable(path)}") from error
+        raise UserError(f"no such image: {escape_text(path)}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"the image {printable(path)} is too large: {first_line(error)}") from error
+        raise UserError(f"the image {escape_text(path)} is too large: {first_line(error)}") from error
     except MemoryError:  # no fault of the file's
         raise
     except Exception as error:
-        raise UserError(f"cannot read the image {printable(path)}: {_reason(error)}") from error
+        raise UserError(f"cannot read the image {escape_text(path)}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
@@ -191,4 +191,4 @@ def _reason(error: Exception) -> str:
         return f"not an image, or of an unknown format; known are {', '.join(FORMATS)}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return printable(first_line(error))
+    return escape_text(first_line(error))

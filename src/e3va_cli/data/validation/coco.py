@@ -29,15 +29,15 @@ from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import USUAL_SCALING, read_raw
-from e3va_cli.data.paths import path_inside
+from e3va_cli.data.paths import safe_join
 from e3va_cli.data.validation.images import Found, notes_on, pixel_notes, pixel_problems
-from e3va_cli.data.validation.issues import Findings, Place, Report
+from e3va_cli.data.validation.issues import IssueCollector, Place, Report
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import brief
+from e3va_cli.utils.text import shorten
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
-Seen = TypeVar("Seen")
+FileIssues = TypeVar("FileIssues")
 
 THREADS = min(8, (os.cpu_count() or 1) + 1)
 ITEMS_AT_ONCE = 512  # whose findings wait to be taken
@@ -54,7 +54,7 @@ def check_coco_file(
     progress: Progress | None = None,
 ) -> Report:
     """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
-    problems, notes = Findings(), Findings()
+    problems, notes = IssueCollector(), IssueCollector()
     try:
         coco = read_coco(annotations)
     except UserError as error:
@@ -88,8 +88,8 @@ def check_coco(
     targets: Collection[str] = DETECTION,
     scaling: IntensityScaling = USUAL_SCALING,
     list_unlisted: bool = False,
-    problems: Findings | None = None,
-    notes: Findings | None = None,
+    problems: IssueCollector | None = None,
+    notes: IssueCollector | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Checks the annotations, and decodes every image that they list.
@@ -106,8 +106,8 @@ def check_coco(
         notes: likewise
         progress: called now and then with the number of images decoded, and of all images
     """
-    problems = Findings() if problems is None else problems
-    notes = Findings() if notes is None else notes
+    problems = IssueCollector() if problems is None else problems
+    notes = IssueCollector() if notes is None else notes
     _check_categories(coco, problems)
     _check_image_entries(coco, images, problems)
     if images.is_dir():
@@ -137,7 +137,7 @@ def check_coco(
     )
 
 
-def _check_categories(coco: CocoFile, problems: Findings) -> None:
+def _check_categories(coco: CocoFile, problems: IssueCollector) -> None:
     for i, category in enumerate(coco.categories):
         if fault := category_fault(category):
             problems.add("unusable category", Place(detail=f"categories[{i}]: {fault}"))
@@ -147,12 +147,12 @@ def _check_categories(coco: CocoFile, problems: Findings) -> None:
         problems.add("duplicate category name", Place(detail=f"{count} categories are called {name}"))
 
 
-def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> None:
+def _check_image_entries(coco: CocoFile, folder: Path, problems: IssueCollector) -> None:
     for i, image in enumerate(coco.images):
         place = _place(image)
         if fault := image_fault(image):
             problems.add("unusable image entry", Place(place.file, place.image_id, detail=f"images[{i}]: {fault}"))
-        if place.file and path_inside(folder, place.file) is None:
+        if place.file and safe_join(folder, place.file) is None:
             problems.add("file outside the folder of images", place)
     for number, count in _repeated(coco.images, "id"):
         problems.add("duplicate image id", Place(image_id=number, detail=f"{count} times"))
@@ -160,7 +160,7 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: Findings) -> No
         problems.add("duplicate file name", Place(name, detail=f"{count} times"))
 
 
-def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings, *, masks: bool) -> Counter[int]:
+def _check_annotations(coco: CocoFile, problems: IssueCollector, notes: IssueCollector, *, masks: bool) -> Counter[int]:
     """Checks each annotation; returns the number of objects, crowds aside, by category id."""
     images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
     categories = {category["id"]: category for category in coco.categories if is_whole(category.get("id"))}
@@ -173,16 +173,16 @@ def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings, *, m
         number = annotation.get("id")
         place = Place(where.file, where.image_id, number if is_whole(number) else None)
         if image is None:
-            detail = f"image id {brief(image_id)}"
+            detail = f"image id {shorten(image_id)}"
             problems.add("unknown image id", Place(annotation_id=place.annotation_id, detail=detail))
         if not refers(category_id, categories):
-            problems.add("unknown category id", replace(place, detail=f"category id {brief(category_id)}"))
+            problems.add("unknown category id", replace(place, detail=f"category id {shorten(category_id)}"))
         elif not annotation.get("iscrowd"):
             per_category[int(category_id)] += 1
         if (crowd := annotation.get("iscrowd")) not in (None, 0, 1):
-            problems.add("iscrowd neither 0 nor 1", replace(place, detail=brief(crowd)))
+            problems.add("iscrowd neither 0 nor 1", replace(place, detail=shorten(crowd)))
         if (area := annotation.get("area")) is not None and not is_area(area):
-            notes.add("area that is no number", replace(place, detail=f"{brief(area)}; computed anew"))
+            notes.add("area that is no number", replace(place, detail=f"{shorten(area)}; computed anew"))
         if image is not None and not image_fault(image):
             _check_shape(annotation, image, place, has_masks, problems)
     if missing := sum(not is_whole(annotation.get("id")) for annotation in coco.annotations):
@@ -192,11 +192,11 @@ def _check_annotations(coco: CocoFile, problems: Findings, notes: Findings, *, m
     return per_category
 
 
-def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: Findings) -> None:
+def _check_shape(annotation: Entry, image: Entry, place: Place, has_masks: bool, problems: IssueCollector) -> None:
     height, width = image["height"], image["width"]
     segmentation = annotation.get("segmentation")
     box = box_of(annotation, usable_segmentation(segmentation, height, width), height, width)
-    at = replace(place, detail=f"box {brief(annotation.get('bbox'))}")
+    at = replace(place, detail=f"box {shorten(annotation.get('bbox'))}")
     size = f"image {width}x{height}"
     if fault := box_fault(box, height, width):
         problems.add(fault, at)
@@ -213,20 +213,22 @@ def _check_files(
     names: FoundNames,
     folder: Path,
     scaling: IntensityScaling,
-    problems: Findings,
-    notes: Findings,
+    problems: IssueCollector,
+    notes: IssueCollector,
     progress: Progress | None,
 ) -> None:
     """Decodes each listed image."""
-    listed = [image for image in coco.images if _place(image).file and path_inside(folder, image["file_name"])]
-    looked = looked_at(lambda image: _look_at(image, names, folder, scaling), listed, progress)
+    listed = [image for image in coco.images if _place(image).file and safe_join(folder, image["file_name"])]
+    looked = threaded_map(lambda image: _look_at(image, names, folder, scaling), listed, progress)
     for image, findings in zip(listed, looked, strict=True):
         for told, findings_of in zip((problems, notes), findings, strict=True):
             for kind, detail in findings_of:
                 told.add(kind, replace(_place(image), detail=detail))
 
 
-def looked_at(look: Callable[[Item], Seen], items: Sequence[Item], progress: Progress | None) -> Iterator[Seen]:
+def threaded_map(
+    look: Callable[[Item], FileIssues], items: Sequence[Item], progress: Progress | None
+) -> Iterator[FileIssues]:
     """What `look` tells of each item, in their order, from a few threads (Pillow's decoders let go of the interpreter).
 
     Calls `progress` now and then, as `check_coco` does.
@@ -245,7 +247,7 @@ def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensitySc
     if name in names.missing:
         likely = names.missing[name]
         return [("missing image", f"perhaps {likely}" if likely else None)], []
-    path = path_inside(folder, names.taken.get(name, name))
+    path = safe_join(folder, names.taken.get(name, name))
     assert path is not None
     try:
         raw = read_raw(path)
@@ -257,7 +259,7 @@ def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensitySc
     return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
 
 
-def _find_files(coco: CocoFile, folder: Path, notes: Findings) -> FoundNames:
+def _find_files(coco: CocoFile, folder: Path, notes: IssueCollector) -> FoundNames:
     """Where the listed images lie; those that are not called quite as they are listed are noted."""
     found = find_names(folder, [name for image in coco.images if (name := _place(image).file)], KNOWN_SUFFIXES)
     for name, file in found.taken.items():
@@ -265,16 +267,16 @@ def _find_files(coco: CocoFile, folder: Path, notes: Findings) -> FoundNames:
     return found
 
 
-def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: Findings) -> None:
+def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: IssueCollector) -> None:
     names = [name for image in coco.images if (name := _place(image).file)]
-    listed = {path_inside(folder, found.taken.get(name, name)) for name in names}
+    listed = {safe_join(folder, found.taken.get(name, name)) for name in names}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.suffix.lower() in KNOWN_SUFFIXES and path_inside(folder, name) not in listed:
+        if path.suffix.lower() in KNOWN_SUFFIXES and safe_join(folder, name) not in listed:
             notes.add("image file that the annotations do not list", Place(name))
 
 
-def _note_empty(coco: CocoFile, per_category: Counter[int], notes: Findings) -> None:
+def _note_empty(coco: CocoFile, per_category: Counter[int], notes: IssueCollector) -> None:
     used = {a["image_id"] for a in coco.annotations if isinstance(a.get("image_id"), int | float)}
     for image in coco.images:
         if is_whole(image.get("id")) and image["id"] not in used:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from e3va_cli.utils.text import count_of, printable
+from e3va_cli.utils.text import count_of, escape_text
 
 PLACES_KEPT = 5
 ADVICE = "run `e3va check-data` for all problems of the data set"
@@ -25,11 +25,11 @@ class Place:
             None if self.annotation_id is None else f"annotation {self.annotation_id}",
             self.detail,
         )
-        return ", ".join(printable(part) for part in parts if part)
+        return ", ".join(escape_text(part) for part in parts if part)
 
 
 @dataclass
-class Finding:
+class Issue:
     """All finds of one kind: their number, and the first few places."""
 
     kind: str
@@ -37,20 +37,20 @@ class Finding:
     places: list[Place] = field(default_factory=list)
 
 
-class Findings:
+class IssueCollector:
     """Findings by kind, in the order in which the kinds first turned up."""
 
     def __init__(self) -> None:
-        self._by_kind: dict[str, Finding] = {}
+        self._by_kind: dict[str, Issue] = {}
 
     def add(self, kind: str, place: Place) -> None:
         """Counts one more find of that kind."""
-        finding = self._by_kind.setdefault(kind, Finding(kind))
+        finding = self._by_kind.setdefault(kind, Issue(kind))
         finding.count += 1
         if len(finding.places) < PLACES_KEPT:
             finding.places.append(place)
 
-    def __iter__(self) -> Iterator[Finding]:
+    def __iter__(self) -> Iterator[Issue]:
         return iter(self._by_kind.values())
 
 
@@ -71,8 +71,8 @@ class Report:
     """
 
     source: str
-    problems: list[Finding]
-    notes: list[Finding]
+    problems: list[Issue]
+    notes: list[Issue]
     totals: dict[str, int]
     per_class: dict[str, int]
     unit: str = "objects"

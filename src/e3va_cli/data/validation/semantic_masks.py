@@ -14,9 +14,9 @@ from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, 
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, UNREAD, remedy
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, read_raw
-from e3va_cli.data.validation.coco import looked_at
+from e3va_cli.data.validation.coco import threaded_map
 from e3va_cli.data.validation.images import notes_on, pixel_notes, pixel_problems
-from e3va_cli.data.validation.issues import Findings, Place, Report
+from e3va_cli.data.validation.issues import IssueCollector, Place, Report
 from e3va_cli.data.validation.label_survey import LabelSurvey, counts_of
 from e3va_cli.errors import UserError
 
@@ -42,7 +42,7 @@ def check_label_maps(
         scaling: of images of more than 8 bits
         progress: called now and then with the number of pairs decoded, and of all pairs
     """
-    problems, notes = Findings(), Findings()
+    problems, notes = IssueCollector(), IssueCollector()
     of_images = _files(images, IMAGE_SUFFIXES, "image", problems)
     _check_formats(images, problems)
     of_labels = _files(labels, LABEL_SUFFIXES, "label map", problems)
@@ -82,7 +82,7 @@ def check_label_maps(
     )
 
 
-def _files(folder: Path, suffixes: set[str], kind: str, problems: Findings) -> dict[str, list[str]]:
+def _files(folder: Path, suffixes: set[str], kind: str, problems: IssueCollector) -> dict[str, list[str]]:
     """As `files_by_stem`; a missing folder, an empty one and several files of one stem are problems."""
     if not folder.is_dir():
         problems.add(f"no such folder of {kind}s", Place(str(folder)))
@@ -96,7 +96,7 @@ def _files(folder: Path, suffixes: set[str], kind: str, problems: Findings) -> d
     return found
 
 
-def _check_formats(images: Path, problems: Findings) -> None:
+def _check_formats(images: Path, problems: IssueCollector) -> None:
     """Images of formats that are not read here are problems."""
     for path in sorted(images.iterdir()) if images.is_dir() else ():
         if (kind := UNREAD.get(path.suffix.lower())) and path.is_file():
@@ -108,13 +108,13 @@ def _check_pairs(
     labels: Path,
     pairs: Sequence[tuple[str, str]],
     reading: tuple[LabelEncoding, IntensityScaling],
-    problems: Findings,
-    notes: Findings,
+    problems: IssueCollector,
+    notes: IssueCollector,
     progress: Callable[[int, int], None] | None,
 ) -> LabelSurvey:
     """Decodes the pairs, and counts the pixels of each label."""
     survey = LabelSurvey(reading[0])
-    for pair in looked_at(lambda pair: _look_at(images, labels, pair, *reading), pairs, progress):
+    for pair in threaded_map(lambda pair: _look_at(images, labels, pair, *reading), pairs, progress):
         for told, found in ((problems, pair.problems), (notes, pair.notes)):
             for kind, place in found:
                 told.add(kind, place)

@@ -14,19 +14,19 @@ SMALLEST = torch.finfo(torch.float32).tiny  # a scale
 GROUP = 64  # channels of a token with a scale of their own: a quarter of a bit each
 
 
-class Keeping(Protocol):
+class ActivationStorage(Protocol):
     """A way to keep z."""
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
         """What is kept of the tokens z (N, C)."""
         ...
 
-    def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    def weight_grad(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """`z^T rows`, (C, r), of what was kept and rows (N, r); in float32 or the rows' dtype."""
         ...
 
 
-class AsFloats:
+class CastStorage:
     """As floating-point numbers.
 
     Args:
@@ -40,14 +40,14 @@ class AsFloats:
         """The tokens."""
         return (z.to(self.dtype or z.dtype),)
 
-    def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    def weight_grad(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """One product; where z has fewer bits, a sum over parts, so that few tokens are widened at a time."""
         tokens_at_once = TOKENS_AT_ONCE if packed[0].dtype != rows.dtype else len(rows)
         parts = zip(packed[0].split(tokens_at_once), rows.split(tokens_at_once), strict=True)
         return sum_of(z.to(rows.dtype).T @ some for z, some in parts)
 
 
-class AsIntegers:
+class Int8Storage:
     """In 8-bit integers: a quarter of float32's memory.
 
         z_nc ~ q_nc t_ng s_c        q: integers, t: scale of a token's group g of channels, s: scale of a channel
@@ -70,7 +70,7 @@ class AsIntegers:
             q.copy_(scaled.div_(t.unsqueeze(2)).round_().flatten(1))
         return integers, groups, channels
 
-    def product(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    def weight_grad(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The channels' scales go to the result."""
         parts = zip(*(tensor.split(TOKENS_AT_ONCE) for tensor in (*packed[:2], rows)), strict=True)
         total = sum_of((grouped(q) * t.to(some.dtype).unsqueeze(2)).flatten(1).T @ some for q, t, some in parts)
@@ -86,13 +86,13 @@ def grouped(tokens: Tensor) -> Tensor:
 def sum_of(products: Iterator[Tensor]) -> Tensor:
     """The sum of tensors as they come, in the first one's storage."""
     total = next(products)
-    for product in products:
-        total.add_(product)
+    for weight_grad in products:
+        total.add_(weight_grad)
     return total
 
 
-def keeping(activations: str, bits: int) -> Keeping:
+def build_storage(activations: str, bits: int) -> ActivationStorage:
     """The way that `adapter.activations` and `adapter.compress_bits` name."""
     if activations != "compress":
-        return AsFloats()
-    return AsFloats(torch.bfloat16) if bits == 16 else AsIntegers()
+        return CastStorage()
+    return CastStorage(torch.bfloat16) if bits == 16 else Int8Storage()

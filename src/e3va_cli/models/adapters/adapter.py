@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from e3va_cli.models.adapters.base import METHODS
 from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, draw_linears
-from e3va_cli.models.adapters.insertion import Insertion, after_branch
+from e3va_cli.models.adapters.insertion import InsertedAdapters, after_branch
 from e3va_cli.models.backbones.base import ResidualBackbone
 
 NEARLY_ZERO = 0.01  # standard deviation of the weights at the start, as in the paper
@@ -32,7 +32,7 @@ class SkipBottleneck(Bottleneck):
 
 
 @METHODS.register("adapter", BottleneckOptions)
-class Adapter(Insertion):
+class Adapter(InsertedAdapters):
     """Adapters after attention and after the MLP, before each residual addition.
 
     Paper: N. Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", arXiv 1902.00751 (ICML 2019).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from e3va_cli.components.options import option
 from e3va_cli.models.adapters.base import METHODS
 from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, draw_linears
-from e3va_cli.models.adapters.insertion import Insertion, beside_branch
+from e3va_cli.models.adapters.insertion import InsertedAdapters, beside_branch
 from e3va_cli.models.backbones.base import ResidualBackbone
 
 
@@ -39,7 +39,7 @@ class AdaptFormerOptions(BottleneckOptions):
 
 
 @METHODS.register("adaptformer", AdaptFormerOptions)
-class AdaptFormer(Insertion):
+class AdaptFormer(InsertedAdapters):
     """AdaptFormer: a bottleneck parallel to the MLP of each block.
 
     Paper: S. Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition",

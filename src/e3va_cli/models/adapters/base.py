@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
     Attributes:
         backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
         norms: one trainable LayerNorm per stage, the same for every method.
-        stages: those whose feature maps are wanted; all, unless `restrict_to` was called.
+        stages: those whose feature maps are wanted; all, unless `set_out_indices` was called.
         shares_backbone: whether the backbone computes what it would without the method: others can use its pass.
     """
 
@@ -42,7 +42,7 @@ class FeatureExtractor(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
         self.stages = tuple(range(len(backbone.widths)))
 
-    def restrict_to(self, stages: Sequence[int]) -> None:
+    def set_out_indices(self, stages: Sequence[int]) -> None:
         """Give the feature maps of these stages only; the other stages' norms are not used, so not trained either."""
         self.stages = tuple(stages)
         for stage, norm in enumerate(self.norms):

@@ -16,9 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from e3va_cli.models.adapters.dual_low_rank import (
     DualLowRankAdapter,
-    add_adapted,
-    in_product_dtype,
-    thin_tensors,
+    add_adapter_output_,
+    cast_tokens,
+    low_rank_tensors,
     weight_gradients,
 )
 from e3va_cli.models.backbones.base import Branch
@@ -51,7 +51,7 @@ class _RecomputedStage(torch.autograd.Function):
             own = of_branch(weights, index)
             z = branch(x)
             x.add_(z)
-            add_adapted(highway, in_product_dtype(z, own), own)
+            add_adapter_output_(highway, cast_tokens(z, own), own)
         ctx.mark_dirty(highway)
         ctx.mark_non_differentiable(x)
         return highway, x
@@ -68,9 +68,9 @@ class _RecomputedStage(torch.autograd.Function):
             with ctx.autocast:
                 z = branch(x)
                 x.add_(z)
-                tokens = in_product_dtype(z, own)
+                tokens = cast_tokens(z, own)
             rows = grad.reshape(tokens.shape).to(tokens.dtype)
-            others, of_thin_in = weight_gradients(rows, thin_tensors(tokens, own), own)
+            others, of_thin_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
             gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]
         return grad, None, None, *gradients
 

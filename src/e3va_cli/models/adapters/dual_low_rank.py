@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu
 
-from e3va_cli.models.adapters.activation_storage import AsFloats, Keeping
+from e3va_cli.models.adapters.activation_storage import ActivationStorage, CastStorage
 from e3va_cli.models.adapters.low_rank import LowRankLinear
 from e3va_cli.utils.amp import autocast_dtype
 
@@ -27,14 +27,14 @@ class DualLowRankAdapter(nn.Module):
     """`E(z) = z + Up(GELU(Dn(z)))`, each projection of rank `rank` with a bias; Up starts as zero, so E(z) = z.
 
     Args:
-        keeping: how z is kept for the backward pass.
+        storage: how z is kept for the backward pass.
     """
 
-    def __init__(self, width: int, *, hidden: int, rank: int, keeping: Keeping | None = None) -> None:
+    def __init__(self, width: int, *, hidden: int, rank: int, storage: ActivationStorage | None = None) -> None:
         super().__init__()
         self.down = LowRankLinear(width, hidden, rank=rank)
         self.up = LowRankLinear(hidden, width, rank=rank, zero=True)
-        self.keeping = keeping or AsFloats()
+        self.storage = storage or CastStorage()
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -44,24 +44,24 @@ class DualLowRankAdapter(nn.Module):
     def forward(self, highway: Tensor, z: Tensor) -> Tensor:
         """Add E(z) to the highway, in place; both (B, H, W, C), and z, which nothing else may need a gradient of."""
         if not torch.is_grad_enabled():
-            add_adapted(highway, in_product_dtype(z, self.weights), self.weights)
+            add_adapter_output_(highway, cast_tokens(z, self.weights), self.weights)
             return highway
-        return _AddAdapted.apply(highway, z, self.keeping, *self.weights)
+        return _AddAdapted.apply(highway, z, self.storage, *self.weights)
 
 
 class _AddAdapted(torch.autograd.Function):
     """`highway + E(z)` in the highway's own storage, keeping z and 2 r numbers a token for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, highway: Tensor, z: Tensor, keeping: Keeping, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, highway: Tensor, z: Tensor, storage: ActivationStorage, *weights: Tensor) -> Tensor:
         """Highway and z: (B, H, W, C); weights: A, B, b, P, Q, c."""
-        tokens = in_product_dtype(z, weights)
-        thin = add_adapted(highway, tokens, weights)
+        tokens = cast_tokens(z, weights)
+        thin = add_adapter_output_(highway, tokens, weights)
         if z.element_size() < tokens.element_size():  # of a backbone with fewer bits: those are all there is to keep
             tokens = z.flatten(0, -2)
         ctx.mark_dirty(highway)
-        ctx.keeping = keeping
-        ctx.save_for_backward(*thin, *weights, *keeping.pack(tokens))
+        ctx.storage = storage
+        ctx.save_for_backward(*thin, *weights, *storage.pack(tokens))
         return highway
 
     @staticmethod
@@ -72,16 +72,16 @@ class _AddAdapted(torch.autograd.Function):
         thin, weights, packed = saved[:2], saved[2:8], saved[8:]
         rows = grad.reshape(-1, grad.shape[-1]).to(thin[0].dtype)
         gradients, of_thin_in = weight_gradients(rows, thin, weights)
-        of_a = ctx.keeping.product(packed, of_thin_in)
+        of_a = ctx.storage.weight_grad(packed, of_thin_in)
         return grad, None, None, of_a.to(weights[0].dtype), *gradients
 
 
-def in_product_dtype(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def cast_tokens(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Z as tokens (N, C) in the dtype that products with the weights are computed in."""
     return z.flatten(0, -2).to(autocast_dtype(z) or weights[0].dtype)
 
 
-def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def add_adapter_output_(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Add E(z) to the highway's storage.
 
     Args:
@@ -92,7 +92,7 @@ def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> t
     Returns:
         `z A` and `GELU(Dn(z)) P`, each (N, r).
     """
-    thin = thin_tensors(tokens, weights)
+    thin = low_rank_tensors(tokens, weights)
     *_, q, last_bias = (w.to(tokens.dtype) for w in weights)
     rows = highway.view(tokens.shape)
     if rows.dtype == tokens.dtype:
@@ -104,7 +104,7 @@ def add_adapted(highway: Tensor, tokens: Tensor, weights: Sequence[Tensor]) -> t
     return thin
 
 
-def thin_tensors(tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def low_rank_tensors(tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """`z A` and `GELU(Dn(z)) P`, each (N, r), of z as tokens (N, C); weights: A, B, b, P, Q, c."""
     a, b, bias, p, *_ = (w.to(tokens.dtype) for w in weights)
     thin_in = tokens @ a
@@ -118,7 +118,7 @@ def weight_gradients(
 
     Args:
         rows: gradient of the highway, (N, C).
-        thin: what `add_adapted` returned.
+        thin: what `add_adapter_output_` returned.
         weights: A, B, b, P, Q, c.
     """
     _, b, bias, p, q, _ = (w.to(rows.dtype) for w in weights)

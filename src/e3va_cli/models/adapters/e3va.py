@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from e3va_cli.components.options import Under, option
-from e3va_cli.models.adapters.activation_storage import keeping
+from e3va_cli.models.adapters.activation_storage import build_storage
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FrozenBackbone
 from e3va_cli.models.adapters.checkpointed_stage import recomputed_stage
 from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
@@ -76,14 +76,14 @@ class E3VA(FrozenBackbone):
     def __init__(self, backbone: ResidualBackbone, options: E3VAOptions) -> None:
         super().__init__(backbone, options)
         self.activations = options.activations
-        kept = keeping(options.activations, options.compress_bits)
+        storage = build_storage(options.activations, options.compress_bits)
         self.adapters = nn.ModuleList(
             nn.ModuleList(
                 DualLowRankAdapter(
                     stage.width,
                     hidden=max(1, round(stage.width * options.hidden_ratio)),
                     rank=options.rank,
-                    keeping=kept,
+                    storage=storage,
                 )
                 for _ in stage.branches
             )
@@ -98,7 +98,7 @@ class E3VA(FrozenBackbone):
         """One feature map per stage, (B, C_s, H_s, W_s)."""
         if self.activations == "recompute" and torch.is_grad_enabled():
             return self._recomputed(images)
-        return run_together([self], images)[0]
+        return forward_shared_backbone([self], images)[0]
 
     def _recomputed(self, images: Tensor) -> list[Tensor]:
         """The same feature maps, with nothing kept of a stage but its input."""
@@ -125,7 +125,7 @@ def downsampled(stage: Stage, highway: Tensor) -> Tensor:
     )
 
 
-def run_together(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
+def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
     """The feature maps of several extractors on one and the same backbone, which runs once: it never sees adapters."""
     backbone = extractors[0].backbone
     with torch.no_grad():

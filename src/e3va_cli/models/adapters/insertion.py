@@ -31,7 +31,7 @@ def after_addition(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
     return module(x + branch(x))
 
 
-class Insertion(FeatureExtractor):
+class InsertedAdapters(FeatureExtractor):
     """A frozen backbone, drop path included, with one trainable module per residual branch.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions
-from e3va_cli.models.adapters.insertion import Insertion, after_branch
+from e3va_cli.models.adapters.insertion import InsertedAdapters, after_branch
 from e3va_cli.models.backbones.base import ResidualBackbone
 
 
@@ -65,7 +65,7 @@ class LoRandOptions(AdapterOptions):
 
 
 @METHODS.register("lorand", LoRandOptions)
-class LoRand(Insertion):
+class LoRand(InsertedAdapters):
     """LoRand adapters after attention and after the MLP, before each residual addition.
 
     Paper: D. Yin et al., "1% VS 100%: Parameter-Efficient Low Rank Adapter for Dense Predictions", CVPR 2023

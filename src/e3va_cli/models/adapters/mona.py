@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from e3va_cli.models.adapters.base import METHODS
 from e3va_cli.models.adapters.bottleneck import BottleneckOptions, draw_linears
-from e3va_cli.models.adapters.insertion import Insertion, after_addition
+from e3va_cli.models.adapters.insertion import InsertedAdapters, after_addition
 from e3va_cli.models.backbones.base import ResidualBackbone
 
 KERNELS = (3, 5, 7)
@@ -48,7 +48,7 @@ class MultiCognitiveAdapter(nn.Module):
 
 
 @METHODS.register("mona", BottleneckOptions)
-class Mona(Insertion):
+class Mona(InsertedAdapters):
     """Mona: multi-cognitive visual adapters in series with the stream, after each residual addition.
 
     Paper: D. Yin et al., "5%>100%: Breaking Performance Shackles of Full Fine-Tuning on Visual Recognition Tasks",

@@ -1,7 +1,7 @@
 """Pre-trained networks as stems and stages of residual branches, and their weights."""
 
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
-from e3va_cli.models.backbones.build import BackboneFingerprint, build_backbone, outline_backbone
+from e3va_cli.models.backbones.build import BackboneFingerprint, build_backbone, build_meta_backbone
 
 __all__ = [
     "BACKBONES",
@@ -11,5 +11,5 @@ __all__ = [
     "ResidualBackbone",
     "Stage",
     "build_backbone",
-    "outline_backbone",
+    "build_meta_backbone",
 ]

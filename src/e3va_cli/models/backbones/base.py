@@ -132,7 +132,7 @@ class ResidualBackbone(nn.Module):
         """The stages, first to last."""
         raise NotImplementedError
 
-    def keep_in(self, dtype: torch.dtype) -> None:
+    def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weight matrices of the branches, frozen, in fewer bits, and compute the branches in them."""
         raise NotImplementedError
 

@@ -55,18 +55,18 @@ def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Backbone
     )
     identity = BackboneFingerprint(options.name, options.timm_name, source, fingerprint(backbone.model))
     if options.dtype != "float32":
-        backbone.keep_in(DTYPES[options.dtype])
+        backbone.cast_weights(DTYPES[options.dtype])
     backbone.compiled = options.compile
     return backbone, identity
 
 
-def outline_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
+def build_meta_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """Build the same backbone as shapes only, on the meta device: in no time, not compiled, no weights looked at."""
     require_valid(options, "backbone")
     with torch.device("meta"):
         backbone = _build(options, pretrained=False)
     if options.dtype != "float32":
-        backbone.keep_in(DTYPES[options.dtype])
+        backbone.cast_weights(DTYPES[options.dtype])
     return backbone, BackboneFingerprint(options.name, options.timm_name, "random", fingerprint="")
 
 

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
-from e3va_cli.models.backbones.window_attention import attend_in_parts, pad_to_windows, separations, transform_in_parts
+from e3va_cli.models.backbones.window_attention import (
+    chunked_mlp,
+    chunked_window_attention,
+    pad_to_windows,
+    shift_attn_mask,
+)
 from e3va_cli.utils.amp import autocast_dtype
 
 STAGES = 4  # of strides 4 to 32
@@ -57,7 +62,7 @@ def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_befor
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with precision_of(block.attn.qkv, x):
         if in_parts(block):
-            return attend_in_parts(block, apart, x, compiled=compiled, pad_before_shift=pad_before_shift)
+            return chunked_window_attention(block, apart, x, compiled=compiled, pad_before_shift=pad_before_shift)
         normed = block.norm1(x)
         if not pad_before_shift:
             return block._attn(normed)
@@ -68,7 +73,7 @@ def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_befor
 def transform(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
     """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with precision_of(block.mlp.fc1, x):
-        return transform_in_parts(block, x, compiled) if in_parts(block) else block.mlp(block.norm2(x))
+        return chunked_mlp(block, x, compiled) if in_parts(block) else block.mlp(block.norm2(x))
 
 
 def in_parts(block: SwinTransformerBlock) -> bool:
@@ -105,7 +110,7 @@ class SwinBackbone(ResidualBackbone):
 
     Attributes:
         model: the weights, under timm's own names.
-        apart: the `separations` of its windows, which are of one size.
+        apart: the `shift_attn_mask` of its windows, which are of one size.
         pad_before_shift: maps that are no multiple of the window are padded before shifted windows are rolled, as
             Swin's detection code does it, with which dense models were trained. timm pads after it, which shifts the
             padding into the image, so that features at other sizes than the classifier's differ.
@@ -122,7 +127,7 @@ class SwinBackbone(ResidualBackbone):
         self.model.norm = nn.Identity()
         self.mean = tuple(self.model.pretrained_cfg["mean"])
         self.std = tuple(self.model.pretrained_cfg["std"])
-        self.register_buffer("apart", separations(*self.model.layers[0].blocks[0].window_size), persistent=False)
+        self.register_buffer("apart", shift_attn_mask(*self.model.layers[0].blocks[0].window_size), persistent=False)
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch embedding: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
@@ -131,7 +136,7 @@ class SwinBackbone(ResidualBackbone):
         images = nn.functional.pad(images, (0, -width % patch_w, 0, -height % patch_h))
         return self.model.patch_embed(images)
 
-    def keep_in(self, dtype: torch.dtype) -> None:
+    def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weight matrices of attention and MLP, nearly all of the weights, in `dtype`.
 
         Attention and MLP are then computed under autocast to it; the stream that they add to stays as it is.

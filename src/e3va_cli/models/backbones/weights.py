@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.text import first_few
+from e3va_cli.utils.text import truncate_list
 
 # Classifier and buffers that any model recomputes: no part of a dense feature extractor.
 NOT_NEEDED = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$")
@@ -109,7 +109,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     }
     if any(misfits.values()):
         listed = "; ".join(
-            f"{len(names)} {what}: {first_few(names, LISTED)}" for what, names in misfits.items() if names
+            f"{len(names)} {what}: {truncate_list(names, LISTED)}" for what, names in misfits.items() if names
         )
         raise UserError(f"backbone.weights: {path} does not fit this backbone; {listed}")
     with torch.no_grad():

@@ -32,7 +32,7 @@ def as_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, dynamic=True)
 
 
-def transform_in_parts(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
+def chunked_mlp(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
     """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
     transform = as_compiled(transformed) if compiled else transformed
     rows = x.flatten(0, -2)
@@ -49,13 +49,13 @@ def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
     return pad(x, (0, 0, 0, missing_w, 0, missing_h)) if missing_h or missing_w else x  # pad would copy
 
 
-def attend_in_parts(
+def chunked_window_attention(
     block: SwinTransformerBlock, apart: Tensor, x: Tensor, *, compiled: bool = False, pad_before_shift: bool = True
 ) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C).
 
     Args:
-        apart: its `separations`.
+        apart: its `shift_attn_mask`.
         compiled: by `torch.compile`.
         pad_before_shift: as Swin's detection code has it; timm shifts first.
     """
@@ -95,7 +95,7 @@ def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
     yield (length - window, length), True
 
 
-def separations(window_h: int, window_w: int) -> Tensor:
+def shift_attn_mask(window_h: int, window_w: int) -> Tensor:
     """What is added to the scores in shifted windows, (2, 2, tokens, tokens): `APART` between two ends of the map.
 
     It depends on nothing but whether the window is of the last row of windows, the first index, and of the last

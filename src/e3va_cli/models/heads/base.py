@@ -43,7 +43,7 @@ class Head(nn.Module):
     """
 
     neck: nn.Module
-    needs: frozenset[str]
+    target_types: frozenset[str]
     stages: tuple[int, ...] = (0, 1, 2, 3)
 
     def __init__(self, options: Any, *, channels: Sequence[int], num_classes: int) -> None:

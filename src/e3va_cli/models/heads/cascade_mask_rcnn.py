@@ -23,12 +23,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.eager_backward import losses_in_parts
+from e3va_cli.models.heads.eager_backward import eager_backward
 from e3va_cli.models.heads.mask_branch import MaskBranch, MaskBranchOptions
 from e3va_cli.models.heads.norms import group_norm
 from e3va_cli.models.heads.predictors import CascadeBoxPredictor
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
-from e3va_cli.models.heads.roi_sampling import Regions, sample_regions
+from e3va_cli.models.heads.roi_sampling import SampledRoIs, sample_rois
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
 from e3va_cli.models.heads.two_stage import BoxOptions, are_weights
 from e3va_cli.models.necks.fpn import pyramid_of
@@ -125,15 +125,17 @@ class BoxStage(nn.Module):
         """Return class logits (N, K + 1) and box deltas (N, 4 K), or (N, 4), of all regions."""
         return self.predictor(self.head(self.pool(pyramid, boxes, sizes)))
 
-    def sample(self, proposals: list[Tensor], targets: list[Target]) -> Regions:
+    def sample(self, proposals: list[Tensor], targets: list[Target]) -> SampledRoIs:
         """The regions that this stage is trained on."""
-        return sample_regions(proposals, targets, self.matcher, self.sampler)
+        return sample_rois(proposals, targets, self.matcher, self.sampler)
 
-    def losses(self, logits: Tensor, deltas: Tensor, regions: Regions, targets: list[Target]) -> tuple[Tensor, Tensor]:
+    def losses(
+        self, logits: Tensor, deltas: Tensor, regions: SampledRoIs, targets: list[Target]
+    ) -> tuple[Tensor, Tensor]:
         """Cross entropy of the classes, and the loss of the boxes of regions that hold an object."""
         labels, boxes = torch.cat(regions.labels), torch.cat(regions.boxes)
         positives = torch.where(labels > 0)[0]
-        wanted = torch.cat([annotated_of(t, m) for t, m in zip(targets, regions.matched, strict=True)])[positives]
+        wanted = torch.cat([gather_gt_boxes(t, m) for t, m in zip(targets, regions.matched, strict=True)])[positives]
         own, boxes = of_class(deltas[positives], labels[positives]), boxes[positives]
         if self.loss == "giou":
             box_loss = generalized_box_iou_loss(self.coder.decode_single(own, boxes), wanted, reduction="sum")
@@ -172,7 +174,7 @@ class CascadeMaskRCNN(Head):
         num_classes: kinds of objects, background not counted.
     """
 
-    needs = frozenset({"boxes", "masks"})
+    target_types = frozenset({"boxes", "masks"})
     box_stages: Any  # BoxStage
     masks: Any  # MaskBranch, of the last stages
 
@@ -200,7 +202,7 @@ class CascadeMaskRCNN(Head):
             yield losses
             yield from self.stage_losses(pyramid, proposals, images.image_sizes, targets)
 
-        return losses_in_parts(parts, pyramid_of(self.neck, features), (self.rpn, self.box_stages, self.masks))
+        return eager_backward(parts, pyramid_of(self.neck, features), (self.rpn, self.box_stages, self.masks))
 
     def stage_losses(
         self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes, targets: list[Target]
@@ -266,7 +268,7 @@ def clip_each(moved: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
     return [clip_boxes_to_image(share, size) for share, size in zip(shares, sizes, strict=True)]
 
 
-def annotated_of(target: Target, matched: Tensor) -> Tensor:
+def gather_gt_boxes(target: Target, matched: Tensor) -> Tensor:
     """The annotated box (N, 4) of each of the regions `matched` to them; zeros in an image without any."""
     boxes = target["boxes"]
     return boxes[matched] if len(boxes) else boxes.new_zeros((len(matched), 4))

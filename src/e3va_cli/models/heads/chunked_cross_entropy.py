@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
-from e3va_cli.models.heads.eager_backward import losses_in_parts
+from e3va_cli.models.heads.eager_backward import eager_backward
 from e3va_cli.utils.amp import without_autocast
 
 NUMBERS_AT_ONCE = 2**23  # scores of pixels, in a strip
 
 
-def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy over the labelled pixels of a batch, with scores brought to every pixel bilinearly.
 
     Args:
@@ -43,7 +43,7 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
             yield {f"rows from {first}": each.sum() / labelled}
 
     with without_autocast(scores):
-        return torch.stack(list(losses_in_parts(strips, {"scores": scores}, ()).values())).sum()
+        return torch.stack(list(eager_backward(strips, {"scores": scores}, ()).values())).sum()
 
 
 def upsampled(x: Tensor, first: int, last: int, scale: int) -> Tensor:

@@ -34,7 +34,7 @@ def one_backward_pass() -> Iterator[None]:
         _at_once.reset(token)
 
 
-def losses_in_parts(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
+def eager_backward(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
     """The losses of all parts, by name, to be minimised as their sum.
 
     A loss gets its weight inside its part. Weighting the results against each other raises a ValueError in the backward

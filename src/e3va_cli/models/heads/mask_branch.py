@@ -16,7 +16,7 @@ from e3va_cli.models.heads.base import Target
 from e3va_cli.models.heads.detections import MASK_THRESHOLD
 from e3va_cli.models.heads.predictors import Float32MaskPredictor
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
-from e3va_cli.models.heads.roi_sampling import Regions
+from e3va_cli.models.heads.roi_sampling import SampledRoIs
 from e3va_cli.models.heads.two_stage import MaskOptions
 
 
@@ -50,7 +50,7 @@ class MaskBranch(nn.Module):
         return self.predictor(self.head(self.pool(pyramid, boxes, sizes)))
 
     def loss(
-        self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], regions: Regions, targets: list[Target]
+        self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], regions: SampledRoIs, targets: list[Target]
     ) -> Tensor:
         """Return the binary cross entropy of the masks of the regions that hold an object, each of its class."""
         positives = regions.positives()

@@ -56,7 +56,7 @@ class MaskRCNN(Head):
         num_classes: kinds of objects, background not counted.
     """
 
-    needs = frozenset({"boxes", "masks"})
+    target_types = frozenset({"boxes", "masks"})
 
     def __init__(self, options: MaskRCNNOptions, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__(options, channels=channels, num_classes=num_classes)

@@ -17,7 +17,7 @@ from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
 from e3va_cli.models.heads.anchors import anchor_errors, build_anchors
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.eager_backward import losses_in_parts
+from e3va_cli.models.heads.eager_backward import eager_backward
 from e3va_cli.models.necks.fpn import STRIDES, pyramid_of
 
 COARSEST_STRIDE = STRIDES[-1]  # of the backbone, whose multiples images are padded to
@@ -97,7 +97,7 @@ class RetinaNet(Head):
         num_classes: kinds of objects.
     """
 
-    needs = frozenset({"boxes"})
+    target_types = frozenset({"boxes"})
     stages = (1, 2, 3)
 
     def __init__(self, options: RetinaNetOptions, *, channels: Sequence[int], num_classes: int) -> None:
@@ -128,7 +128,7 @@ class RetinaNet(Head):
         def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             return self.branch_losses(list(pyramid.values()), images, targets)
 
-        return losses_in_parts(parts, pyramid_of(self.neck, features), (self.detector.head,))
+        return eager_backward(parts, pyramid_of(self.neck, features), (self.detector.head,))
 
     def branch_losses(
         self, pyramid: list[Tensor], images: ImageList, targets: list[Target]

@@ -13,7 +13,7 @@ from e3va_cli.models.heads.base import Target
 
 
 @dataclass
-class Regions:
+class SampledRoIs:
     """The sampled regions of a batch; every list has one tensor for each image.
 
     Attributes:
@@ -33,9 +33,9 @@ class Regions:
         return [torch.where(labels > 0)[0] for labels in self.labels]
 
 
-def sample_regions(
+def sample_rois(
     proposals: list[Tensor], targets: list[Target], matcher: Matcher, sampler: BalancedPositiveNegativeSampler
-) -> Regions:
+) -> SampledRoIs:
     """Match proposals and annotated boxes to the annotated objects and draw a sample of them, image by image."""
     candidates, labels, matched = [], [], []
     for boxes, target in zip(proposals, targets, strict=True):
@@ -45,7 +45,7 @@ def sample_regions(
         candidates.append(with_annotated)
         matched.append(nearest)
         labels.append(found)
-    regions = Regions([], [], [], [])
+    regions = SampledRoIs([], [], [], [])
     for index, masks in enumerate(zip(*sampler(labels), strict=True)):
         chosen = torch.where(masks[0] | masks[1])[0]
         regions.boxes.append(candidates[index][chosen])

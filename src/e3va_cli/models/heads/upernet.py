@@ -18,7 +18,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from e3va_cli.components.options import Under, option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.chunked_cross_entropy import pixel_loss
+from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
 from e3va_cli.models.heads.norms import group_norm
 from e3va_cli.models.heads.segmentation import Segmentation
 from e3va_cli.models.heads.sliding_window import sliding_scores
@@ -136,7 +136,7 @@ class UPerNet(Head):
         num_classes: all of them are found; what is not labelled is no class.
     """
 
-    needs = frozenset({"semantic"})
+    target_types = frozenset({"semantic"})
 
     def __init__(self, options: UPerNetOptions, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__(options, channels=channels, num_classes=num_classes)
@@ -160,10 +160,10 @@ class UPerNet(Head):
         height, width = images.tensors.shape[-2:]
         maps = [target["semantic"] for target in targets]
         labels = torch.stack([pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in maps])  # B, H, W
-        losses = {"segmentation": pixel_loss(self.scores(features), labels)}
+        losses = {"segmentation": chunked_cross_entropy(self.scores(features), labels)}
         if self.auxiliary is not None:
             scores = self.auxiliary(features[self.auxiliary_stage]).float()
-            losses["auxiliary"] = self.auxiliary_weight * pixel_loss(scores, labels)
+            losses["auxiliary"] = self.auxiliary_weight * chunked_cross_entropy(scores, labels)
         return losses
 
     def predict(self, extract: Extract, images: ImageList) -> list[Segmentation]:
