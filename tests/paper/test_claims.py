@@ -73,7 +73,9 @@ def test_the_card_counts_what_no_tensor_tells_of():
 
 def test_the_file_has_null_where_nothing_was_measured():
     out_of_memory = result("full", None)
-    content = benchmark_json({}, [out_of_memory, result("e3va", 10.0)], compare_with_paper([], reserve_mib=0))
+    content = benchmark_json(
+        {}, [out_of_memory, result("e3va", 10.0)], [claim.entry() for claim in compare_with_paper([], reserve_mib=0)]
+    )
     assert [m["peak_memory_mib"] for m in content["methods"]] == [None, 10.0]
     assert [m["memory_saved_pct"] for m in content["methods"]] == [None, None]
     assert {c["verdict"] for c in content["claims"]} == {"not measured"}

@@ -182,7 +182,10 @@ def write(
     batches: dict[str, int] | None,
 ) -> None:
     """Leave the files in the run folder."""
-    write_json(folder / BENCHMARK, benchmark_json(settings_entry(config, setting), results, claims))
+    write_json(
+        folder / BENCHMARK,
+        benchmark_json(settings_entry(config, setting), results, [claim.entry() for claim in claims]),
+    )
     details = {r.method: {**r.details, "largest_batch_size": (batches or {}).get(r.method)} for r in results}
     write_json(folder / DETAILS, {"methods": details, "config": asdict(config)})
     if any(r.peak_mib is not None for r in results):

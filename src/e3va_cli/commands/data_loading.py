@@ -95,7 +95,7 @@ def _is_out_of_memory(error: Exception, in_process: bool) -> bool:
 def _passed(error: Exception, place: Path) -> bool:
     """Whether code of a file or folder was running when an error was raised."""
     files = (Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
-    return any(place in (file, file.parent) for file in files)
+    return any(place in (file, *file.parents) for file in files)
 
 
 def _size() -> str:

@@ -1,11 +1,10 @@
-"""`benchmark.json`: the results and the judged claims in the shape that others can rely on."""
+"""`benchmark.json`: the results, with the claims that they were compared with, in the shape that others can rely on."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from e3va_cli.memory.result import Result, relative_saving
-from e3va_cli.paper.claims import Claim
 
 DIGITS = 4
 
@@ -30,21 +29,10 @@ def method_entry(result: Result, results: list[Result]) -> dict[str, Any]:
     }
 
 
-def claim_entry(claim: Claim) -> dict[str, Any]:
-    """One of `claims`."""
-    return {
-        "claim": claim.claim,
-        "published": claim.published,
-        "found": rounded(claim.found),
-        "verdict": claim.verdict,
-        "source": claim.source,
-    }
-
-
-def benchmark_json(settings: dict[str, Any], results: list[Result], claims: list[Claim]) -> dict[str, Any]:
+def benchmark_json(settings: dict[str, Any], results: list[Result], claims: list[dict[str, Any]]) -> dict[str, Any]:
     """The whole file."""
     return {
         "settings": settings,
         "methods": [method_entry(result, results) for result in results],
-        "claims": [claim_entry(claim) for claim in claims],
+        "claims": claims,
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
+from e3va_cli.memory.benchmark_json import DIGITS
 from e3va_cli.memory.result import Result, relative_saving
 from e3va_cli.paper.published import (
     CARD_MIB,
@@ -46,6 +47,12 @@ class Claim:
             return "not measured"
         holds = self.found >= self.published if self.at_least else self.found <= self.published
         return "holds" if holds else "does not hold"
+
+    def entry(self) -> dict[str, Any]:
+        """Return the claim as one of `claims` in `benchmark.json`."""
+        found = None if self.found is None else round(self.found, DIGITS)
+        values = {"claim": self.claim, "published": self.published, "found": found}
+        return values | {"verdict": self.verdict, "source": self.source}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_zeros_stay_zeros():
 
 @pytest.mark.parametrize("outlier", [1, 300])
 def test_the_gradient_of_the_first_factor_is_within_one_percent_of_float64(outlier):
-    adapter = DualLowRankAdapter(256, hidden=128, rank=16, build_storage=build_storage("compress", 8))
+    adapter = DualLowRankAdapter(256, hidden=128, rank=16, storage=build_storage("compress", 8))
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.1)
     z = tokens(256, outlier, TOKENS_AT_ONCE + 300)
