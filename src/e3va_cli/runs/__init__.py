@@ -1,0 +1,1 @@
+"""Run folders: the files in them, and the lock that gives each one writer."""
