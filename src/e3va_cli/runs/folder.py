@@ -15,10 +15,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.utils.command_line import command_line
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import make_subfolder, atomic_write
-from e3va_cli.utils.text import shorten, is_name
+from e3va_cli.utils.command_line import command_line
+from e3va_cli.utils.files import atomic_write, make_subfolder
+from e3va_cli.utils.text import is_name, shorten
 
 CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from e3va_cli.errors import UserError
-from e3va_cli.utils.files import UnwritableError
 from e3va_cli.runs.folder import LOCK
+from e3va_cli.utils.files import UnwritableError
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system or its server has none
