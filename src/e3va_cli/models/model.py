@@ -115,8 +115,8 @@ def build_from_backbone(
     """The model of a configuration on a backbone that is there already."""
     check_frozen(config)
     extractor = tune(backbone, config.adapter)
-    head = build_head(config.head, channels=backbone.widths, num_classes=num_classes)
-    extractor.set_out_indices(head.stages)
+    head = build_head(config.head, channels=backbone.out_channels, num_classes=num_classes)
+    extractor.set_out_indices(head.out_indices)
     return DenseModel(extractor, head, identity)
 
 

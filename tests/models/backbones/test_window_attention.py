@@ -31,7 +31,7 @@ def test_results_are_timms(nano, at_once, monkeypatch, size, fused):
     with torch.no_grad():
         for block in blocks_of(nano):
             shifts.append(any(block.shift_size))
-            found = chunked_window_attention(block, nano.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, nano.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(chunked_mlp(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
     assert shifts == [False, True]
@@ -43,7 +43,7 @@ def test_windows_need_not_be_square():
     x = torch.randn(2, 20, 18, 32, dtype=torch.float64)
     with torch.no_grad():
         for block in backbone.model.layers[0].blocks:
-            found = chunked_window_attention(block, backbone.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, backbone.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""A linear map whose weight is a product of two thin matrices."""
+"""A linear map whose weight is a product of two low-rank factors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LowRankLinear(nn.Module):
         else:
             nn.init.normal_(self.B, std=rank**-0.5)
 
-    def start_as_lorand(self) -> None:
+    def init_kaiming_uniform(self) -> None:
         """Start no factor at zero, but factors and bias as LoRand's authors do (`kaiming_uniform_(a=sqrt(5))`)."""
         for factor in (self.A, self.B):
             nn.init.kaiming_uniform_(factor, a=5**0.5)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-LEVELS = 5  # of the pyramids of detectors
+NUM_LEVELS = 5  # of the pyramids of detectors
 
 
 class ExactAnchors(AnchorGenerator):
@@ -52,8 +52,8 @@ class ExactAnchors(AnchorGenerator):
 
 def anchor_errors(key: str, sizes: Sequence[int] | None) -> Iterator[str]:
     """Yield what is wrong with the sizes of anchors that the option `key` gives to a pyramid's levels."""
-    if sizes is not None and (len(sizes) != LEVELS or min(sizes) < 1):
-        yield f"{key}={sizes}: {LEVELS} sizes in pixels, one for each level of the feature pyramid"
+    if sizes is not None and (len(sizes) != NUM_LEVELS or min(sizes) < 1):
+        yield f"{key}={sizes}: {NUM_LEVELS} sizes in pixels, one for each level of the feature pyramid"
 
 
 def build_anchors(

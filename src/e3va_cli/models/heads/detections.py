@@ -39,7 +39,7 @@ class Detections:
         boxes = clip_boxes_to_image(self.boxes * self.boxes.new_tensor([width, height, width, height]), image_size)
         return Detections(boxes, self.scores, self.labels, self.masks, image_size)
 
-    def above(self, score: float) -> Detections:
+    def filter_by_score(self, score: float) -> Detections:
         """Those with a score of at least `score`."""
         keep = self.scores >= score
         masks = None if self.masks is None else self.masks[keep]
@@ -50,7 +50,7 @@ class Detections:
         masks = None if self.masks is None else self.masks.cpu()
         return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu(), masks, self.image_size)
 
-    def full_masks(self) -> Iterator[Tensor]:
+    def paste_masks(self) -> Iterator[Tensor]:
         """Each object's mask over the whole image, (H, W) bool: one at a time, so only one is ever in memory."""
         assert self.masks is not None
         for mask, box in zip(self.masks, self.boxes, strict=True):

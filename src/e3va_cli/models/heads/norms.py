@@ -10,10 +10,10 @@ CHANNELS_PER_GROUP = 8  # at least: of the two channels of a small group, a 1x1 
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """A norm of maps with so many channels."""
-    return nn.GroupNorm(groups_of(channels), channels)
+    return nn.GroupNorm(num_groups(channels), channels)
 
 
-def groups_of(channels: int) -> int:
+def num_groups(channels: int) -> int:
     """The largest divisor of `channels` that is at most 32 and leaves no group less than 8 channels; else 1."""
     most = max(1, min(GROUPS, channels // CHANNELS_PER_GROUP))
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)

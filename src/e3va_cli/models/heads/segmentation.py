@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-CLASSES_AT_ONCE = 8  # maps of image size that are in memory together
+CHUNK_CLASSES = 8  # maps of image size that are in memory together
 
 
 @dataclass
@@ -34,8 +34,8 @@ class Segmentation:
         height, width = self.image_size
         best = torch.full(size, -torch.inf, device=self.scores.device)
         labels = torch.ones(size, dtype=torch.int16, device=self.scores.device)  # also where scores are not a number
-        for first in range(0, len(self.scores), CLASSES_AT_ONCE):
-            some = self.scores[None, first : first + CLASSES_AT_ONCE].float()
+        for first in range(0, len(self.scores), CHUNK_CLASSES):
+            some = self.scores[None, first : first + CHUNK_CLASSES].float()
             some = interpolate(some, self.padded_size, mode="bilinear")[:, :, :height, :width]
             values, indices = interpolate(some, size, mode="bilinear")[0].max(0)
             better = values > best
