@@ -8,7 +8,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.models.heads.norms import num_groups
+from e3va_cli.models.heads.layers import num_groups
 from e3va_cli.models.heads.sliding_window import sliding_scores, window_starts
 from e3va_cli.models.heads.upernet import adaptive_avg_pool2d
 from tests.components import build_head

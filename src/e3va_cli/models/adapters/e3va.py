@@ -29,8 +29,7 @@ from e3va_cli.components.options import Under, option
 from e3va_cli.models.adapters.activation_storage import build_storage
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FrozenBackbone
 from e3va_cli.models.adapters.checkpointed_stage import checkpointed_stage
-from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
-from e3va_cli.models.adapters.low_rank import LowRankLinear
+from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter, LowRankLinear
 from e3va_cli.models.backbones.base import ResidualBackbone, Stage
 
 

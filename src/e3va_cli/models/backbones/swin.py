@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.timm_private import shifted_window_attention
 from e3va_cli.models.backbones.window_attention import (
     chunked_mlp,
     chunked_window_attention,
@@ -67,9 +68,9 @@ def attention_branch(
             return chunked_window_attention(block, attn_mask, x, compiled=compiled, pad_before_shift=pad_before_shift)
         normed = block.norm1(x)
         if not pad_before_shift:
-            return block._attn(normed)
+            return shifted_window_attention(block, normed)
         height, width = x.shape[1:3]
-        return block._attn(pad_to_windows(normed, *block.window_size))[:, :height, :width]
+        return shifted_window_attention(block, pad_to_windows(normed, *block.window_size))[:, :height, :width]
 
 
 def mlp_branch(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:

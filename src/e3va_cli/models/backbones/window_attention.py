@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from e3va_cli.models.backbones.timm_private import relative_position_bias
 from e3va_cli.utils.amp import autocast_dtype
 
 CHUNK_ELEMENTS = 2**21  # of the stream, in a part
@@ -69,7 +70,7 @@ def chunked_window_attention(
         windowed = windowed.roll((-shift_h, -shift_w), (1, 2))
     windowed = pad_to_windows(windowed, window_h, window_w)
     result = torch.empty_like(windowed, dtype=autocast_dtype(x) or x.dtype)
-    bias = block.attn._get_rel_pos_bias()
+    bias = relative_position_bias(block.attn)
     for rows, last_row in window_spans(windowed.shape[1], window_h, shift_h):
         for columns, last_column in window_spans(windowed.shape[2], window_w, shift_w):
             # Only the last windows of a shifted map hold tokens from its two ends, which must not see each other.

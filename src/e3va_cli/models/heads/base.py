@@ -16,8 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.components.options import Options, option, require_valid
 from e3va_cli.components.registry import Registry
-from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.predictions import Detections, Segmentation
 
 Target = dict[str, Any]
 Extract = Callable[[Tensor], list[Tensor]]  # images (B, 3, H, W) to one feature map per stage that the head reads

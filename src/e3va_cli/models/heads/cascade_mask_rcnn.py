@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, generalized_box_iou_loss
@@ -22,14 +21,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
 from e3va_cli.models.heads.eager_backward import eager_backward
+from e3va_cli.models.heads.layers import CascadeBoxPredictor, group_norm
 from e3va_cli.models.heads.mask_branch import MaskBranch, MaskBranchOptions
-from e3va_cli.models.heads.norms import group_norm
-from e3va_cli.models.heads.predictors import CascadeBoxPredictor
+from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
 from e3va_cli.models.heads.roi_sampling import SampledRoIs, sample_rois
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
+from e3va_cli.models.heads.torchvision_private import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from e3va_cli.models.heads.two_stage import BoxOptions, is_box_weights
 from e3va_cli.models.necks.fpn import build_pyramid
 

@@ -13,8 +13,8 @@ from torchvision.ops import roi_align
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import Target
-from e3va_cli.models.heads.detections import MASK_THRESHOLD
-from e3va_cli.models.heads.predictors import Float32MaskPredictor
+from e3va_cli.models.heads.layers import Float32MaskPredictor
+from e3va_cli.models.heads.predictions import MASK_THRESHOLD
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
 from e3va_cli.models.heads.roi_sampling import SampledRoIs
 from e3va_cli.models.heads.two_stage import MaskOptions

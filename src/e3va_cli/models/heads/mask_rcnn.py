@@ -15,8 +15,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.predictors import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.models.heads.layers import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
 from e3va_cli.models.heads.two_stage import BoxOptions, MaskOptions, is_box_weights
 from e3va_cli.models.necks.fpn import LEVEL_NAMES, build_pyramid

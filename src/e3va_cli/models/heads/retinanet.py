@@ -13,11 +13,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from e3va_cli.components.options import option
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import anchor_errors, build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, anchor_errors, build_anchors, match_anchors
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
 from e3va_cli.models.heads.eager_backward import eager_backward
+from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.necks.fpn import STRIDES, build_pyramid
 
 COARSEST_STRIDE = STRIDES[-1]  # of the backbone, whose multiples images are padded to

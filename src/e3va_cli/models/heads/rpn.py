@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from e3va_cli.components.options import Options, option
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import anchor_errors, build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, anchor_errors, build_anchors, match_anchors
 from e3va_cli.models.heads.base import Target
-from e3va_cli.models.heads.predictors import Float32RPNHead
+from e3va_cli.models.heads.layers import Float32RPNHead
+from e3va_cli.models.heads.torchvision_private import Matcher
 from e3va_cli.models.necks.fpn import STRIDES
 
 

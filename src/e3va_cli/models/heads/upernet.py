@@ -19,8 +19,8 @@ from torchvision.ops import Conv2dNormActivation
 from e3va_cli.components.options import Under, option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
-from e3va_cli.models.heads.norms import group_norm
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.layers import group_norm
+from e3va_cli.models.heads.predictions import Segmentation
 from e3va_cli.models.heads.sliding_window import sliding_scores
 
 COARSEST_STRIDE = 32
