@@ -11,11 +11,11 @@ from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, i
 from e3va_cli.models.adapters.insertion import InsertedAdapters, after_branch
 from e3va_cli.models.backbones.base import ResidualBackbone
 
-INIT_STD = 0.01  # standard deviation of the weights at the start, as in the paper
+INIT_STD = 0.01  # as in the paper
 
 
 class ResidualBottleneck(Bottleneck):
-    """`M(z) = z + B(z)` with a bottleneck B whose weights start near zero, so that M starts near the identity."""
+    """`M(z) = z + B(z)` with a bottleneck B initialized near zero, so that M starts near the identity."""
 
     def __init__(self, width: int, *, hidden: int, dropout: float, init_std: float | None = None) -> None:
         super().__init__(width, hidden=hidden, dropout=dropout)
@@ -27,7 +27,7 @@ class ResidualBottleneck(Bottleneck):
             nn.init.zeros_(linear.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Adapt what a branch adds: (..., width) to (..., width)."""
+        """Map a branch's output (..., width) to (..., width)."""
         return z + super().forward(z)
 
 
@@ -43,7 +43,7 @@ class Adapter(InsertedAdapters):
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        options: see `BottleneckOptions`; with `init_std` null the weights start at the paper's 0.01, cut at twice that.
+        options: see `BottleneckOptions`; with `init_std` null, the paper's std of 0.01, truncated at 0.02.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:

@@ -1,9 +1,9 @@
-"""E3VA's adapter: a bottleneck whose two projections are low-rank products themselves (arXiv 2306.09729, section 3).
+"""E3VA's adapter: a bottleneck with two low-rank projections (arXiv 2306.09729, section 3).
 
     E(z) = z + Up(GELU(Dn(z)))      Dn(z) = z A B + b      Up(y) = y P Q + c
 
-With z: tokens x width, A: width x r, B: r x hidden, P: hidden x r, Q: r x width. The gradient of z is never asked for,
-so the backward pass needs z and two tensors of r numbers a token; the hidden layer is computed again from one of them.
+With z: tokens x width, A: width x r, B: r x hidden, P: hidden x r, Q: r x width. z needs no gradient, so the backward
+pass needs z and two low-rank tensors (N, r); the hidden layer is recomputed from one of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LowRankLinear(nn.Module):
     """`y = x A B + b` with A: in x rank, B: rank x out.
 
     Args:
-        zero: start with B = 0 and b = 0, so that the map starts as zero; otherwise both factors keep the variance
-            of their input (normal with standard deviation fan_in ** -0.5).
+        zero: initialize B and b to zero; otherwise both factors keep the variance of their input (normal with
+            standard deviation fan_in ** -0.5).
     """
 
     def __init__(self, in_features: int, out_features: int, *, rank: int, zero: bool = False) -> None:
@@ -42,7 +42,7 @@ class LowRankLinear(nn.Module):
             nn.init.normal_(self.B, std=rank**-0.5)
 
     def init_kaiming_uniform(self) -> None:
-        """Start no factor at zero, but factors and bias as LoRand's authors do (`kaiming_uniform_(a=sqrt(5))`)."""
+        """Initialize factors and bias as LoRand's authors do (`kaiming_uniform_(a=sqrt(5))`)."""
         for factor in (self.A, self.B):
             nn.init.kaiming_uniform_(factor, a=5**0.5)
         bound = len(self.A) ** -0.5
@@ -50,10 +50,10 @@ class LowRankLinear(nn.Module):
 
 
 class DualLowRankAdapter(nn.Module):
-    """`E(z) = z + Up(GELU(Dn(z)))`, each projection of rank `rank` with a bias; Up starts as zero, so E(z) = z.
+    """`E(z) = z + Up(GELU(Dn(z)))`, both projections of rank `rank`; Up is zero-initialized, so E(z) = z.
 
     Args:
-        storage: how z is kept for the backward pass.
+        storage: saves z for the backward pass.
     """
 
     def __init__(self, width: int, *, hidden: int, rank: int, storage: ActivationStorage | None = None) -> None:
@@ -64,11 +64,11 @@ class DualLowRankAdapter(nn.Module):
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
-        """A, B, b, P, Q, c."""
+        """The parameters A, B, b, P, Q, c."""
         return self.down.A, self.down.B, self.down.bias, self.up.A, self.up.B, self.up.bias
 
     def forward(self, highway: Tensor, z: Tensor) -> Tensor:
-        """Add E(z) to the highway, in place; both (B, H, W, C), and z, which nothing else may need a gradient of."""
+        """Add E(z) to the highway in place; both (B, H, W, C). z gets no gradient."""
         if not torch.is_grad_enabled():
             add_adapter_output_(highway, cast_tokens(z, self.weights), self.weights)
             return highway
@@ -76,14 +76,14 @@ class DualLowRankAdapter(nn.Module):
 
 
 class _AddAdapterOutput(torch.autograd.Function):
-    """`highway + E(z)` in the highway's own storage, keeping z and 2 r numbers a token for the backward pass."""
+    """`highway + E(z)` in place; saves z and two low-rank tensors (N, r)."""
 
     @staticmethod
     def forward(ctx: Any, highway: Tensor, z: Tensor, storage: ActivationStorage, *weights: Tensor) -> Tensor:
         """Highway and z: (B, H, W, C); weights: A, B, b, P, Q, c."""
         tokens = cast_tokens(z, weights)
         low_rank = add_adapter_output_(highway, tokens, weights)
-        if z.element_size() < tokens.element_size():  # of a backbone with fewer bits: those are all there is to keep
+        if z.element_size() < tokens.element_size():  # a backbone in 16 bits: save those
             tokens = z.flatten(0, -2)
         ctx.mark_dirty(highway)
         ctx.storage = storage
@@ -93,7 +93,7 @@ class _AddAdapterOutput(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """The highway's gradient is the result's own; z gets none."""
+        """Return the weights' gradients; the highway's passes through unchanged, z gets none."""
         saved = ctx.saved_tensors
         low_rank, weights, packed = saved[:2], saved[2:8], saved[8:]
         rows = grad.reshape(-1, grad.shape[-1]).to(low_rank[0].dtype)
@@ -103,7 +103,7 @@ class _AddAdapterOutput(torch.autograd.Function):
 
 
 def cast_tokens(z: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Z as tokens (N, C) in the dtype that products with the weights are computed in."""
+    """Flatten z to tokens (N, C) in the dtype of the matrix products."""
     return z.flatten(0, -2).to(autocast_dtype(z) or weights[0].dtype)
 
 
@@ -112,7 +112,7 @@ def add_adapter_output_(highway: Tensor, tokens: Tensor, weights: Sequence[Tenso
 
     Args:
         highway: (B, H, W, C).
-        tokens: z as (N, C), in the dtype of the products.
+        tokens: z as (N, C), in the dtype of the matrix products.
         weights: A, B, b, P, Q, c.
 
     Returns:
@@ -122,7 +122,7 @@ def add_adapter_output_(highway: Tensor, tokens: Tensor, weights: Sequence[Tenso
     *_, q, last_bias = (w.to(tokens.dtype) for w in weights)
     rows = highway.view(tokens.shape)
     if rows.dtype == tokens.dtype:
-        torch.addmm(rows, low_rank[1], q, out=rows)  # addmm_, but counted among the operations of a step
+        torch.addmm(rows, low_rank[1], q, out=rows)  # not addmm_, which flop counters do not know
         rows += last_bias
     else:  # under autocast
         rows += torch.addmm(last_bias, low_rank[1], q)
@@ -131,7 +131,7 @@ def add_adapter_output_(highway: Tensor, tokens: Tensor, weights: Sequence[Tenso
 
 
 def low_rank_tensors(tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`z A` and `GELU(Dn(z)) P`, each (N, r), of z as tokens (N, C); weights: A, B, b, P, Q, c."""
+    """Return `z A` and `GELU(Dn(z)) P`, each (N, r), of tokens z (N, C); weights: A, B, b, P, Q, c."""
     a, b, bias, p, *_ = (w.to(tokens.dtype) for w in weights)
     low_rank_in = tokens @ a
     return low_rank_in, gelu(torch.addmm(bias, low_rank_in, b)) @ p
@@ -140,11 +140,11 @@ def low_rank_tensors(tokens: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor,
 def weight_gradients(
     rows: Tensor, low_rank: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Gradients of B, b, P, Q, c in the weights' dtypes, and of `z A`, of which A's is `z^T` times.
+    """Return the gradients of B, b, P, Q, c in the weights' dtypes, and the gradient g of `z A`; A's is `z^T g`.
 
     Args:
         rows: gradient of the highway, (N, C).
-        low_rank: what `add_adapter_output_` returned.
+        low_rank: the result of `add_adapter_output_`.
         weights: A, B, b, P, Q, c.
     """
     _, b, bias, p, q, _ = (w.to(rows.dtype) for w in weights)

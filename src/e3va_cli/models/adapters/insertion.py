@@ -1,7 +1,7 @@
-"""Trainable modules inside the residual loop of a frozen backbone: what Adapter, LoRand, AdaptFormer and Mona share.
+"""Trainable modules inside a frozen backbone: the base of Adapter, LoRand, AdaptFormer and Mona.
 
-They differ in the module M and in the place where it meets the stream x that a branch adds to; the three places below.
-The backbone's weights are frozen, but the backward pass runs through its branches, so that their activations are kept.
+They differ in the module M and in how it is inserted at a branch of the stream x; the three variants are below. The
+backbone's weights are frozen, but the backward pass runs through its branches, whose activations are saved.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def after_addition(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
 
 
 class InsertedAdapters(FeatureExtractor):
-    """A frozen backbone, drop path included, with one trainable module per residual branch.
+    """A frozen backbone, with drop path, and one trainable module per residual branch.
 
     Args:
         backbone: any residual backbone; its parameters are frozen.
-        build: makes the module for a stream of the given width.
-        insert: computes the stream after a branch and its module.
+        build: builds the module for a stream of the given width.
+        insert: computes the stream after a branch with its module.
         branch_types: the branches that get a module.
     """
 
@@ -56,7 +56,7 @@ class InsertedAdapters(FeatureExtractor):
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One feature map per stage, (B, C_s, H_s, W_s)."""
+        """Return one feature map (B, C_s, H_s, W_s) per stage in `out_indices`."""
         x = self.backbone.stem(images)
         outputs = []
         modules = iter(self.inserted)
