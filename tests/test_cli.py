@@ -74,7 +74,7 @@ def test_all_mistakes_at_once(e3va, tmp_path):
         (["experiment=coco_cascade"], "no such experiment; did you mean experiment=coco_cascade_swin_"),
         (["head=upernet"], "head=upernet is trained on label maps"),
         (["dataset.metric=miou"], "dataset.metric=miou: one of coco, voc, voc_11_point"),
-        (["head=cascade_mask_rcnn", "head.box.fg_iou=[0.5]"], "each needs one entry for each stage"),
+        (["head=cascade_mask_rcnn", "head.box.fg_iou=[0.5]"], "each needs one entry per stage"),
         (["schedule.epochs=null"], "set one of"),
         (["resume=nowhere"], "no such run folder"),
         (["resume=."], "not a run of `e3va train`"),

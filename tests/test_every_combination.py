@@ -230,7 +230,7 @@ def test_gradients_through_weights_in_16_bits_are_refused(method, dtype):
         build_model(configuration(method, "retinanet", dtype), num_classes=CLASSES)
     (line,) = error.value.messages
     assert f"backbone.dtype={dtype}" in line and f"adapter={method}" in line
-    assert "takes backbone.dtype=float32" in line
+    assert "set backbone.dtype=float32" in line
 
 
 @pytest.mark.parametrize(("precision", "dtype"), sorted(CLASHES))

@@ -60,7 +60,7 @@ def iou(a, b):
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-def assign(overlaps, usable, fg_iou, bg_iou, least_iou):
+def assign(overlaps, usable, fg_iou, bg_iou, min_pos_iou):
     """mmdetection's MaxIoUAssigner on overlaps[object][anchor]: an object, -1 for background, None for neither."""
     count = len(usable)
     result = [None] * count
@@ -73,7 +73,7 @@ def assign(overlaps, usable, fg_iou, bg_iou, least_iou):
             result[anchor] = column.index(best)
     for index, of_object in enumerate(overlaps):
         best = max(value for value, use in zip(of_object, usable, strict=True) if use)
-        if best >= least_iou and best > 0:
+        if best >= min_pos_iou and best > 0:
             for anchor in range(count):
                 if usable[anchor] and of_object[anchor] == best:
                     result[anchor] = index

@@ -35,15 +35,15 @@ def test_otherwise_they_are_torchvisions():
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("least_iou", [0.0, 0.35])
-def test_matching_is_mmdetections(least_iou):
+@pytest.mark.parametrize("min_pos_iou", [0.0, 0.35])
+def test_matching_is_mmdetections(min_pos_iou):
     overlaps = (10 * torch.rand(4, 60)).round() / 10  # with ties, between objects and between anchors
     overlaps[2] = overlaps[2] * 0.25  # an object that no anchor comes near to
     overlaps[3] = 0
-    matches = MaxIoUMatcher(0.65, 0.35, least_iou)(overlaps.clone()).tolist()
-    expected = plain.assign(overlaps.tolist(), [True] * 60, 0.65, 0.35, least_iou)
+    matches = MaxIoUMatcher(0.65, 0.35, min_pos_iou)(overlaps.clone()).tolist()
+    expected = plain.assign(overlaps.tolist(), [True] * 60, 0.65, 0.35, min_pos_iou)
     assert [None if one == -2 else one for one in matches] == expected
-    assert (2 in expected) == (least_iou == 0) and 3 not in expected
+    assert (2 in expected) == (min_pos_iou == 0) and 3 not in expected
 
 
 def test_an_anchor_goes_to_the_object_that_it_is_best_for():

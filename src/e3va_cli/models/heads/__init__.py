@@ -1,4 +1,4 @@
-"""Detection and segmentation heads: each one file, all behind the protocol of `base.py`."""
+"""Detection and segmentation heads: one file each, behind the protocol of `base.py`."""
 
 from e3va_cli.models.heads import cascade_mask_rcnn, mask_rcnn, retinanet, upernet
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target, build_head

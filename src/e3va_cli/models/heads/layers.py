@@ -53,19 +53,19 @@ class Float32MaskPredictor(MaskRCNNPredictor):
 
 
 class CascadeBoxPredictor(nn.Module):
-    """Scores of every class, and a box for each or one for all; starts with small scores and boxes that stay in place.
+    """Class scores and box deltas of a box stage, initialized to small scores and deltas (arXiv 1504.08083).
 
     Args:
-        in_channels: of a region.
-        num_classes: background counted, which has no box.
-        class_agnostic: one box for all classes.
+        in_channels: channels of RoI features.
+        num_classes: classes with background, which has no box.
+        class_agnostic: one box for all classes, instead of one per class.
     """
 
     def __init__(self, in_channels: int, num_classes: int, *, class_agnostic: bool) -> None:
         super().__init__()
         self.cls_score = nn.Linear(in_channels, num_classes)
         self.bbox_pred = nn.Linear(in_channels, 4 if class_agnostic else 4 * (num_classes - 1))
-        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # arXiv 1504.08083, section 4.1
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 4.1
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
