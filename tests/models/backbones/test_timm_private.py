@@ -7,7 +7,7 @@ from e3va_cli.models.backbones.timm_private import relative_position_bias, shift
 from tests.swin_reference import WINDOW, attention, bias_of, large_biases
 
 
-def test_attention_of_blocks_takes_normed_maps_and_shifts_windows(nano):
+def test_attention_of_normalized_maps_with_shifted_windows(nano):
     """Used by `backbones/swin.py` where gradients are taken."""
     large_biases(nano.model)
     x = torch.randn(2, 2 * WINDOW, 3 * WINDOW, 32)
@@ -17,7 +17,7 @@ def test_attention_of_blocks_takes_normed_maps_and_shifts_windows(nano):
             torch.testing.assert_close(result, attention(block, x, shifted=index == 1), rtol=1e-4, atol=1e-5)
 
 
-def test_relative_position_bias_is_added_to_the_scores_of_every_head(nano):
+def test_relative_position_bias(nano):
     """Used by `backbones/window_attention.py`."""
     large_biases(nano.model)
     attn = nano.model.layers[1].blocks[0].attn

@@ -12,7 +12,7 @@ from tests.conftest import NANO
 
 @pytest.fixture
 def donor():
-    """A backbone with other weights than seed 0 gives."""
+    """A backbone with weights of seed 1."""
     backbone, identity = build_backbone(**NANO, pretrained=False, weights=None, seed=1)
     return backbone.model, identity
 
@@ -22,7 +22,7 @@ def load(path):
 
 
 def authors_layout(state):
-    """As the Swin authors write it: `downsample` at the end of a stage, with buffers and a classifier."""
+    """The Swin authors' layout: `downsample` at the end of a stage, with buffers and a classifier."""
     state = {
         re.sub(r"layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", k): v
         for k, v in state.items()
@@ -32,7 +32,7 @@ def authors_layout(state):
 
 
 @pytest.mark.parametrize("layout", ["timm.safetensors", "timm.pth", "authors.pth"])
-def test_every_layout_gives_the_same_weights(donor, tmp_path, layout):
+def test_weights_are_equal_in_every_layout(donor, tmp_path, layout):
     model, identity = donor
     path = tmp_path / layout
     state = dict(model.state_dict())
@@ -46,7 +46,7 @@ def test_every_layout_gives_the_same_weights(donor, tmp_path, layout):
     torch.testing.assert_close(loaded.model.state_dict(), model.state_dict())
 
 
-def test_random_weights_come_from_the_seed(donor):
+def test_random_weights_depend_on_the_seed(donor):
     _, identity = donor
     again, _ = donor[1], None
     torch.manual_seed(123)
@@ -56,7 +56,7 @@ def test_random_weights_come_from_the_seed(donor):
     assert other.fingerprint != identity.fingerprint
 
 
-def test_a_mismatch_lists_what_does_not_fit(donor, tmp_path):
+def test_error_lists_mismatches(donor, tmp_path):
     state = dict(donor[0].state_dict())
     state["layers.0.blocks.0.norm1.weight"] = torch.ones(48)
     del state["patch_embed.proj.bias"]
@@ -91,7 +91,7 @@ class Malicious:
         (os.mkfifo, "no such file"),
     ],
 )
-def test_unusable_files_are_refused_in_one_line(tmp_path, capsys, write, says):
+def test_error_of_invalid_files_is_one_line(tmp_path, capsys, write, says):
     path = tmp_path / "weights.pth"
     write(path)
     with pytest.raises(UserError, match=says) as error:
@@ -109,7 +109,7 @@ def test_unusable_files_are_refused_in_one_line(tmp_path, capsys, write, says):
         lambda t: t.to("meta"),
     ],
 )
-def test_weights_that_hold_no_plain_numbers(donor, tmp_path, change):
+def test_error_of_tensors_that_are_not_dense_floats(donor, tmp_path, change):
     name = "patch_embed.proj.bias"
     torch.save({**donor[0].state_dict(), name: change(donor[0].state_dict()[name])}, tmp_path / "odd.pth")
     with pytest.raises(UserError, match=rf"1 with another type: {name}|contains no state_dict") as error:
@@ -117,7 +117,7 @@ def test_weights_that_hold_no_plain_numbers(donor, tmp_path, change):
     assert "\n" not in str(error.value)
 
 
-def test_a_cut_safetensors_file(donor, tmp_path):
+def test_error_of_truncated_safetensors_file(donor, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(dict(donor[0].state_dict()), path)
     path.write_bytes(path.read_bytes()[:1000])
@@ -125,7 +125,7 @@ def test_a_cut_safetensors_file(donor, tmp_path):
         load(path)
 
 
-def test_no_network_says_what_to_do(monkeypatch):
+def test_error_without_network(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import huggingface_hub.constants
 
