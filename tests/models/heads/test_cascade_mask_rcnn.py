@@ -185,10 +185,10 @@ def test_sample_includes_ground_truth_and_limits_positives():
     near = truth[0]["boxes"].repeat(20, 1) + torch.rand(40, 4)
     far = torch.tensor([[100.0, 80.0, 110.0, 90.0]]).repeat(60, 1)
     sampler = BalancedPositiveNegativeSampler(32, 0.25)
-    regions = sample_rois([torch.cat((near, far))], truth, Matcher(0.5, 0.5), sampler)
-    assert len(regions.boxes[0]) == 32 and (regions.labels[0] > 0).sum() == 8
-    overlaps = box_iou(regions.boxes[0], truth[0]["boxes"]).max(1).values
-    assert torch.equal(overlaps >= 0.5, regions.labels[0] > 0)
+    rois = sample_rois([torch.cat((near, far))], truth, Matcher(0.5, 0.5), sampler)
+    assert len(rois.boxes[0]) == 32 and (rois.labels[0] > 0).sum() == 8
+    overlaps = box_iou(rois.boxes[0], truth[0]["boxes"]).max(1).values
+    assert torch.equal(overlaps >= 0.5, rois.labels[0] > 0)
     everything = sample_rois([far[:3]], truth, Matcher(0.5, 0.5), sampler)
     assert everything.proposed[0].tolist() == [True] * 3 + [False] * 2
     assert everything.labels[0].tolist() == [0, 0, 0, 1, 3]
@@ -208,16 +208,16 @@ def one_image(labels):
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_losses(agnostic):
     truth = targets()[:1]
-    _, regions = one_image([2, 0])
+    _, rois = one_image([2, 0])
     logits, deltas = torch.randn(2, 4), torch.full((2, 4 if agnostic else 12), 50.0)  # of other classes: ignored
     own = slice(0, 4) if agnostic else slice(4, 8)
     deltas[0, own] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # with weight 10 on x: a tenth of the width, 4 pixels right
     deltas[1] = 100.0  # background: ignored
-    class_loss, box_loss = stage("giou", loss_weight=10.0, agnostic=agnostic).losses(logits, deltas, regions, truth)
+    class_loss, box_loss = stage("giou", loss_weight=10.0, agnostic=agnostic).losses(logits, deltas, rois, truth)
     assert class_loss.item() == pytest.approx(cross_entropy(logits, torch.tensor([2, 0])).item())
     iou = 36 * 40 / (2 * 40 * 40 - 36 * 40)  # the boxes' hull is their union, so GIoU = IoU
     assert box_loss.item() == pytest.approx(10 * (1 - iou) / 2, rel=1e-5)
-    _, box_loss = stage("smooth_l1", agnostic=agnostic).losses(logits, deltas, regions, truth)
+    _, box_loss = stage("smooth_l1", agnostic=agnostic).losses(logits, deltas, rois, truth)
     assert box_loss.item() == pytest.approx((1.0 - 0.5 / 9) / 2)  # beyond beta = 1/9: |x| - beta / 2
 
 
@@ -225,16 +225,16 @@ def test_box_loss_is_normalized_by_all_rois_of_the_batch():
     """mmdetection's formula: 10 sum_i (1 - GIoU_i) / regions, over images with different numbers of objects."""
     truth = targets()
     near = [t["boxes"].repeat(n, 1) + 6 * torch.rand(2 * n, 4) for t, n in zip(truth, (1, 3), strict=True)]
-    regions = SampledRoIs(
+    rois = SampledRoIs(
         near,
         [torch.tensor([1, 3]), torch.tensor([1, 3] * 2 + [0, 0])],
         [torch.tensor([0, 1] * n) for n in (1, 3)],
         [torch.ones(len(boxes), dtype=torch.bool) for boxes in near],
     )
     logits, deltas = torch.randn(8, 4), torch.randn(8, 12)
-    _, box_loss = stage("giou", weights=(20, 20, 10, 10), loss_weight=10.0).losses(logits, deltas, regions, truth)
+    _, box_loss = stage("giou", weights=(20, 20, 10, 10), loss_weight=10.0).losses(logits, deltas, rois, truth)
     total = 0.0
-    for index, (box, label) in enumerate(zip(torch.cat(near), torch.cat(regions.labels).tolist(), strict=True)):
+    for index, (box, label) in enumerate(zip(torch.cat(near), torch.cat(rois.labels).tolist(), strict=True)):
         if label:
             moved = plain.decode(deltas[index, 4 * (label - 1) : 4 * label], box, (0.05, 0.05, 0.1, 0.1)).tolist()
             wanted = truth[0]["boxes"][0 if label == 1 else 1].tolist()
@@ -287,7 +287,7 @@ def test_mask_loss(build):
     boxes = [t["boxes"] + 8 * torch.rand(2, 4) for t in truth]
     labels = [torch.tensor([1, 0]), torch.tensor([1, 3])]
     proposed = [torch.ones(2, dtype=torch.bool)] * 2
-    regions = SampledRoIs(boxes, labels, [torch.tensor([0, 1])] * 2, proposed)
+    rois = SampledRoIs(boxes, labels, [torch.tensor([0, 1])] * 2, proposed)
     logits = branch(pyramid, [boxes[0][:1], boxes[1]], SIZES)
     wanted = [
         plain.roi_align(truth[image]["masks"][index][None].float(), boxes[image][index], 28, 1)[0] >= 0.5
@@ -295,7 +295,7 @@ def test_mask_loss(build):
     ]
     own = torch.stack([logits[0, 1], logits[1, 1], logits[2, 3]])
     expected = binary_cross_entropy(own.sigmoid(), torch.stack(wanted).float())
-    assert branch.loss(pyramid, SIZES, regions, truth).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert branch.loss(pyramid, SIZES, rois, truth).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_each_stage_is_trained_on_refined_boxes(build, monkeypatch):

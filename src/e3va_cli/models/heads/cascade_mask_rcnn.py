@@ -132,13 +132,11 @@ class BoxStage(nn.Module):
         """Sample the RoIs to train this stage on."""
         return sample_rois(proposals, targets, self.matcher, self.sampler)
 
-    def losses(
-        self, logits: Tensor, deltas: Tensor, regions: SampledRoIs, targets: list[Target]
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, logits: Tensor, deltas: Tensor, rois: SampledRoIs, targets: list[Target]) -> tuple[Tensor, Tensor]:
         """Return the cross entropy of the classes, and the box loss of positive RoIs."""
-        labels, boxes = torch.cat(regions.labels), torch.cat(regions.boxes)
+        labels, boxes = torch.cat(rois.labels), torch.cat(rois.boxes)
         positives = torch.where(labels > 0)[0]
-        gt_boxes = torch.cat([gather_gt_boxes(t, m) for t, m in zip(targets, regions.matched, strict=True)])[positives]
+        gt_boxes = torch.cat([gather_gt_boxes(t, m) for t, m in zip(targets, rois.matched, strict=True)])[positives]
         deltas, boxes = select_class(deltas[positives], labels[positives]), boxes[positives]
         if self.loss == "giou":
             box_loss = generalized_box_iou_loss(self.coder.decode_single(deltas, boxes), gt_boxes, reduction="sum")
@@ -213,14 +211,14 @@ class CascadeMaskRCNN(Head):
         """Yield the weighted losses of each stage, first of boxes, then of masks, without gradients between them."""
         first_masked = len(self.box_stages) - len(self.masks)
         for index, (stage, weight) in enumerate(zip(self.box_stages, self.loss_weights, strict=True)):
-            regions = stage.sample(boxes, targets)
-            logits, deltas = stage(pyramid, regions.boxes, sizes)
-            class_loss, box_loss = stage.losses(logits, deltas, regions, targets)
+            rois = stage.sample(boxes, targets)
+            logits, deltas = stage(pyramid, rois.boxes, sizes)
+            class_loss, box_loss = stage.losses(logits, deltas, rois, targets)
             yield {f"stage{index + 1}_class": weight * class_loss, f"stage{index + 1}_box": weight * box_loss}
-            refined = stage.refine(logits, deltas, regions.boxes, sizes, torch.cat(regions.labels))
-            boxes = [box[proposed] for box, proposed in zip(refined, regions.proposed, strict=True)]
+            refined = stage.refine(logits, deltas, rois.boxes, sizes, torch.cat(rois.labels))
+            boxes = [box[proposed] for box, proposed in zip(refined, rois.proposed, strict=True)]
             if index >= first_masked:
-                mask_loss = self.masks[index - first_masked].loss(pyramid, sizes, regions, targets)
+                mask_loss = self.masks[index - first_masked].loss(pyramid, sizes, rois, targets)
                 yield {f"stage{index + 1}_mask": (weight if first_masked == 0 else 1.0) * mask_loss}
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
@@ -250,9 +248,9 @@ class CascadeMaskRCNN(Head):
 
     def select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
         """Filter boxes (N, K or 1, 4) with scores (N, K + 1) by score and size, then by NMS per class."""
-        regions, classes = torch.where(scores[:, 1:] > self.score_threshold)
-        boxes = boxes[regions, classes.clamp(max=boxes.shape[1] - 1)]
-        scores, labels = scores[regions, classes + 1], classes + 1
+        rois, classes = torch.where(scores[:, 1:] > self.score_threshold)
+        boxes = boxes[rois, classes.clamp(max=boxes.shape[1] - 1)]
+        scores, labels = scores[rois, classes + 1], classes + 1
         large = box_ops.remove_small_boxes(boxes, MIN_BOX_SIZE)
         boxes, scores, labels = boxes[large], scores[large], labels[large]
         best = box_ops.batched_nms(boxes, scores, labels, self.nms_iou)[: self.detections_per_image]

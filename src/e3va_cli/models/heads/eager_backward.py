@@ -64,22 +64,22 @@ class _EagerBackward(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         """Tensors: inputs named `input_names`, then weights. Appends the losses' names to `names`."""
         inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[: len(input_names)]]
-        wanted = [t for t in (*inputs, *tensors[len(input_names) :]) if t.requires_grad]
-        sums: list[Tensor | None] = [None] * len(wanted)
+        leaves = [t for t in (*inputs, *tensors[len(input_names) :]) if t.requires_grad]
+        sums: list[Tensor | None] = [None] * len(leaves)
         values: list[Tensor] = []
         with torch.enable_grad():
             for chunk in chunks(dict(zip(input_names, inputs, strict=True))):
                 names += chunk
                 values += [value.detach() for value in chunk.values()]
                 with without_autocast(tensors[0]):  # as in a plain backward pass
-                    gradients = torch.autograd.grad(torch.stack(list(chunk.values())).sum(), wanted, allow_unused=True)
+                    gradients = torch.autograd.grad(torch.stack(list(chunk.values())).sum(), leaves, allow_unused=True)
                 for index, gradient in enumerate(gradients):
                     total = sums[index]
                     if gradient is not None:  # may be expanded or shared between inputs, so not added to in place
                         sums[index] = gradient if total is None else total + gradient
                 del chunk, gradients
         ctx.save_for_backward(*sums)
-        ctx.wanted = [t.requires_grad for t in tensors]
+        ctx.needs_grad = [t.requires_grad for t in tensors]
         ctx.set_materialize_grads(False)
         return tuple(values)
 
@@ -88,7 +88,7 @@ class _EagerBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the saved gradients times the losses' common factor."""
         saved, factor = iter(ctx.saved_tensors), common_factor(grads)
-        sums = [next(saved) if wanted else None for wanted in ctx.wanted]
+        sums = [next(saved) if needs_grad else None for needs_grad in ctx.needs_grad]
         return None, None, None, *(None if s is None else s * factor for s in sums)
 
 
@@ -109,5 +109,5 @@ def common_factor(grads: Sequence[Tensor | None]) -> Tensor:
 
 def is_same_scalar(one: Tensor, other: Tensor) -> bool:
     """Return whether two scalars are equal or both NaN; elements of one expanded scalar need no device sync."""
-    locations = [(number.untyped_storage()._cdata, number.storage_offset(), number.dtype) for number in (one, other)]
+    locations = [(t.untyped_storage()._cdata, t.storage_offset(), t.dtype) for t in (one, other)]
     return locations[0] == locations[1] or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

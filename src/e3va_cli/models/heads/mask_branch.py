@@ -50,12 +50,12 @@ class MaskBranch(nn.Module):
         return self.predictor(self.head(self.pool(pyramid, boxes, sizes)))
 
     def loss(
-        self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], regions: SampledRoIs, targets: list[Target]
+        self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], rois: SampledRoIs, targets: list[Target]
     ) -> Tensor:
         """Return the binary cross entropy of positive RoIs' masks, each of its object's class."""
-        positives = regions.positives()
-        boxes = [b[p] for b, p in zip(regions.boxes, positives, strict=True)]
-        matched = [m[p] for m, p in zip(regions.matched, positives, strict=True)]
+        positives = rois.positives()
+        boxes = [b[p] for b, p in zip(rois.boxes, positives, strict=True)]
+        matched = [m[p] for m, p in zip(rois.matched, positives, strict=True)]
         logits = self(pyramid, boxes, sizes)
         labels = torch.cat([t["labels"][m] for t, m in zip(targets, matched, strict=True)])
         if not len(labels):

@@ -44,14 +44,14 @@ def sample_rois(
         image_matched, image_labels = match(candidates[-1], gt_boxes, target["labels"], matcher)
         matched.append(image_matched)
         labels.append(image_labels)
-    regions = SampledRoIs([], [], [], [])
+    rois = SampledRoIs([], [], [], [])
     for index, masks in enumerate(zip(*sampler(labels), strict=True)):
         chosen = torch.where(masks[0] | masks[1])[0]
-        regions.boxes.append(candidates[index][chosen])
-        regions.labels.append(labels[index][chosen])
-        regions.matched.append(matched[index][chosen])
-        regions.proposed.append(chosen < len(proposals[index]))
-    return regions
+        rois.boxes.append(candidates[index][chosen])
+        rois.labels.append(labels[index][chosen])
+        rois.matched.append(matched[index][chosen])
+        rois.proposed.append(chosen < len(proposals[index]))
+    return rois
 
 
 def match(boxes: Tensor, gt_boxes: Tensor, labels: Tensor, matcher: Matcher) -> tuple[Tensor, Tensor]:
