@@ -74,15 +74,15 @@ def test_all_mistakes_at_once(e3va, tmp_path):
         (["experiment=coco_cascade"], "no such experiment; did you mean experiment=coco_cascade_swin_"),
         (["head=upernet"], "head=upernet is trained on label maps"),
         (["dataset.metric=miou"], "dataset.metric=miou: one of coco, voc, voc_11_point"),
-        (["head=cascade_mask_rcnn", "head.box.fg_iou=[0.5]"], "each needs one entry for each stage"),
+        (["head=cascade_mask_rcnn", "head.box.fg_iou=[0.5]"], "each needs one entry per stage"),
         (["schedule.epochs=null"], "set one of"),
         (["resume=nowhere"], "no such run folder"),
         (["resume=."], "not a run of `e3va train`"),
         (["trainer.devices=0"], "a count, auto, or a list"),
         (["adapter.rank=4,0", "-m"], "adapter.rank=0: must be above 0"),
         (["backbone.weights=none.pth"], "no such file: none.pth"),
-        (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "exclude each other"),
-        (["backbone.pretrained=true"], "nobody publishes weights for swin_nano"),
+        (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "mutually exclusive"),
+        (["backbone.pretrained=true"], "there are no published weights for swin_nano"),
     ],
 )
 def test_mistakes_are_one_line_each(e3va, words, says):

@@ -151,10 +151,13 @@ def test_published_weights_go_with_options_that_change_none(words):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["backbone=swin_nano"], "nobody publishes weights for swin_nano with model_args.depths, model_args.embed_dim"),
+        (
+            ["backbone=swin_nano"],
+            "there are no published weights for swin_nano with model_args.depths, model_args.embed_dim",
+        ),
         (
             ["backbone=swin_b", "+backbone.model_args.window_size=12", "+backbone.model_args.drop_path_rate=0.3"],
-            "nobody publishes weights for swin_b with model_args.window_size;",
+            "there are no published weights for swin_b with model_args.window_size;",
         ),
     ],
 )
@@ -162,4 +165,4 @@ def test_published_weights_do_not_go_with_another_network(words, says):
     with pytest.raises(UserError) as refused:
         checked("train", ["backbone.pretrained=true", *words])
     (line,) = refused.value.messages
-    assert says in line and "or give backbone.weights=FILE" in line
+    assert says in line and "or set backbone.weights=FILE" in line

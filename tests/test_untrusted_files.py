@@ -104,7 +104,7 @@ def test_readers_refuse_each(kind: str, place: Path) -> None:
     checkpoint = place / "run/checkpoints/last.ckpt"
     ATTACKS[kind](Attack(place), checkpoint)
     line = refusal(lambda: read_checkpoint(checkpoint))
-    assert str(checkpoint) in line and ("only tensors and plain values are read" in line or kind == "before 0.1.10")
+    assert str(checkpoint) in line and ("only tensors and plain values are loaded" in line or kind == "before 0.1.10")
     assert "last.ckpt" in refusal(lambda: read_checkpoint_or_adapter("run", "checkpoint"))
     for name in ("weights.pth", "weights.bin", "weights.pt", "weights.safetensors"):
         shutil.copy(checkpoint, place / name)
@@ -216,7 +216,7 @@ def test_an_export_tells_nothing_of_the_machine(place: Path, monkeypatch: pytest
     assert not [file for file in (place / "new").iterdir() if b"hunter2" in file.read_bytes()]
 
 
-NOT_AN_ARCHITECTURE = r"not the name of an architecture|is no number or list of numbers|not to be chosen"
+NOT_AN_ARCHITECTURE = r"invalid architecture name|must be a number or a list of numbers|cannot be set"
 
 
 @pytest.mark.parametrize(

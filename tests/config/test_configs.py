@@ -91,7 +91,9 @@ def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_
             build_meta_model(options, num_classes=3)
             continue
         for check in (check_compatibility, partial(build_meta_model, num_classes=3)):
-            with pytest.raises(UserError, match=f"{option}: adapter={method} sends .* adapter=e3va or frozen"):
+            with pytest.raises(
+                UserError, match=f"{option}: not supported by adapter={method}, .* adapter=e3va or frozen"
+            ):
                 check(options)
 
 
@@ -102,7 +104,7 @@ NO_SENSE = {
     "optimizer.betas=[0.9]": "two numbers from 0 to below 1",
     "trainer.limit_train_batches=0": "must be above 0",
     "head.rpn.anchor_sizes=[32,64]": "5 sizes in pixels",
-    "head.box.regression_weights=[1,2]": "no list of four numbers above 0",
+    "head.box.regression_weights=[1,2]": "must be four numbers above 0",
     "dataset.flip=1.5": "from 0 to 1",
     "backbone.drop_path_rate=1": "from 0 to below 1",
     "schedule.warmup_max_fraction=0": "above 0 and at most 1",
@@ -123,7 +125,11 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
     ("command", "words", "says"),
     [
         ("train", ["optimizer.betas=[0.9,2]"], "optimizer.betas=[0.9, 2.0]: two numbers"),
-        ("train", ["head=retinanet", "head.anchor_sizes=[32,64,128]"], "head.anchor_sizes=[32, 64, 128]: 5 sizes"),
+        (
+            "train",
+            ["head=retinanet", "head.anchor_sizes=[32,64,128]"],
+            "head.anchor_sizes=[32, 64, 128]: must be 5 sizes",
+        ),
         ("train", ["head=cascade_mask_rcnn", "head.box.loss=l2"], "head.box.loss=l2: one of giou, smooth_l1"),
         (
             "train",
@@ -172,7 +178,7 @@ def test_a_value_that_makes_no_sense_is_one_line(command, words, says):
 def test_options_of_no_swin_are_one_line(config, words):
     options = config("backbone=swin_nano", *words).backbone
     for build in (build_backbone, build_meta_backbone):
-        with pytest.raises(UserError, match="no Swin of timm can be built of timm_name=") as refused:
+        with pytest.raises(UserError, match="cannot build timm_name=") as refused:
             build(options)
         assert len(refused.value.messages) == 1
 

@@ -329,11 +329,11 @@ FORGED = {
     "config.trainer is of the wrong type (list)": setter("config", "trainer", value=[1]),
     "config.extra is unknown": setter("config", "extra", value=1),
     "config.dataset.metric is no plain text": setter("config", "dataset", "metric", value="${oc.env:HOME}"),
-    "not the name of an architecture": both("backbone", "timm_name", value="hf-hub:someone/something"),
-    "model_args.checkpoint_path is no number": setter(
+    "invalid architecture name": both("backbone", "timm_name", value="hf-hub:someone/something"),
+    "model_args.checkpoint_path: must be a number": setter(
         "config", "backbone", "model_args", value={"checkpoint_path": "x"}
     ),
-    "model_args.pretrained_cfg is no number": setter(
+    "model_args.pretrained_cfg: must be a number": setter(
         "config", "backbone", "model_args", value={"pretrained_cfg": {"file": "x"}}
     ),
     "of no model that can be built ": setter("config", "backbone", "model_args", value={"num_heads": [0, 2, 4, 8]}),

@@ -180,7 +180,7 @@ def test_unusual_folders_are_quoted(trainer, tmp_path) -> None:
         (["optimizer.lr=1e-4,1e-5"], "optimizer.lr=1e-4,1e-5: one value at a time"),
         (["seed=3"], "seed=3: set by this script's own options"),
         (["adapter=lora"], "adapter=lora: set by this script's own options"),
-        (["backbone=swin_nano"], "nobody publishes weights for swin_nano"),
+        (["backbone=swin_nano"], "there are no published weights for swin_nano"),
         (["--gather-only"], "holds no finished run"),
     ],
 )
