@@ -272,7 +272,7 @@ def test_every_line_of_the_documentation(runs, picture, tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 6 and Path("found.png").is_file() and len(names["several"]) == 2
+    assert len(blocks) == 6 and Path("prediction.png").is_file() and len(names["predictions"]) == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
