@@ -28,7 +28,7 @@ from torch.utils.data import Subset
 from e3va_cli.config.compatibility import check_compatibility, check_targets
 from e3va_cli.config.run_config import RunConfig, to_dict
 from e3va_cli.data import Batch, DenseDataModule, DenseDataset, build_datasets
-from e3va_cli.memory.regions import matching_proposals
+from e3va_cli.memory.rois import add_matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.models.model import build_random_model
 from e3va_cli.optim.optimizer import build_optimizer
@@ -36,9 +36,9 @@ from e3va_cli.utils.environment import synchronize
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
-    parser.add_argument("--workers", type=common.listed, default=[0, 1, 2, 4], help="loader processes")
+    parser.add_argument("--workers", type=common.int_list, default=[0, 1, 2, 4], help="loader processes")
     parser.add_argument("--images", type=common.positive, default=200, help="of the training split, at most")
     parser.add_argument("--steps", type=common.positive, default=3, help="timed steps, after one that is not")
     parser.add_argument("--threads", type=common.positive, default=torch.get_num_threads(), help="of a step on a CPU")
@@ -62,17 +62,17 @@ def batches(config: RunConfig, train: DenseDataset, val: DenseDataset, count: in
     return list(islice(data.train_dataloader(), count))
 
 
-def step_s(config: RunConfig, given: Sequence[Batch], *, classes: int, steps: int, device: str) -> float:
-    """Median seconds of a training step on the `given` batches in turn, which are on the device when it begins."""
+def step_s(config: RunConfig, args: Sequence[Batch], *, classes: int, steps: int, device: str) -> float:
+    """Median seconds of a training step on the `args` batches in turn, which are on the device when it begins."""
     torch.manual_seed(config.seed)
     model = build_random_model(config, num_classes=classes).to(device).train()
     optimizer = build_optimizer(model, config.optimizer)
     options = config.trainer
-    size = StepSize(len(given[0]), (0, 0), 0, options.precision, options.gradient_clip_norm)
+    size = StepSize(len(args[0]), (0, 0), 0, options.precision, options.gradient_clip_norm)
     times = []
-    with matching_proposals(model):
+    with add_matching_proposals(model):
         for step in range(steps + 1):
-            batch = given[step % len(given)].to(device)
+            batch = args[step % len(args)].to(device)
             synchronize(torch.device(device))
             started = time.perf_counter()
             train_step(model, optimizer, batch, size, device=device)
@@ -94,25 +94,25 @@ def verdict(ratios: dict[int, float]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    given = parser().parse_intermixed_args(arguments)
-    config = common.composed("train", given.words)
+    """Print the table."""
+    args = parser().parse_intermixed_args(arguments)
+    config = common.compose("train", args.overrides)
     check_compatibility(config)
     train, val = build_datasets(config.dataset)
     check_targets(config, val.target_types)
-    part = cast("DenseDataset", Subset(cast("Any", train), range(min(given.images, len(cast("Any", train))))))
+    part = cast("DenseDataset", Subset(cast("Any", train), range(min(args.images, len(cast("Any", train))))))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(given.threads)
-    passes = {workers: loading(config, part, val, workers) for workers in given.workers}  # before CUDA: workers fork
-    of_step = batches(config, part, val, given.steps + 1)
-    step = step_s(config, of_step, classes=len(val.classes), steps=given.steps, device=device)
+    torch.set_num_threads(args.threads)
+    passes = {workers: loading(config, part, val, workers) for workers in args.workers}  # before CUDA: workers fork
+    of_step = batches(config, part, val, args.steps + 1)
+    step = step_s(config, of_step, classes=len(val.classes), steps=args.steps, device=device)
     per_batch = {n: seconds / images * len(of_step[0]) for n, (seconds, images) in passes.items()}
     ratios = {n: seconds / step for n, seconds in per_batch.items()}
     about = common.about(device)
     common.console.print(
         f"Measured: {config.dataset.name}, {len(part)} images, batches of {len(of_step[0])}, "
         f"{config.backbone.name} with {config.head.name}, precision {config.trainer.precision}, "
-        f"torch {torch.__version__}, {about['device']}; step {step:.3f} s, the median of {given.steps}\n"
+        f"torch {torch.__version__}, {about['device']}; step {step:.3f} s, the median of {args.steps}\n"
     )
     rows = [
         [str(n), f"{images / seconds:.1f}", f"{per_batch[n]:.4f}", f"{ratios[n]:.4f}"]
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "enough_workers": enough(ratios),
         "config": to_dict(config),
     }
-    common.write(given.output, device, figures)
+    common.write(args.output, device, figures)
     return 0
 
 

@@ -4,7 +4,7 @@
     python benchmarks/evaluation_time.py dataset=coco dataset.root=DATA
 
 Options are those of `e3va train`; without any, images are generated. Findings are made up from the annotations of the
-validation split with noise; a split with fewer images is repeated. Both ways start from annotations and findings in
+validation split with noise; a split with fewer images is repeated. Both variants start from annotations and findings in
 memory, take turns, and times are medians. Exit code 1 if the two do not agree.
 """
 
@@ -33,15 +33,15 @@ from e3va_cli.evaluation.average_precision import IOU_TYPES, KINDS, SUMMARY
 from e3va_cli.models.heads import Detections
 
 MASK_SIDE = 28  # of a mask head's output
-TOLERANCE = 1e-5  # between the two ways' results
+TOLERANCE = 1e-5  # between the two variants' results
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
     parser.add_argument("--images", type=common.positive, default=500)
     parser.add_argument("--found", type=common.positive, default=100, help="objects in each image")
-    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each way")
+    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each variant")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     return parser
 
@@ -90,18 +90,18 @@ def span_of(entries: Sequence[Results]) -> int:
     return 1 + max((entry["id"] for entry in entries), default=0)
 
 
-def collect(dataset: DetectionDataset, given: argparse.Namespace) -> AveragePrecision:
+def collect(dataset: DetectionDataset, args: argparse.Namespace) -> AveragePrecision:
     """Our evaluation, with findings for as many images as asked for."""
     once = dataset.ground_truth()
-    truth = repeated(once, -(-given.images // len(dataset)))
+    truth = repeated(once, -(-args.images // len(dataset)))
     kinds = [KINDS[kind] for kind in KINDS if kind in dataset.target_types]
     evaluator = AveragePrecision(truth, dataset.category_ids, kinds)
-    generator = torch.Generator().manual_seed(given.seed)
-    for number in range(given.images):
+    generator = torch.Generator().manual_seed(args.seed)
+    for number in range(args.images):
         copy, index = divmod(number, len(dataset))
         target = dict(dataset[index][1])
         target["image_id"] += copy * span_of(once["images"])
-        evaluator.update(made_up(target, given.found, len(dataset.classes), generator), target)
+        evaluator.update(made_up(target, args.found, len(dataset.classes), generator), target)
     return evaluator
 
 
@@ -130,13 +130,13 @@ def reference(truth: Results, findings: list[Results], evaluator: AveragePrecisi
 
 
 def difference(ours: Results, theirs: Sequence[float]) -> float:
-    """The largest between the two ways' numbers; pycocotools' -1 is our None."""
+    """The largest between the two variants' numbers; pycocotools' -1 is our None."""
     pairs = ((ours[name], theirs[index]) for name, index in SUMMARY.items())
     return max(abs((-1.0 if value is None else value) - other) for value, other in pairs)
 
 
 def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, Any]]:
-    """For box and mask: median seconds of both ways, taking turns, their AP, and how far they differ at most."""
+    """For box and mask: median seconds of both variants, taking turns, their AP, and how far they differ at most."""
     for kind in evaluator.kinds:
         ours = AveragePrecision(evaluator.ground_truth, evaluator.category_ids, [kind])
         ours.gather([evaluator.share()])
@@ -155,22 +155,22 @@ def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, An
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    given = parser().parse_intermixed_args(arguments)
-    source = common.composed("train", given.words).dataset
+    """Print the table."""
+    args = parser().parse_intermixed_args(arguments)
+    source = common.compose("train", args.overrides).dataset
     dataset = cast("DetectionDataset", source.open("val"))
     if "boxes" not in dataset.target_types:
         raise UserError(f"dataset={source.name}: has no boxes to measure; use dataset=coco, voc or shapes")
     started = time.perf_counter()
-    evaluator = collect(dataset, given)
+    evaluator = collect(dataset, args)
     collecting = time.perf_counter() - started
     about = common.about("cpu")
     common.console.print(
-        f"Measured: {source.name}, {given.images} images of {len(dataset)} different ones, "
+        f"Measured: {source.name}, {args.images} images of {len(dataset)} different ones, "
         f"{sum(len(f) for f in evaluator.found.values()):,} findings, {len(dataset.classes)} classes, "
-        f"{about['device']}; medians of {given.repeats}, in turns\n"
+        f"{about['device']}; medians of {args.repeats}, in turns\n"
     )
-    results = list(compared(evaluator, given.repeats))
+    results = list(compared(evaluator, args.repeats))
     rows = [
         [
             r["kind"],
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common.console.print(
         f"Making up and collecting findings, masks pasted and encoded, took {collecting:.1f} s before."
     )
-    common.write(given.output, "cpu", {"source": "measured", "collecting_s": collecting, "results": results})
+    common.write(args.output, "cpu", {"source": "measured", "collecting_s": collecting, "results": results})
     return 0 if all(r["difference"] <= TOLERANCE for r in results) else 1
 
 

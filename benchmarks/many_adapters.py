@@ -37,12 +37,12 @@ COLUMNS = [
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
     parser.add_argument("--backbone", default="swin_t", help="as in conf/backbone/")
     parser.add_argument("--heads", default="mask_rcnn_nano,upernet_nano", help="that the adapters have in turn")
     parser.add_argument("--size", type=common.positive, default=512, help="height and width of the image in pixels")
-    parser.add_argument("--counts", type=partial(common.listed, least=1), default=[1, 2, 4, 8], help="of adapters")
+    parser.add_argument("--counts", type=partial(common.int_list, least=1), default=[1, 2, 4, 8], help="of adapters")
     parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each, after one that is not")
     parser.add_argument("--threads", type=common.positive, default=torch.get_num_threads())
     return parser
@@ -70,10 +70,10 @@ def peak_mib(models: Sequence[DenseModel], run: Callable[[], Any]) -> float:
     """Most that all tensors held while `run` ran, the weights of `models` included, in MiB (2^20 bytes)."""
     tracker = StorageTracker()
     for model in models:
-        tracker.own(model.parameters(), "weights")
-        tracker.own(model.buffers(), "buffers")
+        tracker.track(model.parameters(), "weights")
+        tracker.track(model.buffers(), "buffers")
     with tracker:
-        tracker.restart()
+        tracker.reset_peak()
         run()
     return tracker.peak.total_bytes / MIB
 
@@ -98,7 +98,7 @@ def same(one: Any, other: Any) -> bool:
 
 @torch.no_grad()
 def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor, repeats: int) -> list[float]:
-    """Ratios of times, and memory in MiB, of as many adapters as are given."""
+    """Ratios of times, and memory in MiB, of as many adapters as are args."""
     sizes = [(image.shape[2], image.shape[3])]
     normal = together[0].normalize(image, sizes).tensors
     extractors: list[Any] = [model.extractor for model in together]
@@ -130,25 +130,27 @@ def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    given = parser().parse_intermixed_args(arguments)
-    torch.set_num_threads(given.threads)
-    heads = given.heads.split(",")
-    configs = [common.composed("train", [f"backbone={given.backbone}", f"head={head}", *given.words]) for head in heads]
-    together, separately = build(configs, max(given.counts))
-    image = torch.randint(0, 256, (1, 3, given.size, given.size), dtype=torch.uint8)
+    """Print the table."""
+    args = parser().parse_intermixed_args(arguments)
+    torch.set_num_threads(args.threads)
+    heads = args.heads.split(",")
+    configs = [
+        common.compose("train", [f"backbone={args.backbone}", f"head={head}", *args.overrides]) for head in heads
+    ]
+    together, separately = build(configs, max(args.counts))
+    image = torch.randint(0, 256, (1, 3, args.size, args.size), dtype=torch.uint8)
     common.console.print(
-        f"{given.backbone}, E3VA with the heads {given.heads} in turn, one image of {given.size}x{given.size}, "
-        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {given.repeats}\n"
+        f"{args.backbone}, E3VA with the heads {args.heads} in turn, one image of {args.size}x{args.size}, "
+        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {args.repeats}\n"
     )
-    figures = [row(together[:count], separately[:count], image, given.repeats) for count in given.counts]
+    figures = [row(together[:count], separately[:count], image, args.repeats) for count in args.counts]
     rows = [
         [str(count), *(f"{ratio:.2f}" for ratio in found[:3]), *(f"{mib:,.0f}" for mib in found[3:])]
-        for count, found in zip(given.counts, figures, strict=True)
+        for count, found in zip(args.counts, figures, strict=True)
     ]
     common.show(COLUMNS, rows, names=0)
-    named = [dict(zip(COLUMNS, [c, *found], strict=True)) for c, found in zip(given.counts, figures, strict=True)]
-    common.write(given.output, "cpu", {"source": "measured", "rows": named})
+    named = [dict(zip(COLUMNS, [c, *found], strict=True)) for c, found in zip(args.counts, figures, strict=True)]
+    common.write(args.output, "cpu", {"source": "measured", "rows": named})
     return 0
 
 

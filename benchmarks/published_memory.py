@@ -27,13 +27,13 @@ from unittest import mock
 import common
 from hydra import initialize_config_module
 
-from e3va_cli.commands.benchmark_memory import COMMAND, of_method
+from e3va_cli.commands.benchmark_memory import COMMAND, load_method_config
 from e3va_cli.config.composition import CONFIG_MODULE, checked
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
 from e3va_cli.memory import cuda_autocast as autocast
 from e3va_cli.memory.benchmark import benchmark_spec
-from e3va_cli.memory.estimate import plan
+from e3va_cli.memory.estimate import estimate_memory
 from e3va_cli.models.heads.eager_backward import one_backward_pass
 from e3va_cli.utils.environment import MIB
 
@@ -54,7 +54,7 @@ class Published:
         title: for people.
         peak_mib: of the allocator.
         method: `adapter=` of ours.
-        words: the step, as options of `e3va benchmark-memory`.
+        overrides: the step, as options of `e3va benchmark-memory`.
         apex: whether mixed precision was Apex's.
     """
 
@@ -62,7 +62,7 @@ class Published:
     title: str
     peak_mib: float
     method: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     apex: bool = False
 
 
@@ -102,35 +102,35 @@ ROWS = (
     Published("mmsegmentation", "the same, Swin-S", gib(6.17), "full", (*ADE20K, "backbone=swin_s")),
     Published("mmsegmentation", "the same, Swin-B", gib(7.61), "full", (*ADE20K, "backbone=swin_b")),
 )
-DATASET_FORMATS = tuple(dict.fromkeys(row.source for row in ROWS))
+SOURCES = tuple(dict.fromkeys(row.source for row in ROWS))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
-    parser.add_argument("--rows", default=",".join(DATASET_FORMATS), help="whose figures")
+    parser.add_argument("--rows", default=",".join(SOURCES), help="whose figures")
     return parser
 
 
-def configured(row: Published, words: Sequence[str]) -> BenchmarkMemoryConfig:
+def configured(row: Published, overrides: Sequence[str]) -> BenchmarkMemoryConfig:
     """The configuration of a row's step, for a plan of a GPU."""
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return of_method([*row.words, *words, "measure=false"], row.method)
+        return load_method_config([*row.overrides, *overrides, "measure=false"], row.method)
 
 
-def planned_mib(row: Published, words: Sequence[str], *, as_theirs: bool) -> float:
+def estimated_mib(row: Published, overrides: Sequence[str], *, as_theirs: bool) -> float:
     """The plan of a row's step: of this package, or with what the publisher's code adds."""
-    config = configured(row, words)
-    setting = benchmark_spec(config)
+    config = configured(row, overrides)
+    spec = benchmark_spec(config)
     with ExitStack() as theirs:
         if as_theirs:
             theirs.enter_context(one_backward_pass())
             if row.apex:
                 theirs.enter_context(mock.patch.object(autocast, "FLOAT32", autocast.FLOAT32 | {"gelu"}))
-        size = dataclasses.replace(setting.size, accumulates=as_theirs)
-        found = plan(config, size, num_classes=setting.num_classes)
-    buckets = 4 * found.parameters["trainable_params"] if as_theirs else 0
-    return (found.peak.total_bytes + buckets) / MIB
+        size = dataclasses.replace(spec.size, accumulates=as_theirs)
+        estimate = estimate_memory(config, size, num_classes=spec.num_classes)
+    buckets = 4 * estimate.parameters["trainable_params"] if as_theirs else 0
+    return (estimate.peak.total_bytes + buckets) / MIB
 
 
 def cells(published: float, *plans: float) -> list[str]:
@@ -141,18 +141,18 @@ def cells(published: float, *plans: float) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
-    given = parser().parse_intermixed_args(arguments)
-    asked = given.rows.split(",")
-    if unknown := [source for source in asked if source not in DATASET_FORMATS]:
-        raise UserError(f"--rows {given.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(DATASET_FORMATS)}")
-    checked(COMMAND, given.words)
+    args = parser().parse_intermixed_args(arguments)
+    asked = args.rows.split(",")
+    if unknown := [source for source in asked if source not in SOURCES]:
+        raise UserError(f"--rows {args.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(SOURCES)}")
+    checked(COMMAND, args.overrides)
     rows, figures = [], []
     for row in (row for row in ROWS if row.source in asked):
-        plans = [planned_mib(row, given.words, as_theirs=as_theirs) for as_theirs in (False, True)]
+        plans = [estimated_mib(row, args.overrides, as_theirs=as_theirs) for as_theirs in (False, True)]
         rows.append([row.source, row.title, *cells(row.peak_mib, *plans)])
         figures.append({**dataclasses.asdict(row), "planned_mib": plans[0], "planned_as_theirs_mib": plans[1]})
     common.show(["source", "step", *COLUMNS], rows, names=2)
-    common.write(given.output, "cpu", {"source": "planned", "rows": figures})
+    common.write(args.output, "cpu", {"source": "planned", "rows": figures})
     return 0
 
 

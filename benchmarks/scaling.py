@@ -22,16 +22,15 @@ from typing import Any
 import common
 from hydra import initialize_config_module
 
-from e3va_cli.commands.benchmark_memory import COMMAND, of_method
+from e3va_cli.commands.benchmark_memory import COMMAND, load_method_config
 from e3va_cli.config.composition import CONFIG_MODULE, checked
 from e3va_cli.errors import UserError
 from e3va_cli.memory.benchmark import benchmark_spec
-from e3va_cli.memory.estimate import plan
 from e3va_cli.models.heads.eager_backward import one_backward_pass
 from e3va_cli.utils.environment import MIB
 
 ACTIVATIONS = ("keep", "compress", "recompute")
-WAYS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))
+VARIANTS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))
 COLUMNS = ("planned MiB", "of full", "of frozen", "TFLOP", "of full", "of frozen")
 
 
@@ -47,7 +46,7 @@ class Point:
     precision: str = "32"
 
     @property
-    def words(self) -> list[str]:
+    def overrides(self) -> list[str]:
         """The point as options of `e3va benchmark-memory`."""
         height, width = self.size
         return [
@@ -62,11 +61,11 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Estimate:
     """A step's peak memory in bytes, and its floating-point operations."""
 
     peak_bytes: int
-    operations: int
+    flops: int
 
 
 BASES = {
@@ -83,7 +82,7 @@ AXES: dict[str, tuple[Any, ...]] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
     parser.add_argument(
         "--settings", choices=BASES, default="coco", help="Cascade Mask R-CNN, Swin-B; RetinaNet, Swin-L"
@@ -109,53 +108,62 @@ def label(point: Point, axis: str) -> str:
 
 
 @cache
-def planned(way: str, point: Point, words: tuple[str, ...]) -> Planned:
+def estimate(variant: str, point: Point, overrides: tuple[str, ...]) -> Estimate:
     """One plan, such as of `e3va compress`; planned once."""
-    method, *activations = way.split()
+    method, *activations = variant.split()
     own = [f"adapter.activations={value}" for value in activations]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = of_method([*point.words, *words, *own], method)
-    setting = benchmark_spec(config)
-    result = plan(config, setting.size, num_classes=setting.num_classes)
-    return Planned(result.peak.total_bytes, result.operations)
+        config = load_method_config([*point.overrides, *overrides, *own], method)
+    result = benchmark_spec(config).estimate(config)
+    return Estimate(result.peak.total_bytes, result.flops)
 
 
-def ways_at(point: Point, base: Point, words: tuple[str, ...]) -> dict[str, Planned]:
-    """All ways at one point; the rank is nothing to those without adapters, which are planned once for all ranks."""
+def variants_at(point: Point, base: Point, overrides: tuple[str, ...]) -> dict[str, Estimate]:
+    """Return all variants at one point; those without adapters have no rank and are estimated once for all ranks."""
     without = dataclasses.replace(point, rank=base.rank)
-    return {way: planned(way, point if way.startswith("e3va") else without, words) for way in WAYS}
+    return {
+        variant: estimate(variant, point if variant.startswith("e3va") else without, overrides) for variant in VARIANTS
+    }
 
 
-def cells(of_way: Planned, full: Planned, frozen: Planned) -> list[str]:
+def cells(values: Estimate, full: Estimate, frozen: Estimate) -> list[str]:
     """A row of figures, under `COLUMNS`."""
     return [
-        f"{of_way.peak_bytes / MIB:,.0f}",
-        *(f"{of_way.peak_bytes / other.peak_bytes:.3f}" for other in (full, frozen)),
-        f"{of_way.operations / 1e12:.2f}",
-        *(f"{of_way.operations / other.operations:.3f}" for other in (full, frozen)),
+        f"{values.peak_bytes / MIB:,.0f}",
+        *(f"{values.peak_bytes / other.peak_bytes:.3f}" for other in (full, frozen)),
+        f"{values.flops / 1e12:.2f}",
+        *(f"{values.flops / other.flops:.3f}" for other in (full, frozen)),
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table for each axis."""
-    given = parser().parse_intermixed_args(arguments)
-    axes = given.axes.split(",")
+    args = parser().parse_intermixed_args(arguments)
+    axes = args.axes.split(",")
     if unknown := [axis for axis in axes if axis not in AXES]:
-        raise UserError(f"--axes {given.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
-    base, words = BASES[given.settings], tuple(given.words)
-    checked(COMMAND, [*base.words, *words])
-    common.console.print(f"Planned, not measured: {' '.join([*base.words[:-1], *words])}, one of them varied\n")
+        raise UserError(f"--axes {args.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
+    base, overrides = BASES[args.settings], tuple(args.overrides)
+    checked(COMMAND, [*base.overrides, *overrides])
+    common.console.print(f"Planned, not measured: {' '.join([*base.overrides[:-1], *overrides])}, one of them varied\n")
     figures = []
     for axis in axes:
         rows = []
         for point in points(base, axis):
-            with one_backward_pass() if given.one_backward_pass else nullcontext():
-                found = ways_at(point, base, words)
-            for way, of_way in found.items():
-                rows.append([label(point, axis), way, *cells(of_way, found["full"], found["frozen"])])
-                figures.append({"axis": axis, **vars(point), "way": way, **vars(of_way)})
-        common.show([axis, "way", *COLUMNS], rows, names=2)
-    common.write(given.output, "cpu", {"source": "planned", "rows": figures})
+            with one_backward_pass() if args.one_backward_pass else nullcontext():
+                found = variants_at(point, base, overrides)
+            for variant, values in found.items():
+                rows.append([label(point, axis), variant, *cells(values, found["full"], found["frozen"])])
+                figures.append(
+                    {
+                        "axis": axis,
+                        **vars(point),
+                        "variant": variant,
+                        "peak_bytes": values.peak_bytes,
+                        "operations": values.flops,
+                    }
+                )
+        common.show([axis, "variant", *COLUMNS], rows, names=2)
+    common.write(args.output, "cpu", {"source": "planned", "rows": figures})
     return 0
 
 

@@ -1,13 +1,13 @@
 """Print where the time of a training step goes: by part of the network, forward and backward, and by operator.
 
     python benchmarks/step_profile.py [--experiment coco_cascade_swin_b] [--size 512x512] [--batch-size 1]
-                                      [--ways full,frozen,e3va] [--steps 3] [--operators 12] [--traces FOLDER]
+                                      [--variants full,frozen,e3va] [--steps 3] [--operators 12] [--traces FOLDER]
                                       [--output FILE.json] [KEY=VALUE ...]
 
 On a GPU the time is that of its kernels, and the head of each table says how much of the step they fill; on a CPU it is
 that of PyTorch's operators and the Python between them. What the backward pass does counts to the part whose forward
 pass called for it. Profiling costs time itself: `step_time.py` has the time of a step, this has its shares. `--traces`
-leaves a file for each way that https://ui.perfetto.dev shows. Weights and images are random.
+leaves a file for each variant that https://ui.perfetto.dev shows. Weights and images are random.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from unittest.mock import patch
 
 import common
 import torch
-import ways
+import variants
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from e3va_cli.memory.module_groups import kinds_of
-from e3va_cli.memory.regions import matching_proposals
+from e3va_cli.memory.module_groups import module_groups
+from e3va_cli.memory.rois import add_matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.memory.tracker import ACTIVATIONS
 from e3va_cli.models.backbones.base import Branch
@@ -56,7 +56,7 @@ class Spent:
 @contextmanager
 def labelled(model: DenseModel) -> Iterator[None]:
     """Label for the profiler what each part of `model` does in the forward pass."""
-    kinds = kinds_of(model)
+    kinds = module_groups(model)
     running: list[AbstractContextManager[Any]] = []
 
     def enter(kind: str) -> None:
@@ -67,9 +67,9 @@ def labelled(model: DenseModel) -> Iterator[None]:
         running.pop().__exit__(None, None, None)
 
     def within(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def labelled_call(*given: Any) -> Any:
+        def labelled_call(*args: Any) -> Any:
             with record_function(PART + kind):
-                return call(*given)
+                return call(*args)
 
         return labelled_call
 
@@ -114,27 +114,27 @@ def attributed(events: Iterable[FunctionEvent], on_gpu: bool) -> Iterator[Spent]
         yield Spent(part, phase, operator, microseconds / 1e6)
 
 
-def profiled(way: ways.Way, size: StepSize, given: argparse.Namespace) -> tuple[list[Spent], float]:
+def profiled(variant: variants.Variant, size: StepSize, args: argparse.Namespace) -> tuple[list[Spent], float]:
     """The time of the operators of `--steps` steps, after one that is not looked at, and the seconds of all of them."""
-    on_gpu = given.device == "cuda"
+    on_gpu = args.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
 
     def step() -> None:
-        train_step(way.model, way.optimizer, way.batch, size, device=given.device, phase=label_of)
-        synchronize(torch.device(given.device))
+        train_step(variant.model, variant.optimizer, variant.batch, size, device=args.device, phase=label_of)
+        synchronize(torch.device(args.device))
 
-    with matching_proposals(way.model), labelled(way.model):
+    with add_matching_proposals(variant.model), labelled(variant.model):
         step()
         with profile(activities=activities, acc_events=True) as found:
             started = time.perf_counter()
-            for _ in range(given.steps):
+            for _ in range(args.steps):
                 with record_function(f"{PART}the rest"):
                     step()
             seconds = time.perf_counter() - started
-    if given.traces:
-        given.traces.mkdir(parents=True, exist_ok=True)
-        name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in way.name)
-        found.export_chrome_trace(str(given.traces / f"{name}.json.gz"))
+    if args.traces:
+        args.traces.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in variant.name)
+        found.export_chrome_trace(str(args.traces / f"{name}.json.gz"))
     return list(attributed(found.events(), on_gpu)), seconds
 
 
@@ -176,32 +176,32 @@ def of_operators(spent: Sequence[Spent], steps: int, most: int) -> list[list[str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print two tables for each way."""
-    parser = ways.parser(__doc__, "full,frozen,e3va")
+    """Print two tables for each variant."""
+    parser = variants.parser(__doc__, "full,frozen,e3va")
     parser.add_argument("--steps", type=common.positive, default=3, help="profiled steps of each")
     parser.add_argument("--operators", type=common.positive, default=12, help="those that take most")
-    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="a file for each way, for a viewer of traces")
-    given = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(given.threads)
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="a file for each variant, for a viewer of traces")
+    args = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(args.threads)
     figures = {}
-    for index, name in enumerate(given.ways.split(",")):
-        way, size = ways.prepare(name, given)
+    for index, name in enumerate(args.variants.split(",")):
+        variant, size = variants.prepare(name, args)
         if not index:
-            common.console.print(f"{ways.setting(given, size)}; means of {given.steps} steps\n")
-        spent, seconds = profiled(way, size, given)
+            common.console.print(f"{variants.describe(args, size)}; means of {args.steps} steps\n")
+        spent, seconds = profiled(variant, size, args)
         share = sum(one.seconds for one in spent) / seconds
-        common.console.print(f"{name}: {seconds / given.steps:.3f} s a step, profiled; {share:.0%} of that is below")
-        common.show(["part", "forward, ms", "backward, ms", "together, ms", "%"], of_parts(spent, given.steps))
+        common.console.print(f"{name}: {seconds / args.steps:.3f} s a step, profiled; {share:.0%} of that is below")
+        common.show(["part", "forward, ms", "backward, ms", "together, ms", "%"], of_parts(spent, args.steps))
         columns = ["operator", "mostly called by", "calls", "ms", "%"]
-        common.show(columns, of_operators(spent, given.steps, given.operators), names=2)
+        common.show(columns, of_operators(spent, args.steps, args.operators), names=2)
         figures[name] = {
-            "steps": given.steps,
+            "steps": args.steps,
             "wall_s": seconds,
             "parts_s": totals(spent, lambda one: f"{one.part}, {one.phase}"),
             "operators_s": totals(spent, lambda one: one.operator),
         }
-        del way  # before the next one is made
-    common.write(given.output, given.device, {"source": "measured, profiled", "ways": figures})
+        del variant  # before the next one is made
+    common.write(args.output, args.device, {"source": "measured, profiled", "variants": figures})
     return 0
 
 

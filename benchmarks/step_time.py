@@ -1,7 +1,7 @@
 """Print the time of a training step of several methods, taking turns in one process, as ratios.
 
     python benchmarks/step_time.py [--experiment coco_cascade_swin_b] [--size 512x512] [--batch-size 1] [--repeats 5]
-                                   [--ways full,frozen,e3va,e3va:activations=compress] [--output FILE.json]
+                                   [--variants full,frozen,e3va,e3va:activations=compress] [--output FILE.json]
                                    [KEY=VALUE ...]
 
 `e3va benchmark-memory measure=true` runs each method in a process of its own, as memory wants it; on a machine that is
@@ -18,20 +18,20 @@ from collections.abc import Sequence
 
 import common
 import torch
-import ways
+import variants
 
-from e3va_cli.memory.regions import matching_proposals
+from e3va_cli.memory.rois import add_matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.utils.environment import synchronize
 
-WAYS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
+VARIANTS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
 
 
-def step_s(way: ways.Way, size: StepSize, device: str) -> float:
+def step_s(variant: variants.Variant, size: StepSize, device: str) -> float:
     """Seconds of one step."""
-    with matching_proposals(way.model):
+    with add_matching_proposals(variant.model):
         started = time.perf_counter()
-        train_step(way.model, way.optimizer, way.batch, size, device=device)
+        train_step(variant.model, variant.optimizer, variant.batch, size, device=device)
         synchronize(torch.device(device))
         return time.perf_counter() - started
 
@@ -45,41 +45,45 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    parser = ways.parser(__doc__, WAYS)
+    """Print the table."""
+    parser = variants.parser(__doc__, VARIANTS)
     parser.add_argument("--repeats", type=common.positive, default=5, help="timed steps of each, after one that is not")
-    given = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(given.threads)
+    args = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(args.threads)
     compared = []
-    for name in given.ways.split(","):
-        way, size = ways.prepare(name, given)
-        compared.append(way)
-    times: dict[str, list[float]] = {way.name: [] for way in compared}
-    for repeat in range(given.repeats + 1):
-        for way in compared:
-            seconds = step_s(way, size, given.device)
+    for name in args.variants.split(","):
+        variant, size = variants.prepare(name, args)
+        compared.append(variant)
+    times: dict[str, list[float]] = {variant.name: [] for variant in compared}
+    for repeat in range(args.repeats + 1):
+        for variant in compared:
+            seconds = step_s(variant, size, args.device)
             if repeat:
-                times[way.name].append(seconds)
+                times[variant.name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    common.console.print(f"{ways.setting(given, size)}; medians of {given.repeats}, in turns\n")
-    references = [way for way in compared if way.name in ("full", "frozen")]
-    columns = ["way", "step, s", "quartiles, s"]
+    common.console.print(f"{variants.describe(args, size)}; medians of {args.repeats}, in turns\n")
+    references = [variant for variant in compared if variant.name in ("full", "frozen")]
+    columns = ["variant", "step, s", "quartiles, s"]
     for reference in references:
         columns += [f"of {reference.name}", f"operations, of {reference.name}"]
     rows = []
-    for way in compared:
-        first, third = quartiles(times[way.name])
-        row = [way.name, f"{medians[way.name]:.2f}", f"{first:.2f} to {third:.2f}"]
+    for variant in compared:
+        first, third = quartiles(times[variant.name])
+        row = [variant.name, f"{medians[variant.name]:.2f}", f"{first:.2f} to {third:.2f}"]
         for reference in references:
-            ratio = medians[way.name] / medians[reference.name]
-            row += [f"{ratio:.3f}", f"{way.operations / reference.operations:.3f}"]
-        rows.append([*row, f"{way.planned_mib:,.0f}"])
+            ratio = medians[variant.name] / medians[reference.name]
+            row += [f"{ratio:.3f}", f"{variant.flops / reference.flops:.3f}"]
+        rows.append([*row, f"{variant.estimated_mib:,.0f}"])
     common.show([*columns, "planned MiB"], rows)
     figures = {
-        way.name: {"step_times_s": times[way.name], "operations": way.operations, "planned_mib": way.planned_mib}
-        for way in compared
+        variant.name: {
+            "step_times_s": times[variant.name],
+            "operations": variant.flops,
+            "planned_mib": variant.estimated_mib,
+        }
+        for variant in compared
     }
-    common.write(given.output, given.device, {"source": "measured; operations and MiB planned", "ways": figures})
+    common.write(args.output, args.device, {"source": "measured; operations and MiB planned", "variants": figures})
     return 0
 
 

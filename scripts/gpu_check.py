@@ -34,7 +34,6 @@ import common  # noqa: E402 (lies beside the benchmarks)
 
 from e3va_cli.config.run_config import BenchmarkMemoryConfig  # noqa: E402
 from e3va_cli.memory.benchmark import BenchmarkSpec, benchmark_spec  # noqa: E402
-from e3va_cli.memory.estimate import plan  # noqa: E402
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # noqa: E402
 from e3va_cli.memory.result import saved_pct  # noqa: E402
 from e3va_cli.models.adapters import METHODS  # noqa: E402
@@ -100,42 +99,48 @@ def checks() -> Iterator[Step | Command]:
     """All checks, the most telling first."""
     yield Command("tests", ("-m", "pytest", "-m", "gpu", "-q", "--durations=5"), TESTS_S, "tests.txt")
     for precision in ("32", "bf16-mixed"):
-        for setting in SETTINGS:
-            yield from (Step(setting.experiment, variant, precision=precision) for variant in MAIN)
+        for published in SETTINGS:
+            yield from (Step(published.experiment, variant, precision=precision) for variant in MAIN)
     yield from (Step("coco_cascade_swin_l", variant, 1, budget=CARD) for variant in ("e3va", "full"))
-    for setting in SETTINGS:
-        size = "{}x{}".format(*setting.image_size)
-        step = ("benchmarks/step_profile.py", f"--experiment={setting.experiment}", f"--size={size}", "--batch-size=2")
-        arguments = (*step, "--ways=full,frozen,e3va", f"--output={{out}}/profile_{setting.backbone}.json")
-        yield Command(f"profile, {setting.experiment}", arguments, PROFILE_S)
+    for published in SETTINGS:
+        size = "{}x{}".format(*published.image_size)
+        step = (
+            "benchmarks/step_profile.py",
+            f"--experiment={published.experiment}",
+            f"--size={size}",
+            "--batch-size=2",
+        )
+        arguments = (*step, "--variants=full,frozen,e3va", f"--output={{out}}/profile_{published.backbone}.json")
+        yield Command(f"profile, {published.experiment}", arguments, PROFILE_S)
     in_16_bits = ("backbone.dtype=bfloat16",)
     yield Step("coco_cascade_swin_l", "e3va:activations=recompute", 1, "bf16-mixed", CARD, in_16_bits)
-    for setting in SETTINGS:
-        yield from (Step(setting.experiment, v, 1, "16-mixed") for v in ("full", "e3va"))  # the authors' own precision
-        yield Step(setting.experiment, "e3va", options=("backbone.compile=true",), expected_s=4 * MEASUREMENT_S)
-    for setting in SETTINGS:
-        yield from (Step(setting.experiment, method) for method in OTHERS)
+    for published in SETTINGS:
+        yield from (
+            Step(published.experiment, v, 1, "16-mixed") for v in ("full", "e3va")
+        )  # the authors' own precision
+        yield Step(published.experiment, "e3va", options=("backbone.compile=true",), expected_s=4 * MEASUREMENT_S)
+    for published in SETTINGS:
+        yield from (Step(published.experiment, method) for method in OTHERS)
     yield from (Step("ade20k_upernet_swin_l", variant) for variant in MAIN)
 
 
 def configured(step: Step) -> tuple[BenchmarkMemoryConfig, BenchmarkSpec]:
     """The configuration of a step and what it shares with others."""
-    config = common.composed("benchmark_memory", step.overrides, complete=False)
+    config = common.compose("benchmark_memory", step.overrides, complete=False)
     return config, benchmark_spec(config)
 
 
 def planned_mib(step: Step) -> float:
     """Peak memory of a step as planned, in MiB."""
-    config, setting = configured(step)
-    return plan(config, setting.size, num_classes=setting.num_classes).peak.total_bytes / MIB
+    config, spec = configured(step)
+    return spec.estimate(config).peak.total_bytes / MIB
 
 
 def measured(step: Step, process: MeasuringProcess, device: str) -> Measurement:
     """Measure a step on the device, under its budget."""
-    config, setting = configured(step)
-    limit = setting.gpu_limit_mib
-    size, classes, warmup, repeats = setting.size, setting.num_classes, setting.warmup, setting.repeats
-    return process.measure(Request(config, size, classes, device, warmup, repeats, memory_limit_mib=limit))
+    config, spec = configured(step)
+    request = Request(config, spec.size, spec.num_classes, device, spec.warmup, spec.repeats, spec.gpu_limit_mib)
+    return process.measure(request)
 
 
 def run_command(command: Command, out: Path, seconds: float) -> dict[str, Any]:

@@ -17,14 +17,14 @@ FOLDER = Path(common.__file__).parent
 
 
 def test_numbers_are_listed_once_and_in_order() -> None:
-    assert common.listed("4,0,2,4") == [0, 2, 4]
+    assert common.int_list("4,0,2,4") == [0, 2, 4]
     for wrong in ("", "a", "1,-2"):
         with pytest.raises(ValueError):
-            common.listed(wrong)
+            common.int_list(wrong)
 
 
 def test_a_table_is_markdown(capsys: pytest.CaptureFixture[str]) -> None:
-    common.show(["way", "a rather long name of a column " * 3], [["e3va", "1.5"]])
+    common.show(["variant", "a rather long name of a column " * 3], [["e3va", "1.5"]])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [line.count("|") for line in lines] == [3, 3, 3]
     assert [cell.strip() for cell in lines[2].split("|")] == ["", "e3va", "1.5", ""]
@@ -39,7 +39,7 @@ def test_figures_are_written_with_what_they_belong_to(tmp_path: Path) -> None:
 
 def test_mistaken_words_are_all_told() -> None:
     with pytest.raises(UserError) as caught:
-        common.composed("train", ["backbone=swin_x", "adapter.rnk=4"])
+        common.compose("train", ["backbone=swin_x", "adapter.rnk=4"])
     assert [message.partition(":")[0] for message in caught.value.messages] == ["backbone=swin_x", "adapter.rnk=4"]
 
 

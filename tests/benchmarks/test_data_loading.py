@@ -25,7 +25,7 @@ def test_enough_workers(ratios: dict[int, float], workers: int | None) -> None:
 
 
 def test_a_pass_is_that_of_training() -> None:
-    config = common.composed("train", WORDS)
+    config = common.compose("train", WORDS)
     train, val = build_datasets(config.dataset)
     seconds, images = data_loading.loading(config, Subset(train, range(5)), val, 0)
     assert images == 4 and seconds > 0  # whole batches only

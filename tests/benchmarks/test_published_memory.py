@@ -23,16 +23,20 @@ def test_every_row_composes(row: Published) -> None:
 
 
 def test_gradients_live_on_and_have_buckets() -> None:
-    large = dataclasses.replace(PLAIN, words=(*PLAIN.words, "image_size=[512,512]"))  # so that forward is the peak
-    ours, theirs = (published_memory.planned_mib(large, [], as_theirs=as_theirs) for as_theirs in (False, True))
+    large = dataclasses.replace(
+        PLAIN, overrides=(*PLAIN.overrides, "image_size=[512,512]")
+    )  # so that forward is the peak
+    ours, theirs = (published_memory.estimated_mib(large, [], as_theirs=as_theirs) for as_theirs in (False, True))
     counts = parameter_counts(build_meta_model(published_memory.configured(large, []), num_classes=80))
     assert theirs - ours >= 2 * 4 * counts["trainable_params"] / 2**20
 
 
 def test_apex_runs_gelu_in_float32() -> None:
-    mixed = dataclasses.replace(PLAIN, words=(*PLAIN.words, "image_size=[512,512]", "trainer.precision=16-mixed"))
+    mixed = dataclasses.replace(
+        PLAIN, overrides=(*PLAIN.overrides, "image_size=[512,512]", "trainer.precision=16-mixed")
+    )
     apex = dataclasses.replace(mixed, apex=True)
-    without, with_it = (published_memory.planned_mib(row, [], as_theirs=True) for row in (mixed, apex))
+    without, with_it = (published_memory.estimated_mib(row, [], as_theirs=True) for row in (mixed, apex))
     hidden = [2 * (128 >> stage) ** 2 * 4 * (32 << stage) for stage in range(4)]  # of swin_nano's two blocks a stage
     assert with_it - without == pytest.approx(2 * sum(hidden) / 2**20)  # 2 bytes more each
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import step_profile
 from benchmarks.step_profile import Spent, of_operators, of_parts
-from benchmarks.ways import Way
+from benchmarks.variants import Variant
 from e3va_cli.errors import UserError
 from e3va_cli.memory.step import StepSize
 
@@ -19,14 +19,14 @@ WORDS = ["--size", "64x64", "--threads", "1", "--device", "cpu", "backbone=swin_
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Way, list[Spent]]]:
-    """What `main` goes through: of each way, its network and the operators of its steps."""
-    found: dict[str, tuple[Way, list[Spent]]] = {}
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Variant, list[Spent]]]:
+    """What `main` goes through: of each variant, its network and the operators of its steps."""
+    found: dict[str, tuple[Variant, list[Spent]]] = {}
     real = step_profile.profiled
 
-    def profiled(way: Way, size: StepSize, given: Namespace) -> tuple[list[Spent], float]:
-        spent, seconds = real(way, size, given)
-        found[way.name] = (way, spent)
+    def profiled(variant: Variant, size: StepSize, given: Namespace) -> tuple[list[Spent], float]:
+        spent, seconds = real(variant, size, given)
+        found[variant.name] = (variant, spent)
         return spent, seconds
 
     monkeypatch.setattr(step_profile, "profiled", profiled)
@@ -39,10 +39,10 @@ def calls(spent: Sequence[Spent], part: str, phase: str, operator: str) -> int:
 
 def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys):
     output, steps = tmp_path / "out.json", 2
-    words = ["--steps", str(steps), "--ways", "full,e3va:activations=recompute", "--output", str(output)]
+    words = ["--steps", str(steps), "--variants", "full,e3va:activations=recompute", "--output", str(output)]
     assert step_profile.main([*WORDS, *words, "--traces", str(tmp_path / "traces")]) == 0
-    for name, (way, spent) in seen.items():
-        neck, backbone = way.model.head.neck, way.model.extractor.backbone
+    for name, (variant, spent) in seen.items():
+        neck, backbone = variant.model.head.neck, variant.model.extractor.backbone
         convolutions = steps * sum(isinstance(module, nn.Conv2d) for module in neck.modules())
         assert calls(spent, "neck", "forward", "aten::convolution") == convolutions, name
         assert calls(spent, "neck", "backward", "aten::convolution_backward") == convolutions, name
@@ -59,10 +59,10 @@ def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys
         assert calls(spent, "optimizer", "forward", "aten::sqrt") > 0
     printed = capsys.readouterr().out
     assert "batch 1 of 64x64, precision 32" in printed and printed.count("% of that is below") == 2
-    ways = json.loads(output.read_text())["ways"]
+    variants = json.loads(output.read_text())["variants"]
     for name, (_, spent) in seen.items():
-        assert sum(ways[name]["parts_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
-        assert sum(ways[name]["operators_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
+        assert sum(variants[name]["parts_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
+        assert sum(variants[name]["operators_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
     assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == [
         "e3va_activations_recompute.json.gz",
         "full.json.gz",
@@ -86,4 +86,4 @@ def test_tables():
 
 def test_mistakes_are_told():
     with pytest.raises(UserError, match="adapter=e4va: no such adapter"):
-        step_profile.main([*WORDS, "--ways", "e4va"])
+        step_profile.main([*WORDS, "--variants", "e4va"])

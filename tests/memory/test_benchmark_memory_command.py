@@ -26,7 +26,7 @@ METHOD_KEYS = {
 
 
 def test_planned(e3va, tmp_path):
-    options = ["measure=false", "methods=[full,e3va]", "budget=154MiB", "reserve_mib=0", "adapter.rank=4"]
+    options = ["measure=false", "methods=[full,e3va]", "budget=154MiB", "reserve_mib=0", "adapter.rank=4", "claims=true"]
     done = e3va("benchmark-memory", *SMALL, *options)
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert set(content) == {"settings", "methods", "claims"}
@@ -44,7 +44,7 @@ def test_planned(e3va, tmp_path):
     assert details["e3va"]["largest_batch_size"] > details["full"]["largest_batch_size"] > 0
     assert Image.open(tmp_path / "out" / "memory.png").size == (1920, 1080)
     assert "adapter=e3va data.batch_size=" in done.stdout
-    assert "no GPU" in done.stdout
+    assert "without GPU" in done.stdout
 
 
 def test_measured_on_the_cpu(e3va, tmp_path):
@@ -60,7 +60,7 @@ def test_measured_on_the_cpu(e3va, tmp_path):
 
 def test_what_is_printed_of_a_method_that_did_not_fit(tmp_path, capsys):
     failed = Result("full", "measured", 1, 1.0, None, None, {}, {"error": "[/x] gave out", "operations_tflop": 1.0})
-    benchmark_memory.show(
+    benchmark_memory.print_results(
         load_config("benchmark_memory", ["backbone=swin_nano"], complete=False),
         None,
         [failed],

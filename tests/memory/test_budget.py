@@ -3,7 +3,7 @@
 import pytest
 
 from e3va_cli.errors import UserError
-from e3va_cli.memory.budget import LARGEST_BATCH, largest_batch, parse_budget
+from e3va_cli.memory.budget import MAX_BATCH_SIZE, max_batch_size, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_the_largest_batch_is_that_of_trying_all(limit):
             tried.append(batch)
             return peak(batch)
 
-        fitting = [b for b in range(1, LARGEST_BATCH + 1) if peak(b) <= limit]
-        assert largest_batch(asked, limit) == max(fitting, default=0)
+        fitting = [b for b in range(1, MAX_BATCH_SIZE + 1) if peak(b) <= limit]
+        assert max_batch_size(asked, limit) == max(fitting, default=0)
         assert len(tried) <= 6 and len(set(tried)) == len(tried)

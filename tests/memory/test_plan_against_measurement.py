@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from e3va_cli.memory.benchmark import free_mib
-from e3va_cli.memory.estimate import plan
-from e3va_cli.memory.measure import Request, measure_here
+from e3va_cli.memory.estimate import estimate_memory
+from e3va_cli.memory.measure import Request, measure_in_process
 from e3va_cli.memory.step import StepSize
-from e3va_cli.memory.tracker import ACTIVATIONS, KINDS
+from e3va_cli.memory.tracker import ACTIVATIONS, CATEGORIES
 from e3va_cli.models.backbones.swin import build_swin
 
 MIB = 2**20
@@ -36,13 +36,13 @@ def step(precision="32", batch_size=1, image_size=(250, 320), instances=20):
 def test_plan_is_within_five_percent_of_the_measurement(config, method, precision):
     options = config(f"adapter={method}", "head=mask_rcnn_nano")
     size = step(precision, batch_size=2, image_size=(90, 128))
-    of_plan = plan(options, size, num_classes=80, semantics="cpu")
-    measurement = measure_here(Request(options, size, 80, "cpu", warmup=0, repeats=0))
-    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
-    assert of_plan.regions == measurement.regions
-    for kind in KINDS:
-        assert of_plan.peak.by_kind[kind] / MIB == pytest.approx(
-            measurement.by_kind_mib[kind], abs=WITHIN * measurement.peak_mib
+    estimate = estimate_memory(options, size, num_classes=80, device_type="cpu")
+    measurement = measure_in_process(Request(options, size, 80, "cpu", warmup=0, repeats=0))
+    assert estimate.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+    assert estimate.rois == measurement.rois
+    for kind in CATEGORIES:
+        assert estimate.peak.by_category[kind] / MIB == pytest.approx(
+            measurement.by_category_mib[kind], abs=WITHIN * measurement.peak_mib
         )
 
 
@@ -67,20 +67,20 @@ CASCADE = [
 def test_so_it_is_for_every_head(config, head, method, precision):
     options = config(f"adapter={method}", *head)
     size = step(precision, batch_size=2, image_size=(200, 256), instances=12)
-    of_plan = plan(options, size, num_classes=30, semantics="cpu")
-    measurement = measure_here(Request(options, size, 30, "cpu", warmup=0, repeats=0))
-    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
-    assert of_plan.regions == measurement.regions
+    estimate = estimate_memory(options, size, num_classes=30, device_type="cpu")
+    measurement = measure_in_process(Request(options, size, 30, "cpu", warmup=0, repeats=0))
+    assert estimate.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+    assert estimate.rois == measurement.rois
 
 
 def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config):
     options = config("backbone=swin_t", "adapter=e3va", "head=mask_rcnn")
-    of_plan = plan(options, step(), num_classes=80, semantics="cpu")
-    measurement = measure_here(Request(options, step(), 80, "cpu", warmup=0, repeats=0))
-    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
+    estimate = estimate_memory(options, step(), num_classes=80, device_type="cpu")
+    measurement = measure_in_process(Request(options, step(), 80, "cpu", warmup=0, repeats=0))
+    assert estimate.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
     assert (
-        of_plan.regions
-        == measurement.regions
+        estimate.rois
+        == measurement.rois
         == {
             "head.roi_heads.box_roi_pool": 512,
             "head.roi_heads.mask_roi_pool": 128,
@@ -91,46 +91,53 @@ def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config)
 def test_plan_of_what_this_machine_could_not_hold(config):
     options = config("backbone=swin_l", "adapter=full", "head=mask_rcnn")
     batch = int(free_mib() / 4000) + 2  # more than 4 GiB an image
-    of_plan = plan(options, step(batch_size=batch, image_size=(800, 1333)), num_classes=80)
-    assert of_plan.peak.total_bytes / MIB > free_mib()
-    assert sum(of_plan.peak.by_kind.values()) == of_plan.peak.total_bytes
+    estimate = estimate_memory(options, step(batch_size=batch, image_size=(800, 1333)), num_classes=80)
+    assert estimate.peak.total_bytes / MIB > free_mib()
+    assert sum(estimate.peak.by_category.values()) == estimate.peak.total_bytes
 
 
 def test_e3va_needs_less_than_half_of_full_and_no_activation_of_the_blocks(config):
     size = step(batch_size=2, image_size=(800, 1333))
     plans = {
-        method: plan(config("backbone=swin_t", f"adapter={method}", "head=mask_rcnn"), size, num_classes=80)
+        method: estimate_memory(config("backbone=swin_t", f"adapter={method}", "head=mask_rcnn"), size, num_classes=80)
         for method in ("full", "frozen", "e3va")
     }
-    activations = {m: sum(p.peak.by_kind[kind] for kind in ACTIVATIONS) for m, p in plans.items()}
+    activations = {m: sum(p.peak.by_category[kind] for kind in ACTIVATIONS) for m, p in plans.items()}
     assert plans["frozen"].peak.total_bytes < plans["e3va"].peak.total_bytes < plans["full"].peak.total_bytes / 2
-    assert plans["e3va"].peak.by_kind["backbone"] < 0.05 * plans["full"].peak.by_kind["backbone"]
+    assert plans["e3va"].peak.by_category["backbone"] < 0.05 * plans["full"].peak.by_category["backbone"]
     assert activations["frozen"] < activations["e3va"] < activations["full"]
 
 
 def test_memory_rises_with_the_batch_and_falls_in_half_precision(config):
     options = config("adapter=full", "head=mask_rcnn_nano")
-    one, three = (plan(options, step(batch_size=b), num_classes=80).peak for b in (1, 3))
-    assert 2 < three.by_kind["backbone"] / one.by_kind["backbone"] < 3.5
+    one, three = (estimate_memory(options, step(batch_size=b), num_classes=80).peak for b in (1, 3))
+    assert 2 < three.by_category["backbone"] / one.by_category["backbone"] < 3.5
     cuda, cpu = (
-        plan(options, step("bf16-mixed", batch_size=3), num_classes=80, semantics=s).peak for s in ("cuda", "cpu")
+        estimate_memory(options, step("bf16-mixed", batch_size=3), num_classes=80, device_type=s).peak
+        for s in ("cuda", "cpu")
     )
     assert cuda.total_bytes < 0.9 * three.total_bytes
     # CUDA's autocast leaves norms and softmax in float32, the CPU's does not.
-    assert 1.05 * cpu.by_kind["backbone"] < cuda.by_kind["backbone"] < three.by_kind["backbone"]
+    assert 1.05 * cpu.by_category["backbone"] < cuda.by_category["backbone"] < three.by_category["backbone"]
 
 
 def test_steady_state_has_optimizer_state_and_no_gradients_in_the_forward_pass(config):
-    of_plan = plan(config("adapter=full", "head=mask_rcnn_nano"), step(), num_classes=80)
-    kinds = of_plan.peak.by_kind
-    assert of_plan.peak.phase == "forward" and kinds["gradients"] == 0
+    estimate = estimate_memory(config("adapter=full", "head=mask_rcnn_nano"), step(), num_classes=80)
+    kinds = estimate.peak.by_category
+    assert estimate.peak.phase == "forward" and kinds["gradients"] == 0
     assert kinds["optimizer"] == pytest.approx(2 * kinds["weights"], rel=0.02)
 
 
 def test_a_plan_of_a_gpu_has_the_workspaces_of_cublas(config):
-    cuda, cpu = (plan(config(), step(), num_classes=80, semantics=semantics) for semantics in ("cuda", "cpu"))
-    assert cuda.peak.by_kind["workspaces"] == 2 * 32 * MIB and cpu.peak.by_kind["workspaces"] == 0
-    assert cuda.peak.total_bytes - cpu.peak.total_bytes == cuda.resting_bytes - cpu.resting_bytes == 2 * 32 * MIB
+    cuda, cpu = (
+        estimate_memory(config(), step(), num_classes=80, device_type=device_type) for device_type in ("cuda", "cpu")
+    )
+    assert cuda.peak.by_category["workspaces"] == 2 * 32 * MIB and cpu.peak.by_category["workspaces"] == 0
+    assert (
+        cuda.peak.total_bytes - cpu.peak.total_bytes
+        == cuda.between_steps_bytes - cpu.between_steps_bytes
+        == 2 * 32 * MIB
+    )
 
 
 def test_the_largest_image_of_multi_scale_training(config):
@@ -142,10 +149,10 @@ def test_the_largest_image_of_multi_scale_training(config):
 def test_accumulated_gradients_live_through_the_forward_pass(config):
     options = config("adapter=full", "head=mask_rcnn_nano")
     sizes = [dataclasses.replace(step(), accumulates=accumulates) for accumulates in (False, True)]
-    once, accumulated = (plan(options, size, num_classes=80, semantics="cpu").peak for size in sizes)
-    assert accumulated.by_kind["gradients"] == pytest.approx(accumulated.by_kind["weights"], rel=0.01)
-    assert accumulated.total_bytes == once.total_bytes + accumulated.by_kind["gradients"]
-    measurement = measure_here(Request(options, sizes[1], 80, "cpu", warmup=0, repeats=0))
+    once, accumulated = (estimate_memory(options, size, num_classes=80, device_type="cpu").peak for size in sizes)
+    assert accumulated.by_category["gradients"] == pytest.approx(accumulated.by_category["weights"], rel=0.01)
+    assert accumulated.total_bytes == once.total_bytes + accumulated.by_category["gradients"]
+    measurement = measure_in_process(Request(options, sizes[1], 80, "cpu", warmup=0, repeats=0))
     assert accumulated.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
 
 
@@ -153,7 +160,7 @@ def test_operations_are_those_of_the_layers(config):
     """UPerNet's step is the backbone once with frozen weights, three times with trained ones, and the same head."""
     size = step(image_size=(128, 128))
     operations = {
-        method: plan(config(f"adapter={method}", "head=upernet_nano"), size, num_classes=20).operations
+        method: estimate_memory(config(f"adapter={method}", "head=upernet_nano"), size, num_classes=20).flops
         for method in ("full", "frozen", "e3va")
     }
     backbone = build_swin("swin_tiny_patch4_window7_224", **NANO_ARGS)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import ways
+from benchmarks import variants
 from scripts import gpu_check
 from scripts.gpu_check import Command, Step
 
@@ -29,7 +29,7 @@ def test_every_command_is_one_that_python_takes():
     for profile in profiles:
         script, *words = profile.arguments
         assert (gpu_check.ROOT / script).is_file()
-        given = ways.parser(None, "").parse_intermixed_args([word for word in words if "--ways" not in word])
+        given = variants.parser(None, "").parse_intermixed_args([word for word in words if "--variants" not in word])
         assert given.size in ((800, 1333), (600, 1000))
 
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import e3va_cli.conf
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
+import e3va_cli.conf
 from e3va_cli.paper.published import ACCURACY
 from scripts import reproduce
 
@@ -113,7 +113,9 @@ def test_published_accuracies_are_those_of_the_documentation(experiment: str) ->
     row = next(line for line in page.read_text().splitlines() if line.startswith(f"| `{experiment}`"))
     pairs = re.findall(r"([0-9.]+) / ([0-9.]+)", row.split("|")[3])
     found = [(float(e3va), float(full)) for e3va, full in pairs]
-    assert found == [(of_method["e3va"], of_method["full"]) for of_method in ACCURACY[experiment].values()]
+    assert found == [
+        (load_method_config["e3va"], load_method_config["full"]) for load_method_config in ACCURACY[experiment].values()
+    ]
 
 
 def test_a_dry_run_prints_every_command_and_does_nothing(call, trainer, tmp_path, capsys) -> None:

@@ -119,6 +119,9 @@ class BenchmarkMemoryConfig(RunConfig):
     reserve_mib: float = option(
         help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", least=0
     )
+    claims: bool | None = option(
+        None, help="compare with the paper's claims, exit code 1 if one does not hold; null: with an experiment of the paper's"
+    )
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield what is wrong with the size."""

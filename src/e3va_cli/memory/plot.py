@@ -37,7 +37,7 @@ LAYERS = {  # what is stacked, bottom first: label, kinds, colour
 OURS, OTHERS, GREY = "#d1495b", "#3b4a6b", "#5f6368"
 
 
-def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> None:
+def plot_benchmark(results: list[Result], path: Path, *, title: str, subtitle: str) -> None:
     """Write the plot of all methods with a known peak to a PNG file, 16:9."""
     known = sorted((r for r in results if r.peak_mib is not None), key=lambda r: r.peak_mib or 0.0)
     style: Any = {"font.family": "DejaVu Sans", "font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
@@ -90,7 +90,7 @@ def draw_stack(axes: Axes, results: list[Result]) -> None:
     full = next((r.peak_mib for r in results if r.method == "full"), None)
     start = [0.0] * len(rows)
     for label, (kinds, colour) in LAYERS.items():
-        widths = [sum(r.by_kind_mib.get(kind, 0.0) for kind in kinds) / 1024 for r in rows]
+        widths = [sum(r.by_category_mib.get(kind, 0.0) for kind in kinds) / 1024 for r in rows]
         axes.barh(range(len(rows)), widths, left=start, color=colour, label=label, height=0.68)
         start = [s + w for s, w in zip(start, widths, strict=True)]
     for row, (result, end) in enumerate(zip(rows, start, strict=True)):
