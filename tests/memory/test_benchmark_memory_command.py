@@ -26,7 +26,14 @@ METHOD_KEYS = {
 
 
 def test_planned(e3va, tmp_path):
-    options = ["measure=false", "methods=[full,e3va]", "budget=154MiB", "reserve_mib=0", "adapter.rank=4", "claims=true"]
+    options = [
+        "measure=false",
+        "methods=[full,e3va]",
+        "budget=154MiB",
+        "reserve_mib=0",
+        "adapter.rank=4",
+        "claims=true",
+    ]
     done = e3va("benchmark-memory", *SMALL, *options)
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert set(content) == {"settings", "methods", "claims"}

@@ -11,8 +11,7 @@ from e3va_cli.memory.step import StepSize, batch_tensors, optimizer_tensors, ran
 from e3va_cli.memory.tracker import StorageTracker
 from e3va_cli.training.run import build_run
 
-CLASSES = 3
-TOLERANCE = 0.02  # Lightning holds the losses of the step for its loggers
+TOLERANCE = 0.01  # measured: at most 0.4 % in bfloat16, where the worst-case sizes of the RPN differ
 
 
 class TrackStep(L.Callback):
@@ -50,13 +49,14 @@ def test_peak_is_that_of_a_step_under_lightning(config, tmp_path, method, precis
     )
     run = build_run(options, tmp_path)
     (module,) = (part for part in vars(run).values() if isinstance(part, L.LightningModule))
-    batch = random_batch(size, num_classes=CLASSES, target_types=run.model.head.target_types)
+    classes = len(run.val.classes)
+    batch = random_batch(size, num_classes=classes, target_types=run.model.head.target_types)
     for number, target in enumerate(batch.targets):
         target["image_id"] = number
     track = TrackStep(batches - 1)
     run.trainer.callbacks.append(track)
     with add_matching_proposals(run.model):
         run.trainer.fit(module, DataLoader([batch] * batches, batch_size=None))
-    estimate = BenchmarkSpec(size, CLASSES, "cpu", warmup=0, repeats=0).estimate(options)
-    print(method, precision, accumulated, track.tracker.peak.total_bytes, estimate.peak.total_bytes, track.tracker.peak.total_bytes/ estimate.peak.total_bytes-1, track.tracker.peak, estimate.peak)
+    estimate = BenchmarkSpec(size, classes, "cpu", warmup=0, repeats=0).estimate(options)
+    print("RATIO", track.tracker.peak.total_bytes / estimate.peak.total_bytes)
     assert track.tracker.peak.total_bytes == pytest.approx(estimate.peak.total_bytes, rel=TOLERANCE)

@@ -120,7 +120,8 @@ class BenchmarkMemoryConfig(RunConfig):
         help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", least=0
     )
     claims: bool | None = option(
-        None, help="compare with the paper's claims, exit code 1 if one does not hold; null: with an experiment of the paper's"
+        None,
+        help="compare with the paper's claims, exit code 1 if one fails; null: with an experiment of the paper",
     )
 
     def errors(self, at: str) -> Iterator[str]:

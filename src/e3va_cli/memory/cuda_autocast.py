@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+
+from e3va_cli.memory.torch_private import tree_map_only
 
 FLOAT32 = frozenset(
     [

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.memory.cuda_autocast import CudaAutocast
 from e3va_cli.memory.flops import FlopCounter
 from e3va_cli.memory.step import DTYPES, StepSize, random_batch
+from e3va_cli.memory.torch_private import FakeTensorMode
 from e3va_cli.memory.trace import StepTrace, trace_step
 from e3va_cli.memory.tracker import WORKSPACES
 from e3va_cli.memory.worst_case_shapes import worst_case_shapes

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from e3va_cli.memory.torch_private import TorchDispatchMode, overload_packet
 
 
 class FlopCounter(TorchDispatchMode):
@@ -29,6 +30,6 @@ class FlopCounter(TorchDispatchMode):
     ) -> Any:
         """Run `func` and add its operations."""
         result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := flop_registry.get(overload_packet(func)):
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result

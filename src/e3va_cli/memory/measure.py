@@ -27,6 +27,7 @@ import torch
 from e3va_cli.config.run_config import RunConfig, from_dict
 from e3va_cli.memory.rois import add_matching_proposals, count_rois
 from e3va_cli.memory.step import StepSize, init_optimizer_state, random_batch, train_step
+from e3va_cli.memory.torch_private import clear_cublas_workspaces
 from e3va_cli.memory.trace import trace_step
 from e3va_cli.models.model import build_random_model, parameter_counts
 from e3va_cli.optim.optimizer import build_optimizer
@@ -245,7 +246,7 @@ def free_memory() -> bool:
     gc.collect()
     if not torch.cuda.is_initialized():
         return True
-    torch._C._cuda_clearCublasWorkspaces()  # they count as allocated; the next matrix product allocates them again
+    clear_cublas_workspaces()  # they count as allocated; the next matrix product allocates them again
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated() == 0
 

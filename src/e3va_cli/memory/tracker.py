@@ -9,6 +9,10 @@ last tensor is deleted, once for all its views. Each storage has a category:
     transient                                everything else: temporaries, gradients of activations
     workspaces                               set by `Peak.with_category`: workspaces of libraries
 
+`torch.distributed._tools.mem_tracker.MemTracker` (torch 2.15) is no replacement: it registers gradient hooks on frozen
+parameters, which raises an error for every method but full fine-tuning, it has one category for all activations, and
+rounds sizes only on a GPU. For full fine-tuning the peaks agree up to that rounding.
+
 Not tracked: memory that an operator allocates and frees internally (workspaces of convolutions), and fragmentation.
 """
 
@@ -23,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from e3va_cli.memory.torch_private import TorchDispatchMode, storage_id, tree_leaves
 
 OWNED = ("weights", "buffers", "gradients", "optimizer", "batch")
 ACTIVATIONS = ("backbone", "adapters", "neck", "head")
@@ -112,7 +116,7 @@ class StorageTracker(TorchDispatchMode):
         for tensor in tensors:
             if tensor is not None:
                 self._count(tensor)
-                self._set_category(self._storages[tensor.untyped_storage()._cdata], category)
+                self._set_category(self._storages[storage_id(tensor.untyped_storage())], category)
 
     def reset_peak(self) -> None:
         """Set the peak to the current memory."""
@@ -164,7 +168,7 @@ class StorageTracker(TorchDispatchMode):
         """Count a tensor that autograd saves for the backward pass."""
         where = self._where()
         self._count(tensor)
-        storage = self._storages[tensor.untyped_storage()._cdata]
+        storage = self._storages[storage_id(tensor.untyped_storage())]
         if storage.category == TRANSIENT:
             self._set_category(storage, where[1])
         return tensor, where
@@ -181,7 +185,7 @@ class StorageTracker(TorchDispatchMode):
         if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
-        key, nbytes = storage._cdata, self._rounded(storage.nbytes())
+        key, nbytes = storage_id(storage), self._rounded(storage.nbytes())
         known = self._storages.get(key)
         if known is None:
             category = self._where()[1]

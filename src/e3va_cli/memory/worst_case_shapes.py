@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.poolers import LevelMapper
+
+from e3va_cli.memory.torch_private import TorchDispatchMode, is_mutable
 
 aten = torch.ops.aten
 COMPARISONS = (aten.gt.Scalar, aten.ge.Scalar)
@@ -116,7 +117,7 @@ class WorstCaseShapes(TorchDispatchMode):
                 self.set_bound(result, first + of(args[1], 0))
             elif func in KEEPS or (func in COMPARISONS and args[1] >= 0):
                 self.set_bound(result, first)
-            elif func._schema.is_mutable:
+            elif is_mutable(func):
                 del self._bounds[args[0]]
 
 
