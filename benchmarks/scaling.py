@@ -1,11 +1,11 @@
-"""Print how a step's memory and operations grow with image size, batch size, backbone and so on: planned, not measured.
+"""Estimate how memory and FLOPs of a step scale with image size, batch size, backbone, rank and precision.
 
     python benchmarks/scaling.py [--settings coco|voc] [--axes size,batch,backbone,rank,precision] [--one-backward-pass]
                                  [--output FILE.json] [KEY=VALUE ...]
 
-Each table varies one thing about one of the paper's two settings and leaves the others. Beside each figure stand its
-ratios to full fine-tuning and to training the head alone under the same conditions. Neither a GPU nor weights nor data
-are needed. Operations are those of matrix products and convolutions, forward and backward.
+Each table varies one axis of one of the paper's two settings, with ratios to full fine-tuning and to a frozen backbone
+at the same point. No GPU, weights or data are needed. FLOPs are those of matrix products and convolutions, forward and
+backward.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from e3va_cli.utils.environment import MIB
 
 ACTIVATIONS = ("keep", "compress", "recompute")
 VARIANTS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))
-COLUMNS = ("planned MiB", "of full", "of frozen", "TFLOP", "of full", "of frozen")
+COLUMNS = ("estimated MiB", "/ full", "/ frozen", "TFLOPs", "/ full", "/ frozen")
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a plan depends on, beside the method: sizes are (height, width) in pixels."""
+    """A point to estimate; sizes are (height, width) in pixels."""
 
     experiment: str
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class Point:
 
     @property
     def overrides(self) -> list[str]:
-        """The point as options of `e3va benchmark-memory`."""
+        """Return the overrides of `e3va benchmark-memory`."""
         height, width = self.size
         return [
             f"experiment={self.experiment}",
@@ -62,7 +62,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A step's peak memory in bytes, and its floating-point operations."""
+    """Peak memory in bytes and floating-point operations of a step."""
 
     peak_bytes: int
     flops: int
@@ -73,7 +73,7 @@ BASES = {
     "voc": Point("voc_retinanet_swin_l", (600, 1000), 2, "swin_l", 16),
 }
 AXES: dict[str, tuple[Any, ...]] = {
-    "size": (0.6, 1, 1.5),  # of the setting's sides
+    "size": (0.6, 1, 1.5),  # factors of height and width
     "batch": (1, 2, 4),
     "backbone": ("swin_t", "swin_s", "swin_b", "swin_l"),
     "rank": (4, 16, 64),
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--settings", choices=BASES, default="coco", help="Cascade Mask R-CNN, Swin-B; RetinaNet, Swin-L"
     )
-    parser.add_argument("--axes", default=",".join(AXES), help="what to vary, one table each")
+    parser.add_argument("--axes", default=",".join(AXES), help="axes to vary, one table each")
     parser.add_argument(
         "--one-backward-pass", action="store_true", help="heads keep all activations for one backward pass"
     )
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def points(base: Point, axis: str) -> list[Point]:
-    """`base` with one thing varied."""
+    """Return `base` with each value of the axis."""
     values: Sequence[Any] = AXES[axis]
     if axis == "size":
         values = [tuple(round(factor * side) for side in base.size) for factor in values]
@@ -103,13 +103,13 @@ def points(base: Point, axis: str) -> list[Point]:
 
 
 def label(point: Point, axis: str) -> str:
-    """What a row is called."""
+    """Return a row's label."""
     return f"{point.size[0]}x{point.size[1]}" if axis == "size" else str(getattr(point, axis))
 
 
 @cache
 def estimate(variant: str, point: Point, overrides: tuple[str, ...]) -> Estimate:
-    """One plan, such as of `e3va compress`; planned once."""
+    """Estimate a variant, such as `e3va compress`; cached."""
     method, *activations = variant.split()
     own = [f"adapter.activations={value}" for value in activations]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
@@ -127,7 +127,7 @@ def variants_at(point: Point, base: Point, overrides: tuple[str, ...]) -> dict[s
 
 
 def cells(values: Estimate, full: Estimate, frozen: Estimate) -> list[str]:
-    """A row of figures, under `COLUMNS`."""
+    """Return the cells of a row, for `COLUMNS`."""
     return [
         f"{values.peak_bytes / MIB:,.0f}",
         *(f"{values.peak_bytes / other.peak_bytes:.3f}" for other in (full, frozen)),
@@ -144,16 +144,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--axes {args.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
     base, overrides = BASES[args.settings], tuple(args.overrides)
     checked(COMMAND, [*base.overrides, *overrides])
-    common.console.print(f"Planned, not measured: {' '.join([*base.overrides[:-1], *overrides])}, one of them varied\n")
-    figures = []
+    common.console.print(f"Estimated: {' '.join([*base.overrides[:-1], *overrides])}, one varied per table\n")
+    results = []
     for axis in axes:
         rows = []
         for point in points(base, axis):
             with one_backward_pass() if args.one_backward_pass else nullcontext():
-                found = variants_at(point, base, overrides)
-            for variant, values in found.items():
-                rows.append([label(point, axis), variant, *cells(values, found["full"], found["frozen"])])
-                figures.append(
+                at_point = variants_at(point, base, overrides)
+            for variant, values in at_point.items():
+                rows.append([label(point, axis), variant, *cells(values, at_point["full"], at_point["frozen"])])
+                results.append(
                     {
                         "axis": axis,
                         **vars(point),
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     }
                 )
         common.show([axis, "variant", *COLUMNS], rows, names=2)
-    common.write(args.output, "cpu", {"source": "planned", "rows": figures})
+    common.write(args.output, "cpu", {"source": "planned", "rows": results})
     return 0
 
 

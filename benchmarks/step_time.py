@@ -1,12 +1,12 @@
-"""Print the time of a training step of several methods, taking turns in one process, as ratios.
+"""Compare the time of a training step of several variants, run in turns in one process.
 
     python benchmarks/step_time.py [--experiment coco_cascade_swin_b] [--size 512x512] [--batch-size 1] [--repeats 5]
                                    [--variants full,frozen,e3va,e3va:activations=compress] [--output FILE.json]
                                    [KEY=VALUE ...]
 
-`e3va benchmark-memory measure=true` runs each method in a process of its own, as memory wants it; on a machine that is
-sometimes busy, steps that take turns compare better. Beside each ratio stands that of the operations (matrix products
-and convolutions, counted, not measured): what arithmetic alone would let a method save. Weights and images are random.
+`e3va benchmark-memory measure=true` measures methods one by one; on a busy machine, steps in turns compare better.
+Beside each ratio of times is the ratio of FLOPs (matrix products and convolutions), a lower bound where arithmetic
+dominates. Weights and images are random.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from e3va_cli.utils.environment import synchronize
 VARIANTS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
 
 
-def step_s(variant: variants.Variant, size: StepSize, device: str) -> float:
-    """Seconds of one step."""
+def time_step(variant: variants.Variant, size: StepSize, device: str) -> float:
+    """Return the seconds of one step."""
     with add_matching_proposals(variant.model):
         started = time.perf_counter()
         train_step(variant.model, variant.optimizer, variant.batch, size, device=device)
@@ -37,7 +37,7 @@ def step_s(variant: variants.Variant, size: StepSize, device: str) -> float:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and the third; of a single value, that value twice."""
+    """Return the first and the third quartile; of a single value, that value twice."""
     if len(values) == 1:
         return values[0], values[0]
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -47,43 +47,43 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = variants.parser(__doc__, VARIANTS)
-    parser.add_argument("--repeats", type=common.positive, default=5, help="timed steps of each, after one that is not")
+    parser.add_argument("--repeats", type=common.positive, default=5, help="timed steps of each, after a warm-up step")
     args = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(args.threads)
-    compared = []
+    prepared = []
     for name in args.variants.split(","):
         variant, size = variants.prepare(name, args)
-        compared.append(variant)
-    times: dict[str, list[float]] = {variant.name: [] for variant in compared}
+        prepared.append(variant)
+    times: dict[str, list[float]] = {variant.name: [] for variant in prepared}
     for repeat in range(args.repeats + 1):
-        for variant in compared:
-            seconds = step_s(variant, size, args.device)
+        for variant in prepared:
+            seconds = time_step(variant, size, args.device)
             if repeat:
                 times[variant.name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     common.console.print(f"{variants.describe(args, size)}; medians of {args.repeats}, in turns\n")
-    references = [variant for variant in compared if variant.name in ("full", "frozen")]
+    references = [variant for variant in prepared if variant.name in ("full", "frozen")]
     columns = ["variant", "step, s", "quartiles, s"]
     for reference in references:
-        columns += [f"of {reference.name}", f"operations, of {reference.name}"]
+        columns += [f"/ {reference.name}", f"FLOPs / {reference.name}"]
     rows = []
-    for variant in compared:
+    for variant in prepared:
         first, third = quartiles(times[variant.name])
         row = [variant.name, f"{medians[variant.name]:.2f}", f"{first:.2f} to {third:.2f}"]
         for reference in references:
             ratio = medians[variant.name] / medians[reference.name]
             row += [f"{ratio:.3f}", f"{variant.flops / reference.flops:.3f}"]
         rows.append([*row, f"{variant.estimated_mib:,.0f}"])
-    common.show([*columns, "planned MiB"], rows)
-    figures = {
+    common.show([*columns, "estimated MiB"], rows)
+    values = {
         variant.name: {
             "step_times_s": times[variant.name],
             "operations": variant.flops,
             "planned_mib": variant.estimated_mib,
         }
-        for variant in compared
+        for variant in prepared
     }
-    common.write(args.output, args.device, {"source": "measured; operations and MiB planned", "variants": figures})
+    common.write(args.output, args.device, {"source": "measured; operations and MiB estimated", "variants": values})
     return 0
 
 

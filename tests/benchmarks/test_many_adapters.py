@@ -1,4 +1,4 @@
-"""Adapters on one pass: the table, the file, and mistakes."""
+"""Adapters on one pass: the table, the file, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(printed) == 3 and printed[0].split("|")[1].strip() == "adapters"
 
 
-def test_mistakes_are_told() -> None:
+def test_errors() -> None:
     with pytest.raises(UserError, match="head=upernat_nano: no such head"):
         many_adapters.main(["--heads", "upernat_nano"])
     with pytest.raises(SystemExit):

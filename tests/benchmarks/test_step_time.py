@@ -1,4 +1,4 @@
-"""Steps of several methods in turns: the table, the file, and mistakes."""
+"""Steps of several variants in turns: the table, the file, and errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_quartiles() -> None:
     assert step_time.quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == (2.0, 4.0)
 
 
-def test_mistakes_are_told() -> None:
+def test_errors() -> None:
     with pytest.raises(UserError, match=r"unknown option trainer\.precison"):
         step_time.main([*NANO, "trainer.precison=bf16-mixed"])
     with pytest.raises(UserError, match="adapter=e4va: no such adapter"):
