@@ -4,9 +4,9 @@
     python scripts/soak.py --steps 20000 --every 1000 --overrides head=retinanet trainer.precision=bf16-mixed
 
 Runs `e3va train` in a separate process and samples it in /proc (Linux only). The first two intervals between
-evaluations are warm-up. From the first interval after it to the last, the median of open files and of threads must not rise, and a
-line fitted to the process's private memory must not rise by more than `--bound` MiB per 1,000 steps. Prints a table
-and the result, after Ctrl-C too; exit code 1 on growth or if the run fails.
+evaluations are warm-up. From the first interval after it to the last, the median of open files and of threads must not
+rise, and a line fitted to the process's private memory must not rise by more than `--bound` MiB per 1,000 steps.
+Prints a table and the result, after Ctrl-C too; exit code 1 on growth or if the run fails.
 """
 
 from __future__ import annotations
