@@ -342,7 +342,7 @@ def test_broken_connection_is_taken_up_again(server, run, train2017, monkeypatch
 
 def test_retries_are_bounded(server, run, train2017):
     server.cuts = [700, 0, 0, 0, 0]
-    assert f"the connection ended after 700 of {archive_of(train2017).size:,} bytes; look at the network" in run(
+    assert f"the connection ended after 700 of {archive_of(train2017).size:,} bytes; check the network" in run(
         train2017, expect=2
     )
     assert len(server.log) == 1 + len(download.PAUSES)
@@ -405,7 +405,7 @@ def let_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 def test_no_space_for_the_download(server, run, train2017, monkeypatch):
     let_free(monkeypatch, 2 * archive_of(train2017).size - 1)
-    assert re.search(r"train2017.zip .* needs \d\.\d\d GiB and \d\.\d\d GiB are free", run(train2017, expect=2))
+    assert re.search(r"train2017.zip .* needs \d\.\d\d GiB but \d\.\d\d GiB are free", run(train2017, expect=2))
     assert run.files() == set()
     let_free(monkeypatch, 2 * archive_of(train2017).size)
     run(train2017)
