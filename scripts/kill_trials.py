@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     options = parser.parse_args()
     rng = random.Random(options.seed)
+    torch.set_num_threads(1)  # a process that has used OpenMP's threads hangs after a fork
     with tempfile.TemporaryDirectory(prefix="kill_trials_") as place:
         reference = Path(place) / "reference"
         started = time.monotonic()

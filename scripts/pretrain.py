@@ -323,7 +323,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     parser.add_argument("--drop-path", type=float, default=0.05, help="stochastic depth of the last block")
     parser.add_argument("--least-area", type=float, default=0.25, help="minimum area of random crops")
-    parser.add_argument("--color", type=float, default=0.4, help="most change of bcorrectness, contrast, saturation")
+    parser.add_argument("--color", type=float, default=0.4, help="maximum change of brightness, contrast, saturation")
     parser.add_argument("--mixing", type=float, default=0.5, help="fraction of batches with CutMix or mixup")
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the moving average after its warm-up")
     parser.add_argument("--evaluate-every", type=int, default=5, metavar="EPOCHS")

@@ -44,7 +44,7 @@ def test_all_invalid_overrides_are_reported() -> None:
 
 
 def test_user_error_is_one_line() -> None:
-    words = [sys.executable, str(FOLDER / "data_loading.py"), "dataset=coco", "dataset.root=/nowhere"]
-    done = subprocess.run(words, capture_output=True, text=True)
+    arguments = [sys.executable, str(FOLDER / "data_loading.py"), "dataset=coco", "dataset.root=/nowhere"]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("data_loading.py: error: ") and "/nowhere" in done.stderr

@@ -38,8 +38,8 @@ def test_loader_is_that_of_training() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     output = tmp_path / "out.json"
-    words = ["--workers", "0,1", "--steps", "1", "--threads", "1", "--output", str(output), *WORDS]
-    assert data_loading.main(words) == 0
+    arguments = ["--workers", "0,1", "--steps", "1", "--threads", "1", "--output", str(output), *WORDS]
+    assert data_loading.main(arguments) == 0
     torch.set_num_threads(threads)
     written = json.loads(output.read_text())
     assert set(written["images_per_second"]) == {"0", "1"} and written["source"] == "measured"

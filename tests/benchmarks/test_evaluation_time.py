@@ -16,8 +16,8 @@ from e3va_cli.evaluation.average_precision import SUMMARY
 FEW = ["--images", "5", "--detections", "12", "--repeats", "1", "dataset.val_images=3", "dataset.image_size=64"]
 
 
-def collected(*words: str) -> Any:
-    args = evaluation_time.parser().parse_args([*FEW, *words])
+def collected(*arguments: str) -> Any:
+    args = evaluation_time.parser().parse_args([*FEW, *arguments])
     return evaluation_time.collect(Shapes("val", images=3, size=64, seed=0), args)
 
 
@@ -62,8 +62,8 @@ def test_largest_difference() -> None:
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = [*FEW, "--output", str(tmp_path / "out.json")]
-    assert evaluation_time.main(words) == 0
+    arguments = [*FEW, "--output", str(tmp_path / "out.json")]
+    assert evaluation_time.main(arguments) == 0
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     assert [r["kind"] for r in results] == ["box", "mask"]
     for result in results:

@@ -30,8 +30,8 @@ def test_one_axis_is_varied(axis: str, settings: str) -> None:
 
 
 def test_estimate_is_that_of_the_configuration(config: Callable[..., dict[str, Any]]) -> None:
-    words = ["experiment=voc_retinanet_swin_l", "backbone=swin_nano", "adapter=e3va", "adapter.rank=8"]
-    composed = config(*words, "adapter.activations=compress", "dataset.root=/none", command="train")
+    arguments = ["experiment=voc_retinanet_swin_l", "backbone=swin_nano", "adapter=e3va", "adapter.rank=8"]
+    composed = config(*arguments, "adapter.activations=compress", "dataset.root=/none", command="train")
     size = StepSize(1, (96, 128), 20, "32", composed.trainer.gradient_clip_norm)
     expected = estimate_memory(composed, size, num_classes=20)
     found = scaling.estimate("e3va compress", SMALL, ())
@@ -40,7 +40,7 @@ def test_estimate_is_that_of_the_configuration(config: Callable[..., dict[str, A
 
 def test_variants_without_adapters_have_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(scaling, "estimate", lambda variant, point, words: asked.append((variant, point.rank)))
+    monkeypatch.setattr(scaling, "estimate", lambda variant, point, arguments: asked.append((variant, point.rank)))
     scaling.variants_at(dataclasses.replace(SMALL, rank=64), SMALL, ())
     assert dict(asked) == {
         "full": 8,
@@ -59,7 +59,7 @@ def test_ratios() -> None:
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(
-        scaling, "estimate", lambda variant, point, words: Estimate(len(variant) * point.batch * 2**20, 10**12)
+        scaling, "estimate", lambda variant, point, arguments: Estimate(len(variant) * point.batch * 2**20, 10**12)
     )
     assert scaling.main(["--settings", "voc", "--axes", "batch", "--output", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
@@ -78,9 +78,9 @@ def test_one_backward_pass_needs_more_memory(
     monkeypatch.setitem(scaling.BASES, "voc", dataclasses.replace(SMALL, size=(480, 640)))
     monkeypatch.setitem(scaling.AXES, "batch", (2,))
     peaks = []
-    for words in ([], ["--one-backward-pass"]):
+    for arguments in ([], ["--one-backward-pass"]):
         scaling.estimate.cache_clear()
-        scaling.main(["--settings", "voc", "--axes", "batch", *words])
+        scaling.main(["--settings", "voc", "--axes", "batch", *arguments])
         row = next(
             line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 ") and "frozen" in line
         )

@@ -39,8 +39,8 @@ def calls(spent: Sequence[Spent], part: str, phase: str, operator: str) -> int:
 
 def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys):
     output, steps = tmp_path / "out.json", 2
-    words = ["--steps", str(steps), "--variants", "full,e3va:activations=recompute", "--output", str(output)]
-    assert step_profile.main([*WORDS, *words, "--traces", str(tmp_path / "traces")]) == 0
+    arguments = ["--steps", str(steps), "--variants", "full,e3va:activations=recompute", "--output", str(output)]
+    assert step_profile.main([*WORDS, *arguments, "--traces", str(tmp_path / "traces")]) == 0
     for name, (variant, spent) in seen.items():
         neck, backbone = variant.model.head.neck, variant.model.extractor.backbone
         convolutions = steps * sum(isinstance(module, nn.Conv2d) for module in neck.modules())

@@ -16,8 +16,8 @@ NANO = ["--experiment", "voc_retinanet_swin_l", "--size", "32x64", "--threads", 
 
 def test_a_single_step_of_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.json"
-    words = ["--repeats", "1", "--variants", "frozen:head.recompute_neck=true,e3va:rank=4", "--output", str(output)]
-    assert step_time.main([*NANO, *words]) == 0
+    arguments = ["--repeats", "1", "--variants", "frozen:head.recompute_neck=true,e3va:rank=4", "--output", str(output)]
+    assert step_time.main([*NANO, *arguments]) == 0
     printed = capsys.readouterr().out
     assert "batch 1 of 32x64, precision 32" in printed and printed.count("(1 threads)") == 1
     row = next(line for line in printed.splitlines() if line.startswith("| e3va:rank=4"))

@@ -1,4 +1,4 @@
-"""Budgets in words, and the largest batch within one."""
+"""Budgets with units, and the largest batch within one."""
 
 import pytest
 
@@ -15,13 +15,13 @@ def test_budgets_have_units(text, mib):
 
 
 @pytest.mark.parametrize("text", ["11", "11 apples", "GiB", "-3GiB", "0GiB", ""])
-def test_anything_else_is_refused_with_what_would_be_right(text):
+def test_invalid_budgets(text):
     with pytest.raises(UserError, match="11GiB"):
         parse_budget(text)
 
 
 @pytest.mark.parametrize("limit", [50, 100, 149, 150, 1000, 1049, 1050, 3333, 10**9])
-def test_the_largest_batch_is_that_of_trying_all(limit):
+def test_max_batch_size_is_that_of_trying_all(limit):
     def line(batch):
         return 100 + 50 * (batch - 1)
 

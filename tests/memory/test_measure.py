@@ -21,7 +21,7 @@ def request_of(config):
 @pytest.mark.parametrize(
     "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()]
 )
-def test_running_out_of_cpu_memory_is_an_answer(monkeypatch, request_of, error):
+def test_out_of_memory_is_a_measurement_with_error(monkeypatch, request_of, error):
     def fail(_):
         raise error
 
@@ -38,7 +38,7 @@ def test_another_error_is_raised(monkeypatch, request_of):
         measure.measure_request(request_of("e3va"))
 
 
-def test_one_process_measures_all_and_is_replaced_where_it_ended(request_of):
+def test_one_process_measures_all_and_is_replaced_after_it_ended(request_of):
     here = {method: measure.measure_in_process(request_of(method)).peak_mib for method in ("frozen", "e3va")}
     with MeasuringProcess() as process:
         first = process.measure(request_of("frozen"))

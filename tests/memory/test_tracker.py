@@ -105,7 +105,7 @@ def test_sizes_are_rounded_up_as_cuda_does():
         assert tracker.current_bytes == 0
 
 
-def test_a_resized_storage_is_counted_anew():
+def test_a_resized_storage_changes_its_size():
     tracker = StorageTracker(granularity=1)
     with tracker:
         x = torch.zeros(10)
@@ -113,7 +113,7 @@ def test_a_resized_storage_is_counted_anew():
         assert tracker.current_bytes == FLOAT * 1000
 
 
-def test_what_autograd_keeps_belongs_to_the_module_that_keeps_it():
+def test_saved_tensors_belong_to_the_module_that_saves_them():
     model = nn.ModuleDict({"frozen": nn.Linear(8, 8), "tuned": nn.Linear(8, 8)})
     model["frozen"].requires_grad_(False)
     kinds = {model: "head", model["frozen"]: "backbone", model["tuned"]: "adapters"}
@@ -126,7 +126,7 @@ def test_what_autograd_keeps_belongs_to_the_module_that_keeps_it():
         loss.backward()
 
 
-def test_hooks_are_gone_afterwards():
+def test_hooks_are_removed():
     model = mlp("cpu")
     tracker = StorageTracker()
     with tracker.track_model(model, all_head):
@@ -135,7 +135,7 @@ def test_hooks_are_gone_afterwards():
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
-def test_an_error_in_a_module_leaves_the_stack_in_order():
+def test_an_error_in_a_module_pops_the_stack():
     model = mlp("cpu")
     tracker = StorageTracker()
     with tracker.track_model(model, all_head), tracker:

@@ -1,4 +1,4 @@
-"""The paper's claims, judged from made-up results."""
+"""The paper's claims, compared with made-up results."""
 
 from io import StringIO
 
@@ -42,14 +42,14 @@ def test_memory_claims_hold_or_do_not():
     assert verdicts(coco(60))[:3] == ["holds", "not measured", "not measured"]
 
 
-def test_other_images_or_backbones_tell_nothing_of_memory():
+def test_other_images_or_backbones_are_not_compared():
     small = BenchmarkRun("swin_b", "mask_rcnn", (512, 512), coco(10).results)
     other = BenchmarkRun("swin_nano", "mask_rcnn", (800, 1333), coco(10).results)
     assert verdicts(small)[:3] == verdicts(other)[:3] == ["not measured"] * 3
     assert set(verdicts(other)) == {"not measured"}
 
 
-def test_time_is_judged_where_it_was_measured():
+def test_only_measured_time_is_compared():
     def timed(seconds):
         return BenchmarkRun(
             "swin_b", "x", (512, 512), [result("full", 1.0, time=1.0), result("e3va", 1.0, time=seconds)]
@@ -65,7 +65,7 @@ def test_parameters():
     assert verdicts(coco(60, pct=1.6))[4] == "does not hold"
 
 
-def test_the_card_counts_what_no_tensor_tells_of():
+def test_the_reserve_counts_on_the_card():
     def large(mib):
         return BenchmarkRun("swin_l", "mask_rcnn", (800, 1333), [result("e3va", mib)])
 
@@ -85,7 +85,7 @@ def test_the_file_has_null_where_nothing_was_measured():
     assert {c["found"] for c in content["claims"]} == {c["source"] for c in content["claims"]} == {None}
 
 
-def test_a_claim_says_how_its_figure_came_about(monkeypatch):
+def test_claims_have_their_source(monkeypatch):
     claims = compare_with_paper([coco(60, source="measured"), voc(70)], reserve_mib=0)
     assert [claim.source for claim in claims] == ["measured", "planned", "measured and planned", None, "planned", None]
     shown = Console(width=100, file=StringIO())

@@ -49,14 +49,11 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
     console.print(describe(config, spec))
     claims: list[Claim] = []
-    compare = config.claims
-    if compare is None:
-        compare = any(o.key_or_group == "experiment" and o.value() in EXPERIMENTS for o in parse(overrides))
     with Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as bar:
         results = run_with_progress(bar, "Measuring" if spec.device else "Estimating", configs, spec)
-        if compare:
+        if compares_with_paper(config.claims, overrides):
             this = BenchmarkRun(config.backbone.name, config.head.name, spec.size.image_size, results)
             claims = compare_with_paper([this, *published_runs(bar, config, spec)], reserve_mib=config.reserve_mib)
         batch_sizes = None if limit is None else max_batch_sizes(bar, configs, spec, limit)
@@ -64,6 +61,13 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     print_results(config, spec, results, claims, batch_sizes, folder)
     if any(claim.verdict == "does not hold" for claim in claims):
         sys.exit(1)
+
+
+def compares_with_paper(claims: bool | None, overrides: list[str]) -> bool:
+    """Return the option `claims`; None stands for whether an experiment of the paper is given."""
+    if claims is None:
+        return any(o.key_or_group == "experiment" and o.value() in EXPERIMENTS for o in parse(overrides))
+    return claims
 
 
 def validate_methods(methods: list[str]) -> list[str]:

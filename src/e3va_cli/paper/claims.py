@@ -130,5 +130,5 @@ def compare_with_paper(runs: list[BenchmarkRun], *, reserve_mib: float) -> list[
 
 def head_note(runs: list[BenchmarkRun], head: str) -> str:
     """Return a note on heads that differ from the paper's."""
-    others = sorted({run.head for run in runs} - {head})
-    return f" (here {', '.join(others)})" if others else ""
+    other_heads = sorted({run.head for run in runs} - {head})
+    return f" (here {', '.join(other_heads)})" if other_heads else ""

@@ -1,4 +1,4 @@
-"""Plans against the same step with real tensors, and plans that no measurement here could follow."""
+"""Estimates against the same step with real tensors, and estimates of larger steps."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def step(precision="32", batch_size=1, image_size=(250, 320), instances=20):
         ("e3va", "bf16-mixed"),
     ],
 )
-def test_plan_is_within_five_percent_of_the_measurement(config, method, precision):
+def test_estimate_is_within_five_percent_of_the_measurement(config, method, precision):
     options = config(f"adapter={method}", "head=mask_rcnn_nano")
     size = step(precision, batch_size=2, image_size=(90, 128))
     estimate = estimate_memory(options, size, num_classes=80, device_type="cpu")
@@ -62,9 +62,11 @@ CASCADE = [
 @pytest.mark.parametrize("precision", ["32", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ["full", "e3va"])
 @pytest.mark.parametrize(
-    "head", [CASCADE, ["head=retinanet", "head.fpn_channels=64"], ["head=upernet_nano"]], ids=lambda words: words[0]
+    "head",
+    [CASCADE, ["head=retinanet", "head.fpn_channels=64"], ["head=upernet_nano"]],
+    ids=lambda arguments: arguments[0],
 )
-def test_so_it_is_for_every_head(config, head, method, precision):
+def test_every_head_is_within_five_percent(config, head, method, precision):
     options = config(f"adapter={method}", *head)
     size = step(precision, batch_size=2, image_size=(200, 256), instances=12)
     estimate = estimate_memory(options, size, num_classes=30, device_type="cpu")
@@ -73,7 +75,7 @@ def test_so_it_is_for_every_head(config, head, method, precision):
     assert estimate.rois == measurement.rois
 
 
-def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config):
+def test_full_size_head_is_within_five_percent(config):
     options = config("backbone=swin_t", "adapter=e3va", "head=mask_rcnn")
     estimate = estimate_memory(options, step(), num_classes=80, device_type="cpu")
     measurement = measure_in_process(Request(options, step(), 80, "cpu", warmup=0, repeats=0))
@@ -88,7 +90,7 @@ def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config)
     )
 
 
-def test_plan_of_what_this_machine_could_not_hold(config):
+def test_estimate_above_the_memory_of_this_machine(config):
     options = config("backbone=swin_l", "adapter=full", "head=mask_rcnn")
     batch = int(free_mib() / 4000) + 2  # more than 4 GiB an image
     estimate = estimate_memory(options, step(batch_size=batch, image_size=(800, 1333)), num_classes=80)
@@ -128,7 +130,7 @@ def test_steady_state_has_optimizer_state_and_no_gradients_in_the_forward_pass(c
     assert kinds["optimizer"] == pytest.approx(2 * kinds["weights"], rel=0.02)
 
 
-def test_a_plan_of_a_gpu_has_the_workspaces_of_cublas(config):
+def test_estimate_for_a_gpu_has_cublas_workspaces(config):
     cuda, cpu = (
         estimate_memory(config(), step(), num_classes=80, device_type=device_type) for device_type in ("cuda", "cpu")
     )
@@ -146,7 +148,7 @@ def test_the_largest_image_of_multi_scale_training(config):
     assert step(image_size=(800, 1333)).padded_size == (800, 1344)
 
 
-def test_accumulated_gradients_live_through_the_forward_pass(config):
+def test_accumulated_gradients_exist_in_the_forward_pass(config):
     options = config("adapter=full", "head=mask_rcnn_nano")
     sizes = [dataclasses.replace(step(), accumulates=accumulates) for accumulates in (False, True)]
     once, accumulated = (estimate_memory(options, size, num_classes=80, device_type="cpu").peak for size in sizes)
@@ -156,7 +158,7 @@ def test_accumulated_gradients_live_through_the_forward_pass(config):
     assert accumulated.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
 
 
-def test_operations_are_those_of_the_layers(config):
+def test_flops_are_those_of_the_layers(config):
     """UPerNet's step is the backbone once with frozen weights, three times with trained ones, and the same head."""
     size = step(image_size=(128, 128))
     operations = {
