@@ -1,4 +1,4 @@
-"""What a pre-training leaves behind: weights in float16, a card that tells where they come from, and the results."""
+"""Write the outputs of pre-training: weights in float16, a card with their origin, and the results."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Versions: {versions}.
 
 
 def write_weights(backbone: nn.Module, path: Path) -> None:
-    """Write the backbone's parameters in float16 under timm's names."""
+    """Write the backbone's parameters in float16 with timm's names."""
     model = backbone.get_submodule("model")
     state = {name: value.detach().half().cpu().contiguous() for name, value in model.named_parameters()}
     with atomic_write(path) as temporary:

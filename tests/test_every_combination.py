@@ -26,7 +26,7 @@ from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.config.trainer import PRECISIONS
 from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
-from e3va_cli.memory.step import DTYPES, StepSize, make_batch, train_step
+from e3va_cli.memory.step import DTYPES, StepSize, random_batch, train_step
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.adapters.e3va import E3VAOptions
 from e3va_cli.models.backbones.base import DTYPES as DTYPES_OF_WEIGHTS
@@ -145,7 +145,9 @@ def prepared(method: str, head: str, dtype: str):
     for parameter in model.extractor.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn_like(parameter)
-    return model, make_batch(StepSize(**SIZE, precision="32"), num_classes=CLASSES, needs=model.head.target_types)
+    return model, random_batch(
+        StepSize(**SIZE, precision="32"), num_classes=CLASSES, target_types=model.head.target_types
+    )
 
 
 def step(model, batch, optimizer_options: OptimizerOptions, precision: str) -> float:

@@ -36,9 +36,10 @@ PRIVATE = {  # what has no public name; each line breaks where another version m
     },
     "lightning.pytorch.strategies.launchers._SubprocessScriptLauncher": {"training/process_watchdog.py"},
     "torch._dynamo.exc": {"commands/error_handling.py"},
-    "torch._subclasses.fake_tensor": {"memory/estimate.py"},
-    "torch.utils._python_dispatch": {"memory/flops.py", "memory/tracker.py", "memory/worst_case.py"},
-    "torch.utils._pytree": {"memory/cuda_autocast.py", "memory/tracker.py"},
+    "torch._ops": {"memory/torch_private.py"},
+    "torch._subclasses.fake_tensor": {"memory/torch_private.py"},
+    "torch.utils._python_dispatch": {"memory/torch_private.py"},
+    "torch.utils._pytree": {"memory/torch_private.py"},
     "torchvision.models.detection._utils": {"models/heads/torchvision_private.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

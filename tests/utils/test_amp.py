@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.memory.step import StepSize, make_batch, train_step
+from e3va_cli.memory.step import StepSize, random_batch, train_step
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.heads import HEADS
@@ -114,7 +114,7 @@ def test_finite_gradients_after_nans_were_freed(config, recompute):
     plain = options(config, *overrides)
     model = build_model(plain, num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None, accumulates=True)
-    batch = make_batch(size, num_classes=3, needs=model.head.target_types)
+    batch = random_batch(size, num_classes=3, target_types=model.head.target_types)
     optimizer = build_optimizer(model, plain.optimizer)
     for _ in range(TRIES):
         poison()

@@ -15,7 +15,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from e3va_cli.commands.data_loading import loading_failure
-from e3va_cli.commands.memory_check import peak_mib, setting_of_run, what_would_fit
+from e3va_cli.commands.memory_check import peak_mib, run_spec, what_would_fit
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.memory.benchmark import free_mib
@@ -83,7 +83,7 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModul
     sizes = described(task.seen[-1].image_sizes if task.seen else [])
     if task.evaluating:
         return of_evaluation(what, f" after step {trainer.global_step:,}, with images of {sizes}")
-    setting = setting_of_run(config)
+    setting = run_spec(config)
     planned, available = peak_mib(config, setting), available_mib(trainer.strategy.root_device)
     height, width = setting.size.image_size
     remedies = what_would_fit(config, setting, min(available, CLEARLY_LESS * planned))

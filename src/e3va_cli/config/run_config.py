@@ -119,6 +119,10 @@ class BenchmarkMemoryConfig(RunConfig):
     reserve_mib: float = option(
         help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", least=0
     )
+    claims: bool | None = option(
+        None,
+        help="compare with the paper's claims, exit code 1 if one fails; null: with an experiment of the paper",
+    )
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield what is wrong with the size."""

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from e3va_cli.memory.step import StepSize, make_batch
+from e3va_cli.memory.step import StepSize, random_batch
 from e3va_cli.models.heads.eager_backward import eager_backward, one_backward_pass
 from e3va_cli.models.model import build_model
 
@@ -166,7 +166,7 @@ def test_bfloat16_gradients_of_heads_equal_one_backward_pass(config, head):
         overrides += ["head.rpn.inside_only=false"]
     model = build_model(config("adapter=frozen", f"head={head}", *overrides), num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None)
-    batch = make_batch(size, num_classes=3, needs=model.head.target_types)
+    batch = random_batch(size, num_classes=3, target_types=model.head.target_types)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = []
     for backward_passes in (nullcontext(), one_backward_pass()):
