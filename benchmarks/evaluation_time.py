@@ -139,7 +139,7 @@ def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, An
     """For box and mask: median seconds of both ways, taking turns, their AP, and how far they differ at most."""
     for kind in evaluator.kinds:
         ours = AveragePrecision(evaluator.ground_truth, evaluator.category_ids, [kind])
-        ours.gather([evaluator.share()])
+        ours.merge([evaluator.state()])
         times: dict[str, list[float]] = {"ours_s": [], "pycocotools_s": []}
         for _ in range(repeats):
             inputs = plain_inputs(evaluator, kind)

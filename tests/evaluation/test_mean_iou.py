@@ -60,8 +60,8 @@ def test_equals_a_count_pixel_by_pixel():
     assert list(results["per_class"]) == NAMES
     assert results["per_class"]["car"] is None
     assert [results["per_class"][name] for name in NAMES[:5]] == pytest.approx(ious[:5].tolist())
-    assert metric.scores(results) == {k: results[k] for k in ("mIoU", "pixel_accuracy")}
-    assert metric.monitor in metric.scores(results)
+    assert metric.log_dict(results) == {k: results[k] for k in ("mIoU", "pixel_accuracy")}
+    assert metric.monitor in metric.log_dict(results)
 
 
 def test_classes_are_measured_over_the_whole_set_not_per_image():
@@ -91,7 +91,7 @@ def test_nothing_labelled_measures_nothing():
         "mean_accuracy": None,
         "per_class": dict.fromkeys(NAMES),
     }
-    assert metric.scores(results) == {} and metric.images == 1
+    assert metric.log_dict(results) == {} and metric.images == 1
 
 
 def test_order_does_not_matter_and_reset_forgets():
@@ -102,10 +102,10 @@ def test_order_does_not_matter_and_reset_forgets():
 
 
 def test_two_processes_together_measure_what_one_does():
-    shares = [pickle.loads(pickle.dumps(measured(part).share())) for part in (cases()[:2], cases()[2:])]
+    states = [pickle.loads(pickle.dumps(measured(part).state())) for part in (cases()[:2], cases()[2:])]
     ranks = [measured(cases()[:2]), measured(cases()[2:])]
     for rank in ranks:
-        rank.gather(shares)
+        rank.merge(states)
         assert rank.compute() == measured(cases()).compute() and rank.images == 5
 
 

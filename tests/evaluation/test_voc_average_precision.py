@@ -219,7 +219,7 @@ def test_perfect_findings(rule):
     metric = evaluated(truth_of(objects), found, rule)
     results = metric.compute()
     assert results == {"box": {"AP50": 1.0, "per_class": {"cat": 1.0, "dog": 1.0, "owl": 1.0, "yak": None}}}
-    assert metric.scores(results) == {metric.monitor: 1.0} == {"box_AP50": 1.0}
+    assert metric.log_dict(results) == {metric.monitor: 1.0} == {"box_AP50": 1.0}
     json.dumps(results, allow_nan=False)
 
 
@@ -236,7 +236,7 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none(rule):
         evaluated(truth_of(objects), {}, rule),
     ):
         assert metric.compute() == nothing
-        assert metric.scores(nothing) == {}
+        assert metric.log_dict(nothing) == {}
 
 
 def test_boxes_of_a_resized_image_are_scaled_back():
@@ -256,7 +256,7 @@ def test_shares_of_two_processes_are_the_whole():
     odd = evaluated(truth, {image: f for image, f in found.items() if image % 2})
     even = evaluated(truth, {image: f for image, f in found.items() if not image % 2})
     assert odd.compute() != whole.compute()
-    odd.gather([odd.share(), even.share()])
+    odd.merge([odd.state(), even.state()])
     assert odd.images == whole.images == len(found)
     assert odd.compute() == whole.compute()
     odd.reset()

@@ -104,11 +104,11 @@ def test_shares_of_processes_are_gathered_by_name():
         found = {name: Segmentation(torch.rand(2, 4, 6), (4, 6), (4, 6)) for name in ("one", "other")}
         for evaluator in (whole, parts[index % 2]):
             evaluator.update(found, target)
-    shares = [part.share() for part in parts]
-    parts[0].gather(shares)
+    states = [part.state() for part in parts]
+    parts[0].merge(states)
     assert parts[0].images == whole.images == 4 and parts[0].compute() == whole.compute()
     assert whole.compute()["one"] != whole.compute()["other"]
-    scores = whole.scores(whole.compute())
+    scores = whole.log_dict(whole.compute())
     assert scores["one/mIoU"] == whole.compute()["one"]["mIoU"] and whole.monitor in scores
     parts[0].reset()
     assert parts[0].images == 0

@@ -58,7 +58,7 @@ def test_detections_give_pycocotools_the_same_results(truth, tmp_path):
     for found, target in findings():
         metric.update(found, target)
     results = metric.compute()
-    files = metric.leave(tmp_path)
+    files = metric.save(tmp_path)
     assert set(files) == {"detections.json", "precision_recall.png"} == {p.name for p in tmp_path.iterdir()}
     for kind, iou in (("box", "bbox"), ("mask", "segm")):
         evaluation = official(truth, tmp_path / "detections.json", iou, tmp_path)
@@ -74,7 +74,7 @@ def test_detections_of_voc(truth, tmp_path):
     for found, target in findings():
         metric.update(found, target)
     value = metric.compute()["box"]["AP50"]
-    metric.leave(tmp_path)
+    metric.save(tmp_path)
     evaluation = official(truth, tmp_path / "detections.json", "bbox", tmp_path)
     assert value == pytest.approx(evaluation.stats[1], abs=0.03)  # COCO's rule is another one: 101 points of the curve
     first = json.loads((tmp_path / "detections.json").read_text())[0]
@@ -92,7 +92,7 @@ def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
         voc.update(exact, target)
         coco.update(exact, target)
     coco.compute()
-    voc.leave(tmp_path)
+    voc.save(tmp_path)
     np.testing.assert_allclose(drawn["box"].precision, coco.curves["box"].precision, atol=1e-9)
 
 
@@ -101,7 +101,7 @@ def test_nothing_found_leaves_an_empty_list_and_a_picture(truth, tmp_path):
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), None, (128, 128))
     metric.update(nothing, {"image_id": 1, "original_size": (128, 128)})
     metric.compute()
-    metric.leave(tmp_path)
+    metric.save(tmp_path)
     assert json.loads((tmp_path / "detections.json").read_text()) == []
     assert Image.open(tmp_path / "precision_recall.png").size[0] > 300
 
@@ -159,7 +159,7 @@ def test_confusion_is_percent_of_each_row(tmp_path, monkeypatch):
     semantic = torch.tensor([[1, 1, 1, 0], [2, 2, 2, 2]], dtype=torch.int16)
     target = {"semantic": semantic, "original_size": (2, 4)}
     metric.update(Segmentation(scores, (2, 4), (2, 4)), target)
-    assert metric.leave(tmp_path) == {"confusion.png": "which class is taken for which"}
+    assert metric.save(tmp_path) == {"confusion.png": "which class is taken for which"}
     np.testing.assert_allclose(shown["values"], [[100, 0, 0], [50, 50, 0], [np.nan] * 3])
     assert [tick.get_text() for tick in shown["axes"].get_yticklabels()] == ["sky", "road", r"cost \$5"]
     assert {text.get_text() for text in shown["axes"].texts} == {"100", "50"}
@@ -169,5 +169,5 @@ def test_confusion_is_percent_of_each_row(tmp_path, monkeypatch):
 def test_confusion_of_many_classes_grows(tmp_path):
     metric = MeanIoU([f"class {k}" for k in range(150)])
     metric.matrix += torch.eye(150, dtype=torch.int64)
-    metric.leave(tmp_path)
+    metric.save(tmp_path)
     assert min(Image.open(tmp_path / "confusion.png").size) > 150 * 15, "a class has the height of its name"

@@ -61,7 +61,7 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     make_subfolder(folder)
     evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
-    files = {METRICS: "all of these results", **evaluator.leave(folder)}
+    files = {METRICS: "all of these results", **evaluator.save(folder)}
     model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
     if draw_predictions(model, val, evaluator.images, adapter.config.pictures, folder / PICTURES):
         files[PICTURES] = "validation images with what was found"

@@ -72,7 +72,7 @@ class AveragePrecision(PredictionStore[list[Results]]):
                 result["segmentation"] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         self.found[image_id] = results
 
-    def scores(self, results: Results) -> dict[str, float]:
+    def log_dict(self, results: Results) -> dict[str, float]:
         """AP and AP50 of boxes and masks."""
         return {
             f"{kind}_{name}": values[name]
@@ -85,7 +85,7 @@ class AveragePrecision(PredictionStore[list[Results]]):
         """`{"box": {"AP": .., "AP50": .., ..., "per_class": {name: AP}}, "mask": {...}}`; None where nothing counts."""
         return {kind: self._measure(kind) for kind in self.kinds}
 
-    def leave(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path) -> dict[str, str]:
         """All findings in COCO's results format, and precision-recall curves."""
         return save_predictions(chain.from_iterable(self.found.values()), self.curves, folder)
 

@@ -17,7 +17,7 @@ class Evaluator(Protocol):
 
     Attributes:
         images: how many were given since the last reset.
-        monitor: the one of `scores` that decides which state of a run is best; higher is better.
+        monitor: the one of `log_dict` that decides which state of a run is best; higher is better.
     """
 
     monitor: str
@@ -33,11 +33,11 @@ class Evaluator(Protocol):
         """Add what a head found in one image."""
         ...
 
-    def share(self) -> Any:
+    def state(self) -> Any:
         """What was collected, for other processes."""
         ...
 
-    def gather(self, shares: Sequence[Any]) -> None:
+    def merge(self, states: Sequence[Any]) -> None:
         """Take the shares of all processes, this one included, for what was collected."""
         ...
 
@@ -45,11 +45,11 @@ class Evaluator(Protocol):
         """All results, as `metrics.json` has them; None where there was nothing to measure."""
         ...
 
-    def scores(self, results: Results) -> dict[str, float]:
+    def log_dict(self, results: Results) -> dict[str, float]:
         """Those results that are worth a curve, by name."""
         ...
 
-    def leave(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path) -> dict[str, str]:
         """Write what is more than numbers, once they are computed: what each file holds, by its name."""
         ...
 

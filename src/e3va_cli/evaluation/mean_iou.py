@@ -55,13 +55,13 @@ class MeanIoU:
         self.matrix += torch.bincount(cells, minlength=count * count).view(count, count)
         self.images += 1
 
-    def share(self) -> tuple[Tensor, int]:
+    def state(self) -> tuple[Tensor, int]:
         """The confusion matrix and the number of images."""
         return self.matrix, self.images
 
-    def gather(self, shares: Sequence[tuple[Tensor, int]]) -> None:
+    def merge(self, states: Sequence[tuple[Tensor, int]]) -> None:
         """Take the sums over all processes."""
-        matrices, images = zip(*shares, strict=True)
+        matrices, images = zip(*states, strict=True)
         self.matrix, self.images = torch.stack(matrices).sum(0), sum(images)
 
     def compute(self) -> Results:
@@ -81,11 +81,11 @@ class MeanIoU:
             "per_class": dict(zip(self.classes, ious, strict=True)),
         }
 
-    def scores(self, results: Results) -> dict[str, float]:
+    def log_dict(self, results: Results) -> dict[str, float]:
         """mIoU and pixel accuracy."""
         return {name: results[name] for name in LOGGED if results[name] is not None}
 
-    def leave(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path) -> dict[str, str]:
         """The picture of the confusion matrix."""
         draw_confusion(self.matrix.numpy(), self.classes, folder / CONFUSION)
         return {CONFUSION: "which class is taken for which"}

@@ -29,13 +29,13 @@ class PredictionStore(Generic[Found]):
         """Forget all findings."""
         self.found = {}
 
-    def share(self) -> dict[int, Found]:
+    def state(self) -> dict[int, Found]:
         """The findings, by image."""
         return self.found
 
-    def gather(self, shares: Sequence[dict[int, Found]]) -> None:
+    def merge(self, states: Sequence[dict[int, Found]]) -> None:
         """Take the findings of all processes."""
-        self.found = {image: found for share in shares for image, found in share.items()}
+        self.found = {image: found for state in states for image, found in state.items()}
 
 
 def save_predictions(results: Iterable[Results], curves: dict[str, Curves], folder: Path) -> dict[str, str]:

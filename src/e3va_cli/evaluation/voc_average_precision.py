@@ -73,7 +73,7 @@ class VocAveragePrecision(PredictionStore[Floats32]):
         columns = (detections.labels[:, None], detections.scores[:, None], detections.boxes)
         self.found[target["image_id"]] = np.hstack([column.float().numpy() for column in columns])
 
-    def scores(self, results: Results) -> dict[str, float]:
+    def log_dict(self, results: Results) -> dict[str, float]:
         """AP50 of boxes."""
         value = results["box"]["AP50"]
         return {} if value is None else {self.monitor: value}
@@ -84,7 +84,7 @@ class VocAveragePrecision(PredictionStore[Floats32]):
         measured = [value for value in per_class.values() if value is not None]
         return {"box": {"AP50": float(np.mean(measured)) if measured else None, "per_class": per_class}}
 
-    def leave(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path) -> dict[str, str]:
         """All findings in COCO's results format, and precision-recall curves."""
         ranked = list(self._ranked())
         curves = Curves(

@@ -174,10 +174,10 @@ class DenseLightningModule(L.LightningModule):
         """Measure the predictions of all processes on the first one, which alone holds them; all get the result."""
         results: list[Any] = [None]
         if dist.is_available() and dist.is_initialized():
-            shares: list[Any] | None = [None] * dist.get_world_size() if self.trainer.is_global_zero else None
-            dist.gather_object(self.evaluator.share(), shares)
-            if shares is not None:
-                self.evaluator.gather(shares)
+            states: list[Any] | None = [None] * dist.get_world_size() if self.trainer.is_global_zero else None
+            dist.gather_object(self.evaluator.state(), states)
+            if states is not None:
+                self.evaluator.merge(states)
                 results = [self.evaluator.compute()]
             dist.broadcast_object_list(results)
         else:
@@ -185,7 +185,7 @@ class DenseLightningModule(L.LightningModule):
         self.results = results[0]
         assert self.results is not None
         self.evaluated_step = self.global_step
-        for name, value in self.evaluator.scores(self.results).items():
+        for name, value in self.evaluator.log_dict(self.results).items():
             self.log(f"val/{name}", value, prog_bar=name == self.evaluator.monitor, rank_zero_only=False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
