@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from e3va_cli.evaluation.average_precision import AveragePrecision
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.limits import detection_limit_warning
 from e3va_cli.models.heads import Detections, HeadOptions
 from tests.components import options_of
 
@@ -105,14 +105,14 @@ def dataset(*counts: int) -> SimpleNamespace:
 
 
 def test_the_limit_is_said_with_the_words_to_type() -> None:
-    note = limit_note(dataset(3, 400, 120, 0), head_of("retinanet", detections_per_image=100))
+    note = detection_limit_warning(dataset(3, 400, 120, 0), head_of("retinanet", detections_per_image=100))
     assert "2 of 4 images have more than head.detections_per_image=100 objects, up to 400" in note
     assert f"at most {100 * 203 / 523:.1f} % of all" in note and note.endswith("set head.detections_per_image=400")
-    note = limit_note(dataset(101), head_of("mask_rcnn", box={"detections_per_image": 100}))
+    note = detection_limit_warning(dataset(101), head_of("mask_rcnn", box={"detections_per_image": 100}))
     assert note.endswith("set head.box.detections_per_image=101")
 
 
 def test_nothing_is_said_where_nothing_is_lost() -> None:
-    assert limit_note(dataset(3, 400), head_of("retinanet", detections_per_image=400)) is None
-    assert limit_note(dataset(3, 400), head_of("upernet")) is None
-    assert limit_note(SimpleNamespace(), head_of("retinanet", detections_per_image=1)) is None
+    assert detection_limit_warning(dataset(3, 400), head_of("retinanet", detections_per_image=400)) is None
+    assert detection_limit_warning(dataset(3, 400), head_of("upernet")) is None
+    assert detection_limit_warning(SimpleNamespace(), head_of("retinanet", detections_per_image=1)) is None

@@ -139,8 +139,8 @@ def _names_in(folder: Path) -> set[str] | None:
 
 
 def _files_below(folder: Path) -> Iterable[str]:
-    for place, _, names in os.walk(folder):  # which follows no links
-        inner = Path(place).relative_to(folder).as_posix()
+    for parent, _, names in os.walk(folder):  # which follows no links
+        inner = Path(parent).relative_to(folder).as_posix()
         yield from (names if inner == "." else (f"{inner}/{name}" for name in names))
 
 

@@ -11,7 +11,7 @@ from e3va_cli.models.heads import HeadOptions
 OPTION = "detections_per_image"
 
 
-def limit_note(dataset: DenseDataset, head: HeadOptions) -> str | None:
+def detection_limit_warning(dataset: DenseDataset, head: HeadOptions) -> str | None:
     """What a head's limit means for a data set; None where no image has more objects.
 
     Args:

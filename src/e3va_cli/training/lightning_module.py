@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from e3va_cli.data.collate import Batch
-from e3va_cli.data.sampling import mix
+from e3va_cli.data.sampling import derive_seed
 from e3va_cli.evaluation import Evaluator
 from e3va_cli.models.model import DenseModel
 from e3va_cli.optim.lr_schedules import Factor
@@ -81,7 +81,7 @@ class DenseLightningModule(L.LightningModule):
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.seen.clear()
         self.seen.append(BatchRecord.of(batch))
-        torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(derive_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The sum of the head's losses; None where memory does not suffice and the step is to be left out."""

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.label_encoding import label_encoding
 from e3va_cli.data.validation.issues import Issue
-from e3va_cli.data.validation.semantic_masks import check_label_maps
+from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
 from tests.components import options_of
 
@@ -226,7 +226,7 @@ def counts(findings: list[Issue]) -> dict[str, int]:
     return {finding.kind: finding.count for finding in findings}
 
 
-def place(findings: list[Issue], kind: str) -> str:
+def location(findings: list[Issue], kind: str) -> str:
     [finding] = [finding for finding in findings if finding.kind == kind]
     return str(finding.places[0])
 
@@ -279,13 +279,15 @@ def test_every_problem_at_once(add: Add, tmp_path: Path) -> None:
         "image wholly unlabelled": 1,
         "pixels that are not labelled": 1,
     }
-    assert place(report.problems, "label above the number of classes").startswith("above.png, the largest label is 9")
-    assert place(report.problems, "missing label map").startswith("without.png, no without.png in ")
-    assert place(report.problems, "unreadable label map").startswith("truncated.png, cannot read")
-    assert place(report.problems, "unreadable image").startswith("page.png, cannot read")
-    assert place(report.problems, "several images of one name") == "twice.jpg, twice.png"
-    assert place(report.notes, "image wholly unlabelled") == "void.png"
-    assert place(report.notes, "label map without an image") == "lonely.png"
+    assert location(report.problems, "label above the number of classes").startswith(
+        "above.png, the largest label is 9"
+    )
+    assert location(report.problems, "missing label map").startswith("without.png, no without.png in ")
+    assert location(report.problems, "unreadable label map").startswith("truncated.png, cannot read")
+    assert location(report.problems, "unreadable image").startswith("page.png, cannot read")
+    assert location(report.problems, "several images of one name") == "twice.jpg, twice.png"
+    assert location(report.notes, "image wholly unlabelled") == "void.png"
+    assert location(report.notes, "label map without an image") == "lonely.png"
     # sound 5 of class 1; above 1; turned, twice and page 2, 1 and 2 of each class
     assert report.per_class == {"one": 5 + 1 + 3 * 2, "two": 3, "three": 3 * 2}
     assert (report.totals["images"], report.totals["label maps"]) == (10, 10)
@@ -296,9 +298,9 @@ def test_classes_without_any_pixel(add: Add) -> None:
     encoding = label_encoding(
         num_classes=4, reduce_zero_label=True, ignore_index=None, label_map=None, root=images.parent
     )
-    report = check_label_maps(images, maps, ["sky", "road", "car", "tree"], encoding)
+    report = check_semantic_masks(images, maps, ["sky", "road", "car", "tree"], encoding)
     assert report.ok and counts(report.notes) == {"class without any pixel": 2}
-    assert place(report.notes, "class without any pixel") == "road (label 2)"
+    assert location(report.notes, "class without any pixel") == "road (label 2)"
 
 
 def test_check_of_what_is_not_there_and_of_wrong_names(add: Add, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.formats.coco_file import coco_paths, read_coco, segmentation_faults, usable_segmentation
+from e3va_cli.data.formats.coco_file import coco_paths, read_coco, usable_segmentation, validate_segmentation
 from e3va_cli.errors import UserError
 from tests.components import options_of
 
@@ -133,10 +133,10 @@ FAULTY_POLYGONS = {
 
 
 @pytest.mark.parametrize(("fault", "polygons"), FAULTY_POLYGONS.items())
-def test_polygons_that_pycocotools_must_not_see(fault: str, polygons: list[Any]) -> None:
+def test_polygons_that_pycocotools_must_not_see(error: str, polygons: list[Any]) -> None:
     good = [2, 3, 12, 3, 12, 23, 2, 23]
     for polygon in polygons:
-        assert segmentation_faults([polygon, good], 30, 40) == [fault]
+        assert validate_segmentation([polygon, good], 30, 40) == [error]
         assert usable_segmentation([polygon, good], 30, 40) == [good]
         assert usable_segmentation([polygon], 30, 40) is None
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from e3va_cli.data.formats.rle import rle_fault, uncompressed
+from e3va_cli.data.formats.rle import uncompressed, validate_rle
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -23,7 +23,7 @@ def test_uncompressed_text_is_the_definition(size: tuple[int, int], density: flo
     for seed in range(5):
         mask = (np.random.default_rng(seed).random(size) < density).astype(np.uint8)
         assert uncompressed(encode(mask)["counts"]).tolist() == runs_of(mask)
-        assert rle_fault(encode(mask), *size) is None
+        assert validate_rle(encode(mask), *size) is None
 
 
 def test_long_runs_need_many_characters() -> None:
@@ -59,17 +59,17 @@ def test_long_runs_need_many_characters() -> None:
     ],
 )
 def test_an_unsound_rle_is_told(counts: object) -> None:
-    assert rle_fault({"size": [4, 5], "counts": counts}, 4, 5) == "malformed RLE"
+    assert validate_rle({"size": [4, 5], "counts": counts}, 4, 5) == "malformed RLE"
 
 
 def test_a_run_without_an_end() -> None:
-    assert rle_fault({"size": [1, 1], "counts": "1"}, 1, 1) is None
-    assert rle_fault({"size": [1, 1], "counts": "1P"}, 1, 1) == "malformed RLE"
+    assert validate_rle({"size": [1, 1], "counts": "1"}, 1, 1) is None
+    assert validate_rle({"size": [1, 1], "counts": "1P"}, 1, 1) == "malformed RLE"
 
 
 def test_size() -> None:
-    assert rle_fault({"size": [4, 5], "counts": "d0"}, 4, 5) is None
-    assert rle_fault({"size": [4, 5], "counts": [20]}, 4, 5) is None
-    assert rle_fault({"size": [5, 4], "counts": [20]}, 4, 5) == "RLE of another size"
-    assert rle_fault({"size": [4.0, 5.0], "counts": [20]}, 4, 5) == "malformed RLE"
-    assert rle_fault({"counts": [20]}, 4, 5) == "malformed RLE"
+    assert validate_rle({"size": [4, 5], "counts": "d0"}, 4, 5) is None
+    assert validate_rle({"size": [4, 5], "counts": [20]}, 4, 5) is None
+    assert validate_rle({"size": [5, 4], "counts": [20]}, 4, 5) == "RLE of another size"
+    assert validate_rle({"size": [4.0, 5.0], "counts": [20]}, 4, 5) == "malformed RLE"
+    assert validate_rle({"counts": [20]}, 4, 5) == "malformed RLE"

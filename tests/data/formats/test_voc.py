@@ -409,7 +409,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
     report = source(root).check("val")
     assert report.ok
     [finding] = [f for f in report.notes if f.kind == "image that the training set lists too"]
-    assert [place.file for place in finding.places] == names("07/good")
+    assert [location.file for location in finding.places] == names("07/good")
 
 
 def test_each_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,8 +474,8 @@ def test_real_data(real_data: Callable[[str], Path]) -> None:
             assert image.shape == (3, 480, 640)
             assert target["boxes"].tolist() == [[x1 - 1, y1 - 1, x2, y2] for x1, y1, x2, y2 in expected]
     assert total == 4888
-    places = {str(place) for finding in found.check("train").problems for place in finding.places}
-    assert {place.split(",")[0] for place in places} == {
+    places = {str(location) for finding in found.check("train").problems for location in finding.places}
+    assert {location.split(",")[0] for location in places} == {
         "VOC2007/JPEGImages/BloodImage_00338.jpg",
         "VOC2007/JPEGImages/BloodImage_00343.jpg",
     }

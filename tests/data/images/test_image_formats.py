@@ -11,7 +11,7 @@ from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.label_encoding import LabelEncoding
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread, unread_format
 from e3va_cli.data.images.reading import read_image, read_raw
-from e3va_cli.data.validation.semantic_masks import check_label_maps
+from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
 from e3va_cli.inference.image_inputs import find_images
 
@@ -127,6 +127,6 @@ def test_images_beside_label_maps_are_named(pairs):
     dataset = SegmentationDataset(*pairs, classes=["cat", "dog"], encoding=encoding)
     assert len(dataset) == 1
     assert any("without 1 JPEG XL file that cannot be read here (b.jxl)" in note for note in dataset.notes)
-    report = check_label_maps(*pairs, classes=["cat", "dog"], encoding=encoding)
+    report = check_semantic_masks(*pairs, classes=["cat", "dog"], encoding=encoding)
     [problem] = report.problems
     assert problem.kind == "image that cannot be read here" and problem.count == 1

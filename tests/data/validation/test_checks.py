@@ -126,14 +126,14 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
         "duplicate annotation id": 1,
     }
     assert seen[-1] == (8, 8)
-    place = only(report.problems, "box outside the image").places[0]
-    assert (place.file, place.image_id, place.annotation_id) == ("a.png", 11, 4)
+    location = only(report.problems, "box outside the image").places[0]
+    assert (location.file, location.image_id, location.annotation_id) == ("a.png", 11, 4)
     assert (
         str(only(report.problems, "unknown category id").places[0]) == "a.png, image 11, annotation 9, category id 99"
     )
-    place = only(report.problems, "size mismatch").places[0]
-    assert place.file == "turned.png"
-    assert place.detail == "the file has 40x30, the annotations say 30x40"
+    location = only(report.problems, "size mismatch").places[0]
+    assert location.file == "turned.png"
+    assert location.detail == "the file has 40x30, the annotations say 30x40"
     assert only(report.problems, "missing image").places[0].file == "missing.png"
     assert {p.file for p in only(report.problems, "unreadable image").places} == {"truncated.jpg", "text.jpg"}
     assert [str(p) for p in only(report.notes, "image file that the annotations do not list").places] == [
@@ -150,7 +150,7 @@ def test_many_problems_of_a_kind_are_counted_but_not_listed(write_coco: Write, a
     report = check_coco_file(*write_coco([annotate(i, [5, 5, 0, 5]) for i in range(1, 31)]))
     finding = only(report.problems, "box without area")
     assert (finding.count, len(finding.places)) == (30, PLACES_KEPT)
-    assert [place.annotation_id for place in finding.places] == [1, 2, 3, 4, 5]
+    assert [location.annotation_id for location in finding.places] == [1, 2, 3, 4, 5]
     assert "      and 25 more" in report.lines()
 
 

@@ -20,7 +20,7 @@ from e3va_cli.data.dataset import DenseDataset
 from e3va_cli.data.formats.base import DatasetFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import MOST_PIXELS
-from e3va_cli.data.formats.rle import rle_fault, uncompressed
+from e3va_cli.data.formats.rle import uncompressed, validate_rle
 from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.images.formats import FORMATS
 from e3va_cli.data.images.reading import decode_image, image_notes, read_image, size_in_file
@@ -86,7 +86,7 @@ def documents(draw: st.DrawFn) -> Any:
     return document
 
 
-def require_sound(dataset: DenseDataset) -> None:
+def check_items(dataset: DenseDataset) -> None:
     """All that training relies on."""
     assert dataset.classes and len(dataset.classes) == len(dataset.category_ids)
     for index in range(len(dataset)):
@@ -111,7 +111,7 @@ def sound_or_refused(call: Callable[[], object]) -> None:
 
 
 def read(opened: DenseDataset) -> None:
-    require_sound(opened)
+    check_items(opened)
     truth = opened.ground_truth()  # type: ignore[attr-defined]
     json.dumps(truth, allow_nan=False)
     ids = [entry["id"] for entry in truth["annotations"]]
@@ -147,7 +147,7 @@ def sheets(draw: st.DrawFn) -> bytes:
 
 def open_voc(root: Path) -> None:
     source: DatasetFormat = VocFormat(str(root), "train", "train", None)
-    require_sound(source.open("train", None))
+    check_items(source.open("train", None))
 
 
 @few
@@ -190,7 +190,7 @@ def test_rle_there_and_back(height: int, width: int, data: st.DataObject) -> Non
     values = np.repeat(np.arange(len(runs)) % 2, runs)
     assert np.array_equal(values.reshape(width, height).T, mask)
     for counts in (text, runs):
-        assert rle_fault({"size": [height, width], "counts": counts}, height, width) is None
+        assert validate_rle({"size": [height, width], "counts": counts}, height, width) is None
 
 
 @settings(few, max_examples=400)
@@ -198,7 +198,7 @@ def test_rle_there_and_back(height: int, width: int, data: st.DataObject) -> Non
 def test_what_is_called_a_sound_rle_is_one(counts: Any) -> None:
     """As pycocotools decodes it: every pixel is told of, none of them twice."""
     height, width = 4, 5
-    if rle_fault({"size": [height, width], "counts": counts}, height, width):
+    if validate_rle({"size": [height, width], "counts": counts}, height, width):
         return
     runs = counts if isinstance(counts, list) else uncompressed(counts).tolist()
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)

@@ -23,7 +23,7 @@ from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.label_encoding import LabelEncoding, label_encoding
-from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, label_map_faults
+from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, validate_semantic_mask
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, head_of, read_image
@@ -31,9 +31,9 @@ from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.validation.image_survey import survey_images
-from e3va_cli.data.validation.issues import ADVICE, Issue, Place, Report
+from e3va_cli.data.validation.issues import ADVICE, Issue, Location, Report
 from e3va_cli.data.validation.label_survey import survey
-from e3va_cli.data.validation.semantic_masks import check_label_maps
+from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
 from e3va_cli.utils.text import and_more, escape_text
 
@@ -122,8 +122,8 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         annotated = (mask.height, mask.width)
         image = read_image(self.images / image_name, self.scaling, annotated, unsure=self._turns_unsure)
         height, width = image.shape[1:]
-        for _, fault in label_map_faults(mask, (width, height), self.encoding):
-            raise UserError(f"{escape_text(self.labels / label_name)}: {fault}; {ADVICE}")
+        for _, error in validate_semantic_mask(mask, (width, height), self.encoding):
+            raise UserError(f"{escape_text(self.labels / label_name)}: {error}; {ADVICE}")
         labels = self.encoding.encode(self.encoding.keys_of(mask))
         target: Target = {
             "image_id": index + 1,
@@ -191,21 +191,21 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
     ) -> Report:
         """Decode every image and every label map."""
         images, labels = self._folders(split)
-        faults, names = [], None
+        errors, names = [], None
         try:
             names = self._given_names()
         except UserError as error:
-            faults = [Issue("unusable class names", 1, [Place(detail=str(error))])]
+            errors = [Issue("unusable class names", 1, [Location(detail=str(error))])]
         encoding = self._encoding(names)
         classes = self._numbered(encoding)
         try:
-            classes = self._class_names(encoding) if not faults else classes
+            classes = self._class_names(encoding) if not errors else classes
         except UserError as error:
-            faults = [Issue("unusable class names", 1, [Place(detail=str(error))])]
-        report = check_label_maps(
+            errors = [Issue("unusable class names", 1, [Location(detail=str(error))])]
+        report = check_semantic_masks(
             images, labels, classes, encoding, train=split == "train", scaling=self.scaling, progress=progress
         )
-        return replace(report, problems=faults + report.problems)
+        return replace(report, problems=errors + report.problems)
 
     def _root(self) -> Path:
         root = Path(self.root).expanduser()

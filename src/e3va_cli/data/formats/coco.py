@@ -19,11 +19,11 @@ from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
+    check_entries,
     clip_box,
     coco_paths,
     read_coco,
     rename_images,
-    require_sound,
 )
 from e3va_cli.data.formats.coco_objects import Census, by_known_image, evaluated, is_trained_on
 from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
@@ -75,7 +75,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
     ) -> None:
         if not images.is_dir():
             raise UserError(f"no such folder of images: {images}")
-        require_sound(coco, images, name)
+        check_entries(coco, images, name)
         coco = _with_files(coco, images, name)
         self.images = images
         self._has_crowds = ignored == "crowd"  # what `iscrowd` marks

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from pycocotools import mask as coco_mask
 
 from e3va_cli.data.formats.coco_values import normalize_annotations, normalize_categories, normalize_images
-from e3va_cli.data.formats.rle import rle_fault
+from e3va_cli.data.formats.rle import validate_rle
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.validation.issues import ADVICE
 from e3va_cli.errors import UserError
@@ -105,42 +105,42 @@ def rename_images(coco: CocoFile, names: Mapping[str, str]) -> CocoFile:
     return replace(coco, images=images)
 
 
-def require_sound(coco: CocoFile, images: Path, name: str) -> None:
+def check_entries(coco: CocoFile, images: Path, name: str) -> None:
     """Makes sure that an index can be built of images in that folder, annotated in what `name` tells of.
 
     Raises:
         UserError: an entry cannot be used, an id is not unique, or a list is empty; one line for each kind.
     """
-    faults: dict[str, list[str]] = defaultdict(list)
-    for key, entries, fault_of in (
-        ("images", coco.images, image_fault),
-        ("categories", coco.categories, category_fault),
-        ("annotations", coco.annotations, crowd_fault),
+    errors: dict[str, list[str]] = defaultdict(list)
+    for key, entries, validate in (
+        ("images", coco.images, validate_image),
+        ("categories", coco.categories, validate_category),
+        ("annotations", coco.annotations, validate_iscrowd),
     ):
         for i, entry in enumerate(entries):
-            if fault := fault_of(entry):
-                faults[f"unusable {key}"].append(f"{key}[{i}]: {fault}")
+            if error := validate(entry):
+                errors[f"unusable {key}"].append(f"{key}[{i}]: {error}")
         if key == "annotations":
             continue
         ids = Counter(entry["id"] for entry in entries if is_whole(entry.get("id")))
         for number, count in ids.items():
             if count > 1:
-                faults[f"duplicate {key}"].append(f"{count} {key} have the id {number}")
+                errors[f"duplicate {key}"].append(f"{count} {key} have the id {number}")
         if not entries:
-            faults[f"no {key}"].append(f"{key!r} is empty")
+            errors[f"no {key}"].append(f"{key!r} is empty")
     for image in coco.images:
         file_name = image.get("file_name")
         if isinstance(file_name, str) and safe_join(images, file_name) is None:
             which = f"{shorten(file_name)} (id {shorten(image.get('id'))})"
-            faults["outside"].append(f"the image {which} lies outside of {images}")
-    if faults:
-        raise UserError(*(f"{name}: {found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
+            errors["outside"].append(f"the image {which} lies outside of {images}")
+    if errors:
+        raise UserError(*(f"{name}: {found[0]}{and_more(found)}; {ADVICE}" for found in errors.values()))
 
 
-def image_fault(image: Entry) -> str | None:
+def validate_image(image: Entry) -> str | None:
     """What keeps an entry of `images` from being used, or None."""
-    if fault := _id_fault(image.get("id")):
-        return fault
+    if error := _validate_id(image.get("id")):
+        return error
     if not is_name(image.get("file_name")):
         return f"the file_name is {shorten(image.get('file_name'))}, not a name"
     for side in ("height", "width"):
@@ -151,23 +151,23 @@ def image_fault(image: Entry) -> str | None:
     return None
 
 
-def category_fault(category: Entry) -> str | None:
+def validate_category(category: Entry) -> str | None:
     """What keeps an entry of `categories` from being used, or None."""
-    if fault := _id_fault(category.get("id")):
-        return fault
+    if error := _validate_id(category.get("id")):
+        return error
     if not is_name(category.get("name")):
         return f"the name is {shorten(category.get('name'))}, not a name"
     return None
 
 
-def crowd_fault(annotation: Entry) -> str | None:
+def validate_iscrowd(annotation: Entry) -> str | None:
     """What keeps the `iscrowd` of an annotation from being understood, or None."""
     if annotation.get("iscrowd") in (None, 0, 1):
         return None
     return f"the iscrowd is {shorten(annotation['iscrowd'])}, not 0 or 1"
 
 
-def _id_fault(number: object) -> str | None:
+def _validate_id(number: object) -> str | None:
     if is_whole(number):
         return None
     too_long = isinstance(number, int) and not isinstance(number, bool)
@@ -230,7 +230,7 @@ def clip_box(box: Box, height: int, width: int) -> Box:
     )
 
 
-def box_fault(box: Box | None, height: int, width: int) -> str | None:
+def validate_box(box: Box | None, height: int, width: int) -> str | None:
     """What keeps a box from being trained on, or None."""
     if box is None:
         return "box not of four finite numbers"
@@ -244,23 +244,23 @@ def box_fault(box: Box | None, height: int, width: int) -> str | None:
     return None
 
 
-def segmentation_faults(segmentation: Any, height: int, width: int) -> list[str]:
+def validate_segmentation(segmentation: Any, height: int, width: int) -> list[str]:
     """All that is wrong with a segmentation; one without any content has no fault, it is no mask."""
     if not segmentation:
         return []
     if isinstance(segmentation, dict):
-        fault = rle_fault(segmentation, height, width)
-        return [fault] if fault else []
+        error = validate_rle(segmentation, height, width)
+        return [error] if error else []
     if not isinstance(segmentation, list):
         return ["segmentation neither polygons nor RLE"]
-    return [fault for polygon in segmentation if (fault := _polygon_fault(polygon))]
+    return [error for polygon in segmentation if (error := _validate_polygon(polygon))]
 
 
 def usable_segmentation(segmentation: Any, height: int, width: int) -> Any:
     """The segmentation without its unusable polygons, for pycocotools; None where nothing is left."""
     if isinstance(segmentation, list):
-        return [polygon for polygon in segmentation if not _polygon_fault(polygon)] or None
-    return None if segmentation_faults(segmentation, height, width) else segmentation or None
+        return [polygon for polygon in segmentation if not _validate_polygon(polygon)] or None
+    return None if validate_segmentation(segmentation, height, width) else segmentation or None
 
 
 def is_whole(value: object) -> bool:
@@ -278,7 +278,7 @@ def is_area(value: object) -> bool:
     return is_finite(value) and value >= 0  # type: ignore[operator]
 
 
-def _polygon_fault(polygon: object) -> str | None:
+def _validate_polygon(polygon: object) -> str | None:
     if not isinstance(polygon, list) or len(polygon) % 2:
         return "malformed polygon"
     if not set(map(type, polygon)) <= {int, float}:

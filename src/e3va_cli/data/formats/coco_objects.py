@@ -11,7 +11,6 @@ from pycocotools import mask as coco_mask
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
     Entry,
-    box_fault,
     box_of,
     clip_box,
     encoded,
@@ -20,6 +19,7 @@ from e3va_cli.data.formats.coco_file import (
     reaches_out,
     refers,
     usable_segmentation,
+    validate_box,
 )
 
 IGNORED = "ignored"
@@ -53,7 +53,7 @@ class Census:
         """The annotations of one more image, cleaned."""
         entries = [_cleaned(annotation, image) for annotation in annotations]
         kinds = Counter(
-            (fault_of(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries
+            (drop_reason(entry, image["height"], image["width"]), "segmentation" in entry) for entry in entries
         )
         self.kinds.update(kinds)
         self._per_image.append((kinds[None, False] + kinds[None, True], kinds[None, True]))
@@ -66,9 +66,9 @@ class Census:
     def left_out(self, ignored: str, *, masks: bool) -> Counter[str]:
         """How many annotations cannot be trained on, by reason; `ignored` is that of crowds."""
         found = Counter({"no usable mask": self.kinds[None, False]} if masks else {})
-        for (fault, _), count in self.kinds.items():
-            if fault:
-                found[ignored if fault == IGNORED else fault] += count
+        for (error, _), count in self.kinds.items():
+            if error:
+                found[ignored if error == IGNORED else error] += count
         return found
 
 
@@ -101,14 +101,14 @@ def _area(entry: Entry, height: int, width: int) -> float:
     return entry["bbox"][2] * entry["bbox"][3] if entry["bbox"] else 0.0
 
 
-def fault_of(entry: Entry, height: int, width: int) -> str | None:
+def drop_reason(entry: Entry, height: int, width: int) -> str | None:
     """Why an annotation is left out of training, or None; masks aside."""
-    return IGNORED if entry["iscrowd"] else box_fault(entry["bbox"], height, width)
+    return IGNORED if entry["iscrowd"] else validate_box(entry["bbox"], height, width)
 
 
 def is_trained_on(entry: Entry, height: int, width: int, *, masks: bool) -> bool:
     """Whether heads with or without masks learn from a cleaned annotation."""
-    return not fault_of(entry, height, width) and ("segmentation" in entry or not masks)
+    return not drop_reason(entry, height, width) and ("segmentation" in entry or not masks)
 
 
 def evaluated(entry: Entry, height: int, width: int, *, masks: bool, crowds: bool = True) -> Entry:

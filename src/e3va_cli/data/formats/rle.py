@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-def rle_fault(rle: dict[str, Any], height: int, width: int) -> str | None:
+def validate_rle(rle: dict[str, Any], height: int, width: int) -> str | None:
     """What is wrong with COCO's `{"size": [H, W], "counts": ...}` for an image of that size, or None.
 
     `counts` holds the lengths of the runs of 0 and 1 in turn, down the columns: a list, or COCO's short text.
@@ -50,8 +50,8 @@ def uncompressed(text: Any) -> np.ndarray:
     digits = last - first + 1
     if digits.max() > 7:
         raise ValueError("not a compressed RLE")
-    place = np.arange(len(codes)) - np.repeat(first, digits)
-    runs = np.add.reduceat((codes & 31) << (5 * place), first)
+    position = np.arange(len(codes)) - np.repeat(first, digits)
+    runs = np.add.reduceat((codes & 31) << (5 * position), first)
     runs -= np.where(codes[last] & 16, 1 << (5 * digits), 0)  # two's complement
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()

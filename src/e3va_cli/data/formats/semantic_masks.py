@@ -47,7 +47,9 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def label_map_faults(mask: Image.Image, size: tuple[int, int], encoding: LabelEncoding) -> Iterator[tuple[str, str]]:
+def validate_semantic_mask(
+    mask: Image.Image, size: tuple[int, int], encoding: LabelEncoding
+) -> Iterator[tuple[str, str]]:
     """What keeps a semantic mask from being used, each as a kind, and what was found with what to do.
 
     Args:
@@ -55,8 +57,8 @@ def label_map_faults(mask: Image.Image, size: tuple[int, int], encoding: LabelEn
         size: (width, height) of its image, in pixels.
         encoding: of the values or colors that there may be.
     """
-    if fault := _mode_fault(mask, encoding):
-        yield fault
+    if error := _validate_mode(mask, encoding):
+        yield error
         return
     if mask.format == "JPEG":
         yield "label map in a JPEG", "its compression changes labels; save it as a PNG, from the original"
@@ -82,7 +84,7 @@ def label_map_faults(mask: Image.Image, size: tuple[int, int], encoding: LabelEn
         yield "label above the number of classes", _too_high(int(unknown.max()), np.unique(keys), encoding)
 
 
-def _mode_fault(mask: Image.Image, encoding: LabelEncoding) -> tuple[str, str] | None:
+def _validate_mode(mask: Image.Image, encoding: LabelEncoding) -> tuple[str, str] | None:
     if encoding.reads(mask):
         return None
     if encoding.in_colors:

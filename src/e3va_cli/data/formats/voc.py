@@ -20,7 +20,7 @@ from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devk
 from e3va_cli.data.images.intensity import ImageFileOptions
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
-from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Place, Report
+from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Location, Report
 from e3va_cli.errors import UserError
 from e3va_cli.utils.text import and_more, truncate_list
 
@@ -37,7 +37,7 @@ def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
     annotations: list[Entry] = []
     left_out: Counter[str] = Counter()
     for image_id, image in enumerate(images, start=1):
-        if image.fault:
+        if image.error:
             continue
         entries.append(
             {"id": image_id, "file_name": image.file_name, "height": image.height, "width": image.width},
@@ -105,13 +105,13 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
             UserError: the layout or an XML file cannot be read, or nothing in it is of use.
         """
         name, images, classes = self._name(split), self._images(split), self._classes
-        faults: dict[str, list[str]] = defaultdict(list)
+        errors: dict[str, list[str]] = defaultdict(list)
         for image in images:
-            if image.fault:
-                kind, details = image.fault
-                faults[kind].append(f"{self._devkit / image.annotation}: {kind}: {details}")
-        if faults:
-            raise UserError(*(f"{found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
+            if image.error:
+                kind, details = image.error
+                errors[kind].append(f"{self._devkit / image.annotation}: {kind}: {details}")
+        if errors:
+            raise UserError(*(f"{found[0]}{and_more(found)}; {ADVICE}" for found in errors.values()))
         coco, left_out = as_coco(images, classes)
         if left_out["unlisted class"] and not coco.annotations:
             raise UserError(
@@ -215,18 +215,20 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
         problems, notes = IssueCollector(), IssueCollector()
         trained_on = {image.file_name for image in self._images_if_any("train")} if split == "val" else set()
         for number, image in enumerate(images, start=1):
-            if image.fault:
-                kind, details = image.fault
-                problems.add(kind, Place(image.annotation, detail=details))
+            if image.error:
+                kind, details = image.error
+                problems.add(kind, Location(image.annotation, detail=details))
             elif not image.sized:
-                notes.add("image size taken from the image file", Place(image.annotation, number))
+                notes.add("image size taken from the image file", Location(image.annotation, number))
             if image.file_name in trained_on:
-                notes.add("image that the training set lists too", Place(image.file_name, number))
+                notes.add("image that the training set lists too", Location(image.file_name, number))
             for position, found in enumerate(image.objects, start=1):
                 if found.name is None:
-                    problems.add("object without a name", Place(image.annotation, number, detail=f"object {position}"))
+                    problems.add(
+                        "object without a name", Location(image.annotation, number, detail=f"object {position}")
+                    )
                 elif found.name not in self._classes:
-                    notes.add("object of an unlisted class", Place(image.annotation, number, detail=found.name))
+                    notes.add("object of an unlisted class", Location(image.annotation, number, detail=found.name))
         return problems, notes
 
 

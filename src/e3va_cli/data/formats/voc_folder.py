@@ -55,10 +55,10 @@ class VocImage:
     width: int = 0
     sized: bool = True
     objects: tuple[VocObject, ...] = ()
-    fault: tuple[str, str] | None = None
+    error: tuple[str, str] | None = None
 
 
-class _FaultError(Exception):
+class _AnnotationError(Exception):
     """What makes an XML file unusable: kind and details."""
 
 
@@ -143,28 +143,28 @@ def _read_image(devkit: Path, year: str, sheet: str, image: str, encoding: str |
         content, is_guess = _parse(_inside(devkit, annotation), encoding)
         objects = tuple(_object(element) for element in content.findall("object"))
         if is_guess:
-            _require_ascii(objects)
+            _check_ascii(objects)
         height, width = (_pixels(content.findtext(f"size/{side}")) for side in ("height", "width"))
         sized = height > 0 and width > 0
         if not sized:
             height, width = _size_of_file(_inside(devkit, file_name))
-    except _FaultError as fault:
-        kind, details = fault.args
-        return VocImage(annotation, file_name, fault=(kind, details))
+    except _AnnotationError as error:
+        kind, details = error.args
+        return VocImage(annotation, file_name, error=(kind, details))
     return VocImage(annotation, file_name, height, width, sized, objects)
 
 
 def _inside(devkit: Path, name: str) -> Path:
     path = safe_join(devkit, name)
     if path is None:
-        raise _FaultError("file outside the data root", f"{shorten(name)} lies outside of {devkit}")
+        raise _AnnotationError("file outside the data root", f"{shorten(name)} lies outside of {devkit}")
     return path
 
 
-def _require_ascii(objects: Sequence[VocObject]) -> None:
+def _check_ascii(objects: Sequence[VocObject]) -> None:
     """Names in an encoding that nobody knows would be others in the checkpoint than in the file."""
     if found := [name for name, _, _ in objects if name and not name.isascii()]:
-        raise _FaultError(
+        raise _AnnotationError(
             "annotation file of an unknown encoding",
             f"a class is called {escape_text(found[0])} if it is latin-1; the file declares none and is not UTF-8: set "
             "dataset.encoding to the right one, such as gbk, cp1251 or latin-1",
@@ -177,25 +177,25 @@ def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]
         require_regular(path)
         data = path.read_bytes()
     except FileNotFoundError:
-        raise _FaultError("missing annotation file", "no such file") from None
+        raise _AnnotationError("missing annotation file", "no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise _FaultError("unreadable annotation file", str(reason)) from None
+        raise _AnnotationError("unreadable annotation file", str(reason)) from None
     try:
         text, is_guess = decode_xml(data, encoding)
     except (UnicodeError, LookupError) as error:
-        raise _FaultError(
+        raise _AnnotationError(
             "unreadable annotation file", f"not of the encoding it declares: {first_line(error)}"
         ) from None
     # Entities can blow a file of a kilobyte up to gigabytes. Given text, the parser knows no encoding to hide them in.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise _FaultError("annotation file with a document type", "neither it nor entities are read; remove them")
+        raise _AnnotationError("annotation file with a document type", "neither it nor entities are read; remove them")
     try:
         content = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise _FaultError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
+        raise _AnnotationError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
     if content.tag != "annotation":
-        raise _FaultError("unreadable annotation file", f"it holds <{escape_text(content.tag)}>, not <annotation>")
+        raise _AnnotationError("unreadable annotation file", f"it holds <{escape_text(content.tag)}>, not <annotation>")
     return content, is_guess
 
 
@@ -204,14 +204,16 @@ def _size_of_file(path: Path) -> tuple[int, int]:
     try:
         return size_in_file(path)
     except UserError as error:
-        raise _FaultError("annotation file without an image size", f"nor can the image tell it: {error}") from None
+        raise _AnnotationError("annotation file without an image size", f"nor can the image tell it: {error}") from None
 
 
 def _object(element: ElementTree.Element) -> VocObject:
     name = (element.findtext("name") or "").strip()
     difficult = (element.findtext("difficult") or "").strip()
     if difficult.lower() not in FLAGS:
-        raise _FaultError("unusable annotation file", f"the difficult of an object is {shorten(difficult)}, not 0 or 1")
+        raise _AnnotationError(
+            "unusable annotation file", f"the difficult of an object is {shorten(difficult)}, not 0 or 1"
+        )
     return VocObject(name or None, _box(element.find("bndbox")), FLAGS[difficult.lower()])
 
 

@@ -34,7 +34,7 @@ def decode_image(path: Path) -> Image.Image:
     Raises:
         UserError: there is no such file, or it is truncated, too large or no image.
     """
-    with _faults_told(path), _opened(path) as image:
+    with _pillow_errors(path), _opened(path) as image:
         image.load()
         return image
 
@@ -70,7 +70,7 @@ def read_raw(path: Path) -> RawImage:
     Raises:
         UserError: there is no such file, or it is truncated, too large or no image.
     """
-    with _faults_told(path), _opened(path) as image:
+    with _pillow_errors(path), _opened(path) as image:
         is_cut = _is_cut(image)
         image.load()
         return RawImage(pixels_of(image), orientation_of(image), is_cut)
@@ -127,7 +127,7 @@ def head_of(path: Path) -> ImageHead:
     Raises:
         UserError: there is no such file, or it is too large or no image.
     """
-    with _faults_told(path), _opened(path) as image:
+    with _pillow_errors(path), _opened(path) as image:
         orientation = STORED if image.format == "PNG" else orientation_of(image)
         return ImageHead((image.height, image.width), orientation, image.mode in DEEP_MODES, _is_cut(image))
 
@@ -138,14 +138,14 @@ def size_in_file(path: Path) -> tuple[int, int]:
     Raises:
         UserError: there is no such file, or it is too large or no image.
     """
-    with _faults_told(path), _opened(path) as image:
+    with _pillow_errors(path), _opened(path) as image:
         return displayed_size((image.height, image.width), orientation_of(image))
 
 
 def image_notes(path: Path) -> Iterator[tuple[str, str]]:
     """What a user may expect to be read in another way, of an image that can be read: kinds, and what is done."""
     try:
-        with _faults_told(path), _opened(path) as image:
+        with _pillow_errors(path), _opened(path) as image:
             several = getattr(image, "is_animated", False) and image.format != "MPO"  # phones add previews to JPEGs
     except UserError:
         yield "image with damage beside its pixels", "which are read all the same"
@@ -172,7 +172,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 @contextmanager
-def _faults_told(path: Path) -> Iterator[None]:
+def _pillow_errors(path: Path) -> Iterator[None]:
     """What Pillow raises as one line; a broken file can make its decoders raise anything."""
     try:
         yield

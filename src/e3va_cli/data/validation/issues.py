@@ -10,7 +10,7 @@ ADVICE = "run `e3va check-data` for all problems of the data set"
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where something was found; what is not known or does not apply is None."""
 
     file: str | None = None
@@ -34,7 +34,7 @@ class Issue:
 
     kind: str
     count: int = 0
-    places: list[Place] = field(default_factory=list)
+    places: list[Location] = field(default_factory=list)
 
 
 class IssueCollector:
@@ -43,12 +43,12 @@ class IssueCollector:
     def __init__(self) -> None:
         self._by_kind: dict[str, Issue] = {}
 
-    def add(self, kind: str, place: Place) -> None:
+    def add(self, kind: str, location: Location) -> None:
         """Counts one more find of that kind."""
         finding = self._by_kind.setdefault(kind, Issue(kind))
         finding.count += 1
         if len(finding.places) < PLACES_KEPT:
-            finding.places.append(place)
+            finding.places.append(location)
 
     def __iter__(self) -> Iterator[Issue]:
         return iter(self._by_kind.values())
@@ -88,7 +88,7 @@ class Report:
         for title, findings in (("problem", self.problems), ("note", self.notes)):
             for finding in findings:
                 lines.append(f"  {title}: {finding.kind}: {finding.count:,}")
-                lines += [f"      {place}" for place in finding.places]
+                lines += [f"      {location}" for location in finding.places]
                 if finding.count > len(finding.places):
                     lines.append(f"      and {finding.count - len(finding.places):,} more")
         return lines if self.problems else [*lines, "  no problems"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from e3va_cli.data.formats.label_encoding import LabelEncoding
-from e3va_cli.data.formats.semantic_masks import label_map_faults, two_classes
+from e3va_cli.data.formats.semantic_masks import two_classes, validate_semantic_mask
 from e3va_cli.data.images.reading import decode_image
 from e3va_cli.errors import UserError
 
@@ -84,14 +84,14 @@ def survey(labels: Path, names: Sequence[str], encoding: LabelEncoding, *, neede
     """
     found = LabelSurvey(encoding)
     chosen = dict.fromkeys(np.linspace(0, len(names) - 1, min(SAMPLE, len(names))).round().astype(int).tolist())
-    for place, index in enumerate([*chosen, *(i for i in range(len(names)) if i not in chosen)]):
-        if place >= SAMPLE and len(found.present) >= needed:
+    for count, index in enumerate([*chosen, *(i for i in range(len(names)) if i not in chosen)]):
+        if count >= SAMPLE and len(found.present) >= needed:
             break
         try:
             mask = decode_image(labels / names[index])
         except UserError:
             continue
-        if next(label_map_faults(mask, mask.size, encoding), None) is None:
+        if next(validate_semantic_mask(mask, mask.size, encoding), None) is None:
             found.add(*counts_of(encoding.keys_of(mask), encoding))
     return found
 
