@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from e3va_cli.data import build_datasets
-from e3va_cli.data.file_names import find_names, match_stems
+from e3va_cli.data.file_names import match_stems, resolve_names
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.voc import VocFormat
@@ -50,8 +50,8 @@ def made(folder: Path, *names: str) -> Path:
 )
 def test_a_file_that_is_meant_for_certain_is_taken(tmp_path: Path, listed: str, file: str) -> None:
     made(tmp_path, file, "other.jpg", "notes.txt")
-    found = find_names(tmp_path, [listed, "other.jpg"], SUFFIXES)
-    assert found.taken == {listed: file} and not found.missing
+    found = resolve_names(tmp_path, [listed, "other.jpg"], SUFFIXES)
+    assert found.resolved == {listed: file} and not found.missing
 
 
 @pytest.mark.parametrize(
@@ -68,16 +68,16 @@ def test_a_file_that_is_meant_for_certain_is_taken(tmp_path: Path, listed: str, 
     ],
 )
 def test_what_is_not_certain_is_named(tmp_path: Path, listed: list[str], files: list[str], likely: str | None) -> None:
-    found = find_names(made(tmp_path, *files), listed, SUFFIXES)
-    assert not found.taken and set(found.missing.values()) == {likely}
+    found = resolve_names(made(tmp_path, *files), listed, SUFFIXES)
+    assert not found.resolved and set(found.missing.values()) == {likely}
 
 
 def test_nothing_outside_of_the_folder_is_looked_for(tmp_path: Path) -> None:
     made(tmp_path, "outside/a.jpg", "data/b.jpg")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
     names = ["../outside/a.jpg", "..\\outside\\a.jpg", str(tmp_path / "outside" / "a.jpg"), "link/a.jpg"]
-    found = find_names(tmp_path / "data", names, SUFFIXES)
-    assert not found.taken and list(found.missing) == ["..\\outside\\a.jpg"]
+    found = resolve_names(tmp_path / "data", names, SUFFIXES)
+    assert not found.resolved and list(found.missing) == ["..\\outside\\a.jpg"]
 
 
 def test_all_missing_files_at_once_before_the_first_step(

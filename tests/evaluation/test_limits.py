@@ -95,7 +95,7 @@ def test_ap_is_that_of_pycocotools_at_the_heads_limit(limit: int) -> None:
     assert 0.05 < ours["AP"] < 0.9
 
 
-def head_of(name: str, **options: Any) -> HeadOptions:
+def read_header(name: str, **options: Any) -> HeadOptions:
     head: HeadOptions = options_of("head", name=name, **options)
     return head
 
@@ -105,14 +105,14 @@ def dataset(*counts: int) -> SimpleNamespace:
 
 
 def test_the_limit_is_said_with_the_words_to_type() -> None:
-    note = detection_limit_warning(dataset(3, 400, 120, 0), head_of("retinanet", detections_per_image=100))
+    note = detection_limit_warning(dataset(3, 400, 120, 0), read_header("retinanet", detections_per_image=100))
     assert "2 of 4 images have more than head.detections_per_image=100 objects, up to 400" in note
     assert f"at most {100 * 203 / 523:.1f} % of all" in note and note.endswith("set head.detections_per_image=400")
-    note = detection_limit_warning(dataset(101), head_of("mask_rcnn", box={"detections_per_image": 100}))
+    note = detection_limit_warning(dataset(101), read_header("mask_rcnn", box={"detections_per_image": 100}))
     assert note.endswith("set head.box.detections_per_image=101")
 
 
 def test_nothing_is_said_where_nothing_is_lost() -> None:
-    assert detection_limit_warning(dataset(3, 400), head_of("retinanet", detections_per_image=400)) is None
-    assert detection_limit_warning(dataset(3, 400), head_of("upernet")) is None
-    assert detection_limit_warning(SimpleNamespace(), head_of("retinanet", detections_per_image=1)) is None
+    assert detection_limit_warning(dataset(3, 400), read_header("retinanet", detections_per_image=400)) is None
+    assert detection_limit_warning(dataset(3, 400), read_header("upernet")) is None
+    assert detection_limit_warning(SimpleNamespace(), read_header("retinanet", detections_per_image=1)) is None

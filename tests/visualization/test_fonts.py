@@ -8,12 +8,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from e3va_cli.visualization import fonts
-from e3va_cli.visualization.confusion_matrix import draw_confusion
-from e3va_cli.visualization.drawing import draw_sample
+from e3va_cli.visualization.confusion_matrix import plot_confusion_matrix
+from e3va_cli.visualization.drawing import draw_detections
 from e3va_cli.visualization.fonts import DEJAVU, NAMELESS, TextLine, families_for, fitting, fonts_for, legible_names
 from e3va_cli.visualization.labels import as_labels
-from e3va_cli.visualization.precision_recall import Curves, draw_curves
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.precision_recall import PrecisionRecall, plot_precision_recall
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 STIX = DEJAVU.with_name("STIXGeneral.ttf")  # which comes with matplotlib, as DejaVu does
 NAMES = ["猫", "قطة سوداء", "कुत्ता", "🚗", "x" * 300, "", "a\nb\x07", "[red]", "$a$ $b$", "_b_", "e\u0301", "👩\u200d💻"]
@@ -79,7 +79,7 @@ def test_a_font_of_the_machine_is_found(installed, capsys):
     assert families_for([letter, "a"]) == ["DejaVu Sans", "STIXGeneral"]
 
 
-def pixels_of(line):
+def pil_to_pixels(line):
     canvas = Image.new("RGB", (300, 60))
     line.draw(ImageDraw.Draw(canvas), (10, 40), (255, 255, 255))
     return np.array(canvas)
@@ -88,7 +88,7 @@ def pixels_of(line):
 def test_each_part_is_drawn_in_a_font_that_has_it(installed):
     installed(STIX)
     letter = only_in(STIX)
-    drawn = pixels_of(TextLine(f"ა{letter}", 24))  # Georgian, which STIX has not
+    drawn = pil_to_pixels(TextLine(f"ა{letter}", 24))  # Georgian, which STIX has not
     expected = Image.new("RGB", (300, 60))
     draw, first = ImageDraw.Draw(expected), ImageFont.truetype(DEJAVU, 24)
     draw.text((10, 40), "ა", font=first, anchor="ls")
@@ -99,7 +99,7 @@ def test_each_part_is_drawn_in_a_font_that_has_it(installed):
 
 def test_a_line_lies_in_its_box(installed):
     line = TextLine("Ägypten, 猫", 24)
-    rows, columns = pixels_of(line)[..., 0].nonzero()
+    rows, columns = pil_to_pixels(line)[..., 0].nonzero()
     left, top, right, bottom = line.box
     assert 10 + left <= columns.min() <= columns.max() <= 10 + right
     assert 40 + top <= rows.min() <= rows.max() <= 40 + bottom
@@ -118,11 +118,11 @@ def test_pictures_of_any_names_come_without_warnings(installed, tmp_path, capsys
         boxes = torch.tensor([[5.0, 5, 60, 60]]).repeat(count, 1)
         image = torch.zeros(3, 100, 100, dtype=torch.uint8)
         labels = torch.arange(1, count + 1)
-        assert draw_sample(image, boxes, labels, NAMES, scores=torch.ones(count)).any()
-        assert draw_segments(image, labels.repeat_interleave(100)[None].repeat(100, 1)[:, ::12], NAMES).any()
-        draw_confusion(np.eye(count, dtype=np.int64), NAMES, tmp_path / "confusion.png")
-        curves = Curves(NAMES, np.ones((count, 101)), [1.0] * count)
-        draw_curves({"box": curves, "mask": curves}, tmp_path / "curves.png")
+        assert draw_detections(image, boxes, labels, NAMES, scores=torch.ones(count)).any()
+        assert draw_segmentation(image, labels.repeat_interleave(100)[None].repeat(100, 1)[:, ::12], NAMES).any()
+        plot_confusion_matrix(np.eye(count, dtype=np.int64), NAMES, tmp_path / "confusion.png")
+        curves = PrecisionRecall(NAMES, np.ones((count, 101)), [1.0] * count)
+        plot_precision_recall({"box": curves, "mask": curves}, tmp_path / "curves.png")
     assert capsys.readouterr().err.count("note") == 1
 
 

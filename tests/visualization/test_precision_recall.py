@@ -14,7 +14,7 @@ from e3va_cli.evaluation.coco_results import write_detections
 from e3va_cli.evaluation.mean_iou import MeanIoU
 from e3va_cli.evaluation.voc_average_precision import VocAveragePrecision, area_under_curve
 from e3va_cli.models.heads import Detections, Segmentation
-from e3va_cli.visualization.precision_recall import RECALL, Curves, draw_curves
+from e3va_cli.visualization.precision_recall import RECALL, PrecisionRecall, plot_precision_recall
 
 IDS = [3, 7, 8, 20, 90]
 
@@ -83,7 +83,7 @@ def test_detections_of_voc(truth, tmp_path):
 
 def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("e3va_cli.evaluation.prediction_store.draw_curves", lambda kinds, path: drawn.update(kinds))
+    monkeypatch.setattr("e3va_cli.evaluation.prediction_store.plot_precision_recall", lambda kinds, path: drawn.update(kinds))
     voc, coco = VocAveragePrecision(truth, IDS, rule=area_under_curve), AveragePrecision(truth, IDS, ("box",))
     # Boxes as annotated, on the objects of others too: both definitions match them the same way.
     for found, target in findings():
@@ -123,16 +123,20 @@ def test_a_line_for_each_class_and_one_for_the_mean(count, tmp_path, monkeypatch
     plot = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda axes, x, y, **o: lines.append((y, o)) or plot(axes, x, y, **o))
     precision = np.random.default_rng(0).random((count, len(RECALL)))
-    curves = Curves([f"class {k}" for k in range(count)] + ["absent"], np.vstack([precision, -np.ones(101)]), [])
+    curves = PrecisionRecall(
+        [f"class {k}" for k in range(count)] + ["absent"], np.vstack([precision, -np.ones(101)]), []
+    )
     averages = [float(row.mean()) for row in precision]
-    draw_curves({"box": Curves(curves.names, curves.precision, [*averages, None])}, tmp_path / "a.png")
+    plot_precision_recall(
+        {"box": PrecisionRecall(curves.names, curves.precision, [*averages, None])}, tmp_path / "a.png"
+    )
     assert len(lines) == count + 1, "no line for the class that is absent"
     np.testing.assert_allclose(lines[-1][0], precision.mean(0))
     assert f"{100 * np.mean(averages):.1f}" in lines[-1][1]["label"]
 
 
 def test_names_are_no_mathematics(tmp_path):
-    draw_curves({"box": Curves([r"$\nothing$"], np.ones((1, 101)), [1.0])}, tmp_path / "a.png")
+    plot_precision_recall({"box": PrecisionRecall([r"$\nothing$"], np.ones((1, 101)), [1.0])}, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").format == "PNG"
 
 

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.visualization.drawing import class_color, grid, save_png, to_pil
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 CLASSES = ["sky", "road", "car"]
 
@@ -32,7 +32,7 @@ def halves() -> Tensor:
 
 def test_segments_are_tinted_and_outlined() -> None:
     image = gray(200, 400)
-    picture = draw_segments(image, halves(), CLASSES)
+    picture = draw_segmentation(image, halves(), CLASSES)
     assert picture.shape[0] == 3 and picture.shape[1] > 200 and picture.shape[2] == 400
     assert picture.dtype == torch.uint8
     for label, inside in ((1, picture[:, 2:78, 2:298]), (2, picture[:, 82:198, 2:298])):
@@ -48,11 +48,11 @@ def test_segments_are_tinted_and_outlined() -> None:
 def test_a_line_one_pixel_wide_stays_visible() -> None:
     labels = torch.ones(200, 400, dtype=torch.uint8)
     labels[:, 100] = 3
-    assert has_color(draw_segments(gray(200, 400), labels, CLASSES), 3)[:200, 100].all()
+    assert has_color(draw_segmentation(gray(200, 400), labels, CLASSES), 3)[:200, 100].all()
 
 
 def legend(labels: Tensor, classes: list[str]) -> Tensor:
-    return draw_segments(gray(*labels.shape), labels, classes)[:, labels.shape[0] :]
+    return draw_segmentation(gray(*labels.shape), labels, classes)[:, labels.shape[0] :]
 
 
 def squares(picture: Tensor, labels: range) -> list[int]:
@@ -106,7 +106,7 @@ def test_a_name_too_long_is_cut() -> None:
 
 
 def test_nothing_labelled() -> None:
-    picture = draw_segments(gray(200, 400), torch.zeros(200, 400, dtype=torch.int16), CLASSES)
+    picture = draw_segmentation(gray(200, 400), torch.zeros(200, 400, dtype=torch.int16), CLASSES)
     assert torch.equal(picture[:, :200], gray(200, 400)) and (picture[:, 200:] == 255).all()
 
 
@@ -114,7 +114,7 @@ def test_a_small_image_is_enlarged_until_names_can_be_read() -> None:
     labels = torch.zeros(48, 64, dtype=torch.int16)
     labels[10:20, 10:20] = 2
     image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
-    picture = draw_segments(tv_tensors.Image(image), tv_tensors.Mask(labels), CLASSES)
+    picture = draw_segmentation(tv_tensors.Image(image), tv_tensors.Mask(labels), CLASSES)
     assert type(picture) is Tensor and picture.shape[2] == 320
     assert torch.equal(picture[:, :50:5, :320:5], image[:, :10])
     assert has_color(picture, 2)[50, 50:100].all() and not has_color(picture, 2)[51:99, 51:99].any()
@@ -135,7 +135,7 @@ def test_real_data(tmp_path: Path, real_data: Callable[[str], Path], folder: str
     pictures = []
     for index in range(3):
         image, target = data[index]
-        picture = draw_segments(image, target["semantic"], data.classes)
+        picture = draw_segmentation(image, target["semantic"], data.classes)
         assert picture.shape[2] == image.shape[2]
         largest = int(torch.bincount(target["semantic"].flatten().int())[1:].argmax()) + 1
         assert has_color(picture[:, image.shape[1] :], largest).any()

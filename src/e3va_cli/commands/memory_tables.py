@@ -18,7 +18,7 @@ SHORT = {
     "workspaces": "cuBLAS",
     "measured and planned": "both",
 }
-COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
+COLORS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 
 
 def print_results_table(results: list[Result], backbone: str) -> None:
@@ -106,7 +106,7 @@ def print_claims_table(claims: list[Claim]) -> None:
     for claim in claims:
         bound = "" if claim.at_least else "≤ "
         source = SHORT.get(claim.source or "-", claim.source or "-")
-        verdict = f"[{COLOURS[claim.verdict]}]{claim.verdict}[/]"
+        verdict = f"[{COLORS[claim.verdict]}]{claim.verdict}[/]"
         rows.append([claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), source, verdict])
     header = ["claim", "published", "found", "source", "verdict"]
     print_table("The paper's claims (arXiv 2306.09729)", header, rows)

@@ -48,7 +48,7 @@ def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | No
     """What is about to be trained, on what, and where it will lie."""
     counts = parameter_counts(run.model)
     assert run.train is not None
-    empty = run.train.left_out_images
+    empty = run.train.num_filtered_images
     left_out = f" ({empty:,} without objects left out)" if empty else ""
     assert run.course is not None
     course, schedule = run.course, config.schedule

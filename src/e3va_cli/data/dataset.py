@@ -45,7 +45,7 @@ class DenseDataset(Protocol):
     dropped: dict[str, int]
     """Annotations left out of training: how many, by reason."""
 
-    left_out_images: int
+    num_filtered_images: int
     """Images without anything to train on that were left out."""
 
     target_types: frozenset[str]

@@ -14,8 +14,8 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
-from e3va_cli.data.formats.coco_file import encoded
-from e3va_cli.data.formats.rle import uncompressed
+from e3va_cli.data.formats.coco_file import to_rle
+from e3va_cli.data.formats.rle import decode_counts
 
 Size = tuple[int, int]
 
@@ -37,7 +37,7 @@ class EncodedMasks:
         masks = np.zeros((len(self), *size), dtype=np.uint8)
         for mask, segmentation in zip(masks, self.segmentations, strict=True):
             if isinstance(segmentation, list):
-                mask[:] = coco_mask.decode(encoded(self._scaled(segmentation, size), *size))
+                mask[:] = coco_mask.decode(to_rle(self._scaled(segmentation, size), *size))
             else:
                 self._draw_runs(mask, segmentation)
         return tv_tensors.Mask(torch.from_numpy(masks))
@@ -53,8 +53,8 @@ class EncodedMasks:
         counts = rle["counts"]
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
-        ends = np.cumsum(np.array(counts, dtype=np.int64) if isinstance(counts, list) else uncompressed(counts))
-        x, y, w, h = coco_mask.toBbox(encoded(rle, *self.size)).tolist()
+        ends = np.cumsum(np.array(counts, dtype=np.int64) if isinstance(counts, list) else decode_counts(counts))
+        x, y, w, h = coco_mask.toBbox(to_rle(rle, *self.size)).tolist()
         height, width = self.size
         rows, columns = (
             np.arange(mask.shape[0]) * height // mask.shape[0],

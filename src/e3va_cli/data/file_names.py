@@ -23,7 +23,7 @@ CLOSE = 0.75  # of difflib's ratio, from 0 to 1
 
 
 @dataclass(frozen=True)
-class FoundNames:
+class ResolvedNames:
     """Where listed files lie.
 
     Attributes:
@@ -31,7 +31,7 @@ class FoundNames:
         missing: the likely file, or None, by each name that means none for certain.
     """
 
-    taken: dict[str, str] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str | None] = field(default_factory=dict)
 
     def describe_missing(self, most: int = GUESSED) -> str:
@@ -43,7 +43,7 @@ class FoundNames:
         return truncate_list([*named, *[""] * (len(self.missing) - len(named))], most)
 
 
-def find_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> FoundNames:
+def resolve_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> ResolvedNames:
     """Look for listed files in a folder; those that lie outside of it, or cannot be listed, are passed over.
 
     Args:
@@ -53,18 +53,18 @@ def find_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) ->
     """
     absent, present = _absent(folder, dict.fromkeys(names))
     if not absent:
-        return FoundNames()
+        return ResolvedNames()
     files = sorted(name for name in _files_below(folder) if PurePosixPath(name).suffix.lower() in suffixes)
     by_base: dict[str, list[str]] = defaultdict(list)
     for name in files:
         by_base[normal_form(name).rpartition("/")[2]].append(name)
     meant = {name: _meant(name, by_base) for name in absent}
     claims = Counter([*present, *(one for [one] in (found for found in meant.values() if len(found) == 1))])
-    taken = {name: found[0] for name, found in meant.items() if len(found) == 1 and claims[found[0]] == 1}
-    missing: dict[str, str | None] = dict.fromkeys(name for name in absent if name not in taken)
+    resolved = {name: found[0] for name, found in meant.items() if len(found) == 1 and claims[found[0]] == 1}
+    missing: dict[str, str | None] = dict.fromkeys(name for name in absent if name not in resolved)
     for name in list(missing)[:GUESSED]:
         missing[name] = meant[name][0] if meant[name] else likely_name(name, files)
-    return FoundNames(taken, missing)
+    return ResolvedNames(resolved, missing)
 
 
 def match_stems(images: Collection[str], labels: Collection[str]) -> dict[str, str]:

@@ -50,7 +50,7 @@ def digest(*parts: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def sizes_of(length: int, file_of: Callable[[int], Path]) -> list[int]:
+def sample_file_sizes(length: int, file_of: Callable[[int], Path]) -> list[int]:
     """Bytes of some of so many files, evenly spread; -1 for one that cannot be looked at."""
     chosen = np.linspace(0, length - 1, min(SAMPLE, length)).round().astype(int)
     return [_size(file_of(index)) for index in chosen.tolist()]

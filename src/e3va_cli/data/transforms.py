@@ -29,10 +29,10 @@ class ResizeShortestEdge(torch.nn.Module):
     def forward(self, image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Target]:
         """Evaluation compares at the original size, so the target stays as it is, masks encoded."""
         height, width = image.shape[-2:]
-        return F.resize(image, list(resized((height, width), self.size, self.max_size)), antialias=True), target
+        return F.resize(image, list(resized_shape((height, width), self.size, self.max_size)), antialias=True), target
 
 
-def resized(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
+def resized_shape(size: tuple[int, int], short: int, longest: int) -> tuple[int, int]:
     """Return height and width scaled to a short side of `short` and a long side of at most `longest` pixels.
 
     Rounded to the nearest pixel, halves up, as mmdetection and detectron2 do it; torchvision truncates, which makes 799
@@ -47,8 +47,8 @@ class ResizeFirst(v2.Compose):
     """Steps of which the first resizes: masks may come as `EncodedMasks`, which it draws at the new size."""
 
 
-class RandomShortestSide(v2.RandomShortestSize):
-    """As torchvision's, but sizes are those of `resized`, and encoded masks are drawn."""
+class RandomResizeShortestEdge(v2.RandomShortestSize):
+    """As torchvision's, but sizes are those of `resized_shape`, and encoded masks are drawn."""
 
     _transformed_types = (*v2.RandomShortestSize._transformed_types, EncodedMasks)
 
@@ -56,7 +56,7 @@ class RandomShortestSide(v2.RandomShortestSize):
         """The new (height, width)."""
         short = self.min_size[int(torch.randint(len(self.min_size), ()))]
         height, width = v2.query_size(flat_inputs)
-        return {"size": resized((height, width), short, self.max_size or sys.maxsize)}
+        return {"size": resized_shape((height, width), short, self.max_size or sys.maxsize)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Resize one input."""
@@ -77,8 +77,8 @@ class RandomCropInRange(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The window: `top`, `left`, `height`, `width`."""
         whole = v2.query_size(flat_inputs)
-        height, width = (drawn(min(side, self.least), min(side, self.most)) for side in whole)
-        top, left = drawn(0, whole[0] - height), drawn(0, whole[1] - width)
+        height, width = (random_int(min(side, self.least), min(side, self.most)) for side in whole)
+        top, left = random_int(0, whole[0] - height), random_int(0, whole[1] - width)
         return {"top": top, "left": left, "height": height, "width": width}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
@@ -86,7 +86,7 @@ class RandomCropInRange(v2.Transform):
         return self._call_kernel(F.crop, inpt, **params)
 
 
-def drawn(least: int, most: int) -> int:
+def random_int(least: int, most: int) -> int:
     """A whole number, evenly from `least` to `most`."""
     return int(torch.randint(least, most + 1, ()))
 
@@ -150,10 +150,10 @@ class DetectionTransforms(Options):
         )
 
     def _resize(self) -> v2.Transform:
-        whole = RandomShortestSide(list(self.train_short_sides), max_size=self.max_size, antialias=True)
+        whole = RandomResizeShortestEdge(list(self.train_short_sides), max_size=self.max_size, antialias=True)
         if not self.crop_probability:
             return whole
-        before = RandomShortestSide(list(self.crop_short_sides), max_size=self.max_size, antialias=True)
+        before = RandomResizeShortestEdge(list(self.crop_short_sides), max_size=self.max_size, antialias=True)
         part = v2.Compose([before, RandomCropInRange(*self.crop_range), whole])
         return v2.RandomChoice([whole, part], p=[1 - self.crop_probability, self.crop_probability])
 

@@ -21,7 +21,7 @@ from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.evaluation.base import Results, register
 from e3va_cli.evaluation.prediction_store import PredictionStore, save_predictions
 from e3va_cli.models.heads import Detections
-from e3va_cli.visualization.precision_recall import Curves
+from e3va_cli.visualization.precision_recall import PrecisionRecall
 
 KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
 IOU_TYPES = {"box": "bbox", "mask": "segm"}
@@ -51,7 +51,7 @@ class AveragePrecision(PredictionStore[list[Results]]):
         self.category_ids = list(category_ids)
         self.kinds = list(kinds)
         self.monitor = f"{self.kinds[-1]}_AP"
-        self.curves: dict[str, Curves] = {}  # of the last measurement, at IoU 0.5
+        self.curves: dict[str, PrecisionRecall] = {}  # of the last measurement, at IoU 0.5
 
     def update(self, found: Detections, target: Target) -> None:
         """Add what was found in one image."""
@@ -115,9 +115,9 @@ class AveragePrecision(PredictionStore[list[Results]]):
             evaluation.summarize()
         precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all sizes, all findings
         at_half = precision[0].T  # class, recall
-        of_id = distinct_names(truth["categories"])
+        of_id = unique_category_names(truth["categories"])
         names = [of_id[i] for i in self.category_ids]
-        self.curves[kind] = Curves(names, at_half, [_or_none(of_class.mean()) for of_class in at_half])
+        self.curves[kind] = PrecisionRecall(names, at_half, [_or_none(of_class.mean()) for of_class in at_half])
         return {
             **{name: _or_none(evaluation.stats[index]) for name, index in SUMMARY.items()},
             "AR100": _or_none(evaluation.stats[FIRST_AR + counted.index(100)]),
@@ -130,7 +130,7 @@ class AveragePrecision(PredictionStore[list[Results]]):
         return COUNTED if most <= COUNTED[-1] else [COUNTED[0], COUNTED[-1], most]
 
 
-def distinct_names(categories: Sequence[Results]) -> dict[int, str]:
+def unique_category_names(categories: Sequence[Results]) -> dict[int, str]:
     """The name of each category by its id; of those with the same name, followed by the id."""
     times = Counter(category["name"] for category in categories)
     return {c["id"]: c["name"] if times[c["name"]] == 1 else f"{c['name']} (id {c['id']})" for c in categories}

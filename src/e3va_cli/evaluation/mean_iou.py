@@ -16,7 +16,7 @@ from e3va_cli.data import DenseDataset, Target
 from e3va_cli.evaluation.base import Results, register
 from e3va_cli.models.heads import Segmentation
 from e3va_cli.runs.folder import CONFUSION
-from e3va_cli.visualization.confusion_matrix import draw_confusion
+from e3va_cli.visualization.confusion_matrix import plot_confusion_matrix
 
 LOGGED = ("mIoU", "pixel_accuracy")
 
@@ -87,7 +87,7 @@ class MeanIoU:
 
     def save(self, folder: Path) -> dict[str, str]:
         """The picture of the confusion matrix."""
-        draw_confusion(self.matrix.numpy(), self.classes, folder / CONFUSION)
+        plot_confusion_matrix(self.matrix.numpy(), self.classes, folder / CONFUSION)
         return {CONFUSION: "which class is taken for which"}
 
 

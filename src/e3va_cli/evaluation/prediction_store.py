@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from e3va_cli.evaluation.base import Results
 from e3va_cli.evaluation.coco_results import write_detections
 from e3va_cli.runs.folder import CURVES, DETECTIONS
-from e3va_cli.visualization.precision_recall import Curves, draw_curves
+from e3va_cli.visualization.precision_recall import PrecisionRecall, plot_precision_recall
 
 Found = TypeVar("Found")
 
@@ -38,8 +38,8 @@ class PredictionStore(Generic[Found]):
         self.found = {image: found for state in states for image, found in state.items()}
 
 
-def save_predictions(results: Iterable[Results], curves: dict[str, Curves], folder: Path) -> dict[str, str]:
+def save_predictions(results: Iterable[Results], curves: dict[str, PrecisionRecall], folder: Path) -> dict[str, str]:
     """Write findings in COCO's results format and the curves of each kind: what each file holds, by its name."""
     write_detections(results, folder / DETECTIONS)
-    draw_curves(curves, folder / CURVES)
+    plot_precision_recall(curves, folder / CURVES)
     return {DETECTIONS: "all findings, in COCO's results format", CURVES: "precision and recall at IoU 0.5"}

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from e3va_cli.data import DetectionDataset, Target
-from e3va_cli.evaluation.average_precision import distinct_names
+from e3va_cli.evaluation.average_precision import unique_category_names
 from e3va_cli.evaluation.base import Results, register
 from e3va_cli.evaluation.prediction_store import PredictionStore, save_predictions
 from e3va_cli.models.heads import Detections
-from e3va_cli.visualization.precision_recall import RECALL, Curves
+from e3va_cli.visualization.precision_recall import RECALL, PrecisionRecall
 
 IOU = 0.5
 RECALL_STEPS = 10
@@ -61,7 +61,7 @@ class VocAveragePrecision(PredictionStore[Floats32]):
 
     def __init__(self, ground_truth: Results, category_ids: Sequence[int], *, rule: Rule) -> None:
         super().__init__()
-        names = distinct_names(ground_truth["categories"])
+        names = unique_category_names(ground_truth["categories"])
         self.classes = [names[number] for number in category_ids]
         self.category_ids = list(category_ids)
         self.rule = rule
@@ -87,7 +87,7 @@ class VocAveragePrecision(PredictionStore[Floats32]):
     def save(self, folder: Path) -> dict[str, str]:
         """All findings in COCO's results format, and precision-recall curves."""
         ranked = list(self._ranked())
-        curves = Curves(
+        curves = PrecisionRecall(
             self.classes, np.stack([_sampled(of_class) for of_class in ranked]), list(map(self._of_class, ranked))
         )
         return save_predictions(self._as_results(), {"box": curves}, folder)

@@ -34,7 +34,7 @@ LAYERS = {  # what is stacked, bottom first: label, kinds, colour
     "neck and head activations": (("neck", "head"), "#66a182"),
     "in passing, cuBLAS": (("transient", "workspaces"), "#c9c9c9"),
 }
-OURS, OTHERS, GREY = "#d1495b", "#3b4a6b", "#5f6368"
+OURS, OTHERS, GRAY = "#d1495b", "#3b4a6b", "#5f6368"
 
 
 def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> None:
@@ -45,7 +45,7 @@ def draw(results: list[Result], path: Path, *, title: str, subtitle: str) -> Non
         figure = Figure(figsize=(16, 9))
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
         figure.suptitle(title, x=0.03, y=0.97, ha="left", fontsize=22, fontweight="bold")
-        figure.text(0.03, 0.895, subtitle, ha="left", fontsize=13, color=GREY)
+        figure.text(0.03, 0.895, subtitle, ha="left", fontsize=13, color=GRAY)
         draw_scatter(left, known)
         draw_stack(right, known)
         figure.subplots_adjust(left=0.07, right=0.975, top=0.80, bottom=0.10, wspace=0.28)
@@ -89,9 +89,9 @@ def draw_stack(axes: Axes, results: list[Result]) -> None:
     rows = list(reversed(results))  # the most memory at the bottom, the least at the top
     full = next((r.peak_mib for r in results if r.method == "full"), None)
     start = [0.0] * len(rows)
-    for label, (kinds, colour) in LAYERS.items():
+    for label, (kinds, color) in LAYERS.items():
         widths = [sum(r.by_kind_mib.get(kind, 0.0) for kind in kinds) / 1024 for r in rows]
-        axes.barh(range(len(rows)), widths, left=start, color=colour, label=label, height=0.68)
+        axes.barh(range(len(rows)), widths, left=start, color=color, label=label, height=0.68)
         start = [s + w for s, w in zip(start, widths, strict=True)]
     for row, (result, end) in enumerate(zip(rows, start, strict=True)):
         assert result.peak_mib is not None

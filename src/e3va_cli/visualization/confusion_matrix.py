@@ -16,10 +16,10 @@ from e3va_cli.visualization.labels import as_labels
 
 WRITTEN = 30  # classes at most for which each cell has its number
 NOTHING = "#e6e6e6"  # rows of classes that are not in the annotations
-GREY = "#5f6368"
+GRAY = "#5f6368"
 
 
-def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
+def plot_confusion_matrix(matrix: NDArray[np.int64], classes: Sequence[str], path: Path) -> None:
     """Write the matrix (K, K), annotated by predicted, as percent of each row to a PNG file.
 
     Up to 30 classes have their numbers written; the picture of more grows, and is to be zoomed into.
@@ -48,8 +48,8 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], path: Path
         if count <= WRITTEN:
             for row, column in np.argwhere(shares >= 0.5):
                 share = shares[row, column]
-                colour = "white" if share > 35 else GREY
-                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9, color=colour)
+                color = "white" if share > 35 else GRAY
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize=9, color=color)
         scale = figure.colorbar(image, ax=axes, shrink=0.6, fraction=0.04, ticks=[0, 1, 5, 10, 25, 50, 100])
         scale.set_label("percent", fontsize=large)
         scale.ax.tick_params(labelsize=large)

@@ -31,7 +31,7 @@ def class_color(label: int) -> Color:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_sample(
+def draw_detections(
     image: Tensor,
     boxes: Tensor,
     labels: Tensor,

@@ -18,7 +18,7 @@ from e3va_cli.visualization.labels import as_labels
 RECALL = np.linspace(0.0, 1.0, 101)  # where COCO samples precision
 NAMED = 12  # classes with a colour and a name of their own; more are thin lines
 MEAN, OTHERS = "#222222", "#9fb0cc"
-COLOURS = (
+COLORS = (
     "#d1495b",
     "#edae49",
     "#66a182",
@@ -35,7 +35,7 @@ COLOURS = (
 
 
 @dataclass(frozen=True)
-class Curves:
+class PrecisionRecall:
     """Precision of each class at IoU 0.5.
 
     Attributes:
@@ -49,7 +49,7 @@ class Curves:
     average: Sequence[float | None]
 
 
-def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
+def plot_precision_recall(kinds: dict[str, PrecisionRecall], path: Path) -> None:
     """Write one panel for each of box and mask to a PNG file; a line for each class, and their mean."""
     labels, families = zip(*(as_labels(curves.names) for curves in kinds.values()), strict=True)
     with rc_context({"font.family": families[0], "font.size": 11}):
@@ -61,17 +61,17 @@ def draw_curves(kinds: dict[str, Curves], path: Path) -> None:
             figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_panel(axes: Axes, kind: str, curves: Curves, names: Sequence[str]) -> None:
+def _draw_panel(axes: Axes, kind: str, curves: PrecisionRecall, names: Sequence[str]) -> None:
     there = [k for k, average in enumerate(curves.average) if average is not None]
     _frame(axes, f"Precision and recall, {kind}, IoU 0.5")
     if not there:
         return
     few = len(there) <= NAMED
-    for k, colour in zip(there, COLOURS if few else [OTHERS] * len(there), strict=False):
+    for k, color in zip(there, COLORS if few else [OTHERS] * len(there), strict=False):
         label = f"{names[k]}  {100 * (curves.average[k] or 0.0):.1f}" if few else "_"  # of no legend
         if not few and k == there[0]:
             label = "each class"
-        axes.plot(RECALL, curves.precision[k], color=colour, linewidth=1.6 if few else 0.7, label=label)
+        axes.plot(RECALL, curves.precision[k], color=color, linewidth=1.6 if few else 0.7, label=label)
     mean = float(np.mean([curves.average[k] or 0.0 for k in there]))
     label = f"mean of {len(there)} classes  {100 * mean:.1f}"
     axes.plot(RECALL, curves.precision[there].mean(0), color=MEAN, linewidth=3, label=label)

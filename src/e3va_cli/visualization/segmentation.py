@@ -18,7 +18,7 @@ BASELINE = 0.78  # of a line's height, from its top
 INK: Color = (0, 0, 0)
 
 
-def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
+def draw_segmentation(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
     """Draws the segments of an image over it, and below it a legend of the classes that cover most.
 
     What is not labelled stays as it is.

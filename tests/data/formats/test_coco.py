@@ -465,9 +465,9 @@ def test_images_without_objects_can_be_left_out_of_training(write_coco: Write, a
         source = options_of("dataset", name="coco", root="/", filter_empty=filter_empty, **names)
         train, val = source.open("train", None), source.open("val", None)
         assert [train[index][1]["image_id"] for index in range(len(train))] == left
-        assert train.left_out_images == 2 - len(left)
+        assert train.num_filtered_images == 2 - len(left)
         assert train.image_size(0) == (30, 40) and len(train[0][1]["boxes"]) == 1
-        assert len(val) == 2 and val.left_out_images == 0, "evaluation has all"
+        assert len(val) == 2 and val.num_filtered_images == 0, "evaluation has all"
     assert train.dropped == ({"crowd": 1} if crowd else {})
 
 

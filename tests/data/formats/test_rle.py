@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from e3va_cli.data.formats.rle import uncompressed, validate_rle
+from e3va_cli.data.formats.rle import decode_counts, validate_rle
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -22,7 +22,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
 def test_uncompressed_text_is_the_definition(size: tuple[int, int], density: float) -> None:
     for seed in range(5):
         mask = (np.random.default_rng(seed).random(size) < density).astype(np.uint8)
-        assert uncompressed(encode(mask)["counts"]).tolist() == runs_of(mask)
+        assert decode_counts(encode(mask)["counts"]).tolist() == runs_of(mask)
         assert validate_rle(encode(mask), *size) is None
 
 
@@ -30,7 +30,7 @@ def test_long_runs_need_many_characters() -> None:
     mask = np.zeros((3000, 4000), np.uint8)
     mask[:, 2000:] = 1
     mask[5, 17] = 1
-    assert uncompressed(encode(mask)["counts"]).tolist() == runs_of(mask)
+    assert decode_counts(encode(mask)["counts"]).tolist() == runs_of(mask)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from PIL import Image, features
 from e3va_cli.data.formats.ade20k import SegmentationDataset
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.label_encoding import LabelEncoding
-from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread, unread_format
+from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unsupported, unsupported_format
 from e3va_cli.data.images.reading import read_image, read_raw
 from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
@@ -39,7 +39,7 @@ def write(path: Path, content: bytes) -> Path:
 )
 def test_formats_are_told_by_content_then_by_suffix(tmp_path, name, content, kind):
     path = write(tmp_path / name, content)
-    assert unread_format(path) == kind
+    assert unsupported_format(path) == kind
     with pytest.raises(UserError, match=f"{kind} files cannot be read here; .*convert" if kind else "unknown format"):
         read_raw(path)
 
@@ -74,17 +74,17 @@ def test_heic_is_read(tmp_path):
 
 
 def test_how_many_which_and_what_to_do():
-    told = describe_unread(["b.psd", "e.JXL", "a.jxl", "c.jxl", "d.jxl", "x.jpg", "y.txt"])
+    told = describe_unsupported(["b.psd", "e.JXL", "a.jxl", "c.jxl", "d.jxl", "x.jpg", "y.txt"])
     assert told == (
         "4 JPEG XL files that cannot be read here (a.jxl, c.jxl, d.jxl and 1 more): convert them to JPEG or PNG; "
         "1 Photoshop file that cannot be read here (b.psd): convert them to JPEG or PNG"
     )
-    assert describe_unread(["x.jpg", "y.txt"]) == ""
+    assert describe_unsupported(["x.jpg", "y.txt"]) == ""
 
 
 @WITHOUT_HEIF
 def test_heic_has_a_remedy():
-    assert "pip install pillow-heif" in describe_unread(["IMG_1.HEIC"])
+    assert "pip install pillow-heif" in describe_unsupported(["IMG_1.HEIC"])
 
 
 def test_images_of_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path):

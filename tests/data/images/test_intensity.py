@@ -76,7 +76,7 @@ def test_color_of_16_bits(tmp_path: Path) -> None:
     values = np.random.default_rng(1).integers(0, 4096, (6, 5, 3), dtype=np.uint16)
     (tmp_path / "a.png").write_bytes(color_png(values))
     raw = read_raw(tmp_path / "a.png")
-    assert raw.is_cut and np.array_equal(raw.pixels.permute(1, 2, 0).numpy(), values >> 8)
+    assert raw.is_16bit_color and np.array_equal(raw.pixels.permute(1, 2, 0).numpy(), values >> 8)
     assert [kind for kind, _ in pixel_problems(raw, (6, 5), IntensityScaling())] == ["image that is almost black"]
     assert [kind for kind, _ in pixel_notes(raw, (6, 5), IntensityScaling())] == ["color image of 16 bits"]
     (tmp_path / "a.png").write_bytes(color_png(values << 4))

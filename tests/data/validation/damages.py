@@ -594,8 +594,8 @@ VOC = [
 # ADE20K's label maps
 
 MAP, IMAGE, NAMES = "annotations/training/a.png", "images/training/a.jpg", "classes.txt"
-GREY = Image.fromarray(labels())
-COLOURS = "label map in colours: 1"
+GRAY = Image.fromarray(labels())
+COLORS = "label map in colours: 1"
 ABOVE = "label above the number of classes: 1"
 
 
@@ -611,7 +611,7 @@ def wider(array: np.ndarray) -> Spoil:
 
 
 def with_palette() -> Image.Image:
-    picture = GREY.convert("P")
+    picture = GRAY.convert("P")
     picture.putdata(labels().ravel().tolist())
     picture.putpalette([7, 7, 7, 250, 0, 0, 9, 9, 250, 0, 250, 0])
     return picture
@@ -634,11 +634,11 @@ LABEL_MAPS = [
     Damage("label map a pipe", pipe(MAP), "missing label map: 1", stops("has no label map")),
     Damage("label map a link to itself", link(MAP, "a.png"), "missing label map: 1", stops("has no label map")),
     Damage("no label map", gone(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map in colours", drawn(MAP, GREY.convert("RGB")), COLOURS, stops("mode RGB")),
-    Damage("label map in CMYK", drawn(MAP, GREY.convert("CMYK"), "JPEG"), COLOURS, stops("mode CMYK")),
-    Damage("label map with transparency", drawn(MAP, GREY.convert("LA")), COLOURS, stops("mode LA")),
+    Damage("label map in colours", drawn(MAP, GRAY.convert("RGB")), COLORS, stops("mode RGB")),
+    Damage("label map in CMYK", drawn(MAP, GRAY.convert("CMYK"), "JPEG"), COLORS, stops("mode CMYK")),
+    Damage("label map with transparency", drawn(MAP, GRAY.convert("LA")), COLORS, stops("mode LA")),
     Damage("label map of one bit", drawn(MAP, Image.fromarray(labels() > 0)), None, TRAINS),
-    Damage("label map of floats", label_map(0.5, dtype=np.float32, kind="TIFF"), COLOURS, stops("mode F")),
+    Damage("label map of floats", label_map(0.5, dtype=np.float32, kind="TIFF"), COLORS, stops("mode F")),
     Damage("label map with a palette", drawn(MAP, with_palette()), None, TRAINS),
     Damage("label map of 16 bits", label_map(3, dtype=np.uint16), None, TRAINS),
     Damage("label map of 32 bits", label_map(3, dtype=np.int32, kind="TIFF"), None, TRAINS),
@@ -652,8 +652,8 @@ LABEL_MAPS = [
     Damage("label map of another size", wider(np.zeros((40, 30), np.uint8)), "size mismatch: 1", stops("has 30x40")),
     Damage("label map of 1 pixel", wider(np.ones((1, 1), np.uint8)), "size mismatch: 1", stops("has 1x1")),
     Damage("label map of 60,000 x 60,000", replaced(MAP, png_of(60_000, 60_000)), "too large", stops("too large")),
-    Damage("labels in a JPEG", drawn(MAP, GREY, "JPEG"), "label map in a JPEG: 1", stops("save it as a PNG")),
-    Damage("label map turned by EXIF", drawn(MAP, GREY, exif=oriented(6)), None, TRAINS),
+    Damage("labels in a JPEG", drawn(MAP, GRAY, "JPEG"), "label map in a JPEG: 1", stops("save it as a PNG")),
+    Damage("label map turned by EXIF", drawn(MAP, GRAY, exif=oriented(6)), None, TRAINS),
     Damage("image cut short", cut(IMAGE, 0.5), UNREADABLE, CANNOT),
     Damage("image a pipe", pipe(IMAGE), "label map without an image: 1", TRAINS),
     Damage("image a link to itself", link(IMAGE, "a.jpg"), "label map without an image: 1", TRAINS),

@@ -20,10 +20,10 @@ from e3va_cli.data.dataset import DenseDataset
 from e3va_cli.data.formats.base import DatasetFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import MOST_PIXELS
-from e3va_cli.data.formats.rle import uncompressed, validate_rle
+from e3va_cli.data.formats.rle import decode_counts, validate_rle
 from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.images.formats import FORMATS
-from e3va_cli.data.images.reading import decode_image, image_notes, read_image, size_in_file
+from e3va_cli.data.images.reading import decode_image, image_notes, read_image, read_image_size
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.errors import UserError
 from tests.data.validation import damages
@@ -176,7 +176,7 @@ def test_images(kind: str, data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.png"
         file.write_bytes(content[: int(kept * len(content))])
-        for reader in (decode_image, read_image, size_in_file, lambda path: list(image_notes(path))):
+        for reader in (decode_image, read_image, read_image_size, lambda path: list(image_notes(path))):
             sound_or_refused(lambda reader=reader: reader(file))
 
 
@@ -186,7 +186,7 @@ def test_rle_there_and_back(height: int, width: int, data: st.DataObject) -> Non
     pixels = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     mask = np.asfortranarray(np.array(pixels, dtype=np.uint8).reshape(height, width))
     text = coco_mask.encode(mask)["counts"].decode()
-    runs = uncompressed(text).tolist()
+    runs = decode_counts(text).tolist()
     values = np.repeat(np.arange(len(runs)) % 2, runs)
     assert np.array_equal(values.reshape(width, height).T, mask)
     for counts in (text, runs):
@@ -200,7 +200,7 @@ def test_what_is_called_a_sound_rle_is_one(counts: Any) -> None:
     height, width = 4, 5
     if validate_rle({"size": [height, width], "counts": counts}, height, width):
         return
-    runs = counts if isinstance(counts, list) else uncompressed(counts).tolist()
+    runs = counts if isinstance(counts, list) else decode_counts(counts).tolist()
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     expected = (np.repeat(np.arange(len(runs)) % 2, runs)).reshape(width, height).T
     assert np.array_equal(coco_mask.decode(rle), expected)

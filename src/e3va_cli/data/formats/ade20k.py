@@ -19,20 +19,20 @@ from torchvision import tv_tensors
 from e3va_cli.components.options import Under, option
 from e3va_cli.data.dataset import Target
 from e3va_cli.data.file_names import likely_name, match_stems
-from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
+from e3va_cli.data.fingerprint import Fingerprint, digest, sample_file_sizes
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.label_encoding import LabelEncoding, label_encoding
-from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, validate_semantic_mask
-from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread
+from e3va_cli.data.formats.semantic_masks import MASK_SUFFIXES, files_by_stem, validate_semantic_mask
+from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unsupported
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, head_of, read_image
+from e3va_cli.data.images.reading import DEFAULT_SCALING, decode_image, read_header, read_image
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.validation.image_survey import survey_images
 from e3va_cli.data.validation.issues import ADVICE, Issue, Location, Report
-from e3va_cli.data.validation.label_survey import survey
+from e3va_cli.data.validation.label_survey import survey_masks
 from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
 from e3va_cli.utils.text import and_more, escape_text
@@ -68,7 +68,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         classes: Sequence[str],
         encoding: LabelEncoding,
         train: bool = True,
-        scaling: IntensityScaling = USUAL_SCALING,
+        scaling: IntensityScaling = DEFAULT_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         self.images, self.labels, self.transforms = images, labels, transforms
@@ -76,10 +76,10 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.encoding, self.scaling = encoding, scaling
         self.category_ids = list(encoding.category_ids)
         self.dropped: dict[str, int] = {}
-        self.left_out_images = 0
+        self.num_filtered_images = 0
         self.target_types = SEMANTIC
-        of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
-        unread = describe_unread(os.listdir(images))  # noqa: PTH208 (a Path for each of many costs seconds)
+        of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, MASK_SUFFIXES)
+        unread = describe_unsupported(os.listdir(images))  # noqa: PTH208 (a Path for each of many costs seconds)
         if not of_images:
             raise UserError(f"no images in {images}; {unread or describe_directory(images / 'any')}")
         matched = match_stems(of_images, of_labels)
@@ -92,13 +92,13 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
                 f"{f' (perhaps {escape_text(likely)})' if likely else ''}; add it, or take the image out; {ADVICE}"
             )
         self._files = SerializedList((name, of_labels[matched[stem]]) for stem, name in of_images.items())
-        seen = survey(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
+        seen = survey_masks(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
         if reason := seen.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
         self.notes = [f"{labels}: {reason}"] if (reason := seen.maybe_background) else []
         self.notes += [f"{images}: without {unread}"] if unread else []
         heads = survey_images(len(self), self._file_and_size)
-        self._turns_unsure = heads.turns_unsure
+        self._orient_ambiguous = heads.orient_ambiguous
         self.notes += heads.notes(str(images), scaling)
 
     def __len__(self) -> int:
@@ -106,21 +106,21 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 
     def fingerprint(self) -> Fingerprint:
         """See `targets.DenseDataset`."""
-        sizes = sizes_of(len(self), lambda index: self.images / self._files[index][0])
-        of_labels = sizes_of(len(self), lambda index: self.labels / self._files[index][1])
+        sizes = sample_file_sizes(len(self), lambda index: self.images / self._files[index][0])
+        of_labels = sample_file_sizes(len(self), lambda index: self.labels / self._files[index][1])
         images, labels = zip(*self._files, strict=True)
         return Fingerprint(len(self), digest(images, sizes), digest(labels, of_labels))
 
     def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
         """An image, and the (H, W) of its label map."""
         image_name, label_name = self._files[index]
-        return self.images / image_name, head_of(self.labels / label_name).size
+        return self.images / image_name, read_header(self.labels / label_name).size
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
         image_name, label_name = self._files[index]
         mask = decode_image(self.labels / label_name)
         annotated = (mask.height, mask.width)
-        image = read_image(self.images / image_name, self.scaling, annotated, unsure=self._turns_unsure)
+        image = read_image(self.images / image_name, self.scaling, annotated, orient_ambiguous=self._orient_ambiguous)
         height, width = image.shape[1:]
         for _, error in validate_semantic_mask(mask, (width, height), self.encoding):
             raise UserError(f"{escape_text(self.labels / label_name)}: {error}; {ADVICE}")

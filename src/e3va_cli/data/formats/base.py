@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from e3va_cli.components.options import Options, option
 from e3va_cli.components.registry import Registry
 from e3va_cli.data.dataset import DenseDataset, check_same_classes
-from e3va_cli.data.images.reading import USUAL_SCALING
+from e3va_cli.data.images.reading import DEFAULT_SCALING
 from e3va_cli.data.transforms import Transforms
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
@@ -32,7 +32,7 @@ class DatasetFormat(Options):
 
     target_types: ClassVar[frozenset[str]]
     usual_classes: ClassVar[int]
-    scaling: ClassVar[Any] = USUAL_SCALING
+    scaling: ClassVar[Any] = DEFAULT_SCALING
 
     name: str = option()
     num_classes: int | None = option(

@@ -14,8 +14,8 @@ from torchvision import tv_tensors
 from e3va_cli.components.options import option
 from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.encoded_masks import EncodedMasks
-from e3va_cli.data.file_names import find_names
-from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
+from e3va_cli.data.file_names import resolve_names
+from e3va_cli.data.fingerprint import Fingerprint, digest, sample_file_sizes
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
@@ -25,11 +25,11 @@ from e3va_cli.data.formats.coco_file import (
     read_coco,
     rename_images,
 )
-from e3va_cli.data.formats.coco_objects import Census, by_known_image, evaluated, is_trained_on
-from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
-from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unread, unread_format
+from e3va_cli.data.formats.coco_objects import ObjectCounts, group_by_image, is_training_object, to_ground_truth
+from e3va_cli.data.formats.crowds import crowd_warning, crowds_as_objects
+from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unsupported, unsupported_format
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, read_image
+from e3va_cli.data.images.reading import DEFAULT_SCALING, read_image
 from e3va_cli.data.paths import safe_join
 from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
@@ -70,7 +70,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ignored: str = "crowd",
         left_out: Mapping[str, int] | None = None,
         targets: Collection[str] = DETECTION,
-        scaling: IntensityScaling = USUAL_SCALING,
+        scaling: IntensityScaling = DEFAULT_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         if not images.is_dir():
@@ -80,7 +80,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self.images = images
         self._has_crowds = ignored == "crowd"  # what `iscrowd` marks
         self.transforms, self.scaling = transforms, scaling
-        self.left_out_images = 0
+        self.num_filtered_images = 0
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -90,9 +90,9 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self._file_names = SerializedList(image["file_name"] for image in coco.images)
 
         dropped: Counter[str] = Counter(left_out)
-        by_image = by_known_image(coco, self._label, dropped)
-        census = Census()
-        self._objects = SerializedList(census.take(by_image.pop(image["id"]), image) for image in coco.images)
+        by_image = group_by_image(coco, self._label, dropped)
+        census = ObjectCounts()
+        self._objects = SerializedList(census.add(by_image.pop(image["id"]), image) for image in coco.images)
         self.target_types = frozenset(DETECTION if census.kinds[None, True] else {"boxes"})
         self._targets = self.target_types & set(targets)
         masks = "masks" in self._targets
@@ -110,9 +110,9 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
                 "evaluation; head=retinanet, which needs no masks, takes them all"
             )
         survey = survey_images(len(self), self._file_and_size)
-        self._turns_unsure = survey.turns_unsure
+        self._orient_ambiguous = survey.orient_ambiguous
         self.notes += survey.notes(name, scaling)
-        if ignored == "crowd" and (doubt := doubtful_crowds(coco)):
+        if ignored == "crowd" and (doubt := crowd_warning(coco)):
             self.notes.append(f"{name}: {doubt}")
 
     def __len__(self) -> int:
@@ -128,7 +128,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         path, (height, width) = self._file_and_size(index)
         number = int(self._image_ids[index])
         try:
-            image = read_image(path, self.scaling, (height, width), unsure=self._turns_unsure)
+            image = read_image(path, self.scaling, (height, width), orient_ambiguous=self._orient_ambiguous)
         except UserError as error:
             raise UserError(f"{error} (image {number}); {ADVICE}") from error
         if image.shape[1:] != (height, width):
@@ -141,7 +141,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
 
     def fingerprint(self) -> Fingerprint:
         """See `targets.DenseDataset`."""
-        sizes = sizes_of(len(self), lambda index: self._file_and_size(index)[0])
+        sizes = sample_file_sizes(len(self), lambda index: self._file_and_size(index)[0])
         objects = (
             (number, *size, found)
             for number, size, found in zip(self._image_ids.tolist(), self._sizes.tolist(), self._objects, strict=True)
@@ -163,7 +163,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         masks = "masks" in (self._targets if targets is None else self.target_types & set(targets))
         annotations = [
-            evaluated(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
+            to_ground_truth(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
             for objects, image in zip(self._objects, images, strict=True)
             for entry in objects
             if entry["bbox"] is not None
@@ -177,9 +177,9 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def leave_out_empty(self) -> None:
-        """Keep only images with objects to train on; `left_out_images` counts the others."""
+        """Keep only images with objects to train on; `num_filtered_images` counts the others."""
         kept = [index for index in range(len(self)) if self._trained_on(index)]
-        self.left_out_images += len(self) - len(kept)
+        self.num_filtered_images += len(self) - len(kept)
         self._image_ids, self._sizes = self._image_ids[kept], self._sizes[kept]
         self.objects_per_image = self.objects_per_image[kept]
         self._file_names = SerializedList(self._file_names[index] for index in kept)
@@ -188,7 +188,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
     def _trained_on(self, index: int) -> list[dict[str, Any]]:
         """The objects of an image that are in its target."""
         size, masked = self.image_size(index), "masks" in self._targets
-        return [entry for entry in self._objects[index] if is_trained_on(entry, *size, masks=masked)]
+        return [entry for entry in self._objects[index] if is_training_object(entry, *size, masks=masked)]
 
     def _target(self, index: int, height: int, width: int) -> Target:
         masked = "masks" in self._targets
@@ -215,17 +215,17 @@ def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
     Raises:
         UserError: images are missing; tells of all of them.
     """
-    found = find_names(images, (image["file_name"] for image in coco.images), KNOWN_SUFFIXES)
+    found = resolve_names(images, (image["file_name"] for image in coco.images), KNOWN_SUFFIXES)
     if found.missing:
         raise UserError(
             f"{name}: no such image: {len(found.missing):,} of {len(coco.images):,} are not in {images}: "
             f"{found.describe_missing()}; {ADVICE}"
         )
-    coco = rename_images(coco, found.taken)
+    coco = rename_images(coco, found.resolved)
     files = (image["file_name"] for image in coco.images)
-    unread = [file for file in files if describe_unread([file]) and unread_format(images / file)]
+    unread = [file for file in files if describe_unsupported([file]) and unsupported_format(images / file)]
     if unread:
-        raise UserError(f"{name}: lists {describe_unread(unread)}; {ADVICE}")
+        raise UserError(f"{name}: lists {describe_unsupported(unread)}; {ADVICE}")
     return coco
 
 
@@ -234,7 +234,7 @@ def open_coco(
     annotations: Path,
     *,
     targets: Collection[str] = DETECTION,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
     use_iscrowd: bool = True,
     transforms: Callable[..., tuple[Any, Target]] | None = None,
 ) -> CocoDetection:

@@ -174,7 +174,7 @@ def _validate_id(number: object) -> str | None:
     return f"the id is {shorten(number)}, not a whole number{' of 64 bits' if too_long else ''}"
 
 
-def refers(number: object, known: Container[int]) -> TypeGuard[int | float]:
+def is_known_id(number: object, known: Container[int]) -> TypeGuard[int | float]:
     """Whether an annotation's `image_id` or `category_id` is one of those that are known; 11.0 is 11."""
     return isinstance(number, int | float) and not isinstance(number, bool) and number in known
 
@@ -200,11 +200,11 @@ def box_of(annotation: Entry, segmentation: Any, height: int, width: int) -> Box
     if isinstance(segmentation, list):
         xs, ys = (list(chain.from_iterable(polygon[axis::2] for polygon in segmentation)) for axis in (0, 1))
         return float(min(xs)), float(min(ys)), float(max(xs) - min(xs)), float(max(ys) - min(ys))
-    x, y, w, h = coco_mask.toBbox(encoded(segmentation, height, width)).tolist()
+    x, y, w, h = coco_mask.toBbox(to_rle(segmentation, height, width)).tolist()
     return x, y, w, h
 
 
-def encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """pycocotools' RLE of polygons or of either kind of RLE, sound ones only."""
     if isinstance(segmentation, list):
         return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
@@ -213,7 +213,7 @@ def encoded(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     return segmentation
 
 
-def reaches_out(box: Box, height: int, width: int) -> bool:
+def exceeds_image(box: Box, height: int, width: int) -> bool:
     """Whether a box leaves the image by more than what annotation tools round."""
     x, y, w, h = box
     return min(x, y) < -ROUNDING_PIXELS or x + w > width + ROUNDING_PIXELS or y + h > height + ROUNDING_PIXELS

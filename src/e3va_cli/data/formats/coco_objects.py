@@ -13,11 +13,11 @@ from e3va_cli.data.formats.coco_file import (
     Entry,
     box_of,
     clip_box,
-    encoded,
+    exceeds_image,
     is_area,
+    is_known_id,
     is_whole,
-    reaches_out,
-    refers,
+    to_rle,
     usable_segmentation,
     validate_box,
 )
@@ -25,20 +25,20 @@ from e3va_cli.data.formats.coco_file import (
 IGNORED = "ignored"
 
 
-def by_known_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
+def group_by_image(coco: CocoFile, label: dict[int, int], dropped: Counter[str]) -> dict[int, list[Entry]]:
     """The annotations of known categories, by the id of their image; counts the others in `dropped`."""
     by_image: dict[int, list[Entry]] = {image["id"]: [] for image in coco.images}
     for annotation in coco.annotations:
-        if not refers(annotation.get("image_id"), by_image):
+        if not is_known_id(annotation.get("image_id"), by_image):
             dropped["unknown image id"] += 1
-        elif not refers(annotation.get("category_id"), label):
+        elif not is_known_id(annotation.get("category_id"), label):
             dropped["unknown category id"] += 1
         else:
             by_image[annotation["image_id"]].append(annotation)
     return by_image
 
 
-class Census:
+class ObjectCounts:
     """The objects of a data set, counted as its annotations are cleaned.
 
     Attributes:
@@ -49,7 +49,7 @@ class Census:
         self.kinds: Counter[tuple[str | None, bool]] = Counter()
         self._per_image: list[tuple[int, int]] = []  # usable objects, and those with a mask
 
-    def take(self, annotations: list[Entry], image: Entry) -> list[Entry]:
+    def add(self, annotations: list[Entry], image: Entry) -> list[Entry]:
         """The annotations of one more image, cleaned."""
         entries = [_cleaned(annotation, image) for annotation in annotations]
         kinds = Counter(
@@ -97,7 +97,7 @@ def _cleaned(annotation: Entry, image: Entry) -> Entry:
 def _area(entry: Entry, height: int, width: int) -> float:
     """Pixels, by which COCO tells small from large objects: of the mask, or else of the box."""
     if "segmentation" in entry:
-        return float(coco_mask.area(encoded(entry["segmentation"], height, width)))
+        return float(coco_mask.area(to_rle(entry["segmentation"], height, width)))
     return entry["bbox"][2] * entry["bbox"][3] if entry["bbox"] else 0.0
 
 
@@ -106,12 +106,12 @@ def drop_reason(entry: Entry, height: int, width: int) -> str | None:
     return IGNORED if entry["iscrowd"] else validate_box(entry["bbox"], height, width)
 
 
-def is_trained_on(entry: Entry, height: int, width: int, *, masks: bool) -> bool:
+def is_training_object(entry: Entry, height: int, width: int, *, masks: bool) -> bool:
     """Whether heads with or without masks learn from a cleaned annotation."""
     return not drop_reason(entry, height, width) and ("segmentation" in entry or not masks)
 
 
-def evaluated(entry: Entry, height: int, width: int, *, masks: bool, crowds: bool = True) -> Entry:
+def to_ground_truth(entry: Entry, height: int, width: int, *, masks: bool, crowds: bool = True) -> Entry:
     """An annotation as evaluation takes it: what training leaves out has `iscrowd`, neither a hit nor a miss.
 
     Only some of these are crowds, any part of which is no miss. The others are single objects, with `ignore`; all of
@@ -120,13 +120,13 @@ def evaluated(entry: Entry, height: int, width: int, *, masks: bool, crowds: boo
     for one.
     """
     x, y, w, h = entry["bbox"]
-    if reaches_out((x, y, w, h), height, width):
+    if exceeds_image((x, y, w, h), height, width):
         x1, y1, x2, y2 = clip_box((x, y, w, h), height, width)
         x, y, w, h = x1, y1, x2 - x1, y2 - y1
-    evaluated = {**entry, "bbox": [x, y, w, h]}
-    if not is_trained_on(entry, height, width, masks=masks):
-        evaluated["ignore"] = int(not (crowds and entry["iscrowd"]))
-        evaluated["iscrowd"] = 1
+    truth = {**entry, "bbox": [x, y, w, h]}
+    if not is_training_object(entry, height, width, masks=masks):
+        truth["ignore"] = int(not (crowds and entry["iscrowd"]))
+        truth["iscrowd"] = 1
         if masks and "segmentation" not in entry:
-            evaluated["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    return evaluated
+            truth["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return truth

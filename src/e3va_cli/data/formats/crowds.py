@@ -19,7 +19,7 @@ def crowds_as_objects(coco: CocoFile) -> CocoFile:
     return replace(coco, annotations=[{**annotation, "iscrowd": 0} for annotation in coco.annotations])
 
 
-def doubtful_crowds(coco: CocoFile) -> str | None:
+def crowd_warning(coco: CocoFile) -> str | None:
     """What to say where crowds may well be single objects."""
     crowds = [annotation for annotation in coco.annotations if annotation.get("iscrowd")]
     in_one = Counter(f"{annotation.get('image_id')} {annotation.get('category_id')}" for annotation in crowds)

@@ -20,7 +20,7 @@ def validate_rle(rle: dict[str, Any], height: int, width: int) -> str | None:
         return "RLE of another size"
     counts = rle.get("counts")
     try:
-        runs = np.array(counts) if isinstance(counts, list) else uncompressed(counts)
+        runs = np.array(counts) if isinstance(counts, list) else decode_counts(counts)
     except (ValueError, OverflowError):
         return "malformed RLE"
     if runs.ndim != 1 or runs.dtype.kind != "i":
@@ -31,7 +31,7 @@ def validate_rle(rle: dict[str, Any], height: int, width: int) -> str | None:
     return None
 
 
-def uncompressed(text: Any) -> np.ndarray:
+def decode_counts(text: Any) -> np.ndarray:
     """The run lengths, int64 [R], in COCO's compressed text.
 
     Each run is a signed number in groups of five bits, the low ones first, in characters from "0"; a sixth

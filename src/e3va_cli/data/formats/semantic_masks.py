@@ -17,8 +17,8 @@ from e3va_cli.data.formats.label_encoding import IGNORED, UNKNOWN, LabelEncoding
 from e3va_cli.errors import UserError
 from e3va_cli.utils.text import truncate_list
 
-LABEL_SUFFIXES = {".png", ".bmp", ".gif", ".tif", ".tiff"}
-IN_COLOURS = "label map in colours"
+MASK_SUFFIXES = {".png", ".bmp", ".gif", ".tif", ".tiff"}
+COLOR_MASK = "label map in colours"
 COLORS_SHOWN = 8
 
 
@@ -97,7 +97,7 @@ def _validate_mode(mask: Image.Image, encoding: LabelEncoding) -> tuple[str, str
         pixels = np.asarray(mask.convert("RGB")).reshape(-1, 3)
         colors = [str(color).replace(" ", "") for color in np.unique(pixels, axis=0)[: COLORS_SHOWN + 1].tolist()]
         remedy += f"; or give the color of each class, dataset.label_map=[{truncate_list(colors, COLORS_SHOWN)}]"
-    return IN_COLOURS, f"an image of mode {mask.mode}, not one number per pixel; {remedy}"
+    return COLOR_MASK, f"an image of mode {mask.mode}, not one number per pixel; {remedy}"
 
 
 def _told(encoding: LabelEncoding) -> str:

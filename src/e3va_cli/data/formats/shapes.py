@@ -55,18 +55,18 @@ OUTLINES: dict[str, Outline] = {
 }
 
 
-def _mask(name: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Pixels of one shape with its centre at `centre` (x, y), on the smallest canvas from (0, 0) on; (H, W) bool."""
+def _mask(name: str, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """Pixels of one shape with its centre at `center` (x, y), on the smallest canvas from (0, 0) on; (H, W) bool."""
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    width, height = np.ceil(centre + radius + 1).astype(int)
+    width, height = np.ceil(center + radius + 1).astype(int)
     canvas = Image.new("1", (int(width), int(height)))
     draw = ImageDraw.Draw(canvas)
     for fill, outline in zip((1, 0), OUTLINES[name], strict=False):
-        draw.polygon([tuple(point) for point in centre + radius * outline @ turn], fill=fill)
+        draw.polygon([tuple(point) for point in center + radius * outline @ turn], fill=fill)
     return np.asarray(canvas)
 
 
-def _colours(rng: np.random.Generator, name: str | None) -> np.ndarray:
+def _colors(rng: np.random.Generator, name: str | None) -> np.ndarray:
     """Two colours, (2, 3) float32, 0..255: of a class, or of the ground."""
     hue = rng.uniform(0, 360) if name is None else rng.normal(HUES[name], HUE_SPREAD)
     saturation = rng.uniform(0, GROUND, 2) if name is None else rng.uniform(DULLEST, 1, 2)
@@ -76,12 +76,12 @@ def _colours(rng: np.random.Generator, name: str | None) -> np.ndarray:
     )
 
 
-def _texture(rng: np.random.Generator, colours: np.ndarray, height: int, width: int) -> np.ndarray:
+def _texture(rng: np.random.Generator, colors: np.ndarray, height: int, width: int) -> np.ndarray:
     """A pattern of two colours: plain, stripes, checks or blotches; (height, width, 3) float32, 0..255."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(4, 16)
     kind = rng.integers(4)
     if kind == 0:
-        return np.broadcast_to(colours[0], (height, width, 3)).copy()
+        return np.broadcast_to(colors[0], (height, width, 3)).copy()
     if kind == 3:
         coarse = Image.fromarray(rng.uniform(0, 1, (6, 6)).astype(np.float32))
         weight = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
@@ -93,7 +93,7 @@ def _texture(rng: np.random.Generator, colours: np.ndarray, height: int, width: 
             weight = weight * np.sin(2 * np.pi * across / period)
         weight = (weight > 0).astype(np.float32)
     weight = 0.6 * weight[..., None]
-    return colours[0] * (1 - weight) + colours[1] * weight
+    return colors[0] * (1 - weight) + colors[1] * weight
 
 
 def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[int], np.ndarray]:
@@ -102,19 +102,19 @@ def draw_shapes(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[i
     Returns:
         image uint8 (size, size, 3), labels, and owner uint8 (size, size): n where object n, from 1, is seen, else 0.
     """
-    image = _texture(rng, _colours(rng, None), size, size)
+    image = _texture(rng, _colors(rng, None), size, size)
     labels: list[int] = []
     whole: list[int] = []  # area of each object before anything covered it
     owner = np.zeros((size, size), np.uint8)
     for _ in range(int(rng.integers(1, MOST_OBJECTS + 1))):
         label = int(rng.integers(len(CLASSES)))
         radius = size / 2 * np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))
-        centre = rng.uniform(radius * 0.7, size - radius * 0.7, 2)
-        corner = np.maximum(0, np.floor(centre - radius)).astype(int)  # x, y
-        shape = _mask(CLASSES[label], centre - corner, radius, rng.uniform(0, 2 * np.pi))
+        center = rng.uniform(radius * 0.7, size - radius * 0.7, 2)
+        corner = np.maximum(0, np.floor(center - radius)).astype(int)  # x, y
+        shape = _mask(CLASSES[label], center - corner, radius, rng.uniform(0, 2 * np.pi))
         shape = shape[: size - corner[1], : size - corner[0]]
         window = (slice(corner[1], corner[1] + len(shape)), slice(corner[0], corner[0] + shape.shape[1]))
-        texture = _texture(rng, _colours(rng, CLASSES[label]), *shape.shape)
+        texture = _texture(rng, _colors(rng, CLASSES[label]), *shape.shape)
         seen = np.bincount(owner.ravel(), minlength=len(whole) + 1)
         covered = np.bincount(owner[window][shape], minlength=len(whole) + 1)
         hides = (seen[1:] - covered[1:] < LEAST_VISIBLE * np.array(whole)).any()
@@ -166,7 +166,7 @@ class Shapes:
         self.category_ids = list(range(1, len(self.classes) + 1))
         self.dropped: dict[str, int] = {}
         self.notes: list[str] = []
-        self.left_out_images = 0
+        self.num_filtered_images = 0
         self.objects_per_image = np.full(images, MOST_OBJECTS)
         self._drawn: dict[int, tuple[np.ndarray, list[int], np.ndarray]] = {}
 

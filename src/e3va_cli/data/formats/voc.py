@@ -16,7 +16,7 @@ from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.coco import CocoDetection
 from e3va_cli.data.formats.coco_file import CocoFile, Entry
 from e3va_cli.data.formats.text_encodings import is_encoding
-from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
+from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devkit, list_image_sets, read_image_set
 from e3va_cli.data.images.intensity import ImageFileOptions
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
@@ -27,7 +27,7 @@ from e3va_cli.utils.text import and_more, truncate_list
 NAMES_SHOWN = 10
 
 
-def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFile, Counter[str]]:
+def to_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFile, Counter[str]]:
     """Images as a COCO file, numbered from 1 as the classes are, and how many objects it leaves out, by reason.
 
     Difficult objects have `iscrowd` set, which has the same meaning: not trained on, neither a hit nor a miss.
@@ -112,7 +112,7 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
                 errors[kind].append(f"{self._devkit / image.annotation}: {kind}: {details}")
         if errors:
             raise UserError(*(f"{found[0]}{and_more(found)}; {ADVICE}" for found in errors.values()))
-        coco, left_out = as_coco(images, classes)
+        coco, left_out = to_coco(images, classes)
         if left_out["unlisted class"] and not coco.annotations:
             raise UserError(
                 f"dataset.classes: no object in {name} is called {truncate_list(classes, NAMES_SHOWN)}; "
@@ -141,7 +141,7 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     ) -> Report:
         """Look at every XML file and decode every image of a split."""
         images = self._images(split)
-        coco, _ = as_coco(images, self._classes)
+        coco, _ = to_coco(images, self._classes)
         problems, notes = self._findings(split, images)
         return check_coco(
             coco,
@@ -167,7 +167,9 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     def _images(self, split: Split) -> list[VocImage]:
         if split not in self._read:
             self._read[split] = [
-                image for year, name in self._sets(split) for image in read_set(self._devkit, year, name, self.encoding)
+                image
+                for year, name in self._sets(split)
+                for image in read_image_set(self._devkit, year, name, self.encoding)
             ]
         return self._read[split]
 
@@ -180,7 +182,7 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
 
     def _sets(self, split: Split) -> list[tuple[str, str]]:
         """The years that a split consists of, and the name of the set."""
-        available = {year: sets_of(self._devkit, year) for year in YEARS}
+        available = {year: list_image_sets(self._devkit, year) for year in YEARS}
         has_test = "test" in available["VOC2007"]
         if split == "val":
             wanted = self.val_set or ("test" if has_test else "val")

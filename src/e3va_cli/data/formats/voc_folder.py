@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from e3va_cli.data.file_names import FoundNames, find_names
+from e3va_cli.data.file_names import ResolvedNames, resolve_names
 from e3va_cli.data.formats.coco_file import is_finite
 from e3va_cli.data.formats.text_encodings import decode_text, decode_xml
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES
-from e3va_cli.data.images.reading import size_in_file
+from e3va_cli.data.images.reading import read_image_size
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.files import require_regular
@@ -78,13 +78,13 @@ def find_devkit(root: str) -> Path:
     )
 
 
-def sets_of(devkit: Path, year: str) -> list[str]:
+def list_image_sets(devkit: Path, year: str) -> list[str]:
     """The names of a year's sets of images, the short ones first: VOC has 60 more that are of one class each."""
     names = [path.stem for path in (devkit / year / "ImageSets" / "Main").glob("*.txt") if path.is_file()]
     return sorted(names, key=lambda name: (len(name), name))
 
 
-def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) -> list[VocImage]:
+def read_image_set(devkit: Path, year: str, name: str, encoding: str | None = None) -> list[VocImage]:
     """All images of a set of that year, in its order; `encoding` is that of files that are not UTF-8 and declare none.
 
     Raises:
@@ -122,13 +122,13 @@ def _sheets(lines: Sequence[str], annotations: Path) -> list[str]:
     A line can be the image's own name; what means no file for certain stays as it is.
     """
     sheets = [f"{line}.xml" for line in lines]
-    found = find_names(annotations, sheets, {".xml"})
+    found = resolve_names(annotations, sheets, {".xml"})
     if found.missing:
         plain = {sheet: f"{_without_suffix(sheet)}.xml" for sheet in found.missing}
-        again = find_names(annotations, plain.values(), {".xml"})
-        named = {sheet: again.taken.get(name, name) for sheet, name in plain.items() if name not in again.missing}
-        found = FoundNames({**found.taken, **named})
-    return [found.taken.get(sheet, sheet) for sheet in sheets]
+        again = resolve_names(annotations, plain.values(), {".xml"})
+        named = {sheet: again.resolved.get(name, name) for sheet, name in plain.items() if name not in again.missing}
+        found = ResolvedNames({**found.resolved, **named})
+    return [found.resolved.get(sheet, sheet) for sheet in sheets]
 
 
 def _without_suffix(sheet: str) -> str:
@@ -202,7 +202,7 @@ def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]
 def _size_of_file(path: Path) -> tuple[int, int]:
     """(height, width) from the head of an image file."""
     try:
-        return size_in_file(path)
+        return read_image_size(path)
     except UserError as error:
         raise _AnnotationError("annotation file without an image size", f"nor can the image tell it: {error}") from None
 

@@ -47,12 +47,12 @@ REMEDIES = {
 RAW = "raw camera"  # which would be read as TIFF: a small preview, or pixels that are no picture
 NAMED = 3  # files of each format
 HEAD = 512  # bytes of a file that tell of its format
-BRANDS = {  # of the container that several formats have
+FTYP_BRANDS = {  # of the container that several formats have
     "AVIF": (b"avif", b"avis"),
     "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
 }
-READ = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")  # that what is read begins with
-BEGINNINGS = {
+READABLE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")  # that what is read begins with
+UNSUPPORTED_MAGIC = {
     "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
     "Photoshop": (b"8BPS",),
     "PDF or PostScript": (b"%PDF", b"%!PS"),
@@ -74,25 +74,25 @@ if find_spec("pillow_heif") is not None:  # the extra `heif`
     import_module("pillow_heif").register_heif_opener()
     _add_readable("HEIC", "HEIF")
 
-UNREAD = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
-KNOWN_SUFFIXES = frozenset({*IMAGE_SUFFIXES, *UNREAD})  # of what people mean as images, read or not
+UNSUPPORTED_SUFFIXES = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
+KNOWN_SUFFIXES = frozenset({*IMAGE_SUFFIXES, *UNSUPPORTED_SUFFIXES})  # of what people mean as images, read or not
 
 
-def unread_format(path: Path) -> str | None:
+def unsupported_format(path: Path) -> str | None:
     """Return the name of the format of a file that is not read here, by its beginning, else by its suffix."""
-    named = UNREAD.get(path.suffix.lower())
+    named = UNSUPPORTED_SUFFIXES.get(path.suffix.lower())
     try:
         with path.open("rb") as file:
             head = file.read(HEAD)
     except OSError:
         return named
-    if head.startswith(READ):
+    if head.startswith(READABLE_MAGIC):
         return None
     if head[4:8] == b"ftyp":
         brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4], "big"), HEAD), 4))}
-        found = [name for name, known in BRANDS.items() if not brands.isdisjoint(known)]
+        found = [name for name, known in FTYP_BRANDS.items() if not brands.isdisjoint(known)]
         return next((name for name in found if name in SUFFIXES), None if found else named)
-    for name, beginnings in BEGINNINGS.items():
+    for name, beginnings in UNSUPPORTED_MAGIC.items():
         if head.startswith(beginnings):
             return name
     return "SVG" if b"<svg" in head else named
@@ -103,14 +103,14 @@ def remedy(name: str) -> str:
     return REMEDIES.get(name, CONVERT)
 
 
-def describe_unread(names: Iterable[str]) -> str:
+def describe_unsupported(names: Iterable[str]) -> str:
     """Return how many of some files have the suffix of a format that is not read here, which, and what to do.
 
     Nothing where there is none.
     """
     found: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        if (kind := UNREAD.get(PurePath(name).suffix.lower())) is not None:
+        if (kind := UNSUPPORTED_SUFFIXES.get(PurePath(name).suffix.lower())) is not None:
             found[kind].append(escape_text(name))
     return "; ".join(
         f"{count_of(len(files), f'{kind} file')} that cannot be read here "

@@ -12,7 +12,7 @@ from torch import Tensor
 from e3va_cli.components.options import Options, Under, option
 
 DARK = 1 / 8  # of the range: an image that stays below it is taken for one that the range does not suit
-USUAL_PERCENTILES = (0.1, 99.9)
+DEFAULT_PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class IntensityScaling:
     """
 
     range: tuple[float, float] | None = None
-    percentiles: tuple[float, float] = USUAL_PERCENTILES
+    percentiles: tuple[float, float] = DEFAULT_PERCENTILES
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels of any kind, (1, H, W) or (3, H, W), as uint8 (3, H, W); those of 8 bits stay as they are."""
@@ -70,9 +70,9 @@ class ImageFileOptions(Options):
         before=[0.0, 65535.0],
     )
     intensity_percentiles: list[float] = option(
-        list(USUAL_PERCENTILES),
+        list(DEFAULT_PERCENTILES),
         help="what is black and white, of each image's own values",
-        before=list(USUAL_PERCENTILES),
+        before=list(DEFAULT_PERCENTILES),
         under=(Under("intensity_range", lambda value: value is None, "set it to null"),),
     )
 

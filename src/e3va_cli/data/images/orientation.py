@@ -23,7 +23,7 @@ def orientation_of(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else STORED
 
 
-def turned(pixels: Tensor, orientation: int) -> Tensor:
+def apply_orientation(pixels: Tensor, orientation: int) -> Tensor:
     """Pixels (C, H, W) as stored, as they are displayed."""
     if orientation in SIDES:
         pixels = pixels.transpose(-1, -2)
@@ -36,7 +36,9 @@ def displayed_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]
     return (stored[1], stored[0]) if orientation in SIDES else stored
 
 
-def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int] | None, *, unsure: bool) -> bool:
+def should_apply_orientation(
+    stored: tuple[int, int], orientation: int, annotated: tuple[int, int] | None, *, orient_ambiguous: bool
+) -> bool:
     """Whether an image is to be turned.
 
     Args:
@@ -47,5 +49,5 @@ def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, i
     """
     displayed = displayed_size(stored, orientation)
     if annotated is None or stored == displayed:
-        return annotated is None or unsure
+        return annotated is None or orient_ambiguous
     return annotated != stored

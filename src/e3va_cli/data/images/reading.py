@@ -13,9 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from e3va_cli.data.images.formats import FORMATS, RAW, UNREAD, remedy, unread_format
+from e3va_cli.data.images.formats import FORMATS, RAW, UNSUPPORTED_SUFFIXES, remedy, unsupported_format
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.images.orientation import STORED, displayed_size, is_turned, orientation_of, turned
+from e3va_cli.data.images.orientation import (
+    STORED,
+    apply_orientation,
+    displayed_size,
+    orientation_of,
+    should_apply_orientation,
+)
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.files import require_regular
 from e3va_cli.utils.text import escape_text
@@ -24,8 +30,8 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with
 
 JPEG2000 = b"\0\0\0\x0cjP  "  # that such a file begins with
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # of Pillow: gray of more than 8 bits
-READ_OF_COLOR = "of which the upper 8 bits are read"  # of 16 in color
-USUAL_SCALING = IntensityScaling()
+UPPER_BITS_NOTE = "of which the upper 8 bits are read"  # of 16 in color
+DEFAULT_SCALING = IntensityScaling()
 
 
 def decode_image(path: Path) -> Image.Image:
@@ -51,17 +57,17 @@ class RawImage:
 
     pixels: Tensor
     orientation: int = STORED
-    is_cut: bool = False
+    is_16bit_color: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the pixels as stored."""
         return self.pixels.shape[1], self.pixels.shape[2]
 
-    def displayed(self, annotated: tuple[int, int] | None = None, *, unsure: bool = True) -> Tensor:
+    def displayed(self, annotated: tuple[int, int] | None = None, *, orient_ambiguous: bool = True) -> Tensor:
         """The pixels as a viewer shows them, unless annotations of that size are of the stored ones."""
-        is_lying = is_turned(self.size, self.orientation, annotated, unsure=unsure)
-        return turned(self.pixels, self.orientation) if is_lying else self.pixels
+        is_lying = should_apply_orientation(self.size, self.orientation, annotated, orient_ambiguous=orient_ambiguous)
+        return apply_orientation(self.pixels, self.orientation) if is_lying else self.pixels
 
 
 def read_raw(path: Path) -> RawImage:
@@ -71,12 +77,12 @@ def read_raw(path: Path) -> RawImage:
         UserError: there is no such file, or it is truncated, too large or no image.
     """
     with _pillow_errors(path), _opened(path) as image:
-        is_cut = _is_cut(image)
+        is_16bit_color = _is_16bit_color(image)
         image.load()
-        return RawImage(pixels_of(image), orientation_of(image), is_cut)
+        return RawImage(pil_to_pixels(image), orientation_of(image), is_16bit_color)
 
 
-def pixels_of(image: Image.Image) -> Tensor:
+def pil_to_pixels(image: Image.Image) -> Tensor:
     """The pixels of a PIL image of any mode, as `RawImage` has them."""
     if image.mode in DEEP_MODES:
         return torch.from_numpy(np.asarray(image).astype(np.float32))[None]
@@ -86,17 +92,17 @@ def pixels_of(image: Image.Image) -> Tensor:
     return pixels.permute(2, 0, 1).contiguous()
 
 
-def _is_cut(image: Image.Image) -> bool:
+def _is_16bit_color(image: Image.Image) -> bool:
     """Whether an image that is not yet loaded has 16 bits a channel of which Pillow reads the upper eight."""
     return image.mode not in DEEP_MODES and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def read_image(
     path: Path,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
     annotated: tuple[int, int] | None = None,
     *,
-    unsure: bool = True,
+    orient_ambiguous: bool = True,
 ) -> tv_tensors.Image:
     """Reads an image of any common mode as RGB: uint8 [3, H, W].
 
@@ -109,19 +115,19 @@ def read_image(
     Raises:
         UserError: there is no such file, or it is truncated, too large or no image.
     """
-    return tv_tensors.Image(scaling(read_raw(path).displayed(annotated, unsure=unsure)))
+    return tv_tensors.Image(scaling(read_raw(path).displayed(annotated, orient_ambiguous=orient_ambiguous)))
 
 
-class ImageHead(NamedTuple):
+class ImageHeader(NamedTuple):
     """What the head of an image file tells: (H, W) as stored, EXIF's orientation, gray or color of more than 8 bits."""
 
     size: tuple[int, int]
     orientation: int
-    is_deep: bool
-    is_cut: bool
+    is_high_bit_depth: bool
+    is_16bit_color: bool
 
 
-def head_of(path: Path) -> ImageHead:
+def read_header(path: Path) -> ImageHeader:
     """The head of an image file; of a PNG no orientation, which would take all of it to read.
 
     Raises:
@@ -129,10 +135,10 @@ def head_of(path: Path) -> ImageHead:
     """
     with _pillow_errors(path), _opened(path) as image:
         orientation = STORED if image.format == "PNG" else orientation_of(image)
-        return ImageHead((image.height, image.width), orientation, image.mode in DEEP_MODES, _is_cut(image))
+        return ImageHeader((image.height, image.width), orientation, image.mode in DEEP_MODES, _is_16bit_color(image))
 
 
-def size_in_file(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """(H, W) from the head of an image file, as the image is displayed.
 
     Raises:
@@ -156,12 +162,12 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
 
 def _opened(path: Path) -> Image.Image:
     require_regular(path)
-    if UNREAD.get(path.suffix.lower()) == RAW and unread_format(path) == RAW:
+    if UNSUPPORTED_SUFFIXES.get(path.suffix.lower()) == RAW and unsupported_format(path) == RAW:
         raise SyntaxError(f"{RAW} files cannot be read here; {remedy(RAW)}")
     try:
         return Image.open(path, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        if (kind := unread_format(path)) is None:
+        if (kind := unsupported_format(path)) is None:
             raise
         raise SyntaxError(f"{kind} files cannot be read here; {remedy(kind)}") from error
     except MemoryError as error:

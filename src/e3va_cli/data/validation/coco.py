@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from e3va_cli.data.dataset import DETECTION
-from e3va_cli.data.file_names import FoundNames, find_names
+from e3va_cli.data.file_names import ResolvedNames, resolve_names
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
     Entry,
     box_of,
+    exceeds_image,
     is_area,
+    is_known_id,
     is_whole,
-    reaches_out,
     read_coco,
-    refers,
     usable_segmentation,
     validate_box,
     validate_category,
     validate_image,
     validate_segmentation,
 )
-from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
+from e3va_cli.data.formats.crowds import crowd_warning, crowds_as_objects
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, read_raw
+from e3va_cli.data.images.reading import DEFAULT_SCALING, read_raw
 from e3va_cli.data.paths import safe_join
 from e3va_cli.data.validation.images import Found, notes_on, pixel_notes, pixel_problems
 from e3va_cli.data.validation.issues import IssueCollector, Location, Report
@@ -49,7 +49,7 @@ def check_coco_file(
     annotations: Path,
     *,
     targets: Collection[str] = DETECTION,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
     use_iscrowd: bool = True,
     progress: Progress | None = None,
 ) -> Report:
@@ -63,7 +63,7 @@ def check_coco_file(
         coco = CocoFile([], [], [])
     if not use_iscrowd:
         coco = crowds_as_objects(coco)
-    elif doubt := doubtful_crowds(coco):
+    elif doubt := crowd_warning(coco):
         problems.add("many crowds", Location(annotations.name, detail=doubt))
     name = str(annotations)
     return check_coco(
@@ -86,7 +86,7 @@ def check_coco(
     name: str,
     ignored: str = "crowds",
     targets: Collection[str] = DETECTION,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
     list_unlisted: bool = False,
     problems: IssueCollector | None = None,
     notes: IssueCollector | None = None,
@@ -170,14 +170,14 @@ def _check_annotations(coco: CocoFile, problems: IssueCollector, notes: IssueCol
     per_category: Counter[int] = Counter()
     for annotation in coco.annotations:
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        image = images[image_id] if refers(image_id, images) else None
+        image = images[image_id] if is_known_id(image_id, images) else None
         where = _location(image or {})
         number = annotation.get("id")
         location = Location(where.file, where.image_id, number if is_whole(number) else None)
         if image is None:
             detail = f"image id {shorten(image_id)}"
             problems.add("unknown image id", Location(annotation_id=location.annotation_id, detail=detail))
-        if not refers(category_id, categories):
+        if not is_known_id(category_id, categories):
             problems.add("unknown category id", replace(location, detail=f"category id {shorten(category_id)}"))
         elif not annotation.get("iscrowd"):
             per_category[int(category_id)] += 1
@@ -204,7 +204,7 @@ def _check_shape(
     size = f"image {width}x{height}"
     if error := validate_box(box, height, width):
         problems.add(error, at)
-    elif box is not None and reaches_out(box, height, width):
+    elif box is not None and exceeds_image(box, height, width):
         problems.add("box partly outside the image", replace(at, detail=f"{at.detail}, {size}"))
     for error in dict.fromkeys(validate_segmentation(segmentation, height, width)):
         problems.add(error, location)
@@ -214,7 +214,7 @@ def _check_shape(
 
 def _check_files(
     coco: CocoFile,
-    names: FoundNames,
+    names: ResolvedNames,
     folder: Path,
     scaling: IntensityScaling,
     problems: IssueCollector,
@@ -245,13 +245,13 @@ def threaded_map(
                 yield seen
 
 
-def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
+def _look_at(entry: Entry, names: ResolvedNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
     """The problems of an image file, and the notes on it."""
     name: str = entry["file_name"]
     if name in names.missing:
         likely = names.missing[name]
         return [("missing image", f"perhaps {likely}" if likely else None)], []
-    path = safe_join(folder, names.taken.get(name, name))
+    path = safe_join(folder, names.resolved.get(name, name))
     assert path is not None
     try:
         raw = read_raw(path)
@@ -263,17 +263,17 @@ def _look_at(entry: Entry, names: FoundNames, folder: Path, scaling: IntensitySc
     return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
 
 
-def _find_files(coco: CocoFile, folder: Path, notes: IssueCollector) -> FoundNames:
+def _find_files(coco: CocoFile, folder: Path, notes: IssueCollector) -> ResolvedNames:
     """Where the listed images lie; those that are not called quite as they are listed are noted."""
-    found = find_names(folder, [name for image in coco.images if (name := _location(image).file)], KNOWN_SUFFIXES)
-    for name, file in found.taken.items():
+    found = resolve_names(folder, [name for image in coco.images if (name := _location(image).file)], KNOWN_SUFFIXES)
+    for name, file in found.resolved.items():
         notes.add("file not called quite as it is listed", Location(name, detail=f"{file} is taken"))
     return found
 
 
-def _note_unlisted(coco: CocoFile, found: FoundNames, folder: Path, notes: IssueCollector) -> None:
+def _note_unlisted(coco: CocoFile, found: ResolvedNames, folder: Path, notes: IssueCollector) -> None:
     names = [name for image in coco.images if (name := _location(image).file)]
-    listed = {safe_join(folder, found.taken.get(name, name)) for name in names}
+    listed = {safe_join(folder, found.resolved.get(name, name)) for name in names}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix.lower() in KNOWN_SUFFIXES and safe_join(folder, name) not in listed:

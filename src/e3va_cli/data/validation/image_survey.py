@@ -10,7 +10,7 @@ import numpy as np
 
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.orientation import displayed_size
-from e3va_cli.data.images.reading import READ_OF_COLOR, head_of
+from e3va_cli.data.images.reading import UPPER_BITS_NOTE, read_header
 from e3va_cli.errors import UserError
 
 SAMPLE = 256  # heads that are read
@@ -32,13 +32,13 @@ class ImageSurvey:
     stored: int = 0
 
     @property
-    def turns_unsure(self) -> bool:
+    def orient_ambiguous(self) -> bool:
         """Whether an image whose size fits both is turned: unless the others are annotated as stored."""
         return self.stored <= self.displayed
 
     def notes(self, name: str, scaling: IntensityScaling) -> list[str]:
         """What a user may not expect of the images that `name` tells of."""
-        found = [f"{name}: color images of 16 bits, {READ_OF_COLOR}"] if self.cut else []
+        found = [f"{name}: color images of 16 bits, {UPPER_BITS_NOTE}"] if self.cut else []
         if not self.deep or scaling.range is not None:
             return found
         low, high = scaling.percentiles
@@ -63,11 +63,11 @@ def survey_images(length: int, file_of: Callable[[int], tuple[Path, tuple[int, i
     for index in sorted(set(chosen.tolist())):
         try:
             path, annotated = file_of(index)
-            head = head_of(path)
+            head = read_header(path)
         except UserError:
             continue
-        deep += head.is_deep
-        cut += head.is_cut
+        deep += head.is_high_bit_depth
+        cut += head.is_16bit_color
         as_displayed = displayed_size(head.size, head.orientation)
         if as_displayed != head.size:
             displayed += annotated == as_displayed

@@ -8,7 +8,7 @@ import torch
 
 from e3va_cli.data.images.intensity import IntensityScaling, is_dark
 from e3va_cli.data.images.orientation import STORED, displayed_size
-from e3va_cli.data.images.reading import READ_OF_COLOR, RawImage, image_notes
+from e3va_cli.data.images.reading import UPPER_BITS_NOTE, RawImage, image_notes
 
 Found = list[tuple[str, str | None]]  # kinds, and details
 
@@ -20,8 +20,8 @@ def pixel_problems(raw: RawImage, annotated: tuple[int, int] | None, scaling: In
     if annotated and (height, width) != annotated:
         found = f"the file has {width}x{height}, the annotations say {annotated[1]}x{annotated[0]}"
         problems.append(("size mismatch", found))
-    if raw.is_cut and is_dark(raw.pixels):
-        problems.append(("image that is almost black", f"of 16 bits in color, {READ_OF_COLOR}; save it with 8 bits"))
+    if raw.is_16bit_color and is_dark(raw.pixels):
+        problems.append(("image that is almost black", f"of 16 bits in color, {UPPER_BITS_NOTE}; save it with 8 bits"))
     if scaling.leaves_dark(raw.pixels):
         least, most = raw.pixels.min(), raw.pixels.max()
         detail = f"values from {least:g} to {most:g} in dataset.intensity_range={list(scaling.range or ())}"
@@ -38,8 +38,8 @@ def pixel_notes(raw: RawImage, annotated: tuple[int, int] | None, scaling: Inten
         notes.append(
             ("image of more than 8 bits", f"values {least:g} to {most:g}; {black:g} is black, {white:g} white")
         )
-    if raw.is_cut:
-        notes.append(("color image of 16 bits", READ_OF_COLOR))
+    if raw.is_16bit_color:
+        notes.append(("color image of 16 bits", UPPER_BITS_NOTE))
     if raw.orientation == STORED:
         return notes
     displayed = displayed_size(raw.size, raw.orientation)

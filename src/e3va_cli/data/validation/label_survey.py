@@ -77,7 +77,7 @@ class LabelSurvey:
         )
 
 
-def survey(labels: Path, names: Sequence[str], encoding: LabelEncoding, *, needed: int) -> LabelSurvey:
+def survey_masks(labels: Path, names: Sequence[str], encoding: LabelEncoding, *, needed: int) -> LabelSurvey:
     """Look at some masks, evenly spread, and at more of them until `needed` classes were seen.
 
     Masks that cannot be used are passed over: what reads them later says why.
@@ -92,11 +92,11 @@ def survey(labels: Path, names: Sequence[str], encoding: LabelEncoding, *, neede
         except UserError:
             continue
         if next(validate_semantic_mask(mask, mask.size, encoding), None) is None:
-            found.add(*counts_of(encoding.keys_of(mask), encoding))
+            found.add(*count_labels(encoding.keys_of(mask), encoding))
     return found
 
 
-def counts_of(keys: np.ndarray, encoding: LabelEncoding) -> tuple[np.ndarray, list[int], int]:
+def count_labels(keys: np.ndarray, encoding: LabelEncoding) -> tuple[np.ndarray, list[int], int]:
     """Of a mask's values or colors [H, W]: the pixels of each label, those that occur, and the pixels of value 0."""
     labels = encoding.encode(keys)
     pixels = np.bincount(labels[labels >= 0], minlength=encoding.num_classes + 1)

@@ -10,14 +10,14 @@ import numpy as np
 
 from e3va_cli.data.file_names import match_stems
 from e3va_cli.data.formats.label_encoding import LabelEncoding
-from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, validate_semantic_mask
-from e3va_cli.data.images.formats import IMAGE_SUFFIXES, UNREAD, remedy
+from e3va_cli.data.formats.semantic_masks import MASK_SUFFIXES, files_by_stem, validate_semantic_mask
+from e3va_cli.data.images.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, remedy
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, read_raw
+from e3va_cli.data.images.reading import DEFAULT_SCALING, decode_image, read_raw
 from e3va_cli.data.validation.coco import threaded_map
 from e3va_cli.data.validation.images import notes_on, pixel_notes, pixel_problems
 from e3va_cli.data.validation.issues import IssueCollector, Location, Report
-from e3va_cli.data.validation.label_survey import LabelSurvey, counts_of
+from e3va_cli.data.validation.label_survey import LabelSurvey, count_labels
 from e3va_cli.errors import UserError
 
 
@@ -28,7 +28,7 @@ def check_semantic_masks(
     encoding: LabelEncoding,
     *,
     train: bool = True,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decodes every image and every label map, and counts the pixels of each class.
@@ -45,7 +45,7 @@ def check_semantic_masks(
     problems, notes = IssueCollector(), IssueCollector()
     of_images = _files(images, IMAGE_SUFFIXES, "image", problems)
     _check_formats(images, problems)
-    of_labels = _files(labels, LABEL_SUFFIXES, "label map", problems)
+    of_labels = _files(labels, MASK_SUFFIXES, "label map", problems)
     matched = match_stems(of_images, of_labels)
     for stem, (name, *_) in of_images.items():
         if stem not in matched:
@@ -101,7 +101,7 @@ def _files(folder: Path, suffixes: set[str], kind: str, problems: IssueCollector
 def _check_formats(images: Path, problems: IssueCollector) -> None:
     """Images of formats that are not read here are problems."""
     for path in sorted(images.iterdir()) if images.is_dir() else ():
-        if (kind := UNREAD.get(path.suffix.lower())) and path.is_file():
+        if (kind := UNSUPPORTED_SUFFIXES.get(path.suffix.lower())) and path.is_file():
             problems.add("image that cannot be read here", Location(path.name, detail=f"{kind}: {remedy(kind)}"))
 
 
@@ -162,7 +162,7 @@ def _look_at(
     found.problems += [(kind, Location(label_name, detail=text)) for kind, text in errors.items()]
     if not encoding.reads(label_map):
         return found
-    found.counts = counts_of(encoding.keys_of(label_map), encoding)
+    found.counts = count_labels(encoding.keys_of(label_map), encoding)
     if not found.problems and not found.counts[0][1:].any():
         found.notes.append(("image wholly unlabelled", Location(label_name)))
     return found
