@@ -29,7 +29,7 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import AveragePrecision, Results
-from e3va_cli.evaluation.average_precision import IOU_TYPES, KINDS, SUMMARY
+from e3va_cli.evaluation.average_precision import COCO_IOU_TYPES, RESULT_KEYS, SUMMARY
 from e3va_cli.models.heads import Detections
 
 MASK_SIDE = 28  # of a mask head's output
@@ -94,8 +94,8 @@ def collect(dataset: DetectionDataset, given: argparse.Namespace) -> AveragePrec
     """Our evaluation, with findings for as many images as asked for."""
     once = dataset.ground_truth()
     truth = repeated(once, -(-given.images // len(dataset)))
-    kinds = [KINDS[kind] for kind in KINDS if kind in dataset.target_types]
-    evaluator = AveragePrecision(truth, dataset.category_ids, kinds)
+    iou_types = [key for target_type, key in RESULT_KEYS.items() if target_type in dataset.target_types]
+    evaluator = AveragePrecision(truth, dataset.category_ids, iou_types)
     generator = torch.Generator().manual_seed(given.seed)
     for number in range(given.images):
         copy, index = divmod(number, len(dataset))
@@ -109,8 +109,8 @@ def plain_inputs(evaluator: AveragePrecision, kind: str) -> tuple[Results, list[
     """Ground truth and findings as pycocotools takes them; copies, as it writes into them."""
     truth, other = evaluator.ground_truth, {"box": "segmentation", "mask": "bbox"}[kind]
     annotations = [dict(a) for a in truth["annotations"] if kind == "box" or a.get("segmentation")]
-    images = [image for image in truth["images"] if image["id"] in evaluator.found]
-    findings = [{k: v for k, v in f.items() if k != other} for fs in evaluator.found.values() for f in fs]
+    images = [image for image in truth["images"] if image["id"] in evaluator.predictions]
+    findings = [{k: v for k, v in f.items() if k != other} for fs in evaluator.predictions.values() for f in fs]
     return {**truth, "annotations": annotations, "images": images}, findings
 
 
@@ -120,9 +120,9 @@ def reference(truth: Results, findings: list[Results], evaluator: AveragePrecisi
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(findings), IOU_TYPES[kind])
+        evaluation = COCOeval(coco, coco.loadRes(findings), COCO_IOU_TYPES[kind])
         evaluation.params.catIds = evaluator.category_ids
-        evaluation.params.imgIds = sorted(evaluator.found)
+        evaluation.params.imgIds = sorted(evaluator.predictions)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -137,7 +137,7 @@ def difference(ours: Results, theirs: Sequence[float]) -> float:
 
 def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, Any]]:
     """For box and mask: median seconds of both ways, taking turns, their AP, and how far they differ at most."""
-    for kind in evaluator.kinds:
+    for kind in evaluator.iou_types:
         ours = AveragePrecision(evaluator.ground_truth, evaluator.category_ids, [kind])
         ours.merge([evaluator.state()])
         times: dict[str, list[float]] = {"ours_s": [], "pycocotools_s": []}
@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = common.about("cpu")
     common.console.print(
         f"Measured: {source.name}, {given.images} images of {len(dataset)} different ones, "
-        f"{sum(len(f) for f in evaluator.found.values()):,} findings, {len(dataset.classes)} classes, "
+        f"{sum(len(f) for f in evaluator.predictions.values()):,} findings, {len(dataset.classes)} classes, "
         f"{about['device']}; medians of {given.repeats}, in turns\n"
     )
     results = list(compared(evaluator, given.repeats))

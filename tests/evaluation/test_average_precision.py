@@ -134,9 +134,9 @@ def test_masks_are_kept_as_rle():
     metric = AveragePrecision(truth, IDS, ("box", "mask"))
     for image, found in findings.items():
         metric.update(found, of(image))
-    assert all(isinstance(r["segmentation"]["counts"], bytes) for found in metric.found.values() for r in found)
+    assert all(isinstance(r["segmentation"]["counts"], bytes) for found in metric.predictions.values() for r in found)
     metric.reset()
-    assert metric.found == {}
+    assert metric.predictions == {}
 
 
 @pytest.mark.parametrize(("ignored", "expected"), [("ignore", 0.5), ("iscrowd", 1.0)])

@@ -47,7 +47,7 @@ def confusion(pairs):
 def test_equals_a_count_pixel_by_pixel():
     metric, matrix = measured(cases()), confusion(cases())
     assert np.array_equal(metric.matrix.numpy(), matrix) and metric.matrix.dtype == torch.int64
-    assert metric.images == 5
+    assert metric.num_images == 5
     with np.errstate(invalid="ignore"):
         hits, annotated, found = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         ious = hits / (annotated + found - hits)
@@ -91,14 +91,14 @@ def test_nothing_labelled_measures_nothing():
         "mean_accuracy": None,
         "per_class": dict.fromkeys(NAMES),
     }
-    assert metric.log_dict(results) == {} and metric.images == 1
+    assert metric.log_dict(results) == {} and metric.num_images == 1
 
 
 def test_order_does_not_matter_and_reset_forgets():
     metric = measured(cases())
     assert metric.compute() == measured(cases()[::-1]).compute()
     metric.reset()
-    assert metric.images == 0 and metric.matrix.sum() == 0
+    assert metric.num_images == 0 and metric.matrix.sum() == 0
 
 
 def test_two_processes_together_measure_what_one_does():
@@ -106,7 +106,7 @@ def test_two_processes_together_measure_what_one_does():
     ranks = [measured(cases()[:2]), measured(cases()[2:])]
     for rank in ranks:
         rank.merge(states)
-        assert rank.compute() == measured(cases()).compute() and rank.images == 5
+        assert rank.compute() == measured(cases()).compute() and rank.num_images == 5
 
 
 def test_compares_at_the_original_size():

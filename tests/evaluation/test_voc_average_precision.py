@@ -257,10 +257,10 @@ def test_shares_of_two_processes_are_the_whole():
     even = evaluated(truth, {image: f for image, f in found.items() if not image % 2})
     assert odd.compute() != whole.compute()
     odd.merge([odd.state(), even.state()])
-    assert odd.images == whole.images == len(found)
+    assert odd.num_images == whole.num_images == len(found)
     assert odd.compute() == whole.compute()
     odd.reset()
-    assert odd.images == 0
+    assert odd.num_images == 0
 
 
 @pytest.mark.parametrize("rule", RULES)

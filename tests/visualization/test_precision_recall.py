@@ -10,8 +10,8 @@ from pycocotools.cocoeval import COCOeval
 
 from e3va_cli.data.formats.shapes import Shapes
 from e3va_cli.evaluation.average_precision import AveragePrecision
-from e3va_cli.evaluation.coco_results import write_detections
 from e3va_cli.evaluation.mean_iou import MeanIoU
+from e3va_cli.evaluation.prediction_store import write_detections
 from e3va_cli.evaluation.voc_average_precision import VocAveragePrecision, area_under_curve
 from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.visualization.precision_recall import RECALL, PrecisionRecall, plot_precision_recall
@@ -83,7 +83,9 @@ def test_detections_of_voc(truth, tmp_path):
 
 def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("e3va_cli.evaluation.prediction_store.plot_precision_recall", lambda kinds, path: drawn.update(kinds))
+    monkeypatch.setattr(
+        "e3va_cli.evaluation.prediction_store.plot_precision_recall", lambda kinds, path: drawn.update(kinds)
+    )
     voc, coco = VocAveragePrecision(truth, IDS, rule=area_under_curve), AveragePrecision(truth, IDS, ("box",))
     # Boxes as annotated, on the objects of others too: both definitions match them the same way.
     for found, target in findings():
@@ -163,7 +165,7 @@ def test_confusion_is_percent_of_each_row(tmp_path, monkeypatch):
     semantic = torch.tensor([[1, 1, 1, 0], [2, 2, 2, 2]], dtype=torch.int16)
     target = {"semantic": semantic, "original_size": (2, 4)}
     metric.update(Segmentation(scores, (2, 4), (2, 4)), target)
-    assert metric.save(tmp_path) == {"confusion.png": "which class is taken for which"}
+    assert metric.save(tmp_path) == {"confusion.png": "confusion matrix"}
     np.testing.assert_allclose(shown["values"], [[100, 0, 0], [50, 50, 0], [np.nan] * 3])
     assert [tick.get_text() for tick in shown["axes"].get_yticklabels()] == ["sky", "road", r"cost \$5"]
     assert {text.get_text() for text in shown["axes"].texts} == {"100", "50"}

@@ -13,7 +13,7 @@ from e3va_cli.commands.run_summary import hide_lightning_hints, print_results, p
 from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Results
-from e3va_cli.evaluation.limits import detection_limit_warning
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, by_image_size, read_candidates
 from e3va_cli.inference.shared_passes import Adapter, group_by_input
 from e3va_cli.runs.folder import METRICS, PICTURES
@@ -63,7 +63,7 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
     files = {METRICS: "all of these results", **evaluator.save(folder)}
     model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
-    if draw_predictions(model, val, evaluator.images, adapter.config.pictures, folder / PICTURES):
+    if draw_predictions(model, val, evaluator.num_images, adapter.config.pictures, folder / PICTURES):
         files[PICTURES] = "validation images with what was found"
     return files
 

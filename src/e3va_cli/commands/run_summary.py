@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from e3va_cli.commands.console import console, print_table
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.evaluation.limits import detection_limit_warning
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions

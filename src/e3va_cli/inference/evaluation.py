@@ -68,9 +68,9 @@ class MultiEvaluator:
         self.first, self.monitor = first, f"{name}/{first.monitor}"
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         """Images that were given since the last reset; all evaluators get the same."""
-        return self.first.images
+        return self.first.num_images
 
     def reset(self) -> None:
         """Forget everything."""

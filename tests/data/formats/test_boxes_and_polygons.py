@@ -139,7 +139,7 @@ def test_evaluation_is_that_of_pycocotools(mixed: tuple[Path, Path], kinds: list
     for targets in (["boxes"], ["boxes", "masks"]):
         data = open_coco(*mixed, targets=targets)
         evaluator, results = ours(data, found_by(data, truth), kinds)
-        found = [one for of_image in evaluator.found.values() for one in of_image]
+        found = [one for of_image in evaluator.predictions.values() for one in of_image]
         for kind, name in (("bbox", "box"), ("segm", "mask"))[: len(kinds)]:
             left_out = {"bbox": "segmentation", "segm": "bbox"}[kind]
             expected = pycocotools(truth, [{k: v for k, v in one.items() if k != left_out} for one in found], kind)
@@ -153,7 +153,7 @@ def test_what_is_left_out_is_neither_hit_nor_miss(mixed: tuple[Path, Path]) -> N
         truth = [entry for entry in by_hand(masks=True) if entry["id"] not in skipped]
         exact = found_by(data, truth, jitter=0)
         evaluator = build_evaluator("coco", data, ["boxes", "masks"])
-        evaluator.kinds = ["box"]
+        evaluator.iou_types = ["box"]
         for image, detections in exact.items():
             evaluator.update(detections, {"image_id": image, "original_size": (30, 40)})
         assert evaluator.compute()["box"]["AP"] == pytest.approx(1)
