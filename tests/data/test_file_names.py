@@ -91,8 +91,8 @@ def test_all_missing_files_at_once_before_the_first_step(
     [line] = caught.value.messages
     assert f"no such image: 29 of 30 are not in {folder}" in line and "(perhaps photo-100.jpg)" in line
     assert "photo_109.jpg" in line and "and 19 more" in line and "\n" not in line
-    [missing] = [one for one in check_coco_file(folder, file).problems if one.kind == "missing image"]
-    assert missing.count == 29 and "perhaps photo-100.jpg" in str(missing.places[0])
+    [missing] = [one for one in check_coco_file(folder, file).problems if one.type == "missing image"]
+    assert missing.count == 29 and "perhaps photo-100.jpg" in str(missing.locations[0])
 
 
 def test_images_are_read_under_the_names_that_they_have(
@@ -106,10 +106,10 @@ def test_images_are_read_under_the_names_that_they_have(
     plain, data = open_coco(folder, file), open_coco(folder, other)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(plain, data, strict=True))
     report = check_coco_file(folder, other)
-    assert report.ok and [(one.kind, one.count) for one in report.notes] == [
+    assert report.ok and [(one.type, one.count) for one in report.notes] == [
         ("file not called quite as it is listed", 2)
     ]
-    assert "images/A.PNG, a.png is taken" in str(report.notes[0].places[0])
+    assert "images/A.PNG, a.png is taken" in str(report.notes[0].locations[0])
 
 
 @pytest.mark.parametrize("lines", ["a.jpg\nB\n", "JPEGImages/a.jpg\nb.JPG\n", "JPEGImages\\a\nb%2Exml\n", "a\nb\n"])
@@ -150,7 +150,7 @@ def test_masks_with_an_ending(tmp_path: Path) -> None:
     folders = {f"{split}_{kind}": kind for split in ("train", "val") for kind in ("images", "labels")}
     source = Ade20kFormat(root=str(tmp_path), num_classes=2, classes=None, **folders)
     assert source.open("train")[1][1]["semantic"].tolist() == [[0, 1, 2], [2, 1, 0]]
-    assert "label map not called quite as its image" in [note.kind for note in source.check("train").notes]
+    assert "label map not called quite as its image" in [note.type for note in source.check("train").notes]
     (tmp_path / "labels" / "b_mask.png").rename(tmp_path / "labels" / "b_gt.png")
     with pytest.raises(UserError, match=r"a\.jpg \(and 1 more\) has no label map a\.png in .* \(perhaps a_mask\.png\)"):
         source.open("train")

@@ -14,8 +14,7 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
-from e3va_cli.data.formats.coco_file import to_rle
-from e3va_cli.data.formats.rle import decode_counts
+from e3va_cli.data.formats.coco_segmentation import decode_counts, to_rle
 
 Size = tuple[int, int]
 

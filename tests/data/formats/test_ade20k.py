@@ -223,12 +223,12 @@ def test_another_number_of_names(add: Add, tmp_path: Path) -> None:
 
 
 def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in findings}
+    return {finding.type: finding.count for finding in findings}
 
 
 def location(findings: list[Issue], kind: str) -> str:
-    [finding] = [finding for finding in findings if finding.kind == kind]
-    return str(finding.places[0])
+    [finding] = [finding for finding in findings if finding.type == kind]
+    return str(finding.locations[0])
 
 
 def test_check_of_a_sound_split(add: Add, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_head_with_masks_says_what_it_leaves_out(mixed: tuple[Path, Path]) -> 
     for _, target in data:
         assert len(target["masks"]) == len(target["boxes"])
     [problem] = check_coco_file(*mixed).problems
-    assert (problem.kind, problem.count) == ("annotation without a mask", 5)
+    assert (problem.type, problem.count) == ("annotation without a mask", 5)
 
 
 @pytest.mark.parametrize("kinds", [["boxes"], ["boxes", "masks"]])

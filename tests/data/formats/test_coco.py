@@ -159,8 +159,8 @@ def test_boxes_are_clipped(write_coco: Write, annotate: Annotate) -> None:
 DROPPED = {
     "box without area": [[5, 5, 0, 5], [5, 5, 5, 0], [15, 5, -5, 5]],
     "box outside the image": [[40, 5, 5, 5], [-9, 5, 9, 5], [5, 31, 5, 5], [500, 500, 5, 5]],
-    "box under one pixel": [[5, 5, 0.9, 5], [5, 5, 5, 0.5], [39.5, 5, 9, 9]],
-    "box not of four finite numbers": [
+    "box smaller than one pixel": [[5, 5, 0.9, 5], [5, 5, 5, 0.5], [39.5, 5, 9, 9]],
+    "box is not four finite numbers": [
         [5, 5, float("nan"), 5],
         [5, float("inf"), 5, 5],
         [5, 5, 5],
@@ -195,7 +195,7 @@ def test_unusable_annotations_are_dropped_and_counted(write_coco: Write, annotat
     assert data[0][1]["masks"].shape == (1, 30, 40)
 
     truth = data.ground_truth()
-    not_evaluable = sum(map(len, (DROPPED["box not of four finite numbers"], range(4), range(3))))
+    not_evaluable = sum(map(len, (DROPPED["box is not four finite numbers"], range(4), range(3))))
     assert len(truth["annotations"]) == len(annotations) - not_evaluable
     assert all("segmentation" in a for a in truth["annotations"])
     assert [a["id"] for a in truth["annotations"] if not a["iscrowd"]] == [1], "what is left out is ignored"
@@ -292,11 +292,11 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
                     {"id": 3, "file_name": "b", "width": 3},
                 ]
             },
-            ["images[0]: the id is 'one', not a whole number (and 2 more)"],
+            ["images[0]: id is 'one', not an integer (and 2 more)"],
         ),
-        ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 5}]}, ["the height is 0"]),
-        ({"images": [{"id": 1, "file_name": "a.png", "height": 5, "width": 5.5}]}, ["the width is 5.5"]),
-        ({"categories": [{"id": 1}]}, ["categories[0]: the name is None"]),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 5}]}, ["height is 0"]),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 5, "width": 5.5}]}, ["width is 5.5"]),
+        ({"categories": [{"id": 1}]}, ["categories[0]: name is None"]),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, ["2 categories have the id 3"]),
         (
             {"images": [{"id": 1, "file_name": "a.png", "height": 5, "width": 5}] * 2},
@@ -304,11 +304,11 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         ),
         (
             {"images": [{"id": 1, "file_name": "../a.png", "height": 5, "width": 5}]},
-            ["'../a.png' (id 1) lies outside of"],
+            ["'../a.png' (id 1) is outside"],
         ),
         (
             {"images": [{"id": 1, "file_name": "/etc/passwd", "height": 5, "width": 5}]},
-            ["'/etc/passwd' (id 1) lies outside of"],
+            ["'/etc/passwd' (id 1) is outside"],
         ),
     ],
 )

@@ -35,8 +35,8 @@ def exported(write_coco: Write, annotate: Annotate) -> tuple[Path, Path]:
 
 def test_brush_masks_are_named_with_numbers_and_the_cause(exported: tuple[Path, Path]) -> None:
     report = check_coco_file(*exported)
-    assert [problem.kind for problem in report.problems] == ["many crowds"]
-    detail = str(report.problems[0].places[0])
+    assert [problem.type for problem in report.problems] == ["many crowds"]
+    detail = str(report.problems[0].locations[0])
     assert "3 of 5 annotations have iscrowd 1" in detail and "CVAT" in detail
     assert "dataset.use_iscrowd=false" in detail
     data = open_coco(*exported)
@@ -60,4 +60,4 @@ def test_the_crowds_of_coco_are_no_problem(coco_tiny: Path) -> None:
     for split in ("train2017", "val2017"):
         paths = coco_paths(coco_tiny, split, f"annotations/instances_{split}.json")
         assert not any("crowd" in note for note in open_coco(*paths).notes)
-        assert "many crowds" not in [problem.kind for problem in check_coco_file(*paths).problems]
+        assert "many crowds" not in [problem.type for problem in check_coco_file(*paths).problems]

@@ -77,7 +77,7 @@ def test_an_undeclared_encoding_is_refused_until_it_is_given(tmp_path: Path, enc
     with pytest.raises(UserError, match=r"a\.xml: annotation file of an unknown encoding.*dataset\.encoding"):
         classes(root)
     source = VocFormat(str(root), None, None, None)
-    assert [problem.kind for problem in source.check("train").problems] == ["annotation file of an unknown encoding"]
+    assert [problem.type for problem in source.check("train").problems] == ["annotation file of an unknown encoding"]
     assert classes(root, encoding=encoding) == [NAMES[encoding]]
 
 

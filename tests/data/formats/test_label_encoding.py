@@ -166,8 +166,8 @@ def test_nothing_to_learn_is_refused_with_the_words_to_type(
     made = source(write(tmp_path, *[MASKS[name][0]] * 3), **options)
     assert says in refusal(lambda: made.open("train"))
     report = made.check("train")
-    assert [finding.kind for finding in report.problems] == ["nothing to learn"]
-    assert says in str(report.problems[0].places[0])
+    assert [finding.type for finding in report.problems] == ["nothing to learn"]
+    assert says in str(report.problems[0].locations[0])
 
 
 def test_a_class_in_one_mask_of_many_is_found(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def lines_of(call: Callable[[], object]) -> list[str]:
 
 
 def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in findings}
+    return {finding.type: finding.count for finding in findings}
 
 
 def test_an_item(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_difficult_objects_are_ignored_by_evaluation_and_not_trained_on(tmp_path
 UNUSABLE = {
     "box without area": [[5, 5, 5, 9], [5, 5, 9, 5], [9, 5, 5, 9], [504, 337, 504, 337]],
     "box outside the image": [[41, 5, 50, 9], [5, 31, 9, 60]],
-    "box not of four finite numbers": [
+    "box is not four finite numbers": [
         [5, 5, "nan", 9],
         [5, "inf", 9, 9],
         [5, 5, "1e999", 9],
@@ -131,7 +131,7 @@ def test_unusable_objects_are_dropped_and_counted(tmp_path: Path) -> None:
     assert data[0][1]["boxes"].tolist() == [[2, 3, 12, 23]]
     report = source(root).check("train")
     assert counts(report.problems) == data.dropped
-    boxes = next(f for f in report.problems if f.kind == "box not of four finite numbers").places
+    boxes = next(f for f in report.problems if f.type == "box is not four finite numbers").locations
     assert "'five'" in str(boxes[3])
 
 
@@ -281,7 +281,7 @@ def test_annotation_files_without_which_there_is_no_index(tmp_path: Path, case: 
     assert source(root).open("val").classes == TWENTY
     problems = source(root).check("train").problems
     assert [finding.count for finding in problems] == [2]
-    assert message in f"{problems[0].kind}: {problems[0].places[0].detail}"
+    assert message in f"{problems[0].type}: {problems[0].locations[0].detail}"
 
 
 def test_a_bomb_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +392,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
         "box partly outside the image": 1,
     }
     assert seen[-1] == (7, 7)
-    places = {finding.kind: str(finding.places[0]) for finding in (*report.problems, *report.notes)}
+    places = {finding.type: str(finding.locations[0]) for finding in (*report.problems, *report.notes)}
     assert places["missing annotation file"] == "VOC2007/Annotations/missing.xml, no such file"
     assert places["object without a name"] == "VOC2007/Annotations/boxes.xml, image 7, object 3"
     assert places["box without area"].startswith("VOC2007/JPEGImages/boxes.jpg, image 7")
@@ -408,8 +408,8 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
     report = source(root).check("val")
     assert report.ok
-    [finding] = [f for f in report.notes if f.kind == "image that the training set lists too"]
-    assert [location.file for location in finding.places] == names("07/good")
+    [finding] = [f for f in report.notes if f.type == "image that the training set lists too"]
+    assert [location.file for location in finding.locations] == names("07/good")
 
 
 def test_each_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +474,7 @@ def test_real_data(real_data: Callable[[str], Path]) -> None:
             assert image.shape == (3, 480, 640)
             assert target["boxes"].tolist() == [[x1 - 1, y1 - 1, x2, y2] for x1, y1, x2, y2 in expected]
     assert total == 4888
-    places = {str(location) for finding in found.check("train").problems for location in finding.places}
+    places = {str(location) for finding in found.check("train").problems for location in finding.locations}
     assert {location.split(",")[0] for location in places} == {
         "VOC2007/JPEGImages/BloodImage_00338.jpg",
         "VOC2007/JPEGImages/BloodImage_00343.jpg",

@@ -113,13 +113,13 @@ def test_check_data_and_the_start_of_a_run_say_it(write_coco: Write, annotate: A
     assert "dataset.intensity_range=[0,4095]" in open_coco(folder, file).notes[0]
     report = check_coco_file(folder, file)
     [note] = report.notes
-    assert report.ok and note.kind == "image of more than 8 bits" and note.count == 2
-    assert f"values {SCENE.min()} to {SCENE.max()}" in str(note.places[0])
+    assert report.ok and note.type == "image of more than 8 bits" and note.count == 2
+    assert f"values {SCENE.min()} to {SCENE.max()}" in str(note.locations[0])
 
     wide = IntensityScaling((0, 65_535))
     assert open_coco(folder, file, scaling=wide).notes == []
     [problem] = check_coco_file(folder, file, scaling=wide).problems
-    assert problem.kind == "image that is almost black" and problem.count == 2
+    assert problem.type == "image that is almost black" and problem.count == 2
     assert check_coco_file(folder, file, scaling=IntensityScaling((0, 4095))).ok
 
 

@@ -72,8 +72,8 @@ def test_annotated_as_displayed(write_coco: Write, annotate: Annotate) -> None:
     assert np.array_equal(pixels(data[1][0]), second), "half a turn fits both, and is displayed"
     report = check_coco_file(folder, file)
     [note] = report.notes
-    assert report.ok and (note.kind, note.count) == ("image with an EXIF orientation", 2)
-    assert "6; turned, as the annotations have the size of the displayed image" in str(note.places[0])
+    assert report.ok and (note.type, note.count) == ("image with an EXIF orientation", 2)
+    assert "6; turned, as the annotations have the size of the displayed image" in str(note.locations[0])
 
 
 def test_annotated_as_stored(write_coco: Write, annotate: Annotate) -> None:
@@ -82,13 +82,13 @@ def test_annotated_as_stored(write_coco: Write, annotate: Annotate) -> None:
     for index in (0, 1):  # that the other one is annotated as stored decides of half a turn
         assert np.array_equal(pixels(data[index][0]), STORED)
     [note] = check_coco_file(folder, file).notes
-    assert "6; not turned" in str(note.places[0]) and "unless other images" in str(note.places[1])
+    assert "6; not turned" in str(note.locations[0]) and "unless other images" in str(note.locations[1])
 
 
 def test_a_size_that_fits_neither(write_coco: Write, annotate: Annotate) -> None:
     folder, file, _ = album(write_coco, annotate, (31, 40), (6, 1))
     [problem] = check_coco_file(folder, file).problems
-    assert problem.kind == "size mismatch"
+    assert problem.type == "size mismatch"
 
 
 @pytest.mark.parametrize("displayed", [True, False])
@@ -104,4 +104,4 @@ def test_label_maps(tmp_path: Path, displayed: bool) -> None:
     assert np.array_equal(pixels(image), shown if displayed else STORED)
     assert np.array_equal(target["semantic"].numpy(), labels)
     report = source.check("train")
-    assert report.ok and "image with an EXIF orientation" in [note.kind for note in report.notes]
+    assert report.ok and "image with an EXIF orientation" in [note.type for note in report.notes]

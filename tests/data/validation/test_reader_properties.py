@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 from e3va_cli.data.dataset import DenseDataset
 from e3va_cli.data.formats.base import DatasetFormat
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.formats.coco_file import MOST_PIXELS
-from e3va_cli.data.formats.rle import decode_counts, validate_rle
+from e3va_cli.data.formats.coco_file import MAX_PIXELS
+from e3va_cli.data.formats.coco_segmentation import decode_counts, validate_rle
 from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.images.formats import FORMATS
 from e3va_cli.data.images.reading import decode_image, image_notes, read_image, read_image_size
@@ -209,4 +209,4 @@ def test_what_is_called_a_sound_rle_is_one(counts: Any) -> None:
 
 
 def test_the_largest_image_is_pillows() -> None:
-    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == MOST_PIXELS
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == MAX_PIXELS

@@ -1,4 +1,4 @@
-"""Finds every problem of a detection data set at once, in COCO's format or turned into it."""
+"""All issues of a detection data set, in COCO's format or converted to it."""
 
 import os
 from collections import Counter
@@ -12,36 +12,34 @@ from e3va_cli.data.dataset import DETECTION
 from e3va_cli.data.file_names import ResolvedNames, resolve_names
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
-    Entry,
     box_of,
     exceeds_image,
     is_area,
+    is_integer,
     is_known_id,
-    is_whole,
     read_coco,
-    usable_segmentation,
     validate_box,
     validate_category,
     validate_image,
-    validate_segmentation,
 )
-from e3va_cli.data.formats.crowds import crowd_warning, crowds_as_objects
+from e3va_cli.data.formats.coco_objects import crowd_warning, crowds_as_objects
+from e3va_cli.data.formats.coco_segmentation import usable_segmentation, validate_segmentation
+from e3va_cli.data.formats.coco_values import Entry
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import DEFAULT_SCALING, read_raw
 from e3va_cli.data.paths import safe_join
-from e3va_cli.data.validation.images import Found, notes_on, pixel_notes, pixel_problems
-from e3va_cli.data.validation.issues import IssueCollector, Location, Report
+from e3va_cli.data.validation.images import FileIssues, file_notes, pixel_notes, pixel_problems
+from e3va_cli.data.validation.issues import IssueCollector, Location, Progress, Report
 from e3va_cli.errors import UserError
 from e3va_cli.utils.text import shorten
 
-Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
-FileIssues = TypeVar("FileIssues")
+Result = TypeVar("Result")
 
 THREADS = min(8, (os.cpu_count() or 1) + 1)
-ITEMS_AT_ONCE = 512  # whose findings wait to be taken
-TOLD_EVERY = 32
+CHUNK = 512  # items, whose results are in memory at once
+PROGRESS_INTERVAL = 32  # items
 
 
 def check_coco_file(
@@ -53,18 +51,18 @@ def check_coco_file(
     use_iscrowd: bool = True,
     progress: Progress | None = None,
 ) -> Report:
-    """Checks a JSON file, and whether the folder holds images that it does not list; see `check_coco`."""
+    """Check a COCO file and its folder of images, including images that it does not list; see `check_coco`."""
     problems, notes = IssueCollector(), IssueCollector()
     try:
         coco = read_coco(annotations)
     except UserError as error:
         for message in error.messages:
-            problems.add("unusable annotation file", Location(annotations.name, detail=message))
+            problems.add("invalid annotation file", Location(annotations.name, detail=message))
         coco = CocoFile([], [], [])
     if not use_iscrowd:
         coco = crowds_as_objects(coco)
-    elif doubt := crowd_warning(coco):
-        problems.add("many crowds", Location(annotations.name, detail=doubt))
+    elif warning := crowd_warning(coco):
+        problems.add("many crowds", Location(annotations.name, detail=warning))
     name = str(annotations)
     return check_coco(
         coco,
@@ -92,19 +90,19 @@ def check_coco(
     notes: IssueCollector | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Checks the annotations, and decodes every image that they list.
+    """Check the annotations, and decode every image that they list.
 
     Args:
-        coco: the content of the annotations
-        images: the folder that the file names refer to
-        name: what the annotations are called in the report
-        ignored: what objects that an evaluation ignores are called
-        targets: what a head needs, of boxes and masks
-        scaling: of images of more than 8 bits
-        list_unlisted: whether to note images in the folder that are not listed
-        problems: those found before; is added to
-        notes: likewise
-        progress: called now and then with the number of images decoded, and of all images
+        coco: the annotations.
+        images: the folder that file names are relative to.
+        name: of the annotations in the report.
+        ignored: name of objects with `iscrowd` in the report.
+        targets: what the head needs of boxes and masks.
+        scaling: of images of more than 8 bits.
+        list_unlisted: whether to note images in the folder that are not listed.
+        problems: of earlier checks; extended in place.
+        notes: likewise.
+        progress: called with the number of decoded images and of all images.
     """
     problems = IssueCollector() if problems is None else problems
     notes = IssueCollector() if notes is None else notes
@@ -140,7 +138,7 @@ def check_coco(
 def _check_categories(coco: CocoFile, problems: IssueCollector) -> None:
     for i, category in enumerate(coco.categories):
         if error := validate_category(category):
-            problems.add("unusable category", Location(detail=f"categories[{i}]: {error}"))
+            problems.add("invalid category", Location(detail=f"categories[{i}]: {error}"))
     for number, count in _repeated(coco.categories, "id"):
         problems.add("duplicate category id", Location(detail=f"{count} categories have the id {number}"))
     for name, count in _repeated(coco.categories, "name"):
@@ -152,7 +150,7 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: IssueCollector)
         location = _location(image)
         if error := validate_image(image):
             problems.add(
-                "unusable image entry", Location(location.file, location.image_id, detail=f"images[{i}]: {error}")
+                "invalid image entry", Location(location.file, location.image_id, detail=f"images[{i}]: {error}")
             )
         if location.file and safe_join(folder, location.file) is None:
             problems.add("file outside the folder of images", location)
@@ -163,9 +161,9 @@ def _check_image_entries(coco: CocoFile, folder: Path, problems: IssueCollector)
 
 
 def _check_annotations(coco: CocoFile, problems: IssueCollector, notes: IssueCollector, *, masks: bool) -> Counter[int]:
-    """Checks each annotation; returns the number of objects, crowds aside, by category id."""
-    images = {image["id"]: image for image in coco.images if is_whole(image.get("id"))}
-    categories = {category["id"]: category for category in coco.categories if is_whole(category.get("id"))}
+    """Check each annotation; return the number of objects by category id, without crowds."""
+    images = {image["id"]: image for image in coco.images if is_integer(image.get("id"))}
+    categories = {category["id"]: category for category in coco.categories if is_integer(category.get("id"))}
     has_masks = masks and any(a.get("segmentation") for a in coco.annotations if not a.get("iscrowd"))
     per_category: Counter[int] = Counter()
     for annotation in coco.annotations:
@@ -173,7 +171,7 @@ def _check_annotations(coco: CocoFile, problems: IssueCollector, notes: IssueCol
         image = images[image_id] if is_known_id(image_id, images) else None
         where = _location(image or {})
         number = annotation.get("id")
-        location = Location(where.file, where.image_id, number if is_whole(number) else None)
+        location = Location(where.file, where.image_id, number if is_integer(number) else None)
         if image is None:
             detail = f"image id {shorten(image_id)}"
             problems.add("unknown image id", Location(annotation_id=location.annotation_id, detail=detail))
@@ -182,12 +180,12 @@ def _check_annotations(coco: CocoFile, problems: IssueCollector, notes: IssueCol
         elif not annotation.get("iscrowd"):
             per_category[int(category_id)] += 1
         if (crowd := annotation.get("iscrowd")) not in (None, 0, 1):
-            problems.add("iscrowd neither 0 nor 1", replace(location, detail=shorten(crowd)))
+            problems.add("iscrowd is neither 0 nor 1", replace(location, detail=shorten(crowd)))
         if (area := annotation.get("area")) is not None and not is_area(area):
-            notes.add("area that is no number", replace(location, detail=f"{shorten(area)}; computed anew"))
+            notes.add("area is not a number", replace(location, detail=f"{shorten(area)}; recomputed"))
         if image is not None and not validate_image(image):
             _check_shape(annotation, image, location, has_masks, problems)
-    if missing := sum(not is_whole(annotation.get("id")) for annotation in coco.annotations):
+    if missing := sum(not is_integer(annotation.get("id")) for annotation in coco.annotations):
         problems.add("annotation without an id", Location(detail=f"{missing} of {len(coco.annotations)}"))
     for number, count in _repeated(coco.annotations, "id"):
         problems.add("duplicate annotation id", Location(annotation_id=number, detail=f"{count} times"))
@@ -221,32 +219,37 @@ def _check_files(
     notes: IssueCollector,
     progress: Progress | None,
 ) -> None:
-    """Decodes each listed image."""
+    """Decode each listed image."""
     listed = [image for image in coco.images if _location(image).file and safe_join(folder, image["file_name"])]
-    looked = threaded_map(lambda image: _look_at(image, names, folder, scaling), listed, progress)
-    for image, findings in zip(listed, looked, strict=True):
-        for told, findings_of in zip((problems, notes), findings, strict=True):
-            for kind, detail in findings_of:
-                told.add(kind, replace(_location(image), detail=detail))
+    checked = threaded_map(lambda image: _check_file(image, names, folder, scaling), listed, progress)
+    for image, results in zip(listed, checked, strict=True):
+        for collector, issues in zip((problems, notes), results, strict=True):
+            for issue_type, detail in issues:
+                collector.add(issue_type, replace(_location(image), detail=detail))
 
 
 def threaded_map(
-    look: Callable[[Item], FileIssues], items: Sequence[Item], progress: Progress | None
-) -> Iterator[FileIssues]:
-    """What `look` tells of each item, in their order, from a few threads (Pillow's decoders let go of the interpreter).
+    function: Callable[[Item], Result], items: Sequence[Item], progress: Progress | None
+) -> Iterator[Result]:
+    """Yield the results of a function in the order of the items, computed in threads (Pillow decodes without the GIL).
 
-    Calls `progress` now and then, as `check_coco` does.
+    Args:
+        function: of one item.
+        items: to apply it to.
+        progress: called with the number of finished items and of all items.
     """
     with ThreadPoolExecutor(THREADS) as threads:
-        for start in range(0, len(items), ITEMS_AT_ONCE):
-            for done, seen in enumerate(threads.map(look, items[start : start + ITEMS_AT_ONCE]), start=start + 1):
-                if progress and (done % TOLD_EVERY == 0 or done == len(items)):
+        for start in range(0, len(items), CHUNK):
+            for done, result in enumerate(threads.map(function, items[start : start + CHUNK]), start=start + 1):
+                if progress and (done % PROGRESS_INTERVAL == 0 or done == len(items)):
                     progress(done, len(items))
-                yield seen
+                yield result
 
 
-def _look_at(entry: Entry, names: ResolvedNames, folder: Path, scaling: IntensityScaling) -> tuple[Found, Found]:
-    """The problems of an image file, and the notes on it."""
+def _check_file(
+    entry: Entry, names: ResolvedNames, folder: Path, scaling: IntensityScaling
+) -> tuple[FileIssues, FileIssues]:
+    """Return the problems of an image file, and the notes on it."""
     name: str = entry["file_name"]
     if name in names.missing:
         likely = names.missing[name]
@@ -260,14 +263,14 @@ def _look_at(entry: Entry, names: ResolvedNames, folder: Path, scaling: Intensit
         return [("missing image", None) if missing else ("unreadable image", str(error))], []
     annotated = None if validate_image(entry) else (entry["height"], entry["width"])
     problems = pixel_problems(raw, annotated, scaling)
-    return problems, [*pixel_notes(raw, annotated, scaling), *notes_on(path, folder)]
+    return problems, [*pixel_notes(raw, annotated, scaling), *file_notes(path, folder)]
 
 
 def _find_files(coco: CocoFile, folder: Path, notes: IssueCollector) -> ResolvedNames:
-    """Where the listed images lie; those that are not called quite as they are listed are noted."""
+    """Return the files of the listed images; note those whose name differs from the listed one."""
     found = resolve_names(folder, [name for image in coco.images if (name := _location(image).file)], KNOWN_SUFFIXES)
     for name, file in found.resolved.items():
-        notes.add("file not called quite as it is listed", Location(name, detail=f"{file} is taken"))
+        notes.add("file name differs from the listed one", Location(name, detail=f"{file} is used"))
     return found
 
 
@@ -277,13 +280,13 @@ def _note_unlisted(coco: CocoFile, found: ResolvedNames, folder: Path, notes: Is
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.suffix.lower() in KNOWN_SUFFIXES and safe_join(folder, name) not in listed:
-            notes.add("image file that the annotations do not list", Location(name))
+            notes.add("image file without an annotation entry", Location(name))
 
 
 def _note_empty(coco: CocoFile, per_category: Counter[int], notes: IssueCollector) -> None:
     used = {a["image_id"] for a in coco.annotations if isinstance(a.get("image_id"), int | float)}
     for image in coco.images:
-        if is_whole(image.get("id")) and image["id"] not in used:
+        if is_integer(image.get("id")) and image["id"] not in used:
             notes.add("image without objects", _location(image))
     for category in coco.categories:
         if not validate_category(category) and not per_category[category["id"]]:
@@ -292,10 +295,10 @@ def _note_empty(coco: CocoFile, per_category: Counter[int], notes: IssueCollecto
 
 def _location(image: Entry) -> Location:
     name, number = image.get("file_name"), image.get("id")
-    return Location(name if isinstance(name, str) and name else None, number if is_whole(number) else None)
+    return Location(name if isinstance(name, str) and name else None, number if is_integer(number) else None)
 
 
 def _repeated(entries: list[Entry], key: str) -> Iterator[tuple[Any, int]]:
-    """The values of the key that more than one entry has, and how many have it."""
+    """Return values of the key that occur more than once, with their counts."""
     values = Counter(entry[key] for entry in entries if isinstance(entry.get(key), int | str))
     return ((value, count) for value, count in values.items() if count > 1)

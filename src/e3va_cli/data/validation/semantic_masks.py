@@ -15,7 +15,7 @@ from e3va_cli.data.images.formats import IMAGE_SUFFIXES, UNSUPPORTED_SUFFIXES, r
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import DEFAULT_SCALING, decode_image, read_raw
 from e3va_cli.data.validation.coco import threaded_map
-from e3va_cli.data.validation.images import notes_on, pixel_notes, pixel_problems
+from e3va_cli.data.validation.images import file_notes, pixel_notes, pixel_problems
 from e3va_cli.data.validation.issues import IssueCollector, Location, Report
 from e3va_cli.data.validation.label_survey import LabelSurvey, count_labels
 from e3va_cli.errors import UserError
@@ -150,7 +150,7 @@ def _look_at(
         # A size that is wrong is the label map's, below.
         told = [one for one in pixel_problems(raw, size, scaling) if one[0] != "size mismatch"]
         found.problems += [(kind, Location(image_name, detail=text)) for kind, text in told]
-        notes = [*pixel_notes(raw, size, scaling), *notes_on(images / image_name, images)]
+        notes = [*pixel_notes(raw, size, scaling), *file_notes(images / image_name, images)]
         found.notes += [(kind, Location(image_name, detail=text)) for kind, text in notes]
         height, width = raw.displayed(size).shape[1:]
     except UserError as error:

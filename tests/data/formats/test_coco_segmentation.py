@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from e3va_cli.data.formats.rle import decode_counts, validate_rle
+from e3va_cli.data.formats.coco_segmentation import decode_counts, validate_rle
 
 
 def encode(mask: np.ndarray) -> dict:
@@ -70,6 +70,6 @@ def test_a_run_without_an_end() -> None:
 def test_size() -> None:
     assert validate_rle({"size": [4, 5], "counts": "d0"}, 4, 5) is None
     assert validate_rle({"size": [4, 5], "counts": [20]}, 4, 5) is None
-    assert validate_rle({"size": [5, 4], "counts": [20]}, 4, 5) == "RLE of another size"
+    assert validate_rle({"size": [5, 4], "counts": [20]}, 4, 5) == "RLE of another size than the image"
     assert validate_rle({"size": [4.0, 5.0], "counts": [20]}, 4, 5) == "malformed RLE"
     assert validate_rle({"counts": [20]}, 4, 5) == "malformed RLE"
