@@ -107,7 +107,7 @@ def test_images_are_read_under_the_names_that_they_have(
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(plain, data, strict=True))
     report = check_coco_file(folder, other)
     assert report.ok and [(one.type, one.count) for one in report.notes] == [
-        ("file not called quite as it is listed", 2)
+        ("file name differs from the listed one", 2)
     ]
     assert "images/A.PNG, a.png is taken" in str(report.notes[0].locations[0])
 
@@ -150,9 +150,11 @@ def test_masks_with_an_ending(tmp_path: Path) -> None:
     folders = {f"{split}_{kind}": kind for split in ("train", "val") for kind in ("images", "labels")}
     source = Ade20kFormat(root=str(tmp_path), num_classes=2, classes=None, **folders)
     assert source.open("train")[1][1]["semantic"].tolist() == [[0, 1, 2], [2, 1, 0]]
-    assert "label map not called quite as its image" in [note.type for note in source.check("train").notes]
+    assert "semantic mask name differs from its image" in [note.type for note in source.check("train").notes]
     (tmp_path / "labels" / "b_mask.png").rename(tmp_path / "labels" / "b_gt.png")
-    with pytest.raises(UserError, match=r"a\.jpg \(and 1 more\) has no label map a\.png in .* \(perhaps a_mask\.png\)"):
+    with pytest.raises(
+        UserError, match=r"a\.jpg \(and 1 more\) has no semantic mask a\.png .* \(perhaps a_mask\.png\)"
+    ):
         source.open("train")
 
 

@@ -145,7 +145,7 @@ def test_label_above_the_number_of_classes(add: Add, tmp_path: Path) -> None:
 
 def test_size_of_the_label_map(add: Add, tmp_path: Path) -> None:
     _, maps = add("a", size=(2, 3))
-    assert f"{maps / 'a.png'}: the label map has 3x2 pixels, its image 2x3" in refusal(tmp_path, 0)
+    assert f"{maps / 'a.png'}: the semantic mask has 3x2 pixels, its image 2x3" in refusal(tmp_path, 0)
 
 
 def test_missing_label_map(add: Add, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_missing_label_map(add: Add, tmp_path: Path) -> None:
     add("b", None)
     add("c")
     line = refusal(tmp_path)
-    assert f"{images / 'a.png'} (and 1 more) has no label map a.png in {maps}; add it" in line
+    assert f"{images / 'a.png'} (and 1 more) has no semantic mask a.png in {maps}; add it" in line
 
 
 def test_broken_files(add: Add, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_folders_outside_the_root_are_refused(add: Add, tmp_path: Path, folder: 
     add("a")
     (tmp_path.parent / "other").mkdir(exist_ok=True)
     for key in ("train_images", "train_labels"):
-        assert f"dataset.{key}={folder} lies outside of dataset.root={tmp_path}" in refusal(tmp_path, **{key: folder})
+        assert f"dataset.{key}={folder} is outside dataset.root={tmp_path}" in refusal(tmp_path, **{key: folder})
 
 
 def test_the_folder_above_will_do(add: Add, tmp_path: Path) -> None:
@@ -240,10 +240,10 @@ def test_check_of_a_sound_split(add: Add, tmp_path: Path) -> None:
     assert report.source == str(images)
     assert report.totals == {
         "images": 3,
-        "label maps": 3,
+        "semantic masks": 3,
         "classes": 3,
-        "labelled pixels": 15,
-        "unlabelled pixels": 3,
+        "labeled pixels": 15,
+        "unlabeled pixels": 3,
     }
     assert report.per_class == {"class 1": 6, "class 2": 3, "class 3": 6} and report.unit == "pixels"
     assert seen == [(3, 3)]
@@ -266,31 +266,31 @@ def test_every_problem_at_once(add: Add, tmp_path: Path) -> None:
     (images / "page.png").write_text("an HTML page, say")
     report = source(tmp_path, classes=["one", "two", "three"]).check("train")
     assert counts(report.problems) == {
-        "several images of one name": 1,
-        "missing label map": 1,
+        "several images of the same name": 1,
+        "missing semantic mask": 1,
         "label above the number of classes": 2,
-        "label map in colours": 1,
+        "semantic mask in colors": 1,
         "size mismatch": 2,
         "unreadable image": 1,
-        "unreadable label map": 1,
+        "unreadable semantic mask": 1,
     }
     assert counts(report.notes) == {
-        "label map without an image": 1,
-        "image wholly unlabelled": 1,
-        "pixels that are not labelled": 1,
+        "semantic mask without an image": 1,
+        "image without labeled pixels": 1,
+        "unlabeled pixels": 1,
     }
     assert location(report.problems, "label above the number of classes").startswith(
         "above.png, the largest label is 9"
     )
-    assert location(report.problems, "missing label map").startswith("without.png, no without.png in ")
-    assert location(report.problems, "unreadable label map").startswith("truncated.png, cannot read")
+    assert location(report.problems, "missing semantic mask").startswith("without.png, no without.png in ")
+    assert location(report.problems, "unreadable semantic mask").startswith("truncated.png, cannot read")
     assert location(report.problems, "unreadable image").startswith("page.png, cannot read")
-    assert location(report.problems, "several images of one name") == "twice.jpg, twice.png"
-    assert location(report.notes, "image wholly unlabelled") == "void.png"
-    assert location(report.notes, "label map without an image") == "lonely.png"
+    assert location(report.problems, "several images of the same name") == "twice.jpg, twice.png"
+    assert location(report.notes, "image without labeled pixels") == "void.png"
+    assert location(report.notes, "semantic mask without an image") == "lonely.png"
     # sound 5 of class 1; above 1; turned, twice and page 2, 1 and 2 of each class
     assert report.per_class == {"one": 5 + 1 + 3 * 2, "two": 3, "three": 3 * 2}
-    assert (report.totals["images"], report.totals["label maps"]) == (10, 10)
+    assert (report.totals["images"], report.totals["semantic masks"]) == (10, 10)
 
 
 def test_classes_without_any_pixel(add: Add) -> None:
@@ -299,18 +299,18 @@ def test_classes_without_any_pixel(add: Add) -> None:
         num_classes=4, reduce_zero_label=True, ignore_index=None, label_map=None, root=images.parent
     )
     report = check_semantic_masks(images, maps, ["sky", "road", "car", "tree"], encoding)
-    assert report.ok and counts(report.notes) == {"class without any pixel": 2}
-    assert location(report.notes, "class without any pixel") == "road (label 2)"
+    assert report.ok and counts(report.notes) == {"class without pixels": 2}
+    assert location(report.notes, "class without pixels") == "road (label 2)"
 
 
 def test_check_of_what_is_not_there_and_of_wrong_names(add: Add, tmp_path: Path) -> None:
     add("a")
     assert counts(source(tmp_path).check("val").problems) == {
         "no such folder of images": 1,
-        "no such folder of label maps": 1,
+        "no such folder of semantic masks": 1,
     }
     report = source(tmp_path, classes=["x"]).check("train")
-    assert counts(report.problems) == {"unusable class names": 1} and next(iter(report.per_class)) == "class 1"
+    assert counts(report.problems) == {"invalid class names": 1} and next(iter(report.per_class)) == "class 1"
     (tmp_path / "images/training/a.png").unlink()
     assert counts(source(tmp_path).check("train").problems) == {"folder without images": 1}
 
@@ -345,7 +345,7 @@ def test_camvid(real_data: Callable[[str], Path]) -> None:
     assert report.ok
     pixels = sum(torch.bincount(target["semantic"].flatten().int(), minlength=12) for _, target in dataset)
     assert list(report.per_class.values()) == pixels[1:].tolist()
-    assert report.totals["unlabelled pixels"] == pixels[0]
+    assert report.totals["unlabeled pixels"] == pixels[0]
     image, target = dataset[0]
     assert image[2][target["semantic"] == 1].float().mean() > image[2][target["semantic"] == 4].float().mean()
 
@@ -357,4 +357,4 @@ def test_ade20k(real_data: Callable[[str], Path]) -> None:
     image, target = dataset[2]
     assert image.shape == (3, 300, 400) and target["semantic"].max() == 103
     assert source(root, num_classes=150).check("val").ok
-    assert "unusable class names" in counts(source(root, num_classes=11).check("val").problems)
+    assert "invalid class names" in counts(source(root, num_classes=11).check("val").problems)

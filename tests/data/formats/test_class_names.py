@@ -43,8 +43,8 @@ def test_ade20k_s_own_file(real_data: Callable[[str], Path]) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"", "holds no names"),
-        (b"\n \n", "holds no names"),
+        (b"", "has no class names"),
+        (b"\n \n", "has no class names"),
         (b"owl\ncat\nowl\n", "more than one class is called owl"),
         (b"\x89PNG\r\n\x1a\n", "not a text"),
         (b"Idx\tRatio\tName\n1\t0.5\n", "class 1 of the table has no name"),
@@ -63,7 +63,7 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, messag
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "holds no names"),
+        ([], "has no class names"),
         (["owl", ""], "not ''"),
         (["owl", 3], "not 3; put it in quotes"),
         ([None], "not None"),

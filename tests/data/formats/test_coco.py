@@ -19,7 +19,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.formats.coco_file import coco_paths, read_coco, usable_segmentation, validate_segmentation
+from e3va_cli.data.formats.coco_file import coco_paths, read_coco
+from e3va_cli.data.formats.coco_segmentation import usable_segmentation, validate_segmentation
 from e3va_cli.errors import UserError
 from tests.components import options_of
 

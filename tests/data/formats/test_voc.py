@@ -352,7 +352,7 @@ def test_nothing_outside_the_root_is_listed(tmp_path: Path) -> None:
     ):
         root = write(tmp_path / "in", "VOC2007", {"train": [stem, "b"], "val": ["b"]}, {"b": sheet(PERSON)})
         lines = lines_of(lambda root=root: source(root).open("train"))
-        assert "lies outside of" in lines[0] or "missing annotation file" in lines[0]
+        assert "is outside" in lines[0] or "missing annotation file" in lines[0]
         assert not source(root).check("train").ok
 
 
@@ -408,7 +408,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
     report = source(root).check("val")
     assert report.ok
-    [finding] = [f for f in report.notes if f.type == "image that the training set lists too"]
+    [finding] = [f for f in report.notes if f.type == "image that is also in the training set"]
     assert [location.file for location in finding.locations] == names("07/good")
 
 
@@ -436,7 +436,7 @@ def test_evaluation_does_without_the_training_images(tmp_path: Path) -> None:
 
 def test_nothing_usable(tmp_path: Path) -> None:
     [line] = lines_of(lambda: source(plain(tmp_path / "1", thing("dog", [1, 1, 9, 9], 1))).open("train"))
-    assert "(VOC2007 train) holds no usable object (difficult: 1)" in line
+    assert "(VOC2007 train) has no usable object (difficult: 1)" in line
     [line] = lines_of(lambda: source(plain(tmp_path / "2")).open("train"))
     assert "no annotations" in line
 

@@ -129,4 +129,4 @@ def test_images_beside_label_maps_are_named(pairs):
     assert any("without 1 JPEG XL file that cannot be read here (b.jxl)" in note for note in dataset.notes)
     report = check_semantic_masks(*pairs, classes=["cat", "dog"], encoding=encoding)
     [problem] = report.problems
-    assert problem.type == "image that cannot be read here" and problem.count == 1
+    assert problem.type == "unsupported image format" and problem.count == 1

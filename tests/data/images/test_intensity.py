@@ -77,8 +77,8 @@ def test_color_of_16_bits(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(color_png(values))
     raw = read_raw(tmp_path / "a.png")
     assert raw.is_16bit_color and np.array_equal(raw.pixels.permute(1, 2, 0).numpy(), values >> 8)
-    assert [kind for kind, _ in pixel_problems(raw, (6, 5), IntensityScaling())] == ["image that is almost black"]
-    assert [kind for kind, _ in pixel_notes(raw, (6, 5), IntensityScaling())] == ["color image of 16 bits"]
+    assert [kind for kind, _ in pixel_problems(raw, (6, 5), IntensityScaling())] == ["almost black image"]
+    assert [kind for kind, _ in pixel_notes(raw, (6, 5), IntensityScaling())] == ["16-bit color image"]
     (tmp_path / "a.png").write_bytes(color_png(values << 4))
     assert pixel_problems(read_raw(tmp_path / "a.png"), (6, 5), IntensityScaling()) == []
     survey = survey_images(1, lambda _: (tmp_path / "a.png", (6, 5)))
@@ -119,7 +119,7 @@ def test_check_data_and_the_start_of_a_run_say_it(write_coco: Write, annotate: A
     wide = IntensityScaling((0, 65_535))
     assert open_coco(folder, file, scaling=wide).notes == []
     [problem] = check_coco_file(folder, file, scaling=wide).problems
-    assert problem.type == "image that is almost black" and problem.count == 2
+    assert problem.type == "almost black image" and problem.count == 2
     assert check_coco_file(folder, file, scaling=IntensityScaling((0, 4095))).ok
 
 

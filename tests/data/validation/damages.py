@@ -312,17 +312,19 @@ COCO_ENTRIES = [
     Damage("annotation id of 31 digits", first("annotations", id=10**30), "annotation without an id: 1", TRAINS),
     Damage("no annotation id", without("annotations", "id"), "annotation without an id: 1", TRAINS),
     Damage(
-        "crowd of a text", first("annotations", iscrowd="no"), "iscrowd neither 0 nor 1: 1", stops("is 'no', not 0")
+        "crowd of a text", first("annotations", iscrowd="no"), "iscrowd is neither 0 nor 1: 1", stops("is 'no', not 0")
     ),
-    Damage("crowd of a list", first("annotations", iscrowd=[0]), "iscrowd neither 0 nor 1: 1", stops("is [0], not 0")),
+    Damage(
+        "crowd of a list", first("annotations", iscrowd=[0]), "iscrowd is neither 0 nor 1: 1", stops("is [0], not 0")
+    ),
     Damage("crowd in text", first("annotations", iscrowd="1"), None, drops("crowd")),
     Damage("crowd true", first("annotations", iscrowd=True), None, drops("crowd")),
     Damage("no crowd in text", first("annotations", iscrowd="0"), None, TRAINS),
     Damage("no crowd false", first("annotations", iscrowd=False), None, TRAINS),
     Damage("area a number in text", first("annotations", area="200"), None, TRAINS),
-    Damage("area NaN", first("annotations", area=NAN), "area that is no number: 1", TRAINS),
-    Damage("area a text", first("annotations", area="big"), "area that is no number: 1", TRAINS),
-    Damage("area negative", first("annotations", area=-1), "area that is no number: 1", TRAINS),
+    Damage("area NaN", first("annotations", area=NAN), "area is not a number: 1", TRAINS),
+    Damage("area a text", first("annotations", area="big"), "area is not a number: 1", TRAINS),
+    Damage("area negative", first("annotations", area=-1), "area is not a number: 1", TRAINS),
 ]
 COCO_SHAPES = [
     Damage("no box", without("annotations", "bbox"), None, TRAINS),
@@ -491,7 +493,7 @@ def linked_out(root: Path) -> None:
     Image.fromarray(pixels()).save(root.parent / "elsewhere/a.png")
 
 
-IMAGES.append(Damage("link out of the root", linked_out, "link that leads out of the folder of images: 1", TRAINS))
+IMAGES.append(Damage("link out of the root", linked_out, "link to a file outside the folder of images: 1", TRAINS))
 
 # Pascal VOC's XML
 
@@ -567,7 +569,7 @@ VOC = [
     Damage("size 0", size(0, 0), "size taken from the image file: 1", TRAINS),
     Damage("size a text", size("x", "nan"), "size taken from the image file: 1", TRAINS),
     Damage("size 1e300", size("1e300", 9), "width is 1000", stops("width is 1000")),
-    Damage("another size", size(30, 40), "size mismatch: 1", stops("the annotations say 30x40")),
+    Damage("another size", size(30, 40), "size mismatch: 1", stops("but 30x40 are annotated")),
     Damage("no name", objects(thing("")), "object without a name: 1", drops("object without a name")),
     Damage("name of blanks", objects(thing("<name> </name>")), "without a name: 1", drops("object without a name")),
     Damage("name of two lines", objects(thing("<name>a\nb</name>")), "name is 'a\\nb'", stops("name is 'a\\nb'")),
@@ -597,7 +599,7 @@ VOC = [
 
 MAP, IMAGE, NAMES = "annotations/training/a.png", "images/training/a.jpg", "classes.txt"
 GRAY = Image.fromarray(labels())
-COLORS = "label map in colours: 1"
+COLORS = "semantic mask in colors: 1"
 ABOVE = "label above the number of classes: 1"
 
 
@@ -629,14 +631,14 @@ def undecodable(root: Path) -> None:
 
 
 LABEL_MAPS = [
-    Damage("label map of no bytes", replaced(MAP, ""), "unreadable label map: 1", CANNOT),
-    Damage("label map cut short", cut(MAP, 0.5), "unreadable label map: 1", CANNOT),
+    Damage("label map of no bytes", replaced(MAP, ""), "unreadable semantic mask: 1", CANNOT),
+    Damage("label map cut short", cut(MAP, 0.5), "unreadable semantic mask: 1", CANNOT),
     Damage("label map a text", replaced(MAP, "0 1 2"), "not an image", stops("not an image")),
-    Damage("label map a folder", folder(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map a pipe", pipe(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map a link to itself", link(MAP, "a.png"), "missing label map: 1", stops("has no label map")),
-    Damage("no label map", gone(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map in colours", drawn(MAP, GRAY.convert("RGB")), COLORS, stops("mode RGB")),
+    Damage("label map a folder", folder(MAP), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("label map a pipe", pipe(MAP), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("label map a link to itself", link(MAP, "a.png"), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("no label map", gone(MAP), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("semantic mask in colors", drawn(MAP, GRAY.convert("RGB")), COLORS, stops("mode RGB")),
     Damage("label map in CMYK", drawn(MAP, GRAY.convert("CMYK"), "JPEG"), COLORS, stops("mode CMYK")),
     Damage("label map with transparency", drawn(MAP, GRAY.convert("LA")), COLORS, stops("mode LA")),
     Damage("label map of one bit", drawn(MAP, Image.fromarray(labels() > 0)), None, TRAINS),
@@ -650,21 +652,21 @@ LABEL_MAPS = [
     Damage("label 60,000", label_map(60_000, dtype=np.uint16), ABOVE, stops("the largest label is 60000")),
     Damage("label 2^31 - 1", label_map(2**31 - 1, dtype=np.int32, kind="TIFF"), ABOVE, stops("is 2147483647")),
     Damage("negative label", label_map(-1, dtype=np.int32, kind="TIFF"), "negative label: 1", stops("label is -1")),
-    Damage("nothing labelled", wider(np.zeros((30, 40), np.uint8)), "image wholly unlabelled: 1", TRAINS),
+    Damage("nothing labelled", wider(np.zeros((30, 40), np.uint8)), "image without labeled pixels: 1", TRAINS),
     Damage("label map of another size", wider(np.zeros((40, 30), np.uint8)), "size mismatch: 1", stops("has 30x40")),
     Damage("label map of 1 pixel", wider(np.ones((1, 1), np.uint8)), "size mismatch: 1", stops("has 1x1")),
     Damage("label map of 60,000 x 60,000", replaced(MAP, png_of(60_000, 60_000)), "too large", stops("too large")),
-    Damage("labels in a JPEG", drawn(MAP, GRAY, "JPEG"), "label map in a JPEG: 1", stops("save it as a PNG")),
+    Damage("labels in a JPEG", drawn(MAP, GRAY, "JPEG"), "JPEG semantic mask: 1", stops("save it as a PNG")),
     Damage("label map turned by EXIF", drawn(MAP, GRAY, exif=oriented(6)), None, TRAINS),
     Damage("image cut short", cut(IMAGE, 0.5), UNREADABLE, CANNOT),
-    Damage("image a pipe", pipe(IMAGE), "label map without an image: 1", TRAINS),
-    Damage("image a link to itself", link(IMAGE, "a.jpg"), "label map without an image: 1", TRAINS),
+    Damage("image a pipe", pipe(IMAGE), "semantic mask without an image: 1", TRAINS),
+    Damage("image a link to itself", link(IMAGE, "a.jpg"), "semantic mask without an image: 1", TRAINS),
     Damage("image turned by EXIF", drawn(IMAGE, RGB, "JPEG", exif=oriented(6)), "EXIF orientation: 1", TRAINS),
     Damage("animated image", drawn(IMAGE, RGB, "GIF", **SECOND), "animated image: 1", TRAINS),
     Damage("images of one name", drawn("images/training/a.png", RGB), "several images", stops("suffix alone")),
-    Damage("names of no encoding", undecodable, "missing label map: 1", stops("has no label map")),
+    Damage("names of no encoding", undecodable, "missing semantic mask: 1", stops("has no semantic mask")),
     Damage("no images at all", emptied("images/training"), "folder without images: 1", stops("no images")),
-    Damage("too few names of classes", replaced(NAMES, "sky\nroad\n"), "unusable class names: 1", stops("2 classes")),
-    Damage("names of classes in latin-1", replaced(NAMES, b"\xff\nb\nc"), "unusable class names: 1", stops("UTF-8")),
-    Damage("names that move the cursor", replaced(NAMES, "\x1b[2J\nb\nc"), "unusable class names", stops("\\x1b[2J")),
+    Damage("too few names of classes", replaced(NAMES, "sky\nroad\n"), "invalid class names: 1", stops("2 classes")),
+    Damage("names of classes in latin-1", replaced(NAMES, b"\xff\nb\nc"), "invalid class names: 1", stops("UTF-8")),
+    Damage("names that move the cursor", replaced(NAMES, "\x1b[2J\nb\nc"), "invalid class names", stops("\\x1b[2J")),
 ]

@@ -9,7 +9,7 @@ from PIL import Image
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import coco_paths
 from e3va_cli.data.validation.coco import check_coco_file
-from e3va_cli.data.validation.issues import PLACES_KEPT, Issue, Report
+from e3va_cli.data.validation.issues import MAX_LOCATIONS, Issue, Report
 
 Write = Callable[..., tuple[Path, Path]]
 Annotate = Callable[..., dict[str, Any]]
@@ -99,10 +99,10 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
     seen: list[tuple[int, int]] = []
     report = check_coco_file(folder, file, progress=lambda done, total: seen.append((done, total)))
     assert counts(report.problems) == {
-        "unusable category": 1,
+        "invalid category": 1,
         "duplicate category id": 1,
         "duplicate category name": 1,
-        "unusable image entry": 2,
+        "invalid image entry": 2,
         "file outside the folder of images": 1,
         "duplicate image id": 1,
         "duplicate file name": 1,
@@ -134,12 +134,10 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
     )
     location = only(report.problems, "size mismatch").locations[0]
     assert location.file == "turned.png"
-    assert location.detail == "the file has 40x30, the annotations say 30x40"
+    assert location.detail == "the file has 40x30, but 30x40 are annotated"
     assert only(report.problems, "missing image").locations[0].file == "missing.png"
     assert {p.file for p in only(report.problems, "unreadable image").locations} == {"truncated.jpg", "text.jpg"}
-    assert [str(p) for p in only(report.notes, "image file that the annotations do not list").locations] == [
-        "unlisted.png"
-    ]
+    assert [str(p) for p in only(report.notes, "image file without an annotation entry").locations] == ["unlisted.png"]
     assert only(report.notes, "class without objects").locations[0].detail == "owl (id 8)"
     assert not report.ok
     text = "\n".join(report.lines())
@@ -150,7 +148,7 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
 def test_many_problems_of_a_kind_are_counted_but_not_listed(write_coco: Write, annotate: Annotate) -> None:
     report = check_coco_file(*write_coco([annotate(i, [5, 5, 0, 5]) for i in range(1, 31)]))
     finding = only(report.problems, "box without area")
-    assert (finding.count, len(finding.locations)) == (30, PLACES_KEPT)
+    assert (finding.count, len(finding.locations)) == (30, MAX_LOCATIONS)
     assert [location.annotation_id for location in finding.locations] == [1, 2, 3, 4, 5]
     assert "      and 25 more" in report.lines()
 
@@ -168,8 +166,8 @@ def test_no_coco_file_and_no_folder(write_coco: Write, annotate: Annotate, tmp_p
     assert counts(report.problems) == {"no such folder of images": 1, "box without area": 1}
     file.write_text(json.dumps({"images": []}))
     report = check_coco_file(folder, file)
-    assert counts(report.problems) == {"unusable annotation file": 2}
-    assert "it has no 'annotations'" in str(only(report.problems, "unusable annotation file").locations[0])
+    assert counts(report.problems) == {"invalid annotation file": 2}
+    assert "it has no 'annotations'" in str(only(report.problems, "invalid annotation file").locations[0])
 
 
 def test_what_training_drops_is_a_problem_here(write_coco: Write, annotate: Annotate) -> None:
@@ -199,4 +197,4 @@ def test_real_data(coco_tiny: Path, split: str) -> None:
 def test_the_other_split_s_images(coco_tiny: Path) -> None:
     report = check_coco_file(coco_tiny / "train2017", coco_tiny / "annotations" / "instances_val2017.json")
     assert counts(report.problems) == {"missing image": 80}
-    assert counts(report.notes)["image file that the annotations do not list"] == 80
+    assert counts(report.notes)["image file without an annotation entry"] == 80

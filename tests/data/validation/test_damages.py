@@ -96,7 +96,7 @@ def checked(source: DatasetFormat) -> tuple[list[str], set[str]]:
     except UserError as error:
         return error.messages, {"not readable"}
     kinds = {finding.type for finding in (*report.problems, *report.notes)}
-    return report.lines(), kinds - {"class without objects", "class without any pixel"}
+    return report.lines(), kinds - {"class without objects", "class without pixels"}
 
 
 def trained_on(source: DatasetFormat) -> DenseDataset:

@@ -1,8 +1,8 @@
-"""Generated images of coloured shapes: a data set of any size from a seed, for demos, tests and benchmarks.
+"""Generated images of colored shapes, for demos, tests and benchmarks.
 
-Each image holds up to eight shapes of five classes, from a tenth to half of its side, turned, textured, partly hidden
-by each other, on a textured and noisy ground of dull colours. Each class has a typical hue, which varies. Image `i` of
-a split depends on (seed, split, i) alone, whichever process draws it.
+Each image has up to eight shapes of five classes, from 1/10 to 1/2 of its side, rotated, textured and partly occluded,
+on a textured and noisy background of low saturation. The hue varies around one per class. Image `i` of a split depends
+on (seed, split, i) only.
 """
 
 from __future__ import annotations

@@ -163,8 +163,8 @@ def _check_ascii(objects: Sequence[VocObject]) -> None:
     if names := [name for name, _, _ in objects if name and not name.isascii()]:
         raise _AnnotationError(
             "annotation file of an unknown encoding",
-            f"a class name reads {escape_text(names[0])} as latin-1, but the file is not UTF-8 and declares no encoding; set "
-            "dataset.encoding, for example to gbk, cp1251 or latin-1",
+            f"a class name reads {escape_text(names[0])} as latin-1, but the file is not UTF-8 and declares no "
+            "encoding; set dataset.encoding, for example to gbk, cp1251 or latin-1",
         )
 
 
@@ -186,9 +186,7 @@ def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]
         ) from None
     # Entities can expand a file of a kilobyte to gigabytes. In decoded text no encoding can hide them.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise _AnnotationError(
-            "annotation file with a document type", "document types and entities are not supported; remove them"
-        )
+        raise _AnnotationError("annotation file with a document type", "not supported, nor are entities; remove it")
     try:
         content = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
@@ -204,7 +202,7 @@ def _size_of_file(path: Path) -> tuple[int, int]:
         return read_image_size(path)
     except UserError as error:
         raise _AnnotationError(
-            "annotation file without an image size", f"nor can it be read from the image: {error}"
+            "annotation file without an image size", f"and the image cannot be read: {error}"
         ) from None
 
 

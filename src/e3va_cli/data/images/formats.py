@@ -98,7 +98,7 @@ def unsupported_format(path: Path) -> str | None:
     return "SVG" if b"<svg" in head else named
 
 
-def remedy(name: str) -> str:
+def conversion_hint(name: str) -> str:
     """Return what to do about files of a format that is not read here."""
     return REMEDIES.get(name, CONVERT)
 
@@ -114,6 +114,6 @@ def describe_unsupported(names: Iterable[str]) -> str:
             found[kind].append(escape_text(name))
     return "; ".join(
         f"{count_of(len(files), f'{kind} file')} that cannot be read here "
-        f"({truncate_list(files, NAMED)}): {remedy(kind)}"
+        f"({truncate_list(files, NAMED)}): {conversion_hint(kind)}"
         for kind, files in sorted(found.items())
     )

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from e3va_cli.data.images.formats import FORMATS, RAW, UNSUPPORTED_SUFFIXES, remedy, unsupported_format
+from e3va_cli.data.images.formats import FORMATS, RAW, UNSUPPORTED_SUFFIXES, conversion_hint, unsupported_format
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.orientation import (
     STORED,
@@ -163,13 +163,13 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
 def _opened(path: Path) -> Image.Image:
     require_regular(path)
     if UNSUPPORTED_SUFFIXES.get(path.suffix.lower()) == RAW and unsupported_format(path) == RAW:
-        raise SyntaxError(f"{RAW} files cannot be read here; {remedy(RAW)}")
+        raise SyntaxError(f"{RAW} files cannot be read here; {conversion_hint(RAW)}")
     try:
         return Image.open(path, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
         if (kind := unsupported_format(path)) is None:
             raise
-        raise SyntaxError(f"{kind} files cannot be read here; {remedy(kind)}") from error
+        raise SyntaxError(f"{kind} files cannot be read here; {conversion_hint(kind)}") from error
     except MemoryError as error:
         with path.open("rb") as file:
             if not file.read(len(JPEG2000)).startswith(JPEG2000):
