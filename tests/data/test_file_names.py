@@ -109,7 +109,7 @@ def test_images_are_read_under_the_names_that_they_have(
     assert report.ok and [(one.type, one.count) for one in report.notes] == [
         ("file name differs from the listed one", 2)
     ]
-    assert "images/A.PNG, a.png is taken" in str(report.notes[0].locations[0])
+    assert "images/A.PNG, a.png is used" in str(report.notes[0].locations[0])
 
 
 @pytest.mark.parametrize("lines", ["a.jpg\nB\n", "JPEGImages/a.jpg\nb.JPG\n", "JPEGImages\\a\nb%2Exml\n", "a\nb\n"])

@@ -140,7 +140,7 @@ def test_label_above_the_number_of_classes(add: Add, tmp_path: Path) -> None:
     assert f"{maps / 'a.png'}: the largest label is 7, of 3 classes; set dataset.num_classes=7 if" in line
     add("a", labels_of([255, 1, 2], [0, 0, 0]))
     line = refusal(tmp_path, 0, ignore_index=254)
-    assert "the largest label is 255, of 3 classes; where 255 is not labelled: dataset.ignore_index=255" in line
+    assert "the largest label is 255, of 3 classes; if 255 is unlabeled, set dataset.ignore_index=255" in line
 
 
 def test_size_of_the_label_map(add: Add, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_broken_files(add: Add, tmp_path: Path) -> None:
 def test_two_files_of_one_name(add: Add, tmp_path: Path) -> None:
     images, _ = add("a")
     add("a", suffix="jpg")
-    assert f"{images} holds a.jpg and a.png" in refusal(tmp_path)
+    assert f"{images}: a.jpg and a.png" in refusal(tmp_path)
 
 
 def test_folders_that_are_not_there(add: Add, tmp_path: Path) -> None:
@@ -178,11 +178,11 @@ def test_folders_that_are_not_there(add: Add, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         source(tmp_path).open("val", None)
     one, two = caught.value.messages
-    assert f"no such folder: {tmp_path / 'images/validation'}; {tmp_path / 'images'} holds training/" in one
+    assert f"no such folder: {tmp_path / 'images/validation'}; {tmp_path / 'images'} contains training/" in one
     assert "annotations/validation" in two
     (images / "a.png").unlink()
     (images / "readme.txt").touch()
-    assert f"no images in {images}; {images} holds readme.txt" in refusal(tmp_path)
+    assert f"no images in {images}; {images} contains readme.txt" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["../other", "images/../../other", "/tmp"])
@@ -200,7 +200,7 @@ def test_the_folder_above_will_do(add: Add, tmp_path: Path) -> None:
         (tmp_path / folder).rename(tmp_path / "ADEChallengeData2016" / folder)
     (tmp_path / "ADEChallengeData2016/classes.txt").write_text("wall\ndoor\nsky\n")
     assert source(tmp_path).open("val", None).classes == ["wall", "door", "sky"]
-    with pytest.raises(UserError, match="ADEChallengeData2016/images holds validation/"):
+    with pytest.raises(UserError, match="ADEChallengeData2016/images contains validation/"):
         source(tmp_path).open("train", None)
 
 

@@ -117,7 +117,7 @@ def test_polygons_and_both_kinds_of_rle_are_the_same_mask(write_coco: Write, ann
         assert np.array_equal(truth.annToMask(truth.anns[number]), mask)
 
 
-FAULTY_POLYGONS = {
+INVALID_POLYGONS = {
     "polygon with fewer than 3 points": [[1, 1, 9, 9], []],
     "malformed polygon": [
         [1, 2, 3],
@@ -133,8 +133,8 @@ FAULTY_POLYGONS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "polygons"), FAULTY_POLYGONS.items())
-def test_polygons_that_pycocotools_must_not_see(error: str, polygons: list[Any]) -> None:
+@pytest.mark.parametrize(("error", "polygons"), INVALID_POLYGONS.items())
+def test_invalid_polygons_are_removed(error: str, polygons: list[Any]) -> None:
     good = [2, 3, 12, 3, 12, 23, 2, 23]
     for polygon in polygons:
         assert validate_segmentation([polygon, good], 30, 40) == [error]
@@ -258,7 +258,7 @@ def test_ids_that_are_sound_are_kept(write_coco: Write, annotate: Annotate) -> N
         ("{}", ["it has no 'images'", "it has no 'annotations'", "it has no 'categories'"]),
         (
             '{"images": {}, "annotations": null, "categories": "x"}',
-            ["'images' is an object", "'annotations' is null", "'categories' is a text"],
+            ["'images' is an object", "'annotations' is null", "'categories' is a string"],
         ),
         (
             '{"images": [1, 2], "annotations": [[]], "categories": [{}]}',
@@ -380,7 +380,7 @@ def test_paths(write_coco: Write, tmp_path: Path) -> None:
     lines = lines_of(lambda: coco_paths(tmp_path, "train2017", "annotations/train.json"))
     assert len(lines) == 2
     for line in lines:
-        assert line.endswith(f"{tmp_path} holds images/, instances.json")
+        assert line.endswith(f"{tmp_path} contains images/, instances.json")
 
 
 def test_transforms_get_both(write_coco: Write, annotate: Annotate) -> None:

@@ -245,8 +245,8 @@ def test_classes_as_given(tmp_path: Path) -> None:
         assert counts(report.notes) == {"object of an unlisted class": 2, "class without objects": 1}
         assert report.per_class == {"owl": 1, "person": 1, "unicorn": 0}
     [line] = lines_of(lambda: source(root, classes=["Dog", "cat"]).open("train"))
-    assert "dataset.classes: no object in" in line
-    assert "is called Dog, cat; they are called dog, owl, person" in line
+    assert "dataset.classes: " in line
+    assert "has no object of Dog, cat; its classes are dog, owl, person" in line
     assert "no such file" in lines_of(lambda: source(root, classes=str(tmp_path / "x.txt")).open("val"))[0]
 
 

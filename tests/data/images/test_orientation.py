@@ -73,7 +73,7 @@ def test_annotated_as_displayed(write_coco: Write, annotate: Annotate) -> None:
     report = check_coco_file(folder, file)
     [note] = report.notes
     assert report.ok and (note.type, note.count) == ("image with an EXIF orientation", 2)
-    assert "6; turned, as the annotations have the size of the displayed image" in str(note.locations[0])
+    assert "6; applied, as the annotations have the displayed size" in str(note.locations[0])
 
 
 def test_annotated_as_stored(write_coco: Write, annotate: Annotate) -> None:
@@ -82,7 +82,7 @@ def test_annotated_as_stored(write_coco: Write, annotate: Annotate) -> None:
     for index in (0, 1):  # that the other one is annotated as stored decides of half a turn
         assert np.array_equal(pixels(data[index][0]), STORED)
     [note] = check_coco_file(folder, file).notes
-    assert "6; not turned" in str(note.locations[0]) and "unless other images" in str(note.locations[1])
+    assert "6; not applied" in str(note.locations[0]) and "unless other images" in str(note.locations[1])
 
 
 def test_a_size_that_fits_neither(write_coco: Write, annotate: Annotate) -> None:

@@ -224,7 +224,7 @@ def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
     found = resolve_names(images, (image["file_name"] for image in coco.images), KNOWN_SUFFIXES)
     if found.missing:
         raise UserError(
-            f"{name}: {len(found.missing):,} of {len(coco.images):,} images do not exist in {images}: "
+            f"{name}: no such image: {len(found.missing):,} of {len(coco.images):,} are not in {images}: "
             f"{found.describe_missing()}; {ADVICE}"
         )
     coco = rename_images(coco, found.resolved)
