@@ -40,6 +40,7 @@ def init_worker(_: int) -> None:
 
 
 def _exit_worker(error: Exception, _: Any) -> NoReturn:
+    # The worker ends here, so that nothing else can report the error.
     print(f"e3va: error: a data loader worker cannot send a batch: {first_line(error)}", file=sys.stderr, flush=True)
     os._exit(1)
 

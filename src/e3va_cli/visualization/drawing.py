@@ -107,6 +107,7 @@ def save_png(image: Image.Image, path: Path) -> None:
 
 
 def scale_factor(image: Tensor) -> int:
+    """Return the integer by which an image is enlarged so that names are legible."""
     return max(1, ceil(MIN_SIDE / max(image.shape[1:])))
 
 
@@ -115,6 +116,7 @@ def _enlarge(image: Tensor) -> Tensor:
 
 
 def upscale(pixels: Tensor, factor: int) -> Tensor:
+    """Repeat each pixel `factor` times in both directions."""
     return pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 

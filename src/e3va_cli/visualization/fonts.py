@@ -37,7 +37,7 @@ _reported: set[str] = set()
 
 
 def legible_names(names: Sequence[str]) -> list[str]:
-    """Return names as single lines of characters that an installed font has; log a warning once for those that none has.
+    """Return names as single lines of characters that an installed font has; log once those that none has.
 
     Symbols that no font has are replaced by their Unicode name, such as `(automobile)`, letters by their escape, such
     as `\\u732b`.

@@ -40,7 +40,7 @@ def write(path: Path, content: bytes) -> Path:
 def test_formats_are_told_by_content_then_by_suffix(tmp_path, name, content, kind):
     path = write(tmp_path / name, content)
     assert unsupported_format(path) == kind
-    with pytest.raises(UserError, match=f"{kind} files cannot be read here; .*convert" if kind else "unknown format"):
+    with pytest.raises(UserError, match=f"{kind} files are not supported; .*convert" if kind else "unsupported format"):
         read_raw(path)
 
 
@@ -76,8 +76,8 @@ def test_heic_is_read(tmp_path):
 def test_how_many_which_and_what_to_do():
     told = describe_unsupported(["b.psd", "e.JXL", "a.jxl", "c.jxl", "d.jxl", "x.jpg", "y.txt"])
     assert told == (
-        "4 JPEG XL files that cannot be read here (a.jxl, c.jxl, d.jxl and 1 more): convert them to JPEG or PNG; "
-        "1 Photoshop file that cannot be read here (b.psd): convert them to JPEG or PNG"
+        "4 JPEG XL files that cannot be read (a.jxl, c.jxl, d.jxl and 1 more): convert them to JPEG or PNG; "
+        "1 Photoshop file that cannot be read (b.psd): convert them to JPEG or PNG"
     )
     assert describe_unsupported(["x.jpg", "y.txt"]) == ""
 
@@ -90,7 +90,7 @@ def test_heic_has_a_remedy():
 def test_images_of_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path):
     write(tmp_path / "a.jxl", b"\xff\x0a")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"1 JPEG XL file that cannot be read here \(a.jxl\): convert"):
+    with pytest.raises(UserError, match=r"1 JPEG XL file that cannot be read \(a.jxl\): convert"):
         find_images([str(tmp_path)])
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert find_images([str(tmp_path)]) == [tmp_path / "a.jxl", tmp_path / "b.png"]
@@ -104,7 +104,7 @@ def test_coco_that_lists_them_is_refused_before_a_run(tmp_path):
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"lists 1 JPEG XL file that cannot be read here \(a.jxl\)"):
+    with pytest.raises(UserError, match=r"lists 1 JPEG XL file that cannot be read \(a.jxl\)"):
         open_coco(tmp_path, tmp_path / "a.json")
 
 
@@ -126,7 +126,7 @@ def test_images_beside_label_maps_are_named(pairs):
     encoding = LabelEncoding({1: 1, 2: 2}, [1, 2], from_one=True)
     dataset = SegmentationDataset(*pairs, classes=["cat", "dog"], encoding=encoding)
     assert len(dataset) == 1
-    assert any("without 1 JPEG XL file that cannot be read here (b.jxl)" in note for note in dataset.notes)
+    assert any("without 1 JPEG XL file that cannot be read (b.jxl)" in note for note in dataset.notes)
     report = check_semantic_masks(*pairs, classes=["cat", "dog"], encoding=encoding)
     [problem] = report.problems
     assert problem.type == "unsupported image format" and problem.count == 1

@@ -440,8 +440,8 @@ def resized(width: int, height: int) -> Spoil:
 PNG, JPEG = bytes_of(RGB, "PNG"), bytes_of(RGB, "JPEG")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>'
-SVG_UNREAD = "SVG files cannot be read here"
-EPS_UNREAD = "PDF or PostScript files cannot be read here"
+SVG_UNSUPPORTED = "SVG files are not supported"
+EPS_UNSUPPORTED = "PDF or PostScript files are not supported"
 UNREADABLE = "unreadable image: 1"
 DEEP = "image of more than 8 bits: 1"
 CANNOT = stops("cannot read the image")
@@ -453,8 +453,8 @@ IMAGES = [
     Damage("PNG with a wrong checksum", replaced(A, flipped(PNG, 20)), UNREADABLE, CANNOT),
     Damage("PNG with a wrong byte", replaced(A, flipped(PNG, 100)), UNREADABLE, CANNOT),
     Damage("a web page as image", replaced(A, "<html>404</html>"), "not an image", stops("not an image")),
-    Damage("SVG", replaced(A, SVG), SVG_UNREAD, stops(SVG_UNREAD)),
-    Damage("EPS, which is a program", replaced(A, EPS), EPS_UNREAD, stops(EPS_UNREAD)),
+    Damage("SVG", replaced(A, SVG), SVG_UNSUPPORTED, stops(SVG_UNSUPPORTED)),
+    Damage("EPS, which is a program", replaced(A, EPS), EPS_UNSUPPORTED, stops(EPS_UNSUPPORTED)),
     Damage("an image a folder", folder(A), UNREADABLE, stops("not a file")),
     Damage("an image a pipe", pipe(A), UNREADABLE, stops("not a file")),
     Damage("an image a device", link(A, "/dev/zero"), UNREADABLE, stops("not a file")),
@@ -596,7 +596,7 @@ VOC = [
     Damage("no photo", gone(PHOTO), "missing image: 1", stops("no such image")),
     Damage("photo a pipe", pipe(PHOTO), UNREADABLE, stops("not a file")),
     Damage("no size, photo a pipe", no_size_and(pipe(PHOTO)), "without an image size: 1", stops("not a file")),
-    Damage("no size, photo EPS", no_size_and(replaced(PHOTO, EPS)), "without an image size: 1", stops(EPS_UNREAD)),
+    Damage("no size, photo EPS", no_size_and(replaced(PHOTO, EPS)), "without an image size: 1", stops(EPS_UNSUPPORTED)),
 ]
 
 

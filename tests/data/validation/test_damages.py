@@ -150,13 +150,13 @@ def test_damage(table: str, damage: Damage, root: Path, opened: list[str]) -> No
         assert trained_on(source).dropped == ({reason: 1} if does == "drops" else {})
 
 
-def test_damage_after_the_first_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_after_the_first_frame(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow may raise anything when it looks for a second one."""
     damages.build_coco(root)
     damages.drawn(damages.A, damages.RGB, "GIF")(root)
     monkeypatch.setattr(GifImageFile, "is_animated", property(lambda image: [][0]))
     source = source_of("coco", root)
-    assert checked(source)[1] == {"image with damage beside its pixels"}
+    assert checked(source)[1] == {"corrupt image metadata"}
     assert trained_on(source).dropped == {}
 
 
