@@ -48,7 +48,7 @@ def made(folder: Path, *names: str) -> Path:
         ("./x/../a.JPG", "a.jpg"),
     ],
 )
-def test_a_file_that_is_meant_for_certain_is_taken(tmp_path: Path, listed: str, file: str) -> None:
+def test_unambiguous_names_are_resolved(tmp_path: Path, listed: str, file: str) -> None:
     made(tmp_path, file, "other.jpg", "notes.txt")
     found = resolve_names(tmp_path, [listed, "other.jpg"], SUFFIXES)
     assert found.resolved == {listed: file} and not found.missing
@@ -67,12 +67,12 @@ def test_a_file_that_is_meant_for_certain_is_taken(tmp_path: Path, listed: str, 
         (["a.jpg"], [], None),
     ],
 )
-def test_what_is_not_certain_is_named(tmp_path: Path, listed: list[str], files: list[str], likely: str | None) -> None:
+def test_ambiguous_names_get_a_suggestion(tmp_path: Path, listed: list[str], files: list[str], likely: str | None) -> None:
     found = resolve_names(made(tmp_path, *files), listed, SUFFIXES)
     assert not found.resolved and set(found.missing.values()) == {likely}
 
 
-def test_nothing_outside_of_the_folder_is_looked_for(tmp_path: Path) -> None:
+def test_files_outside_the_folder_are_not_searched(tmp_path: Path) -> None:
     made(tmp_path, "outside/a.jpg", "data/b.jpg")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
     names = ["../outside/a.jpg", "..\\outside\\a.jpg", str(tmp_path / "outside" / "a.jpg"), "link/a.jpg"]
@@ -95,7 +95,7 @@ def test_all_missing_files_at_once_before_the_first_step(
     assert missing.count == 29 and "perhaps photo-100.jpg" in str(missing.locations[0])
 
 
-def test_images_are_read_under_the_names_that_they_have(
+def test_images_are_read_under_their_names_on_disk(
     write_coco: Callable[..., tuple[Path, Path]], annotate: Any
 ) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [2, 3, 9, 9], image_id=5, category_id=7)])
@@ -137,7 +137,7 @@ def test_lists_of_voc(tmp_path: Path, lines: str) -> None:
         (["a"], ["A", "a "], {"a": "A"}),
     ],
 )
-def test_label_maps_that_belong_to_images(images: list[str], labels: list[str], matched: dict[str, str]) -> None:
+def test_masks_are_matched_to_images(images: list[str], labels: list[str], matched: dict[str, str]) -> None:
     assert match_stems(images, labels) == matched
 
 
@@ -158,7 +158,7 @@ def test_masks_with_an_ending(tmp_path: Path) -> None:
         source.open("train")
 
 
-def test_the_problems_of_both_splits_at_once(tmp_path: Path, config: Any) -> None:
+def test_problems_of_both_splits_in_one_report(tmp_path: Path, config: Any) -> None:
     category = [{"id": 1, "name": "cat"}]
     for split in ("train", "val"):
         (tmp_path / split).mkdir()

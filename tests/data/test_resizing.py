@@ -28,7 +28,7 @@ def test_the_short_side_is_what_was_asked_for():
     assert {min(resized_shape((height, 3000), 800, 100_000)) for height in range(32, 3000)} == {800}
 
 
-def test_no_side_becomes_nothing():
+def test_sides_have_at_least_one_pixel():
     assert resized_shape((1, 4000), 800, 1333) == (1, 1333)
 
 

@@ -81,7 +81,7 @@ def test_pixels_without_a_label_do_not_count():
     assert measured([(found, annotated)]).compute() == measured([(elsewhere, annotated)]).compute()
 
 
-def test_nothing_labelled_measures_nothing():
+def test_no_labeled_pixels():
     found, annotated = cases(images=1)[0]
     metric = measured([(found, annotated * 0)])
     results = metric.compute()
@@ -94,14 +94,14 @@ def test_nothing_labelled_measures_nothing():
     assert metric.log_dict(results) == {} and metric.num_images == 1
 
 
-def test_order_does_not_matter_and_reset_forgets():
+def test_order_does_not_matter_and_reset_discards():
     metric = measured(cases())
     assert metric.compute() == measured(cases()[::-1]).compute()
     metric.reset()
     assert metric.num_images == 0 and metric.matrix.sum() == 0
 
 
-def test_two_processes_together_measure_what_one_does():
+def test_merged_states_of_two_processes_equal_one():
     states = [pickle.loads(pickle.dumps(measured(part).state())) for part in (cases()[:2], cases()[2:])]
     ranks = [measured(cases()[:2]), measured(cases()[2:])]
     for rank in ranks:
@@ -119,6 +119,6 @@ def test_compares_at_the_original_size():
     assert metric.matrix.tolist() == [[101 * 47, 0], [0, 0]]
 
 
-def test_is_chosen_for_data_sets_with_label_maps():
+def test_registered_for_data_sets_with_masks():
     assert EVALUATORS["miou"] == (frozenset({"semantic"}), miou)
     assert miou(SimpleNamespace(classes=NAMES), ["semantic"]).classes == NAMES

@@ -98,7 +98,7 @@ def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
     np.testing.assert_allclose(drawn["box"].precision, coco.curves["box"].precision, atol=1e-9)
 
 
-def test_nothing_found_leaves_an_empty_list_and_a_picture(truth, tmp_path):
+def test_no_detections_write_an_empty_list_and_a_plot(truth, tmp_path):
     metric = AveragePrecision(truth, IDS, ("box",))
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), None, (128, 128))
     metric.update(nothing, {"image_id": 1, "original_size": (128, 128)})

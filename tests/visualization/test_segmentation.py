@@ -105,7 +105,7 @@ def test_a_name_too_long_is_cut() -> None:
     assert (long != 255).any(0).sum() > (short != 255).any(0).sum()
 
 
-def test_nothing_labelled() -> None:
+def test_no_labels() -> None:
     picture = draw_segmentation(gray(200, 400), torch.zeros(200, 400, dtype=torch.int16), CLASSES)
     assert torch.equal(picture[:, :200], gray(200, 400)) and (picture[:, 200:] == 255).all()
 

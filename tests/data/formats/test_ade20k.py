@@ -69,7 +69,7 @@ def refusal(root: Path, index: int | None = None, **keys: Any) -> str:
     return str(caught.value)
 
 
-def test_images_and_label_maps(add: Add, tmp_path: Path) -> None:
+def test_images_and_masks(add: Add, tmp_path: Path) -> None:
     add("b", labels_of([1, 1, 1], [2, 2, 0]))
     images, _ = add("a")
     dataset = source(tmp_path).open("train", None)
@@ -113,7 +113,7 @@ def test_sixteen_bits(add: Add, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPG", "jpeg", "png", "bmp", "webp"])
-def test_usual_kinds_of_images_and_what_else_lies_there(add: Add, tmp_path: Path, suffix: str) -> None:
+def test_common_image_formats_and_other_files(add: Add, tmp_path: Path, suffix: str) -> None:
     images, maps = add("a.b", suffix=suffix)
     for junk in (images / "._a.b.jpg", images / "Thumbs.db", maps / "._a.b.png", maps / "readme.txt"):
         junk.write_text("nothing")
@@ -122,14 +122,14 @@ def test_usual_kinds_of_images_and_what_else_lies_there(add: Add, tmp_path: Path
     assert len(dataset) == 1 and dataset[0][0].shape == (3, 2, 3)
 
 
-def test_label_map_in_colours(add: Add, tmp_path: Path) -> None:
+def test_mask_in_colors(add: Add, tmp_path: Path) -> None:
     _, maps = add("a", Image.new("RGB", (3, 2)))
     line = refusal(tmp_path, 0)
     assert f"{maps / 'a.png'}: an image of mode RGB, not one number per pixel; save it as a PNG of mode L or P" in line
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_other_modes_are_no_label_maps(add: Add, tmp_path: Path, mode: str) -> None:
+def test_other_modes_are_refused(add: Add, tmp_path: Path, mode: str) -> None:
     add("a", Image.new(mode, (3, 2)))
     assert f"mode {mode}, not one number per pixel" in refusal(tmp_path, 0)
 
@@ -143,12 +143,12 @@ def test_label_above_the_number_of_classes(add: Add, tmp_path: Path) -> None:
     assert "the largest label is 255, of 3 classes; if 255 is unlabeled, set dataset.ignore_index=255" in line
 
 
-def test_size_of_the_label_map(add: Add, tmp_path: Path) -> None:
+def test_size_of_the_mask(add: Add, tmp_path: Path) -> None:
     _, maps = add("a", size=(2, 3))
     assert f"{maps / 'a.png'}: the semantic mask has 3x2 pixels, its image 2x3" in refusal(tmp_path, 0)
 
 
-def test_missing_label_map(add: Add, tmp_path: Path) -> None:
+def test_missing_mask(add: Add, tmp_path: Path) -> None:
     images, maps = add("a", None)
     add("b", None)
     add("c")
@@ -172,7 +172,7 @@ def test_two_files_of_one_name(add: Add, tmp_path: Path) -> None:
     assert f"{images}: a.jpg and a.png" in refusal(tmp_path)
 
 
-def test_folders_that_are_not_there(add: Add, tmp_path: Path) -> None:
+def test_missing_folders(add: Add, tmp_path: Path) -> None:
     assert "no such data root" in refusal(tmp_path / "elsewhere")
     images, _ = add("a")
     with pytest.raises(UserError) as caught:
@@ -193,7 +193,7 @@ def test_folders_outside_the_root_are_refused(add: Add, tmp_path: Path, folder: 
         assert f"dataset.{key}={folder} is outside dataset.root={tmp_path}" in refusal(tmp_path, **{key: folder})
 
 
-def test_the_folder_above_will_do(add: Add, tmp_path: Path) -> None:
+def test_the_parent_folder_is_accepted(add: Add, tmp_path: Path) -> None:
     add("a", split="validation")
     (tmp_path / "ADEChallengeData2016").mkdir()
     for folder in ("images", "annotations"):
@@ -231,7 +231,7 @@ def location(findings: list[Issue], kind: str) -> str:
     return str(finding.locations[0])
 
 
-def test_check_of_a_sound_split(add: Add, tmp_path: Path) -> None:
+def test_check_of_a_valid_split(add: Add, tmp_path: Path) -> None:
     for name in "abc":
         images, _ = add(name)
     seen: list[tuple[int, int]] = []
@@ -303,7 +303,7 @@ def test_classes_without_any_pixel(add: Add) -> None:
     assert location(report.notes, "class without pixels") == "road (label 2)"
 
 
-def test_check_of_what_is_not_there_and_of_wrong_names(add: Add, tmp_path: Path) -> None:
+def test_check_of_missing_folders_and_wrong_names(add: Add, tmp_path: Path) -> None:
     add("a")
     assert counts(source(tmp_path).check("val").problems) == {
         "no such folder of images": 1,

@@ -121,7 +121,7 @@ def test_a_head_without_masks_trains_on_all(mixed: tuple[Path, Path]) -> None:
     assert report.ok and report.per_class == {"dog": 7, "cat": 2}
 
 
-def test_a_head_with_masks_says_what_it_leaves_out(mixed: tuple[Path, Path]) -> None:
+def test_a_head_with_masks_warns_about_dropped_objects(mixed: tuple[Path, Path]) -> None:
     data = open_coco(*mixed)
     assert data.dropped == {"no usable mask": 5}
     assert "5 of 9 objects have no mask" in data.notes[0] and "head=retinanet" in data.notes[0]
@@ -146,7 +146,7 @@ def test_evaluation_is_that_of_pycocotools(mixed: tuple[Path, Path], kinds: list
             assert results[name]["AP"] == pytest.approx(expected, abs=1e-9) and 0 < expected < 1
 
 
-def test_what_is_left_out_is_neither_hit_nor_miss(mixed: tuple[Path, Path]) -> None:
+def test_dropped_objects_are_ignored_in_evaluation(mixed: tuple[Path, Path]) -> None:
     """A perfect detector of what is trained on has an AP of 1, whatever it finds of the rest."""
     data = open_coco(*mixed)
     for skipped in (set(), {2, 3, 6}):

@@ -51,7 +51,7 @@ def test_ade20k_s_own_file(real_data: Callable[[str], Path]) -> None:
         (TABLE.replace("building", "wall").encode(), "duplicate class names: wall"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_invalid_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "classes.txt"
     if content is not None:
         file.write_bytes(content)
@@ -75,6 +75,6 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, messag
         ("a\0b", "cannot read"),
     ],
 )
-def test_lists_that_cannot_be_used(given: Any, message: str) -> None:
+def test_invalid_lists(given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_class_names(given)

@@ -242,7 +242,7 @@ def test_ground_truth_gives_pycocotools_what_it_needs(write_coco: Write, annotat
     json.dumps(truth)
 
 
-def test_ids_that_are_sound_are_kept(write_coco: Write, annotate: Annotate) -> None:
+def test_valid_ids_are_kept(write_coco: Write, annotate: Annotate) -> None:
     data = open_coco(*write_coco([annotate(9, [2, 3, 10, 20]), annotate(4, [2, 3, 9, 9])]))
     assert [a["id"] for a in data.ground_truth()["annotations"]] == [9, 4]
 
@@ -334,7 +334,7 @@ def test_names_that_stay_inside_the_folder(write_coco: Write, annotate: Annotate
     assert [target["image_id"] for _, target in (data[0], data[1])] == [11, 5]
 
 
-def test_nothing_usable(write_coco: Write, annotate: Annotate) -> None:
+def test_no_usable_objects(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [5, 5, 0, 5]), annotate(2, [5, 5, 9, 9], category_id=99)])
     [line] = lines_of(lambda: open_coco(folder, file))
     assert "no usable object" in line

@@ -19,7 +19,7 @@ def runs_of(mask: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("density", [0.001, 0.02, 0.5, 0.999])
 @pytest.mark.parametrize("size", [(1, 1), (7, 13), (300, 500)])
-def test_uncompressed_text_is_the_definition(size: tuple[int, int], density: float) -> None:
+def test_decode_counts_equals_the_definition(size: tuple[int, int], density: float) -> None:
     for seed in range(5):
         mask = (np.random.default_rng(seed).random(size) < density).astype(np.uint8)
         assert decode_counts(encode(mask)["counts"]).tolist() == runs_of(mask)
@@ -58,11 +58,11 @@ def test_long_runs_need_many_characters() -> None:
         [2**63, 1],
     ],
 )
-def test_an_unsound_rle_is_told(counts: object) -> None:
+def test_malformed_rle(counts: object) -> None:
     assert validate_rle({"size": [4, 5], "counts": counts}, 4, 5) == "malformed RLE"
 
 
-def test_a_run_without_an_end() -> None:
+def test_unterminated_run() -> None:
     assert validate_rle({"size": [1, 1], "counts": "1"}, 1, 1) is None
     assert validate_rle({"size": [1, 1], "counts": "1P"}, 1, 1) == "malformed RLE"
 

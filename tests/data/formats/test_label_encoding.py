@@ -176,7 +176,7 @@ def test_a_class_in_one_mask_of_many_is_found(tmp_path: Path) -> None:
     assert len(source(write(tmp_path, *masks), **PLAIN).open("train")) == 40
 
 
-def test_much_that_is_not_labeled_is_said(tmp_path: Path) -> None:
+def test_many_unlabeled_pixels_give_a_warning(tmp_path: Path) -> None:
     values = OBJECT * np.where(VOID, 1, 2).astype(np.uint8)
     [note] = source(write(tmp_path, Image.fromarray(values)), num_classes=2).open("train").notes
     assert f"{100 * (~OBJECT).mean():.0f} % of the pixels are 0" in note

@@ -186,7 +186,7 @@ def test_image_ids_are_whole_and_tell_the_image(tmp_path: Path) -> None:
     assert len(truth) == 4
 
 
-def test_a_set_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_image_set(tmp_path: Path) -> None:
     root = years(tmp_path, FIRST | {f"{name}_train": [] for name in TWENTY}, SECOND)
     [line] = lines_of(lambda: source(root, "trian").open("train"))
     assert "trian.txt" in line
@@ -311,7 +311,7 @@ def test_names_in_any_encoding(tmp_path: Path) -> None:
         "<width>-40</width><height>inf</height>",
     ],
 )
-def test_a_size_that_only_the_image_tells(tmp_path: Path, size: str | None) -> None:
+def test_size_read_from_the_image(tmp_path: Path, size: str | None) -> None:
     root = plain(tmp_path)
     (root / "VOC2007" / "Annotations" / "a.xml").write_text(sheet(PERSON, size=size))
     data = source(root).open("train")
@@ -434,7 +434,7 @@ def test_evaluation_does_without_the_training_images(tmp_path: Path) -> None:
     assert "trainval.txt" in lines_of(lambda: source(root).open("train"))[0]
 
 
-def test_nothing_usable(tmp_path: Path) -> None:
+def test_no_usable_objects(tmp_path: Path) -> None:
     [line] = lines_of(lambda: source(plain(tmp_path / "1", thing("dog", [1, 1, 9, 9], 1))).open("train"))
     assert "(VOC2007 train) has no usable object (difficult: 1)" in line
     [line] = lines_of(lambda: source(plain(tmp_path / "2")).open("train"))

@@ -37,7 +37,7 @@ def write(path: Path, content: bytes) -> Path:
         ("a.jpg", b"no image", None),
     ],
 )
-def test_formats_are_told_by_content_then_by_suffix(tmp_path, name, content, kind):
+def test_format_by_content_then_by_suffix(tmp_path, name, content, kind):
     path = write(tmp_path / name, content)
     assert unsupported_format(path) == kind
     with pytest.raises(UserError, match=f"{kind} files are not supported; .*convert" if kind else "unsupported format"):
@@ -73,7 +73,7 @@ def test_heic_is_read(tmp_path):
     assert read_image(tmp_path / "a.heic").shape == (3, 48, 64)
 
 
-def test_how_many_which_and_what_to_do():
+def test_unsupported_files_are_described():
     told = describe_unsupported(["b.psd", "e.JXL", "a.jxl", "c.jxl", "d.jxl", "x.jpg", "y.txt"])
     assert told == (
         "4 JPEG XL files that cannot be read (a.jxl, c.jxl, d.jxl and 1 more): convert them to JPEG or PNG; "
@@ -87,7 +87,7 @@ def test_heic_has_a_remedy():
     assert "pip install pillow-heif" in describe_unsupported(["IMG_1.HEIC"])
 
 
-def test_images_of_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path):
+def test_unsupported_images_in_a_folder_are_refused(tmp_path):
     write(tmp_path / "a.jxl", b"\xff\x0a")
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"1 JPEG XL file that cannot be read \(a.jxl\): convert"):
@@ -96,7 +96,7 @@ def test_images_of_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path):
     assert find_images([str(tmp_path)]) == [tmp_path / "a.jxl", tmp_path / "b.png"]
 
 
-def test_coco_that_lists_them_is_refused_before_a_run(tmp_path):
+def test_coco_with_unsupported_images_is_refused(tmp_path):
     write(tmp_path / "a.jxl", b"\xff\x0a")
     content = {
         "images": [{"id": 1, "file_name": "a.jxl", "width": 8, "height": 8}],
@@ -122,7 +122,7 @@ def pairs(tmp_path):
     return tmp_path / "images", tmp_path / "labels"
 
 
-def test_images_beside_label_maps_are_named(pairs):
+def test_unsupported_images_beside_masks_are_reported(pairs):
     encoding = LabelEncoding({1: 1, 2: 2}, [1, 2], from_one=True)
     dataset = SegmentationDataset(*pairs, classes=["cat", "dog"], encoding=encoding)
     assert len(dataset) == 1

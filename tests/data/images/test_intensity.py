@@ -91,7 +91,7 @@ def test_an_image_of_one_value(tmp_path: Path, value: int) -> None:
     assert (read_image(tmp_path / "a.png") == 0).all()
 
 
-def test_what_is_no_number_is_black(tmp_path: Path) -> None:
+def test_nan_is_black(tmp_path: Path) -> None:
     values = np.array([[0, 1, np.nan, 2, np.inf]], np.float32)
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert read_image(tmp_path / "a.tif")[0].tolist() == [[0, 128, 0, 255, 255]]
@@ -108,7 +108,7 @@ def deep(write_coco: Write, annotate: Annotate) -> tuple[Path, Path]:
     return folder, file
 
 
-def test_check_data_and_the_start_of_a_run_say_it(write_coco: Write, annotate: Annotate) -> None:
+def test_check_data_and_train_warn(write_coco: Write, annotate: Annotate) -> None:
     folder, file = deep(write_coco, annotate)
     assert "dataset.intensity_range=[0,4095]" in open_coco(folder, file).notes[0]
     report = check_coco_file(folder, file)
@@ -180,7 +180,7 @@ def test_an_adapter_from_before_the_option_keeps_its_eight_bits(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", ["intensity_range=[1]", "intensity_range=[9,9]", "intensity_percentiles=[5,101]"])
-def test_ranges_that_make_no_sense(word: str) -> None:
+def test_invalid_ranges(word: str) -> None:
     with pytest.raises(UserError, match=word.partition("=")[0]):
         checked("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
 

@@ -92,7 +92,7 @@ def test_a_size_that_fits_neither(write_coco: Write, annotate: Annotate) -> None
 
 
 @pytest.mark.parametrize("displayed", [True, False])
-def test_label_maps(tmp_path: Path, displayed: bool) -> None:
+def test_masks(tmp_path: Path, displayed: bool) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     shown = photo(tmp_path / "images" / "a.jpg", 8)

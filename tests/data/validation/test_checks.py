@@ -28,7 +28,7 @@ def image(number: int, name: str, width: int = 40, height: int = 30) -> dict[str
     return {"id": number, "file_name": name, "width": width, "height": height}
 
 
-def test_a_sound_data_set(write_coco: Write, annotate: Annotate) -> None:
+def test_valid_data_set(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco(
         [
             annotate(1, [2, 3, 10, 20]),
@@ -170,7 +170,7 @@ def test_no_coco_file_and_no_folder(write_coco: Write, annotate: Annotate, tmp_p
     assert "it has no 'annotations'" in str(only(report.problems, "invalid annotation file").locations[0])
 
 
-def test_what_training_drops_is_a_problem_here(write_coco: Write, annotate: Annotate) -> None:
+def test_dropped_annotations_are_problems(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco(
         [
             annotate(1, [2, 3, 10, 20]),

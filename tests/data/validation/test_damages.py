@@ -173,7 +173,7 @@ WORDS = [f"{'dataset' if key == 'name' else f'dataset.{key}'}={value}" for key, 
 WORDS += ["backbone=swin_nano", "head=mask_rcnn_nano", "data.num_workers=1", "trainer.accelerator=cpu"]
 
 
-def test_the_command_tells_all_at_once(root: Path, e3va: Callable[..., Any]) -> None:
+def test_the_command_reports_all_problems(root: Path, e3va: Callable[..., Any]) -> None:
     damages.build_coco(root)
     found = {damage.name: damage for damage in TABLES["coco"][2]}
     for name in TOGETHER:

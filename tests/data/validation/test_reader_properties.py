@@ -195,7 +195,7 @@ def test_rle_there_and_back(height: int, width: int, data: st.DataObject) -> Non
 
 @settings(few, max_examples=400)
 @given(st.one_of(st.text(st.characters(min_codepoint=47, max_codepoint=113), max_size=9), st.lists(st.integers(-2, 9))))
-def test_what_is_called_a_sound_rle_is_one(counts: Any) -> None:
+def test_valid_rle_is_read_by_pycocotools(counts: Any) -> None:
     """As pycocotools decodes it: every pixel is told of, none of them twice."""
     height, width = 4, 5
     if validate_rle({"size": [height, width], "counts": counts}, height, width):
