@@ -67,7 +67,9 @@ def test_unambiguous_names_are_resolved(tmp_path: Path, listed: str, file: str) 
         (["a.jpg"], [], None),
     ],
 )
-def test_ambiguous_names_get_a_suggestion(tmp_path: Path, listed: list[str], files: list[str], likely: str | None) -> None:
+def test_ambiguous_names_have_a_suggestion(
+    tmp_path: Path, listed: list[str], files: list[str], likely: str | None
+) -> None:
     found = resolve_names(made(tmp_path, *files), listed, SUFFIXES)
     assert not found.resolved and set(found.missing.values()) == {likely}
 
@@ -95,9 +97,7 @@ def test_all_missing_files_at_once_before_the_first_step(
     assert missing.count == 29 and "perhaps photo-100.jpg" in str(missing.locations[0])
 
 
-def test_images_are_read_under_their_names_on_disk(
-    write_coco: Callable[..., tuple[Path, Path]], annotate: Any
-) -> None:
+def test_images_are_read_under_their_names_on_disk(write_coco: Callable[..., tuple[Path, Path]], annotate: Any) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [2, 3, 9, 9], image_id=5, category_id=7)])
     content = json.loads(file.read_text())
     content["images"][0]["file_name"], content["images"][1]["file_name"] = "images/A.PNG", "sub\\b%2Ejpg"

@@ -226,7 +226,7 @@ def test_the_input_is_left_alone() -> None:
 
 
 def test_small_images_are_padded_by_the_batch() -> None:
-    """The batch knows what is padding, so that the model can make it the mean colour."""
+    """The batch knows what is padding, so that the model can make it the mean color."""
     train = transforms(crop_size=64, scales=[0.5, 0.5]).train_transforms()
     small, large = train(*sample(torch.ones(40, 60))), transforms(crop_size=64, scales=[2, 2]).train_transforms()
     batch = collate([small, large(*sample(torch.ones(40, 60)))])

@@ -20,7 +20,7 @@ def certain(labels):
 
 
 def cases(images=5, seed=0):
-    """(found, annotated) label maps of several sizes: 0 is not labelled; person is found but never annotated."""
+    """(found, annotated) semantic masks of several sizes: 0 is unlabeled; person is found but never annotated."""
     random = np.random.default_rng(seed)
     sizes = [(int(random.integers(5, 30)), int(random.integers(5, 30))) for _ in range(images)]
     return [(random.integers(1, 6, size), random.integers(0, 5, size)) for size in sizes]

@@ -24,7 +24,7 @@ def has_color(pixels: Tensor, label: int) -> Tensor:
 
 
 def halves() -> Tensor:
-    """Class 1 above, class 2 below, not labelled on the right."""
+    """Class 1 above, class 2 below, unlabeled on the right."""
     labels = torch.zeros(200, 400, dtype=torch.int16)
     labels[:80, :300], labels[80:, :300] = 1, 2
     return labels
@@ -41,7 +41,7 @@ def test_segments_are_tinted_and_outlined() -> None:
         assert torch.allclose(inside[:, 0, 0].float(), mixed, atol=1)
     assert has_color(picture, 1)[79, :300].all() and has_color(picture, 2)[80, :300].all()
     assert has_color(picture, 1)[:80, 299].all() and not has_color(picture, 1)[:79, :299].any()
-    assert torch.equal(picture[:, :200, 300:], image[:, :, 300:])  # not labelled
+    assert torch.equal(picture[:, :200, 300:], image[:, :, 300:])  # unlabeled
     assert (image == 100).all()  # the input is left alone
 
 
@@ -56,7 +56,7 @@ def legend(labels: Tensor, classes: list[str]) -> Tensor:
 
 
 def squares(picture: Tensor, labels: range) -> list[int]:
-    """The classes whose colours a legend shows, in reading order."""
+    """The classes whose colors a legend shows, in reading order."""
     corners = {label: has_color(picture, label).nonzero() for label in labels}
     first = {label: tuple(places[0].tolist()) for label, places in corners.items() if len(places)}
     return sorted(first, key=lambda label: first[label])

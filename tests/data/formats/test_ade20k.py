@@ -37,7 +37,7 @@ PLAIN = labels_of([0, 1, 2], [3, 3, 1])
 
 @pytest.fixture
 def add(tmp_path: Path) -> Add:
-    """Adds an image and its label map to a split; what is None is left out."""
+    """Adds an image and its semantic mask to a split; what is None is left out."""
 
     def write(
         name: str,
@@ -222,13 +222,13 @@ def test_another_number_of_names(add: Add, tmp_path: Path) -> None:
     assert f"{tmp_path / 'names.txt'} names 4 classes, dataset.num_classes is 3" in refusal(tmp_path)
 
 
-def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.type: finding.count for finding in findings}
+def counts(issues: list[Issue]) -> dict[str, int]:
+    return {issue.type: issue.count for issue in issues}
 
 
-def location(findings: list[Issue], kind: str) -> str:
-    [finding] = [finding for finding in findings if finding.type == kind]
-    return str(finding.locations[0])
+def location(issues: list[Issue], kind: str) -> str:
+    [issue] = [issue for issue in issues if issue.type == kind]
+    return str(issue.locations[0])
 
 
 def test_check_of_a_valid_split(add: Add, tmp_path: Path) -> None:

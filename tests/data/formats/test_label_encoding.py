@@ -166,7 +166,7 @@ def test_too_few_classes_are_refused_with_a_remedy(
     made = source(write(tmp_path, *[MASKS[name][0]] * 3), **options)
     assert says in refusal(lambda: made.open("train"))
     report = made.check("train")
-    assert [finding.type for finding in report.problems] == ["nothing to learn"]
+    assert [issue.type for issue in report.problems] == ["nothing to learn"]
     assert says in str(report.problems[0].locations[0])
 
 

@@ -77,8 +77,8 @@ def lines_of(call: Callable[[], object]) -> list[str]:
     return caught.value.messages
 
 
-def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.type: finding.count for finding in findings}
+def counts(issues: list[Issue]) -> dict[str, int]:
+    return {issue.type: issue.count for issue in issues}
 
 
 def test_an_item(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_annotation_files_without_which_there_is_no_index(tmp_path: Path, case: 
     assert "(and 1 more); run `e3va check-data`" in line
     assert source(root).open("val").classes == TWENTY
     problems = source(root).check("train").problems
-    assert [finding.count for finding in problems] == [2]
+    assert [issue.count for issue in problems] == [2]
     assert message in f"{problems[0].type}: {problems[0].locations[0].detail}"
 
 
@@ -392,7 +392,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
         "box partly outside the image": 1,
     }
     assert seen[-1] == (7, 7)
-    places = {finding.type: str(finding.locations[0]) for finding in (*report.problems, *report.notes)}
+    places = {issue.type: str(issue.locations[0]) for issue in (*report.problems, *report.notes)}
     assert places["missing annotation file"] == "VOC2007/Annotations/missing.xml, no such file"
     assert places["object without a name"] == "VOC2007/Annotations/boxes.xml, image 7, object 3"
     assert places["box without area"].startswith("VOC2007/JPEGImages/boxes.jpg, image 7")
@@ -408,8 +408,8 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
     report = source(root).check("val")
     assert report.ok
-    [finding] = [f for f in report.notes if f.type == "image that is also in the training set"]
-    assert [location.file for location in finding.locations] == names("07/good")
+    [issue] = [f for f in report.notes if f.type == "image that is also in the training set"]
+    assert [location.file for location in issue.locations] == names("07/good")
 
 
 def test_each_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,7 +474,7 @@ def test_real_data(real_data: Callable[[str], Path]) -> None:
             assert image.shape == (3, 480, 640)
             assert target["boxes"].tolist() == [[x1 - 1, y1 - 1, x2, y2] for x1, y1, x2, y2 in expected]
     assert total == 4888
-    places = {str(location) for finding in found.check("train").problems for location in finding.locations}
+    places = {str(location) for issue in found.check("train").problems for location in issue.locations}
     assert {location.split(",")[0] for location in places} == {
         "VOC2007/JPEGImages/BloodImage_00338.jpg",
         "VOC2007/JPEGImages/BloodImage_00343.jpg",

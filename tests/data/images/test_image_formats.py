@@ -110,7 +110,7 @@ def test_coco_with_unsupported_images_is_refused(tmp_path):
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Two images with label maps, one of them of a format that is not read."""
+    """Two images with semantic masks, one of them of a format that is not read."""
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, as a table: a small sound one, what spoils it, and what is to come of it.
+"""What can be wrong with a data set, as a table: a small valid one, what spoils it, and what is to come of it.
 
 A line of the table says what `e3va check-data` has to print, and what training has to do: `TRAINS` on all of it,
 `drops` an object with a reason that is counted, `stops` with one line. Adding a kind of damage is adding a line.
@@ -100,7 +100,7 @@ def sheet(*things: str, size: str = "<size><width>40</width><height>30</height><
 
 
 def build_ade(root: Path) -> None:
-    """Images a and b of 40 x 30 pixels with label maps of three classes."""
+    """Images a and b of 40 x 30 pixels with semantic masks of three classes."""
     for folder in ("images/training", "annotations/training"):
         (root / folder).mkdir(parents=True)
     for name in "ab":
@@ -405,7 +405,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A sound head of a grey PNG of that size, and next to no pixels."""
+    """A valid head of a gray PNG of that size, and next to no pixels."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
 
@@ -600,7 +600,7 @@ VOC = [
 ]
 
 
-# ADE20K's label maps
+# ADE20K's semantic masks
 
 MAP, IMAGE, NAMES = "annotations/training/a.png", "images/training/a.jpg", "classes.txt"
 GRAY = Image.fromarray(labels())

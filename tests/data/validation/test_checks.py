@@ -15,13 +15,13 @@ Write = Callable[..., tuple[Path, Path]]
 Annotate = Callable[..., dict[str, Any]]
 
 
-def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.type: finding.count for finding in findings}
+def counts(issues: list[Issue]) -> dict[str, int]:
+    return {issue.type: issue.count for issue in issues}
 
 
-def only(findings: list[Issue], kind: str) -> Issue:
-    [finding] = [finding for finding in findings if finding.type == kind]
-    return finding
+def only(issues: list[Issue], kind: str) -> Issue:
+    [issue] = [issue for issue in issues if issue.type == kind]
+    return issue
 
 
 def image(number: int, name: str, width: int = 40, height: int = 30) -> dict[str, Any]:
@@ -141,15 +141,15 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
     assert only(report.notes, "class without objects").locations[0].detail == "owl (id 8)"
     assert not report.ok
     text = "\n".join(report.lines())
-    for finding in (*report.problems, *report.notes):
-        assert f"{finding.type}: {finding.count}" in text
+    for issue in (*report.problems, *report.notes):
+        assert f"{issue.type}: {issue.count}" in text
 
 
 def test_many_problems_of_a_kind_are_counted_but_not_listed(write_coco: Write, annotate: Annotate) -> None:
     report = check_coco_file(*write_coco([annotate(i, [5, 5, 0, 5]) for i in range(1, 31)]))
-    finding = only(report.problems, "box without area")
-    assert (finding.count, len(finding.locations)) == (30, MAX_LOCATIONS)
-    assert [location.annotation_id for location in finding.locations] == [1, 2, 3, 4, 5]
+    issue = only(report.problems, "box without area")
+    assert (issue.count, len(issue.locations)) == (30, MAX_LOCATIONS)
+    assert [location.annotation_id for location in issue.locations] == [1, 2, 3, 4, 5]
     assert "      and 25 more" in report.lines()
 
 

@@ -95,7 +95,7 @@ def checked(source: DatasetFormat) -> tuple[list[str], set[str]]:
         report = source.check("train", None)
     except UserError as error:
         return error.messages, {"not readable"}
-    kinds = {finding.type for finding in (*report.problems, *report.notes)}
+    kinds = {issue.type for issue in (*report.problems, *report.notes)}
     return report.lines(), kinds - {"class without objects", "class without pixels"}
 
 

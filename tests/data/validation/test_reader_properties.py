@@ -1,4 +1,4 @@
-"""Whatever stands in a file, a reader gives a sound data set or one line that says why not."""
+"""Whatever stands in a file, a reader gives a valid data set or one line that says why not."""
 
 from __future__ import annotations
 
