@@ -30,7 +30,7 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import AveragePrecision, Results
-from e3va_cli.evaluation.average_precision import IOU_TYPES, KINDS, SUMMARY
+from e3va_cli.evaluation.average_precision import SUMMARY
 from e3va_cli.models.heads import Detections
 
 MASK_SIDE = 28  # of a mask head's output
@@ -95,8 +95,8 @@ def collect(dataset: DetectionDataset, args: argparse.Namespace) -> AveragePreci
     """Return our evaluator with random detections of `--images` images."""
     once = dataset.ground_truth()
     truth = repeated(once, -(-args.images // len(dataset)))
-    kinds = [KINDS[kind] for kind in KINDS if kind in dataset.target_types]
-    evaluator = AveragePrecision(truth, dataset.category_ids, kinds)
+    iou_types = [key for target_type, key in RESULT_KEYS.items() if target_type in dataset.target_types]
+    evaluator = AveragePrecision(truth, dataset.category_ids, iou_types)
     generator = torch.Generator().manual_seed(args.seed)
     for number in range(args.images):
         copy, index = divmod(number, len(dataset))
@@ -110,8 +110,8 @@ def plain_inputs(evaluator: AveragePrecision, kind: str) -> tuple[Results, list[
     """Return ground truth and detections for pycocotools; copies, as it writes into them."""
     truth, other = evaluator.ground_truth, {"box": "segmentation", "mask": "bbox"}[kind]
     annotations = [dict(a) for a in truth["annotations"] if kind == "box" or a.get("segmentation")]
-    images = [image for image in truth["images"] if image["id"] in evaluator.found]
-    detections = [{k: v for k, v in f.items() if k != other} for fs in evaluator.found.values() for f in fs]
+    images = [image for image in truth["images"] if image["id"] in evaluator.predictions]
+    detections = [{k: v for k, v in f.items() if k != other} for fs in evaluator.predictions.values() for f in fs]
     return {**truth, "annotations": annotations, "images": images}, detections
 
 
@@ -121,9 +121,9 @@ def reference(truth: Results, detections: list[Results], evaluator: AveragePreci
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(detections), IOU_TYPES[kind])
+        evaluation = COCOeval(coco, coco.loadRes(detections), COCO_IOU_TYPES[kind])
         evaluation.params.catIds = evaluator.category_ids
-        evaluation.params.imgIds = sorted(evaluator.found)
+        evaluation.params.imgIds = sorted(evaluator.predictions)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -138,9 +138,9 @@ def difference(ours: Results, theirs: Sequence[float]) -> float:
 
 def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, Any]]:
     """Yield, for box and mask, the median seconds of both evaluations, their AP and the largest difference."""
-    for kind in evaluator.kinds:
+    for kind in evaluator.iou_types:
         ours = AveragePrecision(evaluator.ground_truth, evaluator.category_ids, [kind])
-        ours.gather([evaluator.share()])
+        ours.merge([evaluator.state()])
         times: dict[str, list[float]] = {"ours_s": [], "pycocotools_s": []}
         for _ in range(repeats):
             inputs = plain_inputs(evaluator, kind)
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = common.about("cpu")
     common.console.print(
         f"Measured: {source.name}, {args.images} images of {len(dataset)} different ones, "
-        f"{sum(len(f) for f in evaluator.found.values()):,} detections, {len(dataset.classes)} classes, "
+        f"{sum(len(f) for f in evaluator.predictions.values()):,} detections, {len(dataset.classes)} classes, "
         f"{about['device']}; medians of {args.repeats}, in turns\n"
     )
     results = list(compared(evaluator, args.repeats))

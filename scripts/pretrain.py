@@ -45,7 +45,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from e3va_cli.config.composition import checked, load_config
 from e3va_cli.config.run_config import TrainConfig
-from e3va_cli.data.sampling import mix
+from e3va_cli.data.sampling import derive_seed
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.models.backbones import BackboneOptions, ResidualBackbone, build_backbone
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
@@ -95,7 +95,7 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         per_epoch = len(self.data.labels) // self.batch_size
         epoch, first = divmod(self.start, per_epoch)
         while True:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
             order = torch.randperm(len(self.data.labels), generator=generator).to(self.data.labels.device)
             for step in range(first, per_epoch):
                 chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -172,7 +172,7 @@ class Pretraining(L.LightningModule):
         factor = warm if warm < 1 else 0.5 * (1 + math.cos(math.pi * progress))
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.options.lr * math.sqrt(self.options.batch_size / REFERENCE_BATCH) * factor
-        seed = mix(self.options.seed, 1, self.global_step)
+        seed = derive_seed(self.options.seed, 1, self.global_step)
         torch.manual_seed(seed)
         sizes = self.options.sizes
         self.side = random.Random(seed).choice(sizes[: 1 + min(len(sizes) - 1, int(progress * len(sizes)))])

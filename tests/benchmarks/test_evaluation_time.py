@@ -23,7 +23,7 @@ def collected(*arguments: str) -> Any:
 
 def test_detections_follow_the_seed() -> None:
     def boxes(seed: int) -> list[Any]:
-        return [f["bbox"] for found in collected("--seed", str(seed)).found.values() for f in found]
+        return [f["bbox"] for found in collected("--seed", str(seed)).predictions.values() for f in found]
 
     assert boxes(0) == boxes(0) != boxes(1)
 
@@ -49,7 +49,7 @@ def test_repeated_images_have_new_ids() -> None:
         assert len({entry["id"] for entry in twice[key]}) == 2 * len(once[key])
     known = {image["id"] for image in twice["images"]}
     assert {a["image_id"] for a in twice["annotations"]} <= known
-    assert len(collected().found) == 5 and set(collected().found) <= known
+    assert len(collected().predictions) == 5 and set(collected().predictions) <= known
 
 
 def test_largest_difference() -> None:

@@ -96,7 +96,7 @@ def test_a_process_that_the_system_ends_for_memory(tmp_path):
 
 def test_a_batch_that_cannot_be_handed_over(tmp_path, capfd):
     assert "data.num_workers" in line(Images(Unsendable), tmp_path)
-    assert "cannot leave its loader process: [Errno 24] Too many open files" in capfd.readouterr().err
+    assert "worker cannot send a batch: [Errno 24] Too many open files" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.ENOSYS])

@@ -55,7 +55,7 @@ def flat(image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (75, 75)])
-def test_the_label_map_follows_the_image(size: tuple[int, int]) -> None:
+def test_the_mask_follows_the_image(size: tuple[int, int]) -> None:
     train = transforms(short_side=60, max_size=240).train_transforms()
     sizes = set()
     for _ in range(40):
@@ -193,7 +193,7 @@ def test_channels_are_not_permuted_and_hue_turns_by_a_tenth_at_most() -> None:
     assert -0.1 <= min(drawn) < -0.09 and 0.09 < max(drawn) <= 0.1
 
 
-def test_colours_are_left_alone_unless_wanted() -> None:
+def test_photometric_distortion_is_optional() -> None:
     labels = blocks(40, 40, 5)
     keys = {"short_side": 40, "scales": [1.0, 1.0], "flip": 0.0}
     image, _ = sample(labels)
@@ -226,7 +226,7 @@ def test_the_input_is_left_alone() -> None:
 
 
 def test_small_images_are_padded_by_the_batch() -> None:
-    """The batch knows what is padding, so that the model can make it the mean colour."""
+    """The batch knows what is padding, so that the model can make it the mean color."""
     train = transforms(crop_size=64, scales=[0.5, 0.5]).train_transforms()
     small, large = train(*sample(torch.ones(40, 60))), transforms(crop_size=64, scales=[2, 2]).train_transforms()
     batch = collate([small, large(*sample(torch.ones(40, 60)))])

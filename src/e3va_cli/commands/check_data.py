@@ -18,7 +18,7 @@ from e3va_cli.data.dataset import check_same_classes
 from e3va_cli.data.formats.base import check_class_count
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.heads import HEADS
 from e3va_cli.utils.terminal import Bars
 from e3va_cli.utils.text import count_of
@@ -51,7 +51,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
             continue
         opened.append(dataset)
         left_out += print_left_out(dataset, split)
-        print_warnings([limit_note(dataset, config.head)])
+        print_warnings([detection_limit_warning(dataset, config.head)])
         picture = folder / f"{split}.png"
         if draw_annotations(dataset, config.pictures, picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")

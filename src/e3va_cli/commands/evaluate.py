@@ -13,7 +13,7 @@ from e3va_cli.commands.run_summary import hide_lightning_hints, print_results, p
 from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Results
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, by_image_size, read_candidates
 from e3va_cli.inference.shared_passes import Adapter, group_by_input
 from e3va_cli.runs.folder import METRICS, PICTURES
@@ -50,7 +50,7 @@ def measure(candidates: list[EvalSpec], folder: Path) -> Results:
             results |= evaluation.results
             places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
             files |= {one.name: leave(evaluation, one, places[one.name]) for one in evaluation.adapters}
-            limits += [limit_note(evaluation.run.val, one.config.head) for one in evaluation.adapters]
+            limits += [detection_limit_warning(evaluation.run.val, one.config.head) for one in evaluation.adapters]
     if trainer.is_global_zero:
         report(results, files, folder, limits)
     return results
@@ -61,9 +61,9 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     make_subfolder(folder)
     evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
-    files = {METRICS: "all of these results", **evaluator.leave(folder)}
+    files = {METRICS: "all of these results", **evaluator.save(folder)}
     model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
-    if draw_predictions(model, val, evaluator.images, adapter.config.pictures, folder / PICTURES):
+    if draw_predictions(model, val, evaluator.num_images, adapter.config.pictures, folder / PICTURES):
         files[PICTURES] = "validation images with what was found"
     return files
 

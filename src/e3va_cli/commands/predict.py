@@ -12,7 +12,7 @@ import torch
 from e3va_cli.commands.console import as_list, console, print_passes
 from e3va_cli.commands.error_handling import friendly_errors, of_prediction
 from e3va_cli.config.run_config import PredictConfig
-from e3va_cli.data.images.formats import describe_unread
+from e3va_cli.data.images.formats import describe_unsupported
 from e3va_cli.data.images.reading import RawImage, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.inference.image_inputs import find_images
@@ -31,7 +31,7 @@ def run(config: PredictConfig) -> None:
     """Find and draw; exit code 1 if a file could not be read."""
     require_usable(config)
     files = find_images(as_list(config.input))
-    if unread := describe_unread(file.name for file in files):
+    if unread := describe_unsupported(file.name for file in files):
         print(f"e3va: note: input: {unread}", file=sys.stderr)
     with friendly_errors(Path(config.output or RUNS), of_prediction):
         skipped = predict(config, files)

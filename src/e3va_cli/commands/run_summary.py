@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from e3va_cli.commands.console import console, print_table
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions
@@ -48,7 +48,7 @@ def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | No
     """What is about to be trained, on what, and where it will lie."""
     counts = parameter_counts(run.model)
     assert run.train is not None
-    empty = run.train.left_out_images
+    empty = run.train.num_filtered_images
     left_out = f" ({empty:,} without objects left out)" if empty else ""
     assert run.course is not None
     course, schedule = run.course, config.schedule
@@ -84,7 +84,7 @@ def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | No
     if run.train.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
-    print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config.head)])
+    print_warnings([*run.train.notes, *run.val.notes, detection_limit_warning(run.val, config.head)])
 
 
 def memory_shown(trainer: L.Trainer) -> str:

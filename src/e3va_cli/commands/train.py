@@ -24,7 +24,7 @@ from e3va_cli.commands.run_summary import (
 )
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.evaluation import Results
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.optim.train_schedule import is_complete, longer
 from e3va_cli.runs.folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_rank_zero, locate, write_notes
 from e3va_cli.runs.lock import hold
@@ -79,9 +79,9 @@ def finish(config: TrainConfig, run: Run, folder: Path) -> None:
         console.print(f"Not evaluated: {reason}.")
     else:
         print_results(run.task.results)
-        print_warnings([limit_note(run.val, config.head)])
+        print_warnings([detection_limit_warning(run.val, config.head)])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
-        draw_predictions(model, run.val, run.task.evaluator.images, config.pictures, folder / PICTURES)
+        draw_predictions(model, run.val, run.task.evaluator.num_images, config.pictures, folder / PICTURES)
     print_next(folder, config, further_options(config, run))
 
 

@@ -68,9 +68,9 @@ class MultiEvaluator:
         self.first, self.monitor = first, f"{name}/{first.monitor}"
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         """Images that were given since the last reset; all evaluators get the same."""
-        return self.first.images
+        return self.first.num_images
 
     def reset(self) -> None:
         """Forget everything."""
@@ -82,33 +82,33 @@ class MultiEvaluator:
         for name, evaluator in self.evaluators.items():
             evaluator.update(found[name], target)
 
-    def share(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What was collected."""
-        return {name: evaluator.share() for name, evaluator in self.evaluators.items()}
+        return {name: evaluator.state() for name, evaluator in self.evaluators.items()}
 
-    def gather(self, shares: Sequence[dict[str, Any]]) -> None:
+    def merge(self, states: Sequence[dict[str, Any]]) -> None:
         """Take the shares of all processes."""
         for name, evaluator in self.evaluators.items():
-            evaluator.gather([share[name] for share in shares])
+            evaluator.merge([state[name] for state in states])
 
     def compute(self) -> Results:
         """All results."""
         return {name: evaluator.compute() for name, evaluator in self.evaluators.items()}
 
-    def scores(self, results: Results) -> dict[str, float]:
+    def log_dict(self, results: Results) -> dict[str, float]:
         """Those that are worth a curve."""
         return {
             f"{name}/{score}": value
             for name, evaluator in self.evaluators.items()
-            for score, value in evaluator.scores(results[name]).items()
+            for score, value in evaluator.log_dict(results[name]).items()
         }
 
-    def leave(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path) -> dict[str, str]:
         """The files of each evaluator, in a folder of its name."""
         return {
             f"{name}/{file}": what
             for name, evaluator in self.evaluators.items()
-            for file, what in evaluator.leave(folder / name).items()
+            for file, what in evaluator.save(folder / name).items()
         }
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING
+from e3va_cli.data.images.reading import DEFAULT_SCALING
 from e3va_cli.inference.images import ImageLike, as_image
 from e3va_cli.models.heads import Detections, Segmentation
-from e3va_cli.visualization.drawing import draw_sample, to_pil
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.drawing import draw_detections, to_pil
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 PICTURE_SIDE = 1600  # pixels of a drawn picture's longer side at most: masks are drawn all at once, as floats
 
@@ -68,7 +68,7 @@ class ImagePrediction:
     classes: tuple[str, ...] = field(repr=False)
     detections: tuple[Detection, ...] = ()
     labels: np.ndarray | None = field(default=None, repr=False)
-    scaling: IntensityScaling = field(default=USUAL_SCALING, repr=False)
+    scaling: IntensityScaling = field(default=DEFAULT_SCALING, repr=False)
 
     @property
     def shares(self) -> dict[int, float]:
@@ -86,7 +86,7 @@ class ImagePrediction:
         if scale < 1:
             pixels = interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
         if self.labels is not None:
-            drawn = draw_segments(pixels, _nearest(self.labels, size), self.classes)
+            drawn = draw_segmentation(pixels, _nearest(self.labels, size), self.classes)
         else:
             drawn = self._draw_objects(pixels, size)
         return to_pil(drawn)
@@ -95,7 +95,7 @@ class ImagePrediction:
         height, width = size[0] / self.height, size[1] / self.width
         boxes = torch.tensor([found.box for found in self.detections]).reshape(-1, 4)
         masks = [_nearest(found.mask, size) for found in self.detections if found.mask is not None]
-        return draw_sample(
+        return draw_detections(
             pixels,
             boxes * boxes.new_tensor([width, height, width, height]),
             torch.tensor([found.label for found in self.detections]),
@@ -113,7 +113,7 @@ def prediction_of(
     classes: Sequence[str],
     category_ids: Sequence[int],
     score: float,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
 ) -> ImagePrediction:
     """What a head found, brought to the image's own pixels.
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from e3va_cli.data.collate import Batch
-from e3va_cli.data.sampling import mix
+from e3va_cli.data.sampling import derive_seed
 from e3va_cli.evaluation import Evaluator
 from e3va_cli.models.model import DenseModel
 from e3va_cli.optim.lr_schedules import Factor
@@ -81,7 +81,7 @@ class DenseLightningModule(L.LightningModule):
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.seen.clear()
         self.seen.append(BatchRecord.of(batch))
-        torch.manual_seed(mix(self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(derive_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """The sum of the head's losses; None where memory does not suffice and the step is to be left out."""
@@ -174,10 +174,10 @@ class DenseLightningModule(L.LightningModule):
         """Measure the predictions of all processes on the first one, which alone holds them; all get the result."""
         results: list[Any] = [None]
         if dist.is_available() and dist.is_initialized():
-            shares: list[Any] | None = [None] * dist.get_world_size() if self.trainer.is_global_zero else None
-            dist.gather_object(self.evaluator.share(), shares)
-            if shares is not None:
-                self.evaluator.gather(shares)
+            states: list[Any] | None = [None] * dist.get_world_size() if self.trainer.is_global_zero else None
+            dist.gather_object(self.evaluator.state(), states)
+            if states is not None:
+                self.evaluator.merge(states)
                 results = [self.evaluator.compute()]
             dist.broadcast_object_list(results)
         else:
@@ -185,7 +185,7 @@ class DenseLightningModule(L.LightningModule):
         self.results = results[0]
         assert self.results is not None
         self.evaluated_step = self.global_step
-        for name, value in self.evaluator.scores(self.results).items():
+        for name, value in self.evaluator.log_dict(self.results).items():
             self.log(f"val/{name}", value, prog_bar=name == self.evaluator.monitor, rank_zero_only=False)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
