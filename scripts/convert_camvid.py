@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.errors import UserError, print_errors
 
 CLASSES = [
     *("sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
@@ -65,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         convert(given.source, given.target)
     except (UserError, OSError) as error:
-        print_mistakes(UserError(str(error)), "convert_camvid.py")
+        print_errors(UserError(str(error)), "convert_camvid.py")
         return 2
     print(f"CamVid is in {given.target}: dataset=ade20k dataset.root={given.target} dataset.num_classes={len(CLASSES)}")
     return 0

@@ -26,8 +26,8 @@ from urllib.request import Request, urlopen
 
 from archives import BROKEN_ARCHIVE, GIB, extract, progress_bar, require_space, size_of
 
-from e3va_cli.config.overrides import as_value
-from e3va_cli.errors import UserError, first_line, print_mistakes
+from e3va_cli.errors import UserError, first_line, print_errors
+from e3va_cli.utils.command_line import to_override_value
 
 
 @dataclass(frozen=True)
@@ -296,7 +296,7 @@ def install(data_set: DataSet, base: Path, keep_archives: bool) -> None:
 
 def next_commands(name: str, root: Path) -> str:
     """What to type next; a path with unusual characters is quoted for Hydra and for the shell."""
-    word = shlex.quote(f"dataset.root={as_value(str(root))}")
+    word = shlex.quote(f"dataset.root={to_override_value(str(root))}")
     return (
         f"  e3va check-data dataset={name} {word}\n"
         f"  e3va train dataset={name} {word} backbone=swin_t backbone.pretrained=true"
@@ -332,10 +332,10 @@ def main(words: Sequence[str] | None = None, data_sets: Mapping[str, DataSet] = 
         print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
         return 130
     except UserError as error:
-        print_mistakes(UserError(first_line(error)), "download.py")
+        print_errors(UserError(first_line(error)), "download.py")
         return 2
     except OSError as error:
-        print_mistakes(UserError(f"{base}: {first_line(error)}; mend this, then run again"), "download.py")
+        print_errors(UserError(f"{base}: {first_line(error)}; mend this, then run again"), "download.py")
         return 2
     print(f"{data_sets[name].title} is in {base}. Next:\n{next_commands(name, base / data_sets[name].root)}")
     return 0

@@ -33,7 +33,7 @@ from rich.table import Table
 
 import e3va_cli.commands.train  # noqa: F401 (all that a run needs is loaded once, so that a trial takes seconds)
 from e3va_cli.cli import main as e3va
-from e3va_cli.runs.folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY
+from e3va_cli.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, METRICS_HISTORY
 
 FORK = multiprocessing.get_context("fork")
 INTERVAL = 3
@@ -86,7 +86,7 @@ class Run:
     """A run of `e3va train` in a process of its own."""
 
     def __init__(self, folder: Path, *words: str) -> None:
-        self.folder, self.last = folder, folder / CHECKPOINTS / LAST
+        self.folder, self.last = folder, folder / CHECKPOINTS / LAST_CHECKPOINT
         self.log = folder.with_suffix(".log")
         self.process = FORK.Process(target=_train, args=([*words, f"hydra.run.dir={folder}"], self.log))
         self.process.start()
@@ -218,7 +218,7 @@ def compare(folder: Path, reference: Path) -> None:
     Raises:
         BrokenPromiseError: they differ.
     """
-    ours, theirs = (read(path / CHECKPOINTS / LAST) for path in (folder, reference))
+    ours, theirs = (read(path / CHECKPOINTS / LAST_CHECKPOINT) for path in (folder, reference))
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         try:
             torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)

@@ -47,10 +47,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from e3va_cli.config.composition import checked, load_config
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.data.sampling import mix
-from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.errors import UserError, print_errors
 from e3va_cli.models.backbones import BackboneOptions, ResidualBackbone, build_backbone
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
-from e3va_cli.utils.environment import versions
+from e3va_cli.utils.environment import package_versions
 
 LAST = "last.ckpt"
 REFERENCE_BATCH = 1024  # --lr is for this many images a step; for others it grows with their root
@@ -341,7 +341,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Load, train, evaluate, write."""
-    print(*(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True)
+    print(*(f"{name} {version}" for name, version in package_versions().items()), sep=", ", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     last = options.output / LAST
     if last.exists():
@@ -386,7 +386,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         run(parsed(words))
     except UserError as error:
-        print_mistakes(error, "pretrain.py")
+        print_errors(error, "pretrain.py")
         return 2
     return 0
 

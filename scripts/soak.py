@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e3va_cli.config.overrides import as_value
+from e3va_cli.utils.command_line import to_override_value
 
 WARMUP_PARTS = 2
 BOUND_MIB = 4.0  # per 1,000 steps
@@ -140,7 +140,7 @@ def table(samples: Sequence[Sample], every: int) -> str:
 def command(steps: int, every: int, words: Sequence[str], folder: Path) -> list[str]:
     """`e3va train` with an evaluation after every `every` steps."""
     length = [f"dataset.train_images={BATCH * every}", f"trainer.max_epochs={steps // every}"]
-    place = f"hydra.run.dir={as_value(str(folder))}"
+    place = f"hydra.run.dir={to_override_value(str(folder))}"
     return [sys.executable, "-m", "e3va_cli", "train", *SMALLEST, *length, *words, place]
 
 

@@ -20,7 +20,7 @@ class UserError(ValueError):
         self.messages = list(messages)
 
 
-def print_mistakes(error: UserError, program: str = "e3va") -> None:
+def print_errors(error: UserError, program: str = "e3va") -> None:
     """Tell the user, a line for each message."""
     for message in error.messages:
         print(f"{program}: error: {message}", file=sys.stderr)

@@ -122,9 +122,9 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
+        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.lightning_module)),
     ):
-        run.trainer.fit(run.task, run.data)
+        run.trainer.fit(run.lightning_module, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
     assert asked == ([] if method == "predict" else [device])
 

@@ -23,7 +23,7 @@ from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
 from e3va_cli.export.description import describe, measured
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.model import build_model
-from e3va_cli.training.checkpoints import trained_state
+from e3va_cli.training.checkpoints import trainable_state_dict
 from tests.export.crafted_runs import SEGMENTER, SMALL, craft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -187,7 +187,7 @@ def test_the_configuration_says_it_all(exported, run):
 
 def test_the_adapter_of_swin_b_is_the_papers(config, tmp_path):
     options = config("backbone=swin_b", "head=mask_rcnn_nano")
-    state = trained_state(build_model(options, num_classes=5))
+    state = trainable_state_dict(build_model(options, num_classes=5))
     run = tmp_path / "run"
     trained = read_checkpoint_or_adapter(str(craft(run, *SMALL)), "checkpoint")
     write_adapter(tmp_path / "a", state, describe(trained, outlined(trained), run), "fp32")

@@ -50,8 +50,8 @@ def alone(run, config, folder):
     """Results and findings of a run by training's own evaluation."""
     reference = build_run(config, folder, evaluate_only=True)
     load_trained(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
-    reference.trainer.validate(reference.task, reference.data, verbose=False)
-    return reference.task.results, reference.task.evaluator.found
+    reference.trainer.validate(reference.lightning_module, reference.data, verbose=False)
+    return reference.lightning_module.results, reference.lightning_module.evaluator.found
 
 
 def test_results_are_those_of_each_by_itself(runs, tmp_path):
@@ -62,7 +62,7 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
         evaluation = build_evaluation(group, tmp_path / "together")
         backbone = evaluation.run.model.extractor.backbone
         with counted(backbone) as counts:
-            evaluation.run.trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)
+            evaluation.run.trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
         assert counts == {"stem": 3, "block": 3}, "once for each of three batches"
         for one in group:
             results, found = alone(runs / one.name, one.config, tmp_path / one.name)

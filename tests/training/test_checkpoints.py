@@ -10,12 +10,12 @@ from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from e3va_cli.training.checkpoints import (
-    ABOUT,
-    OF_TASK,
+    METADATA_KEY,
+    MODEL_PREFIX,
+    check_metadata,
+    check_optimizer_state,
+    check_state_dict,
     read_checkpoint,
-    require_fitting_optimizer,
-    require_same_weights,
-    verify,
 )
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last
@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
     config = load_config("train", [*SMALL, "trainer.max_steps=1", "trainer.limit_val_batches=0"])
     folder = tmp_path_factory.mktemp("run")
     run = build_run(config, folder)
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     return run, last(folder)
 
 
@@ -37,13 +37,13 @@ def content(saved):
 
 
 def weights(content):
-    return {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
+    return {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
 
 
 def test_its_own_run_takes_it(saved, content):
     run, path = saved
-    require_same_weights(weights(content), run.model, path)
-    require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
+    check_state_dict(weights(content), run.model, path)
+    check_optimizer_state(content, run.lightning_module.build_optimizer(run.model), path)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_weights_that_do_not_fit_are_refused(saved, content, change, says):
     state = weights(content)
     change(state, "extractor.adapters.0.0.down.A")
     with pytest.raises(UserError, match=rf"last.ckpt: {says}: extractor.adapters.0.0.down.A"):
-        require_same_weights(state, run.model, path)
+        check_state_dict(state, run.model, path)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_optimizer_that_does_not_fit_is_refused(saved, content, change, says)
     run, path = saved
     change(content["optimizer_states"][0])
     with pytest.raises(UserError, match=says):
-        require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
+        check_optimizer_state(content, run.lightning_module.build_optimizer(run.model), path)
 
 
 def test_the_command_refuses_it(short_run, tmp_path, e3va):
@@ -100,21 +100,21 @@ def test_the_command_refuses_it(short_run, tmp_path, e3va):
     ],
 )
 def test_options_may_change_where_weights_do_not_depend_on_them(saved, content, part, option, binds):
-    about = copy.deepcopy(content[ABOUT])
+    about = copy.deepcopy(content[METADATA_KEY])
     about[part][option] = "another"
     if not binds:
-        verify(content, saved[1], about)
+        check_metadata(content, saved[1], about)
         return
     with pytest.raises(UserError, match=f"another {part}; these differ: {option}"):
-        verify(content, saved[1], about)
+        check_metadata(content, saved[1], about)
 
 
 def test_the_same_word_can_bind_in_one_place_and_not_in_another(config):
-    from e3va_cli.training.checkpoints import binding
+    from e3va_cli.training.checkpoints import checkpoint_options
 
     head = to_dict(config("head=mask_rcnn_nano").head)
     changed = copy.deepcopy(head)
     changed["box"]["nms_iou"] = 0.9  # of predictions
-    assert binding("head", head) == binding("head", changed)
+    assert checkpoint_options("head", head) == checkpoint_options("head", changed)
     changed["rpn"]["nms_iou"] = 0.9  # of proposals, which training samples from
-    assert binding("head", head) != binding("head", changed)
+    assert checkpoint_options("head", head) != checkpoint_options("head", changed)

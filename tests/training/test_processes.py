@@ -229,8 +229,8 @@ def test_three_processes_and_shares_of_unequal_size_give_the_run_of_one(config, 
     three = Process(tmp_path / "three", *words, "trainer.devices=3", "trainer.strategy=ddp")
     assert three.end() == (0, [])
     one = build_run(config(*words, "trainer.accumulate_grad_batches=3"), tmp_path / "one")
-    start = {name: value.clone() for name, value in one.task.state_dict().items()}
-    one.trainer.fit(one.task, one.data)
+    start = {name: value.clone() for name, value in one.lightning_module.state_dict().items()}
+    one.trainer.fit(one.lightning_module, one.data)
     ours, theirs = (torch.load(last(tmp_path / name), weights_only=True) for name in ("three", "one"))
     assert ours["global_step"] == theirs["global_step"] == 3
     moved = sum((theirs["state_dict"][name] - start[name]).abs().sum() for name in start)

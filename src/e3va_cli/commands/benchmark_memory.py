@@ -33,9 +33,9 @@ from e3va_cli.memory.result import Result
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.paper.claims import Claim, Run, compare_with_paper
 from e3va_cli.paper.published import COCO, SETTINGS, VOC, published_setting
-from e3va_cli.utils.environment import device_name, versions
+from e3va_cli.utils.environment import device_name, package_versions
 from e3va_cli.utils.files import write_json
-from e3va_cli.utils.terminal import Bars
+from e3va_cli.utils.terminal import TerminalProgress
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -48,7 +48,7 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     setting = benchmark_spec(config)
     limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
     console.print(describe(config, setting))
-    with Bars(
+    with TerminalProgress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as bar:
         results = follow(bar, "Measuring" if setting.device else "Planning", configs, setting)
@@ -94,7 +94,9 @@ def of_method(words: list[str], method: str) -> BenchmarkMemoryConfig:
     return config
 
 
-def follow(bar: Bars, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: BenchmarkSpec) -> list[Result]:
+def follow(
+    bar: TerminalProgress, doing: str, configs: dict[str, BenchmarkMemoryConfig], setting: BenchmarkSpec
+) -> list[Result]:
     """All results, one method after another."""
     task = bar.add_task(doing, total=len(configs))
     results: list[Result] = []
@@ -106,7 +108,7 @@ def follow(bar: Bars, doing: str, configs: dict[str, BenchmarkMemoryConfig], set
     return results
 
 
-def published_runs(bar: Bars, config: BenchmarkMemoryConfig, setting: BenchmarkSpec) -> list[Run]:
+def published_runs(bar: TerminalProgress, config: BenchmarkMemoryConfig, setting: BenchmarkSpec) -> list[Run]:
     """If this is one of the two published settings: plans of the other, and of Swin-L for the 11 GB card."""
     chosen = published_setting(config.backbone.name)
     if chosen is None or setting.size.image_size != chosen.image_size:
@@ -125,7 +127,7 @@ def published_runs(bar: Bars, config: BenchmarkMemoryConfig, setting: BenchmarkS
 
 
 def batches_within(
-    bar: Bars, configs: dict[str, BenchmarkMemoryConfig], setting: BenchmarkSpec, limit_mib: float
+    bar: TerminalProgress, configs: dict[str, BenchmarkMemoryConfig], setting: BenchmarkSpec, limit_mib: float
 ) -> dict[str, int]:
     """The largest batch of each method within the budget."""
     task = bar.add_task("Largest batch", total=len(configs))
@@ -169,7 +171,7 @@ def settings_entry(config: BenchmarkMemoryConfig, setting: BenchmarkSpec) -> dic
         "planned_for": setting.semantics,
         "budget": config.budget,
         "reserve_mib": config.reserve_mib,
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.text import pluralize
 
 SAMPLE = 256  # files whose sizes are looked at
 PLAIN = 2  # marshal's version in which equal values are equal bytes
@@ -34,7 +34,7 @@ class Fingerprint:
     def changes(self, before: dict[str, Any]) -> Iterator[str]:
         """What differs from the fingerprint, as a dictionary, that the split had before."""
         if self.images != before.get("images"):
-            yield f"{count_of(self.images, 'image')}, {before.get('images'):,} before"
+            yield f"{pluralize(self.images, 'image')}, {before.get('images'):,} before"
         elif self.files != before.get("files"):
             yield "other image files than before, by their names or sizes"
         elif self.annotations != before.get("annotations"):

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from e3va_cli.evaluation.base import Results
 from e3va_cli.evaluation.coco_results import write_detections
-from e3va_cli.runs.folder import CURVES, DETECTIONS
+from e3va_cli.runs.folder import DETECTIONS, PRECISION_RECALL_PLOT
 from e3va_cli.visualization.precision_recall import Curves, draw_curves
 
 Found = TypeVar("Found")
@@ -41,5 +41,8 @@ class PredictionStore(Generic[Found]):
 def save_predictions(results: Iterable[Results], curves: dict[str, Curves], folder: Path) -> dict[str, str]:
     """Write findings in COCO's results format and the curves of each kind: what each file holds, by its name."""
     write_detections(results, folder / DETECTIONS)
-    draw_curves(curves, folder / CURVES)
-    return {DETECTIONS: "all findings, in COCO's results format", CURVES: "precision and recall at IoU 0.5"}
+    draw_curves(curves, folder / PRECISION_RECALL_PLOT)
+    return {
+        DETECTIONS: "all findings, in COCO's results format",
+        PRECISION_RECALL_PLOT: "precision and recall at IoU 0.5",
+    }

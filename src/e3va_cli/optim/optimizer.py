@@ -62,13 +62,13 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
     return AdamW(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), fused=fused or None)
 
 
-def fit_to_device(optimizer_state: dict[str, Any], device: torch.device) -> None:
+def set_fused(optimizer_state: dict[str, Any], device: torch.device) -> None:
     """Make the saved state of an optimizer, from whatever device, that of one built for `device`."""
     for group in optimizer_state["param_groups"]:
         group["fused"] = device.type in FUSED_ON or None
 
 
-def take_options(
+def update_options(
     optimizer_state: dict[str, Any], scheduler_state: dict[str, Any], fresh: Optimizer, factor: Callable[[int], float]
 ) -> None:
     """Put the options of a new optimizer and schedule into saved states, which PyTorch would put in their place.

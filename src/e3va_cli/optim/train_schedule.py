@@ -138,7 +138,7 @@ def is_complete(course: TrainSchedule, epochs: int, step: int, max_steps: int | 
     return epochs >= course.epochs or (max_steps is not None and step >= max_steps)
 
 
-def longer(schedule: ScheduleOptions, course: TrainSchedule, max_steps: int | None) -> dict[str, int | None]:
+def extended_length(schedule: ScheduleOptions, course: TrainSchedule, max_steps: int | None) -> dict[str, int | None]:
     """Return the options by which a run that has come to its end goes on, for as long again."""
     whole = course.epochs * course.steps_per_epoch
     options: dict[str, int | None] = {}

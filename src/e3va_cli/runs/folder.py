@@ -15,32 +15,32 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.utils.command_line import command_line
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import make_subfolder, atomic_write
-from e3va_cli.utils.text import shorten, is_name
+from e3va_cli.utils.command_line import format_command
+from e3va_cli.utils.files import atomic_write, make_subfolder
+from e3va_cli.utils.text import is_printable_name, shorten
 
 CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"
 METRICS = "metrics.json"
 RESOURCES = "resources.json"
-BAD_BATCHES = "bad_batches.json"
-PICTURES = "predictions.png"
+SKIPPED_STEPS = "bad_batches.json"
+PREDICTIONS_PLOT = "predictions.png"
 DETECTIONS = "detections.json"
-CURVES = "precision_recall.png"
-CONFUSION = "confusion.png"
+PRECISION_RECALL_PLOT = "precision_recall.png"
+CONFUSION_MATRIX_PLOT = "confusion.png"
 LOCK = ".lock"
-NOTES = ".hydra"  # Hydra's name for it
-OVERRIDES = f"{NOTES}/overrides.yaml"
+HYDRA_FOLDER = ".hydra"  # Hydra's name for it
+OVERRIDES = f"{HYDRA_FOLDER}/overrides.yaml"
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
-BEST = "best.ckpt"
+LAST_CHECKPOINT = "last.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
 ADAPTER_CONFIG = "adapter_config.json"  # these three make an exported adapter
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CARD = "README.md"
 
 
-def claim_folder(path: Path) -> Path:
+def make_unique_folder(path: Path) -> Path:
     """Make a folder that was not there before: `path`, or that with -2, -3, ... at its end; two runs never share one.
 
     Raises:
@@ -58,12 +58,12 @@ def claim_folder(path: Path) -> Path:
 
 
 @cache
-def new_folder(path: str) -> str:
+def make_run_folder(path: str) -> str:
     """The folder of this process's run: Hydra asks for it more than once.
 
     Of the processes that a cluster starts for one run, the first claims it.
     """
-    return str(claim_folder(Path(path))) if is_rank_zero() else path
+    return str(make_unique_folder(Path(path))) if is_rank_zero() else path
 
 
 def is_rank_zero() -> bool:
@@ -71,22 +71,22 @@ def is_rank_zero() -> bool:
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
-def require_unused(folder: Path, resumed: Path | None) -> None:
+def check_unused(folder: Path, resumed: Path | None) -> None:
     """Raises UserError if a run is to lie in a folder that holds another one than the one that it goes on with."""
     if any((folder / CHECKPOINTS).glob("*.ckpt")) and not (resumed and folder.samefile(resumed)):
         raise UserError(
             f"hydra.run.dir={folder}: holds a run already; go on with it by "
-            f"{command_line('train', {'resume': str(folder)})}, or give another folder"
+            f"{format_command('train', {'resume': str(folder)})}, or give another folder"
         )
 
 
-def remove_unused(folder: Path) -> None:
+def remove_empty_run(folder: Path) -> None:
     """Remove the folder of a run that was refused before it left anything but Hydra's notes and its lock."""
-    if {path.name for path in folder.iterdir()} <= {NOTES, LOCK}:
+    if {path.name for path in folder.iterdir()} <= {HYDRA_FOLDER, LOCK}:
         shutil.rmtree(folder)
 
 
-def write_notes(config: Any, folder: Path) -> None:
+def write_hydra_config(config: Any, folder: Path) -> None:
     """Write what Hydra would write of a command into its folder; without Hydra, the configuration alone.
 
     Hydra itself would write over the notes of a run that is resumed before it is known whether it can be, and leave
@@ -103,13 +103,13 @@ def write_notes(config: Any, folder: Path) -> None:
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         notes |= {"hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
-    make_subfolder(folder / NOTES)
+    make_subfolder(folder / HYDRA_FOLDER)
     for name, content in notes.items():
-        with atomic_write(folder / NOTES / f"{name}.yaml") as temporary:
+        with atomic_write(folder / HYDRA_FOLDER / f"{name}.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
 
-def adapter_folder(path: str) -> Path | None:
+def find_adapter_folder(path: str) -> Path | None:
     """The exported adapter that `path` means, by its folder or a file in it; None if it means something else."""
     given = Path(path)
     if given.is_file():
@@ -117,7 +117,7 @@ def adapter_folder(path: str) -> Path | None:
     return given if any((given / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)) else None
 
 
-def locate(path: str, option: str) -> tuple[Path, Path]:
+def find_checkpoint(path: str, option: str) -> tuple[Path, Path]:
     """The run folder and the checkpoint that `option=path` means: a run folder (its last one) or a file in it.
 
     With `resume=`, a run killed before its first checkpoint is one too; it starts from its beginning.
@@ -128,10 +128,10 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
     given = Path(path)
     whole = Path(os.path.abspath(given))  # noqa: PTH100 (resolve() would leave the run by a link in it)
     run = whole.parent.parent if given.is_file() else given
-    checkpoint = given if given.is_file() else given / CHECKPOINTS / LAST
+    checkpoint = given if given.is_file() else given / CHECKPOINTS / LAST_CHECKPOINT
     if not given.exists():
         raise UserError(f"{option}={path}: no such run folder or checkpoint")
-    if adapter_folder(path):
+    if find_adapter_folder(path):
         raise UserError(f"{option}={path}: an exported adapter; give the run that it was made of")
     if not (run / OVERRIDES).is_file():
         empty = "an empty folder, " if run.is_dir() and not any(run.iterdir()) else ""
@@ -139,11 +139,13 @@ def locate(path: str, option: str) -> tuple[Path, Path]:
             f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
         )
     if not checkpoint.is_file() and option != "resume":
-        raise UserError(f"{option}={path}: the run has no {CHECKPOINTS}/{LAST}: it stopped before its first one")
+        raise UserError(
+            f"{option}={path}: the run has no {CHECKPOINTS}/{LAST_CHECKPOINT}: it stopped before its first one"
+        )
     return run, checkpoint
 
 
-def config_of(run: Path) -> dict[str, Any] | None:
+def read_run_config(run: Path) -> dict[str, Any] | None:
     """The plain configuration of a run; None for one that was killed before it was written."""
     path = run / CONFIG
     return cast("dict[str, Any]", _read_yaml(path, dict)) if path.is_file() else None
@@ -151,16 +153,16 @@ def config_of(run: Path) -> dict[str, Any] | None:
 
 def write_overrides(run: Path, words: list[str]) -> None:
     """Keep the overrides that a run was started with, where Hydra does."""
-    make_subfolder(run / NOTES)
+    make_subfolder(run / HYDRA_FOLDER)
     with atomic_write(run / OVERRIDES) as temporary:
         temporary.write_text(yaml.safe_dump(words, allow_unicode=True), encoding="utf-8")
 
 
-def overrides_of(run: Path) -> list[str]:
+def read_overrides(run: Path) -> list[str]:
     """The command-line overrides that a run was started with, nothing of them looked up."""
     path = run / OVERRIDES
     words = _read_yaml(path, list)
-    if wrong := [word for word in words if not is_name(word)]:
+    if wrong := [word for word in words if not is_printable_name(word)]:
         raise UserError(f"{path}: {shorten(wrong[0])} is no option")
     return cast("list[str]", words)
 

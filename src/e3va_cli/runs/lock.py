@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from e3va_cli.errors import UserError
-from e3va_cli.utils.files import UnwritableError
 from e3va_cli.runs.folder import LOCK
+from e3va_cli.utils.files import UnwritableError
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system or its server has none
@@ -19,7 +19,7 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a fil
 _held: dict[tuple[int, int], int] = {}  # device and inode of each lock file of this process, and its descriptor
 
 
-def hold(folder: Path) -> None:
+def lock_folder(folder: Path) -> None:
     """Make this process the only one that writes to a run folder, until it ends; again for the same folder is nothing.
 
     The lock is `fcntl`'s of a record, not `flock`'s: loader processes do not inherit it, so that a killed run can be

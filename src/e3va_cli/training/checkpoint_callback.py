@@ -10,7 +10,7 @@ import lightning as L  # noqa: N812 (Lightning's own alias)
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from e3va_cli.runs.folder import BEST, LAST
+from e3va_cli.runs.folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.training.history import histories
 from e3va_cli.training.steps import is_optimizer_step
@@ -40,6 +40,11 @@ class CheckpointCallback(Checkpoint):
         self.best = -math.inf
         self.every_epochs = 1
 
+    @property
+    def state_key(self) -> str:
+        """The callback's key in a checkpoint, which is older than the class's name."""
+        return "Checkpoints"
+
     def state_dict(self) -> dict[str, Any]:
         """The best result so far."""
         return {"best": self.best}
@@ -52,7 +57,7 @@ class CheckpointCallback(Checkpoint):
         """Keep the state in place of the one before, once the history up to it is on disk."""
         for history in histories(trainer):
             history.flush()
-        trainer.save_checkpoint(self.folder / LAST)
+        trainer.save_checkpoint(self.folder / LAST_CHECKPOINT)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on there is a state to go on from."""
@@ -87,7 +92,7 @@ class CheckpointCallback(Checkpoint):
         if trainer.sanity_checking or value is None or not value > self.best:
             return
         self.best = float(value)
-        trainer.save_checkpoint(self.folder / BEST)
+        trainer.save_checkpoint(self.folder / BEST_CHECKPOINT)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the state of an epoch's end; one that `trainer.max_steps` cut short has kept its own."""

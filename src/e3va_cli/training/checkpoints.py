@@ -23,12 +23,12 @@ from e3va_cli.utils.files import atomic_write, make_subfolder
 from e3va_cli.utils.text import truncate_list
 
 CLASSES_SHOWN = 4
-OF_TASK = "model."  # what Lightning puts before the names of the model's tensors
-ABOUT = "e3va"  # the checkpoint's key for what it belongs to
-DATA = "data"  # and for the fingerprints of what it was trained and evaluated on
+MODEL_PREFIX = "model."  # what Lightning puts before the names of the model's tensors
+METADATA_KEY = "e3va"  # the checkpoint's key for what it belongs to
+FINGERPRINTS_KEY = "data"  # and for the fingerprints of what it was trained and evaluated on
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
+def trainable_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Every trainable parameter, and the buffers of modules that hold one."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     owners = {name.rpartition(".")[0] for name in trainable}
@@ -67,67 +67,70 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = load_plain(path)
     except UserError as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ABOUT), dict):
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(METADATA_KEY), dict):
         raise UserError(f"{path}: not a checkpoint of e3va train")
     if not is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("global_step"), int):
         raise UserError(f"{path}: not a checkpoint of e3va train: no plain weights, or no number of steps")
     return checkpoint
 
 
-def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> None:
+def check_metadata(checkpoint: dict[str, Any], path: Path, metadata: dict[str, Any]) -> None:
     """Check that a checkpoint belongs to this backbone, method, head and classes.
 
     Raises:
         UserError: one line for each thing that differs.
     """
-    saved = checkpoint[ABOUT]
-    mistakes = []
-    theirs, ours = saved["backbone"], about["backbone"]
+    saved = checkpoint[METADATA_KEY]
+    errors = []
+    theirs, ours = saved["backbone"], metadata["backbone"]
     if theirs["timm_name"] != ours["timm_name"]:
-        mistakes.append(
+        errors.append(
             f"{path}: trained on the backbone {theirs['name']}, not on {ours['name']}; use backbone={theirs['name']}"
         )
     elif theirs["fingerprint"] != ours["fingerprint"]:
-        mistakes.append(
+        errors.append(
             f"{path}: trained on other weights of {ours['name']} "
             f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
             "give the same backbone.weights or backbone.pretrained as the run had"
         )
-    theirs, ours = (binding("backbone", with_older_options(one["config"])["backbone"]) for one in (saved, about))
-    mistakes += [
+    theirs, ours = (
+        checkpoint_options("backbone", with_older_options(one["config"])["backbone"]) for one in (saved, metadata)
+    )
+    errors += [
         f"{path}: trained with backbone.{key}={str(value).lower()}; give it"
         for key, value in theirs.items()
         if key in ours and ours[key] != value
     ]
     for part in ("adapter", "head"):
-        theirs, ours = binding(part, saved[part]), binding(part, about[part])
+        theirs, ours = checkpoint_options(part, saved[part]), checkpoint_options(part, metadata[part])
         if theirs != ours:
             keys = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-            mistakes.append(f"{path}: trained with another {part}; these differ: {', '.join(keys)}")
+            errors.append(f"{path}: trained with another {part}; these differ: {', '.join(keys)}")
     for part in ("classes", "category_ids"):
-        if saved[part] != about[part]:
-            mistakes.append(
+        if saved[part] != metadata[part]:
+            theirs, ours = (truncate_list(one[part], CLASSES_SHOWN) for one in (saved, metadata))
+            errors.append(
                 f"{path}: trained on other {part.replace('_', ' ')} than this data set has "
-                f"({truncate_list(saved[part], CLASSES_SHOWN)} there, {truncate_list(about[part], CLASSES_SHOWN)} here)"
+                f"({theirs} there, {ours} here)"
             )
             break
-    if mistakes:
-        raise UserError(*mistakes)
+    if errors:
+        raise UserError(*errors)
 
 
-def binding(part: str, options: dict[str, Any]) -> dict[str, Any]:
+def checkpoint_options(part: str, options: dict[str, Any]) -> dict[str, Any]:
     """Those options of an `adapter` or a `head` that trained weights depend on; the others may change."""
     kind = kind_of(part, options)
     return options if kind is None else binding_options(kind, options)
 
 
-def require_same_weights(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
+def check_state_dict(state: dict[str, Tensor], model: nn.Module, path: Path) -> None:
     """Check that weights are exactly those that are trained in `model`, which may be an outline.
 
     Raises:
         UserError: some are missing, unknown, or of another size or type.
     """
-    expected = trained_state(model)
+    expected = trainable_state_dict(model)
     other = {name for name in expected.keys() & state.keys() if _kind(expected[name]) != _kind(state[name])}
     for what, names in (
         ("has unknown weights", state.keys() - expected.keys()),
@@ -139,7 +142,7 @@ def require_same_weights(state: dict[str, Tensor], model: nn.Module, path: Path)
             raise UserError(f"{path}: {what}: {listed}; the file and its configuration do not agree")
 
 
-def require_fitting_optimizer(checkpoint: dict[str, Any], optimizer: Optimizer, path: Path) -> None:
+def check_optimizer_state(checkpoint: dict[str, Any], optimizer: Optimizer, path: Path) -> None:
     """Check that the state of the optimizer in a checkpoint is one of `optimizer`'s parameters.
 
     Raises:
@@ -175,7 +178,7 @@ def _kind(value: Tensor) -> tuple[torch.Size, bool]:
     return value.shape, value.is_floating_point()
 
 
-def about_model(
+def build_metadata(
     identity: BackboneFingerprint, config: RunConfig, classes: list[str], category_ids: list[int]
 ) -> dict[str, Any]:
     """What a checkpoint needs to be used, plain: its backbone, method, head and classes."""

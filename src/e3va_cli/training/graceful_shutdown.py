@@ -19,8 +19,8 @@ import torch
 
 from e3va_cli.training.process_watchdog import end_children, is_child
 from e3va_cli.training.steps import is_optimizer_step
-from e3va_cli.utils.command_line import command_line
-from e3va_cli.utils.output import discard
+from e3va_cli.utils.command_line import format_command
+from e3va_cli.utils.output import redirect_to_devnull
 
 NOTICE = b"\nStopping after this step; press Ctrl-C once more to stop at once.\n"
 
@@ -79,7 +79,7 @@ class GracefulShutdown(L.Callback):
                 with suppress(OSError):
                     os.write(2, NOTICE)  # print() may be what was interrupted
         if number == signal.SIGHUP:
-            discard([stream for stream in self.terminals if not os.isatty(stream)])
+            redirect_to_devnull([stream for stream in self.terminals if not os.isatty(stream)])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,5 +127,5 @@ class GracefulShutdown(L.Callback):
         """One line on what has stopped the run, where, and how it goes on."""
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         where = f" after step {trainer.global_step:,}" if self.folder else ""
-        how = f"; go on with: {command_line('train', {'resume': str(self.folder)})}" if self.folder else ""
+        how = f"; go on with: {format_command('train', {'resume': str(self.folder)})}" if self.folder else ""
         print(f"e3va: stopped by {name}{where}{how}", file=sys.stderr, flush=True)

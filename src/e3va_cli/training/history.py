@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from e3va_cli.training.steps import is_optimizer_step
-from e3va_cli.utils.files import appending, atomic_write
+from e3va_cli.utils.files import atomic_append, atomic_write
 
 FIRST = ("epoch", "step")
 
@@ -107,7 +107,7 @@ class MetricsHistory(Logger):
                 writer.writerows(self.rows[:end])
             self.outdated = False
         elif unwritten:
-            with appending(self.path) as file:
+            with atomic_append(self.path) as file:
                 csv.DictWriter(file, self.columns).writerows(unwritten)
         self.written = end
 

@@ -20,9 +20,9 @@ from e3va_cli.data.sampling import mix
 from e3va_cli.evaluation import Evaluator
 from e3va_cli.models.model import DenseModel
 from e3va_cli.optim.lr_schedules import Factor
-from e3va_cli.optim.optimizer import fit_to_device, take_options
+from e3va_cli.optim.optimizer import set_fused, update_options
 from e3va_cli.training.checkpoint_callback import CheckpointCallback
-from e3va_cli.training.checkpoints import ABOUT, DATA, trained_state
+from e3va_cli.training.checkpoints import FINGERPRINTS_KEY, METADATA_KEY, trainable_state_dict
 from e3va_cli.training.nonfinite_guard import NonFiniteGuard
 from e3va_cli.training.steps import BatchRecord
 
@@ -35,7 +35,7 @@ class DenseLightningModule(L.LightningModule):
         evaluator: measures findings against the validation split's ground truth.
         optimizer: builds the optimizer of a model.
         schedule: the learning rate's factor at each step.
-        about: what the checkpoints belong to.
+        metadata: what the checkpoints belong to.
         seed: of what is random inside a step, such as the sampling of proposals.
         guard: decides whether a step may change the weights.
         data: the fingerprint of each split, for the checkpoints.
@@ -50,7 +50,7 @@ class DenseLightningModule(L.LightningModule):
         *,
         optimizer: Callable[[DenseModel], Optimizer],
         schedule: Factor | None,
-        about: dict[str, Any],
+        metadata: dict[str, Any],
         seed: int,
         guard: NonFiniteGuard,
         data: dict[str, dict[str, Any]] | None = None,
@@ -59,7 +59,7 @@ class DenseLightningModule(L.LightningModule):
         self.model = model
         self.evaluator = evaluator
         self.build_optimizer, self.schedule = optimizer, schedule
-        self.about, self.seed = about, seed
+        self.metadata, self.seed = metadata, seed
         self.guard = guard
         self.data = data or {}
         self.seen: list[BatchRecord] = []  # the batches of the current step
@@ -150,8 +150,8 @@ class DenseLightningModule(L.LightningModule):
         fresh = self.build_optimizer(self.model)
         states = zip(checkpoint.get("optimizer_states", []), checkpoint.get("lr_schedulers", []), strict=False)
         for state, scheduler in states:
-            fit_to_device(state, self.trainer.strategy.root_device)
-            take_options(state, scheduler, fresh, self.schedule)
+            set_fused(state, self.trainer.strategy.root_device)
+            update_options(state, scheduler, fresh, self.schedule)
 
     def on_validation_batch_start(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Remember what is at hand."""
@@ -190,10 +190,10 @@ class DenseLightningModule(L.LightningModule):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """What was trained, nothing else."""
-        return {f"model.{name}": value for name, value in trained_state(self.model).items()}
+        return {f"model.{name}": value for name, value in trainable_state_dict(self.model).items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note what the checkpoint belongs to, once it is known that the run goes on."""
         self.guard.settle(self.trainer)
-        checkpoint[ABOUT] = self.about
-        checkpoint[DATA] = self.data
+        checkpoint[METADATA_KEY] = self.metadata
+        checkpoint[FINGERPRINTS_KEY] = self.data

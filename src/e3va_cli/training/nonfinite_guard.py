@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from e3va_cli.errors import UserError
 from e3va_cli.training.process_watchdog import raise_on_all_ranks
 from e3va_cli.training.steps import BatchRecord
-from e3va_cli.utils.environment import Moment, is_out_of_memory
+from e3va_cli.utils.environment import DeviceEvent, is_out_of_memory
 from e3va_cli.utils.files import write_json
 from e3va_cli.utils.text import truncate_list
 
@@ -30,7 +30,7 @@ LAG = 2  # steps after which a GPU has long come to what is read of a step
 
 
 @dataclass(frozen=True)
-class CheckedStep:
+class PendingStep:
     """A step whose weights were left alone if it went wrong, which is not known here before it is read.
 
     Attributes:
@@ -47,7 +47,7 @@ class CheckedStep:
     batches: list[BatchRecord]
     gradient_norm: Tensor
     bad: Tensor
-    arrived: Moment
+    arrived: DeviceEvent
 
 
 class NonFiniteGuard:
@@ -65,7 +65,7 @@ class NonFiniteGuard:
     def __init__(self, path: Path, limit: int | None, *, skip_oom: bool) -> None:
         self.path, self.limit, self.skip_oom = path, limit, skip_oom
         self.in_a_row = 0
-        self.unread: deque[CheckedStep] = deque()
+        self.unread: deque[PendingStep] = deque()
 
     def skips(self, error: BaseException) -> bool:
         """Whether a step that ended with `error` is to be left out."""
@@ -103,8 +103,8 @@ class NonFiniteGuard:
         elif not fused and bad:
             optimizer.zero_grad()  # sets to None, which AdamW passes over
         on_host = bad.to("cpu", non_blocking=fused)
-        arrived = Moment(bad.device)
-        step = CheckedStep(trainer.global_step, trainer.current_epoch + 1, list(seen), gradient_norm, on_host, arrived)
+        arrived = DeviceEvent(bad.device)
+        step = PendingStep(trainer.global_step, trainer.current_epoch + 1, list(seen), gradient_norm, on_host, arrived)
         self.unread.append(step)
         self.settle(trainer, lag=LAG if fused else 0)
 
@@ -129,7 +129,7 @@ class NonFiniteGuard:
             return torch.ones((), dtype=torch.bool).to(device, non_blocking=True)
         return ~batch.losses["loss"].isfinite()
 
-    def _note(self, trainer: L.Trainer, step: CheckedStep) -> list[dict[str, Any]]:
+    def _note(self, trainer: L.Trainer, step: PendingStep) -> list[dict[str, Any]]:
         """Put the bad batches of all processes on file; where only the gradient is bad, all batches of the step."""
         bad = [batch for batch in step.batches if self._is_bad(batch, step.gradient_norm.device)]
         if trainer.world_size == 1 and not bad:
@@ -155,7 +155,7 @@ class NonFiniteGuard:
             write_json(self.path, (before + entries)[-RECORDED:])
         return entries
 
-    def _report(self, trainer: L.Trainer, step: CheckedStep, entries: list[dict[str, Any]]) -> None:
+    def _report(self, trainer: L.Trainer, step: PendingStep, entries: list[dict[str, Any]]) -> None:
         """One line, and the end of the run at the limit."""
         memory = any(entry["out_of_memory"] for entry in entries)
         what = "out of memory" if memory else "the loss or its gradient is not finite"

@@ -10,14 +10,14 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich import get_console
 
 from e3va_cli.training.resources import Resources
-from e3va_cli.utils.terminal import Pace, has_bars
+from e3va_cli.utils.terminal import Throttle, is_interactive
 
 ROOMY = 100  # characters in which time and speed have room beside the values
 BASIC_COLUMNS = 3
 REFRESH_S = 1.0  # the values come from the device, and reading one waits for it
 
 
-class Progress(RichProgressBar):
+class TrainingProgressBar(RichProgressBar):
     """Lightning's rich bar without the version number; without a terminal, a line per epoch and every 30 s.
 
     Epochs are counted from 1. The values beside the bar are read at most once a second, so that hardly a step waits for
@@ -30,10 +30,10 @@ class Progress(RichProgressBar):
     def __init__(self, resources: Resources | None = None) -> None:
         super().__init__()
         self.resources = resources
-        self.speaks = not has_bars()
+        self.speaks = not is_interactive()
         if self.speaks:
             self.disable()
-        self._pace = Pace()
+        self._pace = Throttle()
         self._values: dict[str, Any] = {}
         self._loss: dict[str, float] = {}  # of the last training step that was read
         self._read_at = -REFRESH_S
@@ -62,14 +62,14 @@ class Progress(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         """The epoch, as long as the bar of an evaluation has it."""
-        return f"{epoch_of(self.trainer):{len(self.validation_description)}}"
+        return f"{format_epoch(self.trainer):{len(self.validation_description)}}"
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the bar, or write a line where it is due."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.speaks and trainer.is_global_zero and self._pace.due():
-            place = f"{epoch_of(trainer)}, batch {batch_idx + 1:,} of {trainer.num_training_batches:,}"
-            print(f"{place}: {as_text(self._current(trainer, pl_module))}", flush=True)
+            place = f"{format_epoch(trainer)}, batch {batch_idx + 1:,} of {trainer.num_training_batches:,}"
+            print(f"{place}: {format_values(self._current(trainer, pl_module))}", flush=True)
 
     def on_validation_batch_end(
         self,
@@ -94,14 +94,14 @@ class Progress(RichProgressBar):
         """Print what the bar would have shown."""
         super().on_train_epoch_end(trainer, pl_module)
         if self.speaks and trainer.is_global_zero:
-            print(f"{epoch_of(trainer)}: {as_text(self._current(trainer, pl_module))}", flush=True)
+            print(f"{format_epoch(trainer)}: {format_values(self._current(trainer, pl_module))}", flush=True)
 
 
-def epoch_of(trainer: L.Trainer) -> str:
+def format_epoch(trainer: L.Trainer) -> str:
     """The epoch at hand, counted from 1."""
     return f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
-def as_text(values: dict[str, Any]) -> str:
+def format_values(values: dict[str, Any]) -> str:
     """Names and values in a row."""
     return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in values.items())

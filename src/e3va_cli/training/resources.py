@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.training.steps import is_optimizer_step
-from e3va_cli.utils.environment import MIB, Moment, device_name, process_peak_rss_mib, versions
+from e3va_cli.utils.environment import MIB, DeviceEvent, device_name, package_versions, process_peak_rss_mib
 from e3va_cli.utils.files import write_json
 
 WARMUP = 5  # steps that are not counted
@@ -31,7 +31,7 @@ class StepTiming:
         images: in them, over all ranks.
     """
 
-    batches: list[tuple[Moment, Moment, Moment]] = field(default_factory=list)
+    batches: list[tuple[DeviceEvent, DeviceEvent, DeviceEvent]] = field(default_factory=list)
     images: int = 0
 
     @property
@@ -73,8 +73,8 @@ class Resources(L.Callback):
         self.seen = 0  # steps of this start
         self.rate = 0.0  # images per second, in the last step that was read
         self.shown_mib = 0.0
-        self.done: Moment | None = None  # when the last batch was
-        self.begun: Moment | None = None  # when the current one was
+        self.done: DeviceEvent | None = None  # when the last batch was
+        self.begun: DeviceEvent | None = None  # when the current one was
         self.step = StepTiming()
         self.unread: deque[StepTiming] = deque()
 
@@ -102,16 +102,16 @@ class Resources(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start with a clean peak."""
         self._restart_window(pl_module.device)
-        self.done = Moment(pl_module.device)
+        self.done = DeviceEvent(pl_module.device)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """The batch is loaded and on the device."""
-        self.begun = Moment(pl_module.device)
+        self.begun = DeviceEvent(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The batch is done, and at times the step with it."""
         assert self.begun is not None and self.done is not None
-        before, self.done = self.done, Moment(pl_module.device)
+        before, self.done = self.done, DeviceEvent(pl_module.device)
         self.step.batches.append((before, self.begun, self.done))
         self.step.images += len(batch) * trainer.world_size
         memory = self._memory(pl_module.device)
@@ -154,7 +154,7 @@ class Resources(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Neither memory nor time of an evaluation counts as training's."""
         self._restart_window(pl_module.device)
-        self.done = Moment(pl_module.device)
+        self.done = DeviceEvent(pl_module.device)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write the file, as the run may be killed before its end."""
@@ -192,7 +192,7 @@ class Resources(L.Callback):
                 "load_time_s": statistics.median(self.load_times) if self.load_times else None,
                 "images_per_second": self.images / self.measured_time if self.steps else None,
                 **parameter_counts(pl_module.model),
-                "versions": versions(),
+                "versions": package_versions(),
                 "settings": self.settings,
             },
         )

@@ -10,7 +10,7 @@ from e3va_cli.runs.folder import METRICS
 from e3va_cli.utils.files import write_json
 
 
-class Results(L.Callback):
+class MetricsFile(L.Callback):
     """Writes the results of every evaluation over those of the one before."""
 
     def __init__(self, folder: Path) -> None:

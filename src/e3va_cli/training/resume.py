@@ -12,16 +12,16 @@ from e3va_cli.config.run_config import RunConfig, to_dict, with_older_options
 from e3va_cli.data.fingerprint import Fingerprint
 from e3va_cli.errors import UserError
 from e3va_cli.training.checkpoints import (
-    ABOUT,
-    DATA,
-    OF_TASK,
+    FINGERPRINTS_KEY,
+    METADATA_KEY,
+    MODEL_PREFIX,
+    check_metadata,
+    check_optimizer_state,
+    check_state_dict,
     read_checkpoint,
-    require_fitting_optimizer,
-    require_same_weights,
-    verify,
 )
-from e3va_cli.training.run import Run
-from e3va_cli.utils.command_line import as_value
+from e3va_cli.training.run import TrainingRun
+from e3va_cli.utils.command_line import to_override_value
 
 SAID = re.compile(  # options that training depends on; where the data lie is none, what they hold is told apart
     r"seed|data\.batch_size|optimizer\..+|schedule\.(?!epochs|min_steps|iterations).+"
@@ -38,7 +38,7 @@ GROUPS = "optimizer.decay_biases"  # decides which parameters share a state
 
 
 @dataclass(frozen=True)
-class Resumed:
+class ResumeCheckpoint:
     """A checkpoint that a run goes on from.
 
     Attributes:
@@ -54,28 +54,30 @@ class Resumed:
     changes: list[str]
 
 
-def read_resumed(path: Path, run: Run, config: RunConfig) -> Resumed:
+def read_resume_checkpoint(path: Path, run: TrainingRun, config: RunConfig) -> ResumeCheckpoint:
     """Read the checkpoint that a run goes on from.
 
     Raises:
         UserError: unreadable, or of another backbone, method, head, classes or groups of the optimizer.
     """
     content = read_checkpoint(path)
-    verify(content, path, run.task.about)
-    require_same_groups(content, config)
-    state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-    require_same_weights(state, run.model, path)
-    require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
+    check_metadata(content, path, run.lightning_module.metadata)
+    check_param_groups(content, config)
+    state = {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
+    check_state_dict(state, run.model, path)
+    check_optimizer_state(content, run.lightning_module.build_optimizer(run.model), path)
     try:
         epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"][
             "processed"
         ]  # completed only after it was saved
     except (KeyError, TypeError):
         raise UserError(f"{path}: it does not tell how far the run came; the file is damaged") from None
-    return Resumed(path, content["global_step"], epochs, list(changes(content, config, run.task.data)))
+    return ResumeCheckpoint(
+        path, content["global_step"], epochs, list(config_changes(content, config, run.lightning_module.data))
+    )
 
 
-def changes(checkpoint: dict[str, Any], config: RunConfig, data: dict[str, dict[str, Any]]) -> Iterator[str]:
+def config_changes(checkpoint: dict[str, Any], config: RunConfig, data: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Return a line for each thing that a resumed run goes on with that its checkpoint was not made with.
 
     Args:
@@ -83,26 +85,29 @@ def changes(checkpoint: dict[str, Any], config: RunConfig, data: dict[str, dict[
         config: to go on with.
         data: the fingerprint of each split now.
     """
-    before = checkpoint.get(DATA) or {}  # none in a checkpoint of an older e3va
+    before = checkpoint.get(FINGERPRINTS_KEY) or {}  # none in a checkpoint of an older e3va
     for split, now in data.items():
         if split in before:
             for change in Fingerprint(**now).changes(before[split]):
                 yield f"dataset: {split} has {change}; results before and after are of different data"
-    was, now_ = (dict(_leaves(one)) for one in (with_older_options(checkpoint[ABOUT]["config"]), to_dict(config)))
+    was, now_ = (
+        dict(_leaves(one)) for one in (with_older_options(checkpoint[METADATA_KEY]["config"]), to_dict(config))
+    )
     for key in now_:
         if key in was and was[key] != now_[key] and SAID.fullmatch(key):
             so = f"; {CONSEQUENCES[key]}" if key in CONSEQUENCES else ""
-            yield f"{key}={as_value(now_[key])}, {as_value(was[key])} before{so}"
+            yield f"{key}={to_override_value(now_[key])}, {to_override_value(was[key])} before{so}"
 
 
-def require_same_groups(checkpoint: dict[str, Any], config: RunConfig) -> None:
+def check_param_groups(checkpoint: dict[str, Any], config: RunConfig) -> None:
     """Raises UserError where the state of the optimizer belongs to other groups of parameters."""
-    was = with_older_options(checkpoint[ABOUT]["config"])["optimizer"]["decay_biases"]
+    was = with_older_options(checkpoint[METADATA_KEY]["config"])["optimizer"]["decay_biases"]
     now = config.optimizer.decay_biases
     if was != now:
+        given, saved = (f"{GROUPS}={to_override_value(one)}" for one in (now, was))
         raise UserError(
-            f"{GROUPS}={as_value(now)}: the run began with {as_value(was)}, and its optimizer's state fits no other; "
-            f"give {GROUPS}={as_value(was)}, or start another run"
+            f"{given}: the run was started with {saved}, and the state of its optimizer has other parameter groups; "
+            f"use {saved}, or start a new run"
         )
 
 

@@ -19,28 +19,28 @@ from e3va_cli.models.model import DenseModel, build_model
 from e3va_cli.optim.lr_schedules import build_schedule
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.optim.train_schedule import TrainSchedule, build_train_schedule
-from e3va_cli.runs.folder import BAD_BATCHES
+from e3va_cli.runs.folder import SKIPPED_STEPS
 from e3va_cli.training.checkpoint_callback import CheckpointCallback
-from e3va_cli.training.checkpoints import about_model
+from e3va_cli.training.checkpoints import build_metadata
 from e3va_cli.training.lightning_module import DenseLightningModule
 from e3va_cli.training.nonfinite_guard import NonFiniteGuard
 from e3va_cli.training.trainer import build_trainer
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """Everything that training or evaluation needs; `train` and `course` are None where only evaluation is wanted."""
 
     train: DenseDataset | None
     val: DenseDataset
     model: DenseModel
-    task: DenseLightningModule
+    lightning_module: DenseLightningModule
     data: DenseDataModule
     trainer: L.Trainer
-    course: TrainSchedule | None
+    train_schedule: TrainSchedule | None
 
 
-def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> Run:
+def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> TrainingRun:
     """Open the data first, as that fails fastest, then build the model and the trainer.
 
     Raises:
@@ -58,29 +58,29 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     data = DenseDataModule(train, val, config.data, seed=config.seed)
     trainer = build_trainer(config, folder, monitor=f"val/{evaluator.monitor}", evaluate_only=evaluate_only)
     options = config.trainer
-    require_enough(trainer.world_size, train, val, skip_oom=options.skip_oom)
+    check_devices(trainer.world_size, train, val, skip_oom=options.skip_oom)
     course = schedule = None
     optimizer = config.optimizer
     if not evaluate_only:
         devices = trainer.world_size
-        course = train_schedule_of(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
-        follow(course, trainer)
+        course = train_schedule_from_config(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
+        apply_train_schedule(course, trainer)
         optimizer = replace(optimizer, lr=course.lr)
         schedule = build_schedule(config.schedule, course)
-    task = DenseLightningModule(
+    lightning_module = DenseLightningModule(
         model,
         evaluator,
         optimizer=partial(build_optimizer, options=optimizer),
         schedule=schedule,
-        about=about_model(model.identity, config, val.classes, val.category_ids),
+        metadata=build_metadata(model.identity, config, val.classes, val.category_ids),
         seed=config.seed,
-        guard=NonFiniteGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
+        guard=NonFiniteGuard(folder / SKIPPED_STEPS, options.max_bad_losses, skip_oom=options.skip_oom),
         data={name: asdict(split.fingerprint()) for name, split in (("train", train), ("val", val)) if split and train},
     )
-    return Run(train, val, model, task, data, trainer, course)
+    return TrainingRun(train, val, model, lightning_module, data, trainer, course)
 
 
-def train_schedule_of(config: RunConfig, *, batches_per_epoch: int, devices: int) -> TrainSchedule:
+def train_schedule_from_config(config: RunConfig, *, batches_per_epoch: int, devices: int) -> TrainSchedule:
     """Return the course of a run whose devices get so many batches each of one pass over the training images."""
     trainer = config.trainer
     return build_train_schedule(
@@ -95,7 +95,7 @@ def train_schedule_of(config: RunConfig, *, batches_per_epoch: int, devices: int
     )
 
 
-def follow(course: TrainSchedule, trainer: L.Trainer) -> None:
+def apply_train_schedule(course: TrainSchedule, trainer: L.Trainer) -> None:
     """Give the trainer the length of the run, known only now that the devices are counted.
 
     A run with more and shorter epochs than its recipe evaluates as often as the recipe does, and keeps its state.
@@ -107,7 +107,7 @@ def follow(course: TrainSchedule, trainer: L.Trainer) -> None:
         trainer.checkpoint_callback.every_epochs = max(1, round(course.stretch))
 
 
-def require_enough(devices: int, train: DenseDataset | None, val: DenseDataset, *, skip_oom: bool) -> None:
+def check_devices(devices: int, train: DenseDataset | None, val: DenseDataset, *, skip_oom: bool) -> None:
     """Check what several devices need.
 
     Raises:

@@ -19,11 +19,11 @@ from e3va_cli.training.checkpoints import AtomicCheckpointIO
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.training.history import MetricsHistory, StepLog, TensorBoard
 from e3va_cli.training.process_watchdog import ProcessWatchdog
-from e3va_cli.training.progress import Progress
+from e3va_cli.training.progress import TrainingProgressBar
 from e3va_cli.training.resources import Resources
-from e3va_cli.training.results import Results
+from e3va_cli.training.results import MetricsFile
 from e3va_cli.training.steps import StepLimit
-from e3va_cli.utils.files import writing
+from e3va_cli.utils.files import report_write_errors
 
 
 def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:
@@ -39,13 +39,13 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
         UserError: there is no such accelerator, device or strategy on this machine.
     """
     options = config.trainer
-    with writing(folder):
+    with report_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     stop = GracefulShutdown(None if evaluate_only else folder, options.preemption_signal)
     resources = (
         None if evaluate_only else Resources(folder / RESOURCES, to_dict(config), window=options.log_every_n_steps)
     )
-    callbacks: list[Callback] = [ProcessWatchdog(), Progress(resources), Results(folder), stop]
+    callbacks: list[Callback] = [ProcessWatchdog(), TrainingProgressBar(resources), MetricsFile(folder), stop]
     loggers: list[Logger] = []
     if resources is not None:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))

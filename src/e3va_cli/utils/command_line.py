@@ -14,7 +14,7 @@ PLAIN_NAME = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z][\w-]*", re.ASCII
 LIVE_IN_QUOTES = re.compile(r'["$`\\!]')  # what a shell heeds within double quotes
 
 
-def as_value(value: str | float | bool | Sequence[Any] | None) -> str:
+def to_override_value(value: str | float | bool | Sequence[Any] | None) -> str:
     """A value in Hydra's grammar: text in quotes, unless it is a path of plain characters."""
     if value is None:
         return "null"
@@ -24,17 +24,17 @@ def as_value(value: str | float | bool | Sequence[Any] | None) -> str:
         return value if PLAIN_PATH.fullmatch(value) else QuotedString(value, Quote.single).with_quotes()
     if isinstance(value, int | float):
         return repr(value)
-    return f"[{','.join(map(as_value, value))}]"
+    return f"[{','.join(map(to_override_value, value))}]"
 
 
-def command_line(command: str, options: Mapping[str, Any]) -> str:
+def format_command(command: str, options: Mapping[str, Any]) -> str:
     """`e3va COMMAND KEY=VALUE ...`, to be pasted into a shell, whatever characters paths have."""
     return " ".join(["e3va", command, *(_shell_word(f"{key}={_value(value)}") for key, value in options.items())])
 
 
 def _value(value: Any) -> str:
-    """As `as_value`, with plain names left plain."""
-    return value if isinstance(value, str) and PLAIN_NAME.fullmatch(value) else as_value(value)
+    """As `to_override_value`, with plain names left plain."""
+    return value if isinstance(value, str) and PLAIN_NAME.fullmatch(value) else to_override_value(value)
 
 
 def _shell_word(word: str) -> str:

@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return of_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of Python and the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
@@ -56,7 +56,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-class Moment:
+class DeviceEvent:
     """A moment in the work of a device, taken without waiting for it: on a GPU, when it gets there."""
 
     def __init__(self, device: torch.device) -> None:
@@ -78,7 +78,7 @@ class Moment:
         if self.event is not None:
             self.event.synchronize()
 
-    def seconds_since(self, earlier: Moment) -> float:
+    def seconds_since(self, earlier: DeviceEvent) -> float:
         """Return the seconds since an earlier moment of the same device, which must be past."""
         if self.event is None or earlier.event is None:
             return self.at - earlier.at

@@ -39,7 +39,7 @@ class UnwritableError(UserError):
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def report_write_errors(path: Path) -> Iterator[None]:
     """Say in one line what keeps a file from being written; errors of files in other folders are none of that.
 
     Raises:
@@ -64,7 +64,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         UnwritableError: the disk is full, the folder read-only or gone, or the like.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with report_write_errors(path):
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -81,19 +81,19 @@ def make_subfolder(path: Path) -> Path:
     Raises:
         UnwritableError: the disk is full, or the folder that it is in is read-only or gone.
     """
-    with writing(path):
+    with report_write_errors(path):
         path.mkdir(exist_ok=True)
     return path
 
 
 @contextmanager
-def appending(path: Path) -> Iterator[IO[str]]:
+def atomic_append(path: Path) -> Iterator[IO[str]]:
     """A text file to append lines to; what was appended is cut off again if anything goes wrong.
 
     Raises:
         UnwritableError: the disk is full, the file read-only, or the like.
     """
-    with writing(path):
+    with report_write_errors(path):
         size = path.stat().st_size
         try:
             with path.open("a", encoding="utf-8", newline="") as file:
@@ -104,7 +104,7 @@ def appending(path: Path) -> Iterator[IO[str]]:
             raise
 
 
-def require_regular(path: Path) -> None:
+def check_regular_file(path: Path) -> None:
     """Make sure that reading comes to an end: opening a pipe would wait for ever, and some devices never end.
 
     Raises:

@@ -45,11 +45,11 @@ class OutputStream(io.FileIO):
             return written
         except OSError as error:
             self.lost = error
-            discard([self.fileno()])
+            redirect_to_devnull([self.fileno()])
             return len(data)
 
 
-def discard(descriptors: list[int]) -> None:
+def redirect_to_devnull(descriptors: list[int]) -> None:
     """Let whatever is written to these descriptors from now on vanish, by child processes too."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors:
@@ -59,7 +59,7 @@ def discard(descriptors: list[int]) -> None:
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
+def robust_output() -> Iterator[None]:
     """Within the block, a command prints to streams that cannot fail.
 
     Raises:
@@ -91,7 +91,7 @@ def _fill_closed() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            discard([descriptor])
+            redirect_to_devnull([descriptor])
 
 
 def _hint_at_locale() -> None:

@@ -12,12 +12,12 @@ from rich.progress import Progress, TaskID
 LINE_EVERY_S = 30.0
 
 
-def has_bars() -> bool:
+def is_interactive() -> bool:
     """Whether standard output is a terminal that a bar can be redrawn on."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-class Pace:
+class Throttle:
     """Says when the next line is due."""
 
     def __init__(self, every_s: float = LINE_EVERY_S) -> None:
@@ -32,12 +32,12 @@ class Pace:
         return True
 
 
-class Bars(Progress):
+class TerminalProgress(Progress):
     """Rich's bars; where there is no terminal for them, a line such as `Predicting: 1,200 of 5,000` every 30 s."""
 
     def __init__(self, *columns: Any, **options: Any) -> None:
-        super().__init__(*columns, **options, disable=not has_bars())
-        self.pace = Pace()
+        super().__init__(*columns, **options, disable=not is_interactive())
+        self.pace = Throttle()
 
     def update(self, task_id: TaskID, **values: Any) -> None:
         """As Rich does, and write the line where it is due."""

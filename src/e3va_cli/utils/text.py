@@ -13,7 +13,7 @@ _brief = reprlib.Repr()
 _brief.maxstring = 60
 
 
-def is_name(value: object) -> bool:
+def is_printable_name(value: object) -> bool:
     """Whether a value can be the name of a file or class: text that has an encoding and moves no cursor."""
     return isinstance(value, str) and bool(value) and not NOT_IN_NAMES.search(value)
 
@@ -31,7 +31,7 @@ def escape_text(value: object) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def count_of(number: float, one: str, several: str = "") -> str:
+def pluralize(number: float, one: str, several: str = "") -> str:
     """A number with its noun, as in `1 step` and `2,000 steps`; the plural of `one` ends in -s unless it is given."""
     value = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
     return f"{value} {one if value == '1' else several or f'{one}s'}"
@@ -43,6 +43,6 @@ def truncate_list(items: Sequence[object], most: int) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def and_more(found: Sized) -> str:
+def more_suffix(found: Sized) -> str:
     """Behind the first item: how many there are beside it."""
     return f" (and {len(found) - 1} more)" if len(found) > 1 else ""

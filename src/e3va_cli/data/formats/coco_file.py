@@ -16,7 +16,7 @@ from e3va_cli.data.formats.rle import rle_fault
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.validation.issues import ADVICE
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, escape_text, is_name, shorten
+from e3va_cli.utils.text import escape_text, is_printable_name, more_suffix, shorten
 
 Entry = dict[str, Any]
 Box = tuple[float, float, float, float]
@@ -88,7 +88,7 @@ def read_coco(path: Path) -> CocoFile:
         elif not isinstance(content[key], list):
             problems.append(f"{key!r} is {_article(content[key])}, not a list")
         elif wrong := [i for i, entry in enumerate(content[key]) if not isinstance(entry, dict)]:
-            problems.append(f"{key}[{wrong[0]}] is not an object{and_more(wrong)}")
+            problems.append(f"{key}[{wrong[0]}] is not an object{more_suffix(wrong)}")
     if problems:
         raise UserError(*(f"{path} is not a COCO file: {problem}" for problem in problems))
     normalize_images(content["images"])
@@ -134,14 +134,14 @@ def require_sound(coco: CocoFile, images: Path, name: str) -> None:
             which = f"{shorten(file_name)} (id {shorten(image.get('id'))})"
             faults["outside"].append(f"the image {which} lies outside of {images}")
     if faults:
-        raise UserError(*(f"{name}: {found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
+        raise UserError(*(f"{name}: {found[0]}{more_suffix(found)}; {ADVICE}" for found in faults.values()))
 
 
 def image_fault(image: Entry) -> str | None:
     """What keeps an entry of `images` from being used, or None."""
     if fault := _id_fault(image.get("id")):
         return fault
-    if not is_name(image.get("file_name")):
+    if not is_printable_name(image.get("file_name")):
         return f"the file_name is {shorten(image.get('file_name'))}, not a name"
     for side in ("height", "width"):
         if not is_whole(image.get(side)) or image[side] < 1:
@@ -155,7 +155,7 @@ def category_fault(category: Entry) -> str | None:
     """What keeps an entry of `categories` from being used, or None."""
     if fault := _id_fault(category.get("id")):
         return fault
-    if not is_name(category.get("name")):
+    if not is_printable_name(category.get("name")):
         return f"the name is {shorten(category.get('name'))}, not a name"
     return None
 

@@ -22,7 +22,7 @@ from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
 from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Place, Report
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, truncate_list
+from e3va_cli.utils.text import more_suffix, truncate_list
 
 NAMES_SHOWN = 10
 
@@ -111,7 +111,7 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
                 kind, details = image.fault
                 faults[kind].append(f"{self._devkit / image.annotation}: {kind}: {details}")
         if faults:
-            raise UserError(*(f"{found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
+            raise UserError(*(f"{found[0]}{more_suffix(found)}; {ADVICE}" for found in faults.values()))
         coco, left_out = as_coco(images, classes)
         if left_out["unlisted class"] and not coco.annotations:
             raise UserError(

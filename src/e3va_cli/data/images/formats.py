@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from PIL import features
 
-from e3va_cli.utils.text import count_of, escape_text, truncate_list
+from e3va_cli.utils.text import escape_text, pluralize, truncate_list
 
 # Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
 FORMATS = ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
@@ -113,7 +113,7 @@ def describe_unread(names: Iterable[str]) -> str:
         if (kind := UNREAD.get(PurePath(name).suffix.lower())) is not None:
             found[kind].append(escape_text(name))
     return "; ".join(
-        f"{count_of(len(files), f'{kind} file')} that cannot be read here "
+        f"{pluralize(len(files), f'{kind} file')} that cannot be read here "
         f"({truncate_list(files, NAMED)}): {remedy(kind)}"
         for kind, files in sorted(found.items())
     )

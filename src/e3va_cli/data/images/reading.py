@@ -17,7 +17,7 @@ from e3va_cli.data.images.formats import FORMATS, RAW, UNREAD, remedy, unread_fo
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.orientation import STORED, displayed_size, is_turned, orientation_of, turned
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import require_regular
+from e3va_cli.utils.files import check_regular_file
 from e3va_cli.utils.text import escape_text
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file, its exceptions say
@@ -155,7 +155,7 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _opened(path: Path) -> Image.Image:
-    require_regular(path)
+    check_regular_file(path)
     if UNREAD.get(path.suffix.lower()) == RAW and unread_format(path) == RAW:
         raise SyntaxError(f"{RAW} files cannot be read here; {remedy(RAW)}")
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from e3va_cli.utils.text import count_of, escape_text
+from e3va_cli.utils.text import escape_text, pluralize
 
 PLACES_KEPT = 5
 ADVICE = "run `e3va check-data` for all problems of the data set"
@@ -57,7 +57,7 @@ class IssueCollector:
 def counted(count: int, several: str) -> str:
     """A number with its noun, of which the plural is given; `crowd` and the like have none."""
     one = several.removesuffix("es") if several.endswith("sses") else several.removesuffix("s")
-    return count_of(count, one, several)
+    return pluralize(count, one, several)
 
 
 @dataclass(frozen=True)
