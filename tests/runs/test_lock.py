@@ -16,8 +16,8 @@ from tests.training.small import SMALL
 
 HOLD = """
 import os, pathlib, sys, time
-from e3va_cli.runs.lock import hold
-hold(pathlib.Path(sys.argv[1]))
+from e3va_cli.runs.lock import lock_folder
+lock_folder(pathlib.Path(sys.argv[1]))
 if os.fork():
     print("held", flush=True)
 time.sleep(600)

@@ -189,8 +189,8 @@ def test_streams_that_others_have_put_in_place_stay(monkeypatch):
 
 def test_a_file_is_never_opened_as_a_closed_standard_output(tmp_path):
     code = (
-        "from e3va_cli.utils.output import lasting_output\n"
-        "with lasting_output(), open('results', 'w', encoding='utf-8') as file:\n"
+        "from e3va_cli.utils.output import robust_output\n"
+        "with robust_output(), open('results', 'w', encoding='utf-8') as file:\n"
         "    print('said'); file.write('kept'); assert file.fileno() > 2, file.fileno()"
     )
     words = ["bash", "-c", '"$0" -c "$1" >&- 2>&- <&-', sys.executable, code]
