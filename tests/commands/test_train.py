@@ -55,7 +55,7 @@ def test_two_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeyp
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "runs").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"a: the folder cannot be made \(.*runs: File exists\)"):
+    with pytest.raises(UserError, match=r"a: cannot be created \(.*runs: File exists\)"):
         make_unique_folder(tmp_path / "runs" / "a")
 
 
@@ -77,7 +77,7 @@ def run_of(tmp_path):
 def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
-        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by e3va train resume={one}"):
+        with pytest.raises(UserError, match=f"one: already has a run; resume it with e3va train resume={one}"):
             require_place([f"hydra.run.dir={one}", *words], writes=False)
     require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
     require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)

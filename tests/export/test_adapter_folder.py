@@ -313,9 +313,9 @@ FORGED = {
     "normalisation is not that of": setter("normalisation", "mean", value=[0.5, 0.5, 0.5]),
     "precision is none of": setter("weights", "precision", value="int4"),
     "adapter and config.adapter contradict": setter("adapter", "rank", value=8),
-    "has other sizes or types of": both("adapter", "rank", value=8),
-    "lacks weights": both("head", "mask", "channels", value=[64, 64, 64]),
-    "has unknown weights": both("head", "mask", "channels", value=[64]),
+    "weights with a wrong shape or dtype": both("adapter", "rank", value=8),
+    "missing weights": both("head", "mask", "channels", value=[64, 64, 64]),
+    "unexpected weights": both("head", "mask", "channels", value=[64]),
     "can be built (TypeError": both("adapter", "rank", value=None),
     "config.head.box.nms_iou is missing": both("head", "box", "nms_iou", value=None),
     "config.dataset.max_size is missing": setter("config", "dataset", "max_size", value=None),
@@ -348,12 +348,12 @@ def test_a_forged_configuration(folder, says):
 
 def test_forged_weights(folder):
     forge(folder, lambda c: None, {"extractor.backbone.model.patch_embed.proj.bias": torch.zeros(32)})
-    assert "has unknown weights: extractor.backbone" in refusal(folder)
+    assert "unexpected weights: extractor.backbone" in refusal(folder)
 
 
 def test_weights_of_another_kind(folder):
     forge(folder, lambda c: None, {"extractor.norms.0.weight": torch.zeros(32, dtype=torch.int64)})
-    assert "other sizes or types of: extractor.norms.0.weight" in refusal(folder)
+    assert "weights with a wrong shape or dtype: extractor.norms.0.weight" in refusal(folder)
 
 
 def test_forging_itself_is_accepted(folder):

@@ -76,7 +76,7 @@ def test_an_old_run_resumes_as_it_began(old_run):
     content = torch.load(old_run / "checkpoints" / "last.ckpt", weights_only=True)
     about = json.loads(json.dumps(content[METADATA_KEY]))
     about["config"]["backbone"]["pad_before_shift"] = True
-    with pytest.raises(UserError, match=r"trained with backbone.pad_before_shift=false; give it"):
+    with pytest.raises(UserError, match=r"trained with backbone.pad_before_shift=false; set it"):
         check_metadata(content, old_run, about)
     about["config"]["backbone"]["pad_before_shift"] = False
     check_metadata(content, old_run, about)

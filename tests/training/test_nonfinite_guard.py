@@ -120,7 +120,7 @@ def test_what_a_bad_step_measured_is_written_as_json_can(train, tmp_path):
 
 
 def test_too_many_in_a_row_end_the_run(train, tmp_path):
-    with pytest.raises(UserError, match=r"step 3: .*3 steps in a row.*bad_batches.json.*optimizer.lr"):
+    with pytest.raises(UserError, match=r"step 3: .*3 skipped steps in a row.*bad_batches.json.*optimizer.lr"):
         train(times(torch.inf), {1, 2, 3})
     assert len(json.loads((tmp_path / "bad_batches.json").read_text())) == 3
     assert torch.load(last(tmp_path), weights_only=True)["global_step"] == 0, "the state from before is whole"

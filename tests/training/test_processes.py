@@ -98,7 +98,7 @@ def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, name):
     process.popen.send_signal(number)
     found, (line,) = process.end()
     assert found == code and f"stopped by {name} after step" in line
-    assert line.endswith(f"go on with: e3va train resume={tmp_path}/run")
+    assert line.endswith(f"resume with: e3va train resume={tmp_path}/run")
     assert Process(tmp_path / "run", f"resume={tmp_path}/run").end()[0] == 0
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(80))
 
@@ -208,7 +208,7 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(tmp_path):
     script.write_text(SPOILT.replace("SPOIL", "return {k: v * torch.nan for k, v in found.items()}"))
     words = [*SMALL, "data.batch_size=1", *TWO, "trainer.limit_val_batches=0"]
     code, (line,) = Process(tmp_path / "run", *words, script=script).end()
-    assert code == 0 and "step 2" in line and "left out" in line
+    assert code == 0 and "step 2" in line and "skipped" in line
     (entry,) = json.loads((tmp_path / "run" / "bad_batches.json").read_text())
     assert entry["losses"]["loss"] == "nan" and len(entry["image_ids"]) == 1
     assert all(value.isfinite().all() for value in torch.load(last(tmp_path / "run"))["state_dict"].values())
@@ -218,7 +218,7 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(tmp_path):
         )
     )
     code, lines = Process(tmp_path / "other", *words, "trainer.max_bad_losses=2", script=script).end()
-    assert code == 2 and len(lines) == 2 and "2 steps in a row" in lines[1]
+    assert code == 2 and len(lines) == 2 and "2 skipped steps in a row" in lines[1]
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_evaluate_gives_the_numbers_of_training(short_run, tmp_path, monkeypatch
     [
         (["backbone=swin_t"], "trained on the backbone swin_nano, not on swin_t"),
         (["backbone.seed=1"], "trained on other weights of swin_nano"),
-        (["adapter.rank=8"], "another adapter; these differ: rank"),
+        (["adapter.rank=8"], "another adapter; different options: rank"),
         (["head=mask_rcnn"], "another head"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_checkpoint_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(UnwritableError) as refused:
         AtomicCheckpointIO().save_checkpoint({}, path)
-    assert f"{path}: cannot be written: No space left on device; what was there before is whole" in one_line(refused)
+    assert f"{path}: cannot be written: No space left on device; the previous file is unchanged" in one_line(refused)
     assert torch.load(path, weights_only=True) == {"step": torch.ones(1)} and len(list(path.parent.iterdir())) == 1
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("a tensor without data")))
     with pytest.raises(RuntimeError, match="without data"):
