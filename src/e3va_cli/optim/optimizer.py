@@ -37,7 +37,7 @@ class OptimizerOptions(Options):
         """Yield an error for invalid betas."""
         betas = self.betas
         if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
-            yield f"{at}.betas={betas}: must be two numbers from 0 to below 1"
+            yield f"{at}.betas={betas}: two numbers from 0 to below 1"
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
