@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from e3va_cli.config.composition import checked, load_config
-from e3va_cli.errors import UserError, print_mistakes
-from e3va_cli.utils.environment import device_name, versions
+from e3va_cli.errors import UserError, print_errors
+from e3va_cli.utils.environment import device_name, package_versions
 from e3va_cli.utils.files import write_json
 
 console = Console(highlight=False, soft_wrap=True, width=200)  # full width, also in a file
@@ -82,7 +82,7 @@ def about(device: str) -> dict[str, Any]:
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "device": device_name(torch.device(device)),
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 
@@ -99,5 +99,5 @@ def exit_code(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print_mistakes(error, Path(sys.argv[0]).name)
+        print_errors(error, Path(sys.argv[0]).name)
         return 2

@@ -30,7 +30,7 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import AveragePrecision, Results
-from e3va_cli.evaluation.average_precision import SUMMARY
+from e3va_cli.evaluation.average_precision import COCO_IOU_TYPES, RESULT_KEYS, SUMMARY, AveragePrecision
 from e3va_cli.models.heads import Detections
 
 MASK_SIDE = 28  # of a mask head's output

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.errors import UserError, print_errors
 
 CLASSES = [
     *("sky", "building", "pole", "road", "pavement", "tree", "sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         convert(args.source, args.target)
     except (UserError, OSError) as error:
-        print_mistakes(UserError(str(error)), "convert_camvid.py")
+        print_errors(UserError(str(error)), "convert_camvid.py")
         return 2
     print(f"CamVid is in {args.target}: dataset=ade20k dataset.root={args.target} dataset.num_classes={len(CLASSES)}")
     return 0

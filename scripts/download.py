@@ -26,8 +26,8 @@ from urllib.request import Request, urlopen
 
 from archives import BROKEN_ARCHIVE, GIB, check_disk_space, extract, progress_bar, size_of
 
-from e3va_cli.config.overrides import as_value
-from e3va_cli.errors import UserError, first_line, print_mistakes
+from e3va_cli.config.overrides import to_override_value
+from e3va_cli.errors import UserError, first_line, print_errors
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ def install(data_set: DataSet, base: Path, keep_archives: bool) -> None:
 
 def next_commands(name: str, root: Path) -> str:
     """Return the next commands, with the path quoted for Hydra and for the shell."""
-    override = shlex.quote(f"dataset.root={as_value(str(root))}")
+    override = shlex.quote(f"dataset.root={to_override_value(str(root))}")
     return (
         f"  e3va check-data dataset={name} {override}\n"
         f"  e3va train dataset={name} {override} backbone=swin_t backbone.pretrained=true"
@@ -354,10 +354,10 @@ def main(arguments: Sequence[str] | None = None, data_sets: Mapping[str, DataSet
         print("Interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except UserError as error:
-        print_mistakes(UserError(first_line(error)), "download.py")
+        print_errors(UserError(first_line(error)), "download.py")
         return 2
     except OSError as error:
-        print_mistakes(UserError(f"{base}: {first_line(error)}; fix this, then run again"), "download.py")
+        print_errors(UserError(f"{base}: {first_line(error)}; fix this, then run again"), "download.py")
         return 2
     print(f"{data_sets[name].title} is in {base}. Next steps:\n{next_commands(name, base / data_sets[name].root)}")
     return 0

@@ -38,7 +38,7 @@ from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request  # no
 from e3va_cli.memory.result import saved_pct  # noqa: E402
 from e3va_cli.models.adapters import METHODS  # noqa: E402
 from e3va_cli.paper.published import SETTINGS  # noqa: E402
-from e3va_cli.utils.environment import MIB, device_name, versions  # noqa: E402
+from e3va_cli.utils.environment import MIB, device_name, package_versions  # noqa: E402
 from e3va_cli.utils.files import atomic_write, write_json  # noqa: E402
 
 MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:activations=recompute")
@@ -210,7 +210,7 @@ class Report:
         self.summary: dict[str, Any] = {
             "device": device_name(torch.device(device)),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": {**versions(), "cuda": torch.version.cuda},
+            "versions": {**package_versions(), "cuda": torch.version.cuda},
             "minutes": minutes,
             "checks": {},
         }

@@ -33,7 +33,7 @@ from rich.table import Table
 
 import e3va_cli.commands.train  # noqa: F401 (imported once, so that a forked trial takes seconds)
 from e3va_cli.cli import main as e3va
-from e3va_cli.runs.folder import CHECKPOINTS, LAST, METRICS, METRICS_HISTORY
+from e3va_cli.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, METRICS_HISTORY
 
 FORK = multiprocessing.get_context("fork")
 INTERVAL = 3
@@ -86,7 +86,7 @@ class Run:
     """A run of `e3va train` in a separate process."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
-        self.folder, self.last = folder, folder / CHECKPOINTS / LAST
+        self.folder, self.last = folder, folder / CHECKPOINTS / LAST_CHECKPOINT
         self.log = folder.with_suffix(".log")
         self.process = FORK.Process(target=_train, args=([*overrides, f"hydra.run.dir={folder}"], self.log))
         self.process.start()
@@ -226,7 +226,7 @@ def compare(folder: Path, reference: Path) -> None:
     Raises:
         TrialError: they differ.
     """
-    ours, theirs = (read(path / CHECKPOINTS / LAST) for path in (folder, reference))
+    ours, theirs = (read(path / CHECKPOINTS / LAST_CHECKPOINT) for path in (folder, reference))
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers"):
         try:
             torch.testing.assert_close(ours[part], theirs[part], rtol=0, atol=0)

@@ -46,10 +46,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from e3va_cli.config.composition import checked, load_config
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.data.sampling import derive_seed
-from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.errors import UserError, print_errors
 from e3va_cli.models.backbones import BackboneOptions, ResidualBackbone, build_backbone
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
-from e3va_cli.utils.environment import versions
+from e3va_cli.utils.environment import package_versions
 
 LAST = "last.ckpt"
 REFERENCE_BATCH = 1024  # of --lr, which scales with the square root of the batch size
@@ -344,7 +344,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """Load, train, evaluate, write."""
-    print(*(f"{name} {version}" for name, version in versions().items()), sep=", ", flush=True)
+    print(*(f"{name} {version}" for name, version in package_versions().items()), sep=", ", flush=True)
     options.output.mkdir(parents=True, exist_ok=True)
     last = options.output / LAST
     if last.exists():
@@ -389,7 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(parse_args(arguments))
     except UserError as error:
-        print_mistakes(error, "pretrain.py")
+        print_errors(error, "pretrain.py")
         return 2
     return 0
 

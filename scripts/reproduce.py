@@ -30,11 +30,11 @@ from typing import Any
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
 from e3va_cli.config.composition import CONFIG_MODULE, checked, load_config, parse
-from e3va_cli.config.overrides import as_value
+from e3va_cli.config.overrides import to_override_value
 from e3va_cli.config.run_config import to_dict
-from e3va_cli.errors import UserError, first_line, print_mistakes
+from e3va_cli.errors import UserError, first_line, print_errors
 from e3va_cli.paper.published import ACCURACY, COCO, VOC
-from e3va_cli.runs.folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
+from e3va_cli.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, RESOURCES, read_overrides
 from e3va_cli.utils.files import write_json
 
 FINISHED = "finished.json"  # written when a run has finished training and exited with 0
@@ -70,12 +70,12 @@ class Run:
         """Return `finished`, `interrupted` or `new`."""
         if (self.folder / FINISHED).is_file():
             return "finished"
-        return "interrupted" if (self.folder / CHECKPOINTS / LAST).is_file() else "new"
+        return "interrupted" if (self.folder / CHECKPOINTS / LAST_CHECKPOINT).is_file() else "new"
 
     @property
     def command(self) -> list[str]:
         """Return the command that starts or resumes it."""
-        resume = [f"resume={as_value(str(self.folder))}"] if self.state == "interrupted" else []
+        resume = [f"resume={to_override_value(str(self.folder))}"] if self.state == "interrupted" else []
         return [sys.executable, "-m", "e3va_cli", "train", *resume, *self.overrides]
 
 
@@ -96,8 +96,8 @@ class Reproduction:
         default = [] if keys & {"backbone.pretrained", "backbone.weights"} else ["backbone.pretrained=true"]
         folder = self.output / method / f"seed_{seed}"
         overrides = [f"experiment={self.experiment}", f"adapter={method}", f"seed={seed}"]
-        overrides += [f"dataset.root={as_value(str(self.root))}", *default, *self.overrides]
-        return Run(method, seed, folder, [*overrides, f"hydra.run.dir={as_value(str(folder))}"])
+        overrides += [f"dataset.root={to_override_value(str(self.root))}", *default, *self.overrides]
+        return Run(method, seed, folder, [*overrides, f"hydra.run.dir={to_override_value(str(folder))}"])
 
     @property
     def runs(self) -> list[Run]:
@@ -161,7 +161,7 @@ def check_same_options(run: Run) -> None:
     """
     before, now = (
         {o.key_or_group: str(o.input_line) for o in parse(overrides) if o.key_or_group not in MOVABLE}
-        for overrides in (overrides_of(run.folder), run.overrides)
+        for overrides in (read_overrides(run.folder), run.overrides)
     )
     if before != now:
         old, new = (
@@ -377,10 +377,10 @@ def main(arguments: Sequence[str] | None = None, starter: Callable[[Sequence[str
         print("Interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except UserError as error:
-        print_mistakes(error, "reproduce.py")
+        print_errors(error, "reproduce.py")
         return 2
     except OSError as error:
-        print_mistakes(UserError(f"{first_line(error)}; fix this, then run again"), "reproduce.py")
+        print_errors(UserError(f"{first_line(error)}; fix this, then run again"), "reproduce.py")
         return 2
     for message in (errors := [*failed, *results["unreadable"]]):
         print(f"reproduce.py: {message}", file=sys.stderr)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from e3va_cli.config.overrides import as_value
+from e3va_cli.config.overrides import to_override_value
 
 WARMUP_INTERVALS = 2
 BOUND_MIB = 4.0  # per 1,000 steps
@@ -146,7 +146,7 @@ def table(samples: Sequence[Sample], every: int) -> str:
 def command(steps: int, every: int, overrides: Sequence[str], folder: Path) -> list[str]:
     """Return the command `e3va train` with an evaluation after every `every` steps."""
     length = [f"dataset.train_images={BATCH * every}", f"trainer.max_epochs={steps // every}"]
-    run_dir = f"hydra.run.dir={as_value(str(folder))}"
+    run_dir = f"hydra.run.dir={to_override_value(str(folder))}"
     return [sys.executable, "-m", "e3va_cli", "train", *SMALLEST, *length, *overrides, run_dir]
 
 

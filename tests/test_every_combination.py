@@ -324,15 +324,15 @@ def test_a_data_set_under_a_head(config, tmp_path, dataset, head, precision):
     options = config(*words_for(dataset, head, str(root)), f"trainer.precision={precision}")
     run = build_run(options, tmp_path / "run")
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     assert run.trainer.global_step == 1
     moved = {name for name, value in run.model.named_parameters() if not value.equal(before[name])}
     trained = {name for name, value in run.model.named_parameters() if value.requires_grad}
     assert moved and moved <= trained
     kinds = {"semantic": {"mIoU"}, "masks": {"box", "mask"}, "boxes": {"box"}}
     expected = next(of_kind for need, of_kind in kinds.items() if need in run.model.head.target_types)
-    assert run.task.results is not None and expected <= set(run.task.results)
-    assert ("mask" in run.task.results) == ("mask" in expected)
+    assert run.lightning_module.results is not None and expected <= set(run.lightning_module.results)
+    assert ("mask" in run.lightning_module.results) == ("mask" in expected)
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,8 @@ SUBPACKAGES = ("models",)  # whose parts have levels of their own
 STRANGERS = [{"models.heads", "models.adapters"}, {"models.heads", "data"}, {"models.adapters", "data"}]
 PRIVATE = {  # what has no public name; each line breaks where another version moves it
     "hydra._internal.utils": {"commands/app.py"},
-    "lightning.pytorch.plugins.precision.amp._optimizer_handles_unscaling": {
-        "training/lightning_module.py",
-        "training/nonfinite_guard.py",
-    },
-    "lightning.pytorch.strategies.launchers._SubprocessScriptLauncher": {"training/process_watchdog.py"},
+    "lightning.pytorch.plugins.precision.amp._optimizer_handles_unscaling": {"training/lightning_private.py"},
+    "lightning.pytorch.strategies.launchers._SubprocessScriptLauncher": {"training/lightning_private.py"},
     "torch._dynamo.exc": {"commands/error_handling.py"},
     "torch._ops": {"memory/torch_private.py"},
     "torch._subclasses.fake_tensor": {"memory/torch_private.py"},

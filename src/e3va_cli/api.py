@@ -13,7 +13,7 @@ from e3va_cli.commands import train as train_command
 from e3va_cli.commands.saved_config import validate_each
 from e3va_cli.config.composition import load_config
 from e3va_cli.evaluation import Results
-from e3va_cli.runs.folder import claim_folder, locate, require_unused, write_overrides
+from e3va_cli.runs.folder import check_unused, find_checkpoint, make_unique_folder, write_overrides
 
 RUNS = "runs"  # where a folder is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S"
@@ -37,8 +37,10 @@ def train(*options: str, folder: str | Path | None = None, resume: str | Path | 
     """
     given = [*options] if resume is None else [f"resume='{resume}'", *options]
     (overrides,) = validate_each("train", given)
-    place = _folder(folder, "train") if resume is None or folder is not None else locate(str(resume), "resume")[0]
-    require_unused(place, None if resume is None else locate(str(resume), "resume")[0])
+    place = (
+        _folder(folder, "train") if resume is None or folder is not None else find_checkpoint(str(resume), "resume")[0]
+    )
+    check_unused(place, None if resume is None else find_checkpoint(str(resume), "resume")[0])
     if resume is None:
         write_overrides(place, given)
     return train_command.run(load_config("train", overrides), folder=place)
@@ -63,6 +65,6 @@ def evaluate(checkpoint: str | Path, *options: str, folder: str | Path | None = 
 
 def _folder(given: str | Path | None, command: str) -> Path:
     if given is None:
-        return claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}_{command}")
+        return make_unique_folder(Path(RUNS) / f"{datetime.now():{NAME}}_{command}")
     Path(given).mkdir(parents=True, exist_ok=True)
     return Path(given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from e3va_cli.utils.output import lasting_output
+from e3va_cli.utils.output import robust_output
 
 COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
@@ -43,7 +43,7 @@ def help_text() -> str:
     return HELP.format(commands="\n".join(f"  {name:<18} {text}" for name, text in COMMANDS.items()))
 
 
-@lasting_output()
+@robust_output()
 def main() -> None:
     """Entry point of the `e3va` command."""
     words = sys.argv[1:]

@@ -16,8 +16,8 @@ from e3va_cli.config.composition import CONFIG_MODULE
 from e3va_cli.data.images import reading as targets
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
+from e3va_cli.training.nonfinite_guard import BatchRecord
 from e3va_cli.training.run import build_run
-from e3va_cli.training.steps import BatchRecord
 from tests.training.small import SMALL
 
 MIB = 2**20
@@ -43,7 +43,7 @@ def ends(config, tmp_path):
 
     def ends(error, *words):
         trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
-        task = SimpleNamespace(seen=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
+        task = SimpleNamespace(batch_records=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
         of_memory = partial(failures.of_training, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
@@ -122,9 +122,9 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
+        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.lightning_module)),
     ):
-        run.trainer.fit(run.task, run.data)
+        run.trainer.fit(run.lightning_module, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
     assert asked == ([] if method == "predict" else [device])
 

@@ -15,7 +15,7 @@ from e3va_cli.commands.train import prepare
 from e3va_cli.config.composition import parse
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.runs.folder import claim_folder, locate, new_folder, remove_unused
+from e3va_cli.runs.folder import find_checkpoint, make_run_folder, make_unique_folder, remove_empty_run
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL
 
@@ -38,23 +38,25 @@ def test_the_checkpoint_that_is_resumed_becomes_the_last_one(tmp_path):
 def test_a_run_killed_before_its_first_checkpoint_may_be_resumed(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("[]")
-    _, checkpoint = locate(str(tmp_path), "resume")
+    _, checkpoint = find_checkpoint(str(tmp_path), "resume")
     assert not checkpoint.exists()
 
 
 def test_two_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = tmp_path / "runs" / "2026-11-21_12-00-00_train"
-    assert [claim_folder(name).name[len(name.name) :] for _ in range(3)] == ["", "-2", "-3"]
-    assert new_folder(str(name)) == new_folder(str(name)) == f"{name}-4", "Hydra asks again, and means the same"
+    assert [make_unique_folder(name).name[len(name.name) :] for _ in range(3)] == ["", "-2", "-3"]
+    assert make_run_folder(str(name)) == make_run_folder(str(name)) == f"{name}-4", (
+        "Hydra asks again, and means the same"
+    )
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert new_folder(f"{name}x") == f"{name}x" and not (tmp_path / "runs" / f"{name.name}x").exists()
+    assert make_run_folder(f"{name}x") == f"{name}x" and not (tmp_path / "runs" / f"{name.name}x").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "runs").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"a: the folder cannot be made \(.*runs: File exists\)"):
-        claim_folder(tmp_path / "runs" / "a")
+    with pytest.raises(UserError, match=r"a: cannot be created \(.*runs: File exists\)"):
+        make_unique_folder(tmp_path / "runs" / "a")
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def run_of(tmp_path):
 def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
-        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by e3va train resume={one}"):
+        with pytest.raises(UserError, match=f"one: already has a run; resume it with e3va train resume={one}"):
             require_place([f"hydra.run.dir={one}", *words], writes=False)
     require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
     require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)
@@ -88,7 +90,7 @@ def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
     (tmp_path / "refused" / ".hydra").mkdir(parents=True)
     run = run_of("run")
     for folder in (run, tmp_path / "refused"):
-        remove_unused(folder)
+        remove_empty_run(folder)
     assert run.is_dir() and not (tmp_path / "refused").exists()
 
 
@@ -110,7 +112,7 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
     monkeypatch.setattr(train, "draw_predictions", draw)
     monkeypatch.setattr(train, "print_results", lambda _: None)
     run = build_run(config(*SMALL), tmp_path)
-    run.task.results, run.task.evaluated_step = {}, 0
+    run.lightning_module.results, run.lightning_module.evaluated_step = {}, 0
     monkeypatch.setattr(type(run.trainer.strategy), "root_device", device)
     train.finish(config(*SMALL), run, tmp_path)
     monkeypatch.setattr(evaluate, "draw_predictions", draw)

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from e3va_cli.config.composition import load_config, parse
 from e3va_cli.config.quoting import quoted_words, text_options
 from e3va_cli.errors import UserError
-from e3va_cli.utils.command_line import command_line
+from e3va_cli.utils.command_line import format_command
 
 TEXTS = [
     "my photos (1)", "C:\\data\\x", "C:\\my data\\", "\\\\host\\share (1)\\x", "a=b", "a,b", " a ", "a # b", "~x",
@@ -31,7 +31,7 @@ def test_a_path_is_what_was_typed(text):
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_printed_command_gives_it_again(text):
-    *_, word = shlex.split(command_line("predict", {"output": text}))
+    *_, word = shlex.split(format_command("predict", {"output": text}))
     assert value_of(*quoted_words("predict", [word])) == text
 
 

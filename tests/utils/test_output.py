@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from e3va_cli.runs.folder import METRICS
-from e3va_cli.utils.output import OutputStream, lasting_output
+from e3va_cli.utils.output import OutputStream, robust_output
 from tests.conftest import QUICK
 
 GONE, FULL = 141, 1  # exit codes: of a shell for SIGPIPE, and of output that was lost otherwise
@@ -183,14 +183,14 @@ def test_streams_that_others_have_put_in_place_stay(monkeypatch):
     ours = io.StringIO()
     monkeypatch.setattr(sys, "stdout", ours)
     monkeypatch.setattr(sys, "stderr", ours)
-    with lasting_output():
+    with robust_output():
         assert sys.stdout is ours
 
 
 def test_a_file_is_never_opened_as_a_closed_standard_output(tmp_path):
     code = (
-        "from e3va_cli.utils.output import lasting_output\n"
-        "with lasting_output(), open('results', 'w', encoding='utf-8') as file:\n"
+        "from e3va_cli.utils.output import robust_output\n"
+        "with robust_output(), open('results', 'w', encoding='utf-8') as file:\n"
         "    print('said'); file.write('kept'); assert file.fileno() > 2, file.fileno()"
     )
     words = ["bash", "-c", '"$0" -c "$1" >&- 2>&- <&-', sys.executable, code]

@@ -26,16 +26,16 @@ from e3va_cli.config.run_config import (
     RunConfig,
     typed,
 )
-from e3va_cli.errors import UserError, print_mistakes
+from e3va_cli.errors import UserError, print_errors
 from e3va_cli.runs.folder import (
+    check_unused,
+    find_checkpoint,
     is_rank_zero,
-    locate,
-    new_folder,
-    remove_unused,
-    require_unused,
-    write_notes,
+    make_run_folder,
+    remove_empty_run,
+    write_hydra_config,
 )
-from e3va_cli.runs.lock import hold
+from e3va_cli.runs.lock import lock_folder
 from e3va_cli.utils.files import UNWRITABLE, UnwritableError
 
 NOTED = ("evaluate", "check-data", "benchmark-memory")  # that have a folder; train writes its notes itself
@@ -43,7 +43,7 @@ NOTED = ("evaluate", "check-data", "benchmark-memory")  # that have a folder; tr
 
 def exit_with_error(error: UserError) -> NoReturn:
     """Print what the user can mend and leave with exit code 2."""
-    print_mistakes(error)
+    print_errors(error)
     sys.exit(2)
 
 
@@ -56,11 +56,11 @@ def require_place(words: list[str], *, writes: bool) -> None:
     """
     given = {override.key_or_group: override for override in parse(words)}.get("hydra.run.dir")
     if given is not None and is_rank_zero():
-        resumed = [locate(place, "resume")[0] for place in named_runs("train", words)]
+        resumed = [find_checkpoint(place, "resume")[0] for place in named_runs("train", words)]
         folder = Path(str(given.value()))
-        require_unused(folder, resumed[0] if resumed else None)
+        check_unused(folder, resumed[0] if resumed else None)
         if writes and folder.is_dir():
-            hold(folder)
+            lock_folder(folder)
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def run(command: str) -> None:
 
     def folder_of_run(path: str) -> str:
         try:
-            folder = new_folder(path)
+            folder = make_run_folder(path)
         except UserError as error:
             exit_with_error(error)  # what a resolver raises, OmegaConf would wrap
         made.add(Path(folder).absolute())
@@ -121,7 +121,7 @@ def run(command: str) -> None:
             config: Any = typed(cfg, kind, complete=getattr(kind, "reads_data", True))
             folder = {"folder": Path(HydraConfig.get().runtime.output_dir)} if issubclass(kind, RunConfig) else {}
             if command in NOTED:
-                write_notes(config, folder["folder"])
+                write_hydra_config(config, folder["folder"])
             import_module(f"e3va_cli.commands.{config_name}").run(config, *further, **folder)
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -134,7 +134,7 @@ def run(command: str) -> None:
                 raise
             folder = Path(HydraConfig.get().runtime.output_dir)
             if folder in made and is_rank_zero():
-                remove_unused(folder)
+                remove_empty_run(folder)
             exit_with_error(
                 error if isinstance(error, UserError) else UnwritableError(Path(error.filename or folder), error)
             )

@@ -33,9 +33,9 @@ from e3va_cli.memory.result import Result, benchmark_json
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.paper.claims import BenchmarkRun, Claim, compare_with_paper
 from e3va_cli.paper.published import COCO, EXPERIMENTS, SETTINGS, VOC, published_setting
-from e3va_cli.utils.environment import device_name, versions
+from e3va_cli.utils.environment import device_name, package_versions
 from e3va_cli.utils.files import write_json
-from e3va_cli.utils.terminal import Bars
+from e3va_cli.utils.terminal import TerminalProgress
 
 BENCHMARK, DETAILS, PLOT = "benchmark.json", "details.json", "memory.png"
 COMMAND = "benchmark_memory"
@@ -49,7 +49,7 @@ def run(config: BenchmarkMemoryConfig, *, folder: Path) -> None:
     limit = None if config.budget is None else parse_budget(config.budget) - config.reserve_mib
     console.print(describe(config, spec))
     claims: list[Claim] = []
-    with Bars(
+    with TerminalProgress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     ) as bar:
         results = run_with_progress(bar, "Measuring" if spec.device else "Estimating", configs, spec)
@@ -103,7 +103,7 @@ def load_method_config(overrides: list[str], method: str) -> BenchmarkMemoryConf
 
 
 def run_with_progress(
-    bar: Bars, verb: str, configs: dict[str, BenchmarkMemoryConfig], spec: BenchmarkSpec
+    bar: TerminalProgress, verb: str, configs: dict[str, BenchmarkMemoryConfig], spec: BenchmarkSpec
 ) -> list[Result]:
     """Return the results of all methods."""
     task = bar.add_task(verb, total=len(configs))
@@ -116,7 +116,7 @@ def run_with_progress(
     return results
 
 
-def published_runs(bar: Bars, config: BenchmarkMemoryConfig, spec: BenchmarkSpec) -> list[BenchmarkRun]:
+def published_runs(bar: TerminalProgress, config: BenchmarkMemoryConfig, spec: BenchmarkSpec) -> list[BenchmarkRun]:
     """Return estimates for the remaining claims, if `config` is one of the two published settings.
 
     These are the other published setting, and Swin-L on an 11 GB card.
@@ -138,7 +138,7 @@ def published_runs(bar: Bars, config: BenchmarkMemoryConfig, spec: BenchmarkSpec
 
 
 def max_batch_sizes(
-    bar: Bars, configs: dict[str, BenchmarkMemoryConfig], spec: BenchmarkSpec, limit_mib: float
+    bar: TerminalProgress, configs: dict[str, BenchmarkMemoryConfig], spec: BenchmarkSpec, limit_mib: float
 ) -> dict[str, int]:
     """Return the largest batch of each method within the budget."""
     task = bar.add_task("Largest batch", total=len(configs))
@@ -179,7 +179,7 @@ def settings_entry(config: BenchmarkMemoryConfig, spec: BenchmarkSpec) -> dict[s
         "planned_for": spec.device_type,
         "budget": config.budget,
         "reserve_mib": config.reserve_mib,
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 

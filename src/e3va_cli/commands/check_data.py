@@ -20,8 +20,8 @@ from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.heads import HEADS
-from e3va_cli.utils.terminal import Bars
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.terminal import TerminalProgress
+from e3va_cli.utils.text import pluralize
 
 
 def run(config: CheckDataConfig, *, folder: Path) -> None:
@@ -69,13 +69,13 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
             "file that is broken."
         )
         sys.exit(1)
-    but = f" Left out, as said above: {count_of(left_out, 'annotation')}." if left_out else ""
+    but = f" Left out, as said above: {pluralize(left_out, 'annotation')}." if left_out else ""
     console.print(f"[green]No problems.[/]{but}")
 
 
 def check_with_progress(source: DatasetFormat, split: Split, targets: Collection[str]) -> Report:
     """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
-    with Bars(console=console, transient=True) as bar:
+    with TerminalProgress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
 
@@ -87,7 +87,7 @@ def print_left_out(dataset: DenseDataset, split: Split) -> int:
     total = sum(dataset.dropped.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items())
     what = "not trained on" if split == "train" else "ignored in evaluation"
-    console.print(f"{count_of(total, 'annotation')} of {split} {'is' if total == 1 else 'are'} {what}: {reasons}")
+    console.print(f"{pluralize(total, 'annotation')} of {split} {'is' if total == 1 else 'are'} {what}: {reasons}")
     return total
 
 

@@ -80,7 +80,7 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModul
 
     Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.
     """
-    sizes = described(task.seen[-1].image_sizes if task.seen else [])
+    sizes = described(task.batch_records[-1].image_sizes if task.batch_records else [])
     if task.evaluating:
         return of_evaluation(what, f" after step {trainer.global_step:,}, with images of {sizes}")
     setting = run_spec(config)

@@ -16,7 +16,7 @@ from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, by_image_size, read_candidates
 from e3va_cli.inference.shared_passes import Adapter, group_by_input
-from e3va_cli.runs.folder import METRICS, PICTURES
+from e3va_cli.runs.folder import METRICS, PREDICTIONS_PLOT
 from e3va_cli.utils.files import make_subfolder, write_json
 
 
@@ -45,7 +45,7 @@ def measure(candidates: list[EvalSpec], folder: Path) -> Results:
             print_passes(group_by_input(evaluation.adapters))
         if trainer.is_global_zero:
             print_warnings([shared_memory_note(group[0].config, evaluates=True)])
-        trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)
+        trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
         if trainer.is_global_zero:
             results |= evaluation.results
             places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
@@ -63,8 +63,8 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
     files = {METRICS: "all of these results", **evaluator.save(folder)}
     model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
-    if draw_predictions(model, val, evaluator.num_images, adapter.config.pictures, folder / PICTURES):
-        files[PICTURES] = "validation images with what was found"
+    if draw_predictions(model, val, evaluator.num_images, adapter.config.pictures, folder / PREDICTIONS_PLOT):
+        files[PREDICTIONS_PLOT] = "validation images with what was found"
     return files
 
 

@@ -11,9 +11,9 @@ from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
+from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_checkpoint
 from e3va_cli.utils.environment import MIB
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.text import pluralize
 
 WHAT = {
     ADAPTER_WEIGHTS: "all that was trained, and nothing else",
@@ -27,7 +27,7 @@ def run(config: ExportAdapterConfig) -> None:
     if not config.output:
         raise UserError("output: the name of a folder is needed")
     folder = Path(config.output)
-    run_folder, _ = locate(config.checkpoint, "checkpoint")
+    run_folder, _ = find_checkpoint(config.checkpoint, "checkpoint")
     require_new(folder)
     trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
     description = describe(trained, outlined(trained), run_folder)
@@ -43,7 +43,7 @@ def print_summary(folder: Path, counts: dict[str, int], config: RunConfig) -> No
         text = f"{size / MIB:,.2f} MiB" if size >= MIB / 100 else f"{size:,} bytes"
         console.print(f"  {name:<26} {text:>12}  {what}")
     console.print(
-        f"{count_of(counts['stored'], 'number')}: {counts['stored_on_backbone']:,} on the backbone, "
+        f"{pluralize(counts['stored'], 'number')}: {counts['stored_on_backbone']:,} on the backbone, "
         f"{counts['stored_neck_and_head']:,} in neck and head"
     )
     console.print(f"\nNext ({PLACEHOLDER}):")

@@ -18,9 +18,9 @@ from e3va_cli.errors import UserError
 from e3va_cli.inference.image_inputs import find_images
 from e3va_cli.inference.prediction_files import PREDICTIONS, PredictionFiles
 from e3va_cli.inference.predictor import load_adapters
-from e3va_cli.runs.folder import claim_folder
-from e3va_cli.utils.terminal import Bars
-from e3va_cli.utils.text import count_of
+from e3va_cli.runs.folder import make_unique_folder
+from e3va_cli.utils.terminal import TerminalProgress
+from e3va_cli.utils.text import pluralize
 
 RUNS = "runs"  # where a folder for results is made, if none is given
 NAME = "%Y-%m-%d_%H-%M-%S_predict"  # of a folder for results
@@ -36,7 +36,7 @@ def run(config: PredictConfig) -> None:
     with friendly_errors(Path(config.output or RUNS), of_prediction):
         skipped = predict(config, files)
     if skipped:
-        of_all = f"{skipped:,} of {count_of(len(files), 'file')}"
+        of_all = f"{skipped:,} of {pluralize(len(files), 'file')}"
         print(f"e3va: {of_all} skipped: not readable as images", file=sys.stderr)
         sys.exit(1)
 
@@ -45,16 +45,16 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
     """Find and draw; returns how many files could not be read."""
     device = DEVICES[config.accelerator]
     together = load_adapters(as_list(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
-    folder = Path(config.output) if config.output else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
+    folder = Path(config.output) if config.output else make_unique_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
     output = PredictionFiles(folder, files, together.adapters, score=config.score, pictures=config.pictures)
     for adapter in together.adapters:
         line = (
-            f"{adapter.name}: {adapter.task}, {count_of(len(adapter.classes), 'class', 'classes')}, of {adapter.path}"
+            f"{adapter.name}: {adapter.task}, {pluralize(len(adapter.classes), 'class', 'classes')}, of {adapter.path}"
         )
         console.print(line, markup=False)
     if len(together.adapters) > 1:
         print_passes(together.passes)
-    with Bars(console=console, transient=True) as bar:
+    with TerminalProgress(console=console, transient=True) as bar:
         task = bar.add_task("Predicting", total=len(files))
         for batch in batches(files, config.batch_size, output.skip):
             found = together.predict([image for _, image in batch], score=config.score, batch_size=len(batch))
@@ -62,7 +62,7 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
                 output.add(index, of_adapters, orientation=raw.orientation)
             bar.update(task, completed=len(output.images) + len(output.skipped))
     output.finish()
-    console.print(f"{count_of(len(output.images), 'image')}: {folder / PREDICTIONS}", markup=False)
+    console.print(f"{pluralize(len(output.images), 'image')}: {folder / PREDICTIONS}", markup=False)
     return len(output.skipped)
 
 

@@ -17,12 +17,21 @@ from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions
-from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule, is_complete, longer
-from e3va_cli.runs.folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
-from e3va_cli.training.resume import Resumed
-from e3va_cli.training.run import Run
-from e3va_cli.utils.command_line import command_line
-from e3va_cli.utils.text import count_of, truncate_list
+from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule, extended_length, is_complete
+from e3va_cli.runs.folder import (
+    BEST_CHECKPOINT,
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    METRICS,
+    METRICS_HISTORY,
+    PREDICTIONS_PLOT,
+    RESOURCES,
+    SKIPPED_STEPS,
+)
+from e3va_cli.training.resume import ResumeCheckpoint
+from e3va_cli.training.run import TrainingRun
+from e3va_cli.utils.command_line import format_command
+from e3va_cli.utils.text import pluralize, truncate_list
 
 CLASSES_SHOWN = 20
 PLACEHOLDER = "IMAGES stands for an image file or a folder of them"
@@ -44,21 +53,21 @@ def hide_lightning_hints() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | None = None) -> None:
+def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: ResumeCheckpoint | None = None) -> None:
     """What is about to be trained, on what, and where it will lie."""
     counts = parameter_counts(run.model)
     assert run.train is not None
     empty = run.train.num_filtered_images
     left_out = f" ({empty:,} without objects left out)" if empty else ""
-    assert run.course is not None
-    course, schedule = run.course, config.schedule
+    assert run.train_schedule is not None
+    course, schedule = run.train_schedule, config.schedule
     on_head = counts["trainable_params"] - counts["trainable_backbone_params"]
     lines = {
-        "Backbone": f"{config.backbone.name}, {count_of(counts['backbone_params'], 'parameter')}, {drop_path(config)}",
+        "Backbone": f"{config.backbone.name}, {pluralize(counts['backbone_params'], 'parameter')}, {drop_path(config)}",
         "Method": f"{config.adapter.name}, {counts['trainable_backbone_params']:,} trainable "
         f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
         "Head": f"{config.head.name}, {on_head:,} trainable",
-        "Data": f"{config.dataset.name}, {count_of(len(run.train), 'image')} to train on{left_out}, "
+        "Data": f"{config.dataset.name}, {pluralize(len(run.train), 'image')} to train on{left_out}, "
         f"{len(run.val):,} to evaluate",
         "Classes": named(run.val.classes),
         "Schedule": described(course, schedule.name),
@@ -66,15 +75,17 @@ def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | No
         "Run folder": str(folder),
     }
     if resumed is not None:
-        lines["Resumes"] = f"{resumed.path}, after {count_of(resumed.step, 'step')}"
+        lines["Resumes"] = f"{resumed.path}, after {pluralize(resumed.step, 'step')}"
     for name, text in lines.items():
         console.print(f"{name:<12}{text}", markup=False)
     print_warnings(warnings_of(course, schedule))
     if resumed is not None:
         print_warnings(f"resumed with {change}" for change in resumed.changes)
     if resumed is not None and is_complete(course, resumed.epochs, resumed.step, config.trainer.max_steps):
-        further = command_line("train", {"resume": str(folder), **longer(schedule, course, config.trainer.max_steps)})
-        done = f"{count_of(resumed.epochs, 'epoch')} and {count_of(resumed.step, 'step')}"
+        further = format_command(
+            "train", {"resume": str(folder), **extended_length(schedule, course, config.trainer.max_steps)}
+        )
+        done = f"{pluralize(resumed.epochs, 'epoch')} and {pluralize(resumed.step, 'step')}"
         console.print(f"Training is complete after {done}; to train longer: {further}", markup=False)
     if run.model.identity.weights == "random":
         console.print(
@@ -111,9 +122,9 @@ def described(course: TrainSchedule, schedule: str) -> str:
     epochs = course.total_steps / course.steps_per_epoch
     adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
     return (
-        f"{count_of(course.total_steps, 'step')} of {count_of(course.total_batch, 'image')}: "
-        f"{count_of(epochs, 'epoch')} of {count_of(course.steps_per_epoch, 'step')}; {schedule} from "
-        f"{course.lr:.3g}{adapted} after {count_of(course.warmup_steps, 'step')} of warm-up"
+        f"{pluralize(course.total_steps, 'step')} of {pluralize(course.total_batch, 'image')}: "
+        f"{pluralize(epochs, 'epoch')} of {pluralize(course.steps_per_epoch, 'step')}; {schedule} from "
+        f"{course.lr:.3g}{adapted} after {pluralize(course.warmup_steps, 'step')} of warm-up"
     )
 
 
@@ -122,13 +133,13 @@ def warnings_of(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[st
     if course.warmup_steps < course.recipe_warmup:
         yield (
             f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
-            f"{count_of(course.total_steps, 'step')} (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
+            f"{pluralize(course.total_steps, 'step')} (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
         )
     milestones = schedule.milestones if isinstance(schedule, MultiStepOptions) else []
     late = [epoch for epoch in milestones if round(epoch * course.stretch) >= course.epochs]
     if late:
         yield (
-            f"the run ends after {count_of(course.epochs, 'epoch')}, before the learning rate falls at "
+            f"the run ends after {pluralize(course.epochs, 'epoch')}, before the learning rate falls at "
             f"{' and '.join(map(str, late))}; give schedule.milestones=[...] for its length"
         )
 
@@ -155,10 +166,10 @@ FILES = {
     METRICS: "results of the last evaluation",
     METRICS_HISTORY: "history of losses and results",
     RESOURCES: "memory, step time, parameters",
-    PICTURES: "validation images with what was found",
-    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
-    f"{CHECKPOINTS}/{LAST}": "the last state",
-    f"{CHECKPOINTS}/{BEST}": "the state with the best evaluation",
+    PREDICTIONS_PLOT: "validation images with what was found",
+    SKIPPED_STEPS: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
+    f"{CHECKPOINTS}/{LAST_CHECKPOINT}": "the last state",
+    f"{CHECKPOINTS}/{BEST_CHECKPOINT}": "the state with the best evaluation",
 }
 
 
@@ -189,7 +200,7 @@ def needed_to_evaluate(config: RunConfig) -> dict[str, Any]:
 
 def print_command(command: str, options: dict[str, Any]) -> None:
     """One of the next commands."""
-    console.print(f"  {command_line(command, options)}", markup=False)
+    console.print(f"  {format_command(command, options)}", markup=False)
 
 
 def _percent(value: float | None) -> str:

@@ -11,8 +11,8 @@ from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.config.run_config import RunConfig, warn_of_legacy_options, with_older_options
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import read_config
-from e3va_cli.runs.folder import adapter_folder, config_of, locate, overrides_of
-from e3va_cli.utils.command_line import as_value
+from e3va_cli.runs.folder import find_adapter_folder, find_checkpoint, read_overrides, read_run_config
+from e3va_cli.utils.command_line import to_override_value
 
 CONTINUES = {
     "train": "resume",
@@ -52,16 +52,16 @@ def with_saved_config(command: str, words: list[str], place: str) -> list[str]:
     A choice such as `dataset=coco` given anew also takes back what the run had set inside that group.
     """
     given = {override.key_or_group for override in parse(words)}
-    adapter = adapter_folder(place) if command == "evaluate" else None
+    adapter = find_adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
         config: dict[str, Any] | None = read_config(adapter)["config"]
     else:
-        run, _ = locate(place, CONTINUES[command])
-        config = config_of(run)
+        run, _ = find_checkpoint(place, CONTINUES[command])
+        config = read_run_config(run)
         if command == "train" and config is not None:
             warn_of_legacy_options(place, config)
     if config is None:  # of a run that was killed before it was written
-        base = overrides_of(run)
+        base = read_overrides(run)
     else:
         names = {one.name for one in fields(RunConfig)} | ({"budget"} if config.get("budget") else set())
         kept_parts = {key: value for key, value in with_older_options(config).items() if key in names}
@@ -76,7 +76,7 @@ def with_saved_config(command: str, words: list[str], place: str) -> list[str]:
             raise UserError(f"{place}: its {word} looks a value up on this machine; give {key}=VALUE")
         kept.append(word)
     if command == "train" and "hydra.run.dir" not in given:
-        kept.append(f"hydra.run.dir={as_value(str(run))}")
+        kept.append(f"hydra.run.dir={to_override_value(str(run))}")
     return [*kept, *words]
 
 

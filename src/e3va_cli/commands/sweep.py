@@ -11,8 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 
 from e3va_cli.config.composition import parse
-from e3va_cli.errors import UserError, print_mistakes
-from e3va_cli.utils.text import count_of
+from e3va_cli.errors import UserError, print_errors
+from e3va_cli.utils.text import pluralize
 
 STOPPED = 128  # exit codes above it are of signals, which end the whole sweep
 
@@ -27,7 +27,7 @@ class FailedJobsError(CompactHydraException):
     def __str__(self) -> str:
         """The summary of the sweep."""
         failed = self.sweep.failed
-        return f"e3va: error: {len(failed)} of {count_of(self.sweep.begun, 'job')} failed: {', '.join(failed)}"
+        return f"e3va: error: {len(failed)} of {pluralize(self.sweep.begun, 'job')} failed: {', '.join(failed)}"
 
 
 class Sweep:
@@ -74,7 +74,7 @@ def _is_done(job: Callable[[], None], name: str) -> bool:
         job()
         return True
     except UserError as error:
-        print_mistakes(UserError(*(f"job {name}: {message}" for message in error.messages)))
+        print_errors(UserError(*(f"job {name}: {message}" for message in error.messages)))
     except SystemExit as error:
         if not error.code:
             return True

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from e3va_cli.data.sampling import evenly_spaced
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.text import pluralize
 
 SAMPLE = 256  # files whose sizes are read
 MARSHAL_VERSION = 2  # the last in which equal values have equal bytes
@@ -33,7 +33,7 @@ class Fingerprint:
     def changes(self, before: dict[str, Any]) -> Iterator[str]:
         """Yield the differences to an earlier fingerprint, given as a dictionary."""
         if self.images != before.get("images"):
-            yield f"{count_of(self.images, 'image')}, {before.get('images'):,} before"
+            yield f"{pluralize(self.images, 'image')}, {before.get('images'):,} before"
         elif self.files != before.get("files"):
             yield "image files changed (names or sizes)"
         elif self.annotations != before.get("annotations"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from e3va_cli.data import DenseDataset, Target
 from e3va_cli.evaluation.base import Results, register
 from e3va_cli.models.heads import Segmentation
-from e3va_cli.runs.folder import CONFUSION
+from e3va_cli.runs.folder import CONFUSION_MATRIX_PLOT
 from e3va_cli.visualization.confusion_matrix import plot_confusion_matrix
 
 LOGGED = ("mIoU", "pixel_accuracy")
@@ -87,8 +87,8 @@ class MeanIoU:
 
     def save(self, folder: Path) -> dict[str, str]:
         """Plot the confusion matrix."""
-        plot_confusion_matrix(self.matrix.numpy(), self.classes, folder / CONFUSION)
-        return {CONFUSION: "confusion matrix"}
+        plot_confusion_matrix(self.matrix.numpy(), self.classes, folder / CONFUSION_MATRIX_PLOT)
+        return {CONFUSION_MATRIX_PLOT: "confusion matrix"}
 
 
 @register("miou", target_type="semantic")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from e3va_cli.evaluation.base import Results
-from e3va_cli.runs.folder import CURVES, DETECTIONS
+from e3va_cli.runs.folder import DETECTIONS, PRECISION_RECALL_PLOT
 from e3va_cli.utils.files import atomic_write
 from e3va_cli.visualization.precision_recall import PrecisionRecall, plot_precision_recall
 
@@ -42,8 +42,11 @@ class PredictionStore(Generic[Prediction]):
 def save_predictions(results: Iterable[Results], curves: dict[str, PrecisionRecall], folder: Path) -> dict[str, str]:
     """Write detections and precision-recall curves; return a description of each file by its name."""
     write_detections(results, folder / DETECTIONS)
-    plot_precision_recall(curves, folder / CURVES)
-    return {DETECTIONS: "all detections in COCO's results format", CURVES: "precision-recall curves at IoU 0.5"}
+    plot_precision_recall(curves, folder / PRECISION_RECALL_PLOT)
+    return {
+        DETECTIONS: "all detections in COCO's results format",
+        PRECISION_RECALL_PLOT: "precision-recall curves at IoU 0.5",
+    }
 
 
 def write_detections(results: Iterable[dict[str, Any]], path: Path) -> None:

@@ -24,7 +24,7 @@ from e3va_cli.config.run_config import (
 )
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.runs.folder import ADAPTER_CONFIG
-from e3va_cli.utils.text import is_name, shorten
+from e3va_cli.utils.text import is_printable_name, shorten
 
 FORMAT = "e3va-adapter"
 VERSION = 1
@@ -116,7 +116,7 @@ def about_mistakes(content: Any) -> Iterator[str]:
         yield "backbone.fingerprint is no SHA-256"
     if not content["classes"]:
         yield "classes is empty"
-    if wrong := [name for name in content["classes"] if not is_name(name)]:
+    if wrong := [name for name in content["classes"] if not is_printable_name(name)]:
         yield f"classes has {shorten(wrong[0])}, which is no name"
     if not len(content["classes"]) == len(content["category_ids"]) == len(set(content["category_ids"])):
         yield "category_ids has not one number of its own for each class"

@@ -22,7 +22,7 @@ from e3va_cli.inference.images import ImageLike, as_image
 from e3va_cli.inference.prediction import ImagePrediction, prediction_of
 from e3va_cli.inference.shared_backbone import can_share_backbone
 from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, names_of
-from e3va_cli.training.checkpoints import binding
+from e3va_cli.training.checkpoints import checkpoint_options
 from e3va_cli.utils.amp import mixed_precision
 
 LEAST_SCORE = 0.5  # of an object, unless another is asked for
@@ -178,7 +178,7 @@ def require_one_backbone(trained: Sequence[AdapterCheckpoint], option: str) -> N
             f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
             f"{apart}"
         )
-    computed = {one.path: binding("backbone", one.about["config"]["backbone"]) for one in trained}
+    computed = {one.path: checkpoint_options("backbone", one.about["config"]["backbone"]) for one in trained}
     for key in next(iter(computed.values())):
         values = {path: str(options.get(key)).lower() for path, options in computed.items()}
         if len(set(values.values())) > 1:

@@ -35,7 +35,7 @@ from e3va_cli.data.validation.issues import ADVICE, Issue, Location, Progress, R
 from e3va_cli.data.validation.label_survey import survey_masks
 from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, escape_text
+from e3va_cli.utils.text import escape_text, more_suffix
 
 SEMANTIC = frozenset({"semantic"})
 NESTED = "ADEChallengeData2016"  # the top folder of the official archive
@@ -86,7 +86,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
             wanted = f"{Path(missing[0]).stem}.png"
             likely = likely_name(wanted, of_labels.values())
             raise UserError(
-                f"{escape_text(images / missing[0])}{and_more(missing)} has no semantic mask "
+                f"{escape_text(images / missing[0])}{more_suffix(missing)} has no semantic mask "
                 f"{escape_text(wanted)} in {labels}"
                 f"{f' (perhaps {escape_text(likely)})' if likely else ''}; add it, or remove the image; {ADVICE}"
             )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import is_name, shorten
+from e3va_cli.utils.text import is_printable_name, shorten
 
 REMEDY = "set dataset.classes to a list such as [cat,dog], or a text file with one name a line"
 
@@ -28,7 +28,7 @@ def read_class_names(given: Sequence[str] | str) -> list[str]:
         raise UserError(f"{source}={names}: {REMEDY}")
     if not names:
         raise UserError(f"{source} has no class names; {REMEDY}")
-    if wrong := [name for name in names if not isinstance(name, str) or not is_name(name.strip())]:
+    if wrong := [name for name in names if not isinstance(name, str) or not is_printable_name(name.strip())]:
         raise UserError(f"{source}: a class name must be a string, not {shorten(wrong[0])}; put it in quotes")
     names = [name.strip() for name in names]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:

@@ -15,7 +15,7 @@ from e3va_cli.data.formats.coco_values import Entry, normalize_annotations, norm
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.validation.issues import ADVICE
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, escape_text, is_name, shorten
+from e3va_cli.utils.text import escape_text, is_printable_name, more_suffix, shorten
 
 Box = tuple[float, float, float, float]
 
@@ -78,7 +78,7 @@ def read_coco(path: Path) -> CocoFile:
         elif not isinstance(content[key], list):
             errors.append(f"{key!r} is {_json_type(content[key])}, not a list")
         elif wrong := [i for i, entry in enumerate(content[key]) if not isinstance(entry, dict)]:
-            errors.append(f"{key}[{wrong[0]}] is not an object{and_more(wrong)}")
+            errors.append(f"{key}[{wrong[0]}] is not an object{more_suffix(wrong)}")
     if errors:
         raise UserError(*(f"{path} is not a COCO file: {error}" for error in errors))
     normalize_images(content["images"])
@@ -124,14 +124,14 @@ def check_entries(coco: CocoFile, images: Path, name: str) -> None:
             which = f"{shorten(file_name)} (id {shorten(image.get('id'))})"
             errors["outside"].append(f"the image {which} is outside {images}")
     if errors:
-        raise UserError(*(f"{name}: {one[0]}{and_more(one)}; {ADVICE}" for one in errors.values()))
+        raise UserError(*(f"{name}: {one[0]}{more_suffix(one)}; {ADVICE}" for one in errors.values()))
 
 
 def validate_image(image: Entry) -> str | None:
     """Return the error of an entry of `images`, or None."""
     if error := _validate_id(image.get("id")):
         return error
-    if not is_name(image.get("file_name")):
+    if not is_printable_name(image.get("file_name")):
         return f"file_name is {shorten(image.get('file_name'))}, not a name"
     for side in ("height", "width"):
         if not is_integer(image.get(side)) or image[side] < 1:
@@ -145,7 +145,7 @@ def validate_category(category: Entry) -> str | None:
     """Return the error of an entry of `categories`, or None."""
     if error := _validate_id(category.get("id")):
         return error
-    if not is_name(category.get("name")):
+    if not is_printable_name(category.get("name")):
         return f"name is {shorten(category.get('name'))}, not a name"
     return None
 

@@ -23,7 +23,7 @@ from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
 from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Location, Progress, Report
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, truncate_list
+from e3va_cli.utils.text import more_suffix, truncate_list
 
 NAMES_SHOWN = 10
 
@@ -106,7 +106,7 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
                 issue_type, detail = image.error
                 errors[issue_type].append(f"{self._devkit / image.annotation}: {issue_type}: {detail}")
         if errors:
-            raise UserError(*(f"{one[0]}{and_more(one)}; {ADVICE}" for one in errors.values()))
+            raise UserError(*(f"{one[0]}{more_suffix(one)}; {ADVICE}" for one in errors.values()))
         coco, dropped = to_coco(images, classes)
         if dropped["unlisted class"] and not coco.annotations:
             raise UserError(

@@ -19,7 +19,7 @@ from e3va_cli.data.images.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES
 from e3va_cli.data.images.reading import read_image_size
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import require_regular
+from e3va_cli.utils.files import check_regular_file
 from e3va_cli.utils.text import escape_text, shorten
 
 YEARS = ("VOC2007", "VOC2012")
@@ -171,7 +171,7 @@ def _check_ascii(objects: Sequence[VocObject]) -> None:
 def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]:
     """Return the content of an XML file, and whether its encoding is a guess."""
     try:
-        require_regular(path)
+        check_regular_file(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise _AnnotationError("missing annotation file", "no such file") from None

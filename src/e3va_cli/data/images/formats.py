@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from PIL import features
 
-from e3va_cli.utils.text import count_of, escape_text, truncate_list
+from e3va_cli.utils.text import escape_text, pluralize, truncate_list
 
 # Restricted, as Pillow would start Ghostscript for some files, whatever their suffix is.
 FORMATS = ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
@@ -108,7 +108,7 @@ def describe_unsupported(names: Iterable[str]) -> str:
         if (format_name := UNSUPPORTED_SUFFIXES.get(PurePath(name).suffix.lower())) is not None:
             by_format[format_name].append(escape_text(name))
     return "; ".join(
-        f"{count_of(len(files), f'{format_name} file')} that cannot be read "
+        f"{pluralize(len(files), f'{format_name} file')} that cannot be read "
         f"({truncate_list(files, FILES_SHOWN)}): {conversion_hint(format_name)}"
         for format_name, files in sorted(by_format.items())
     )

@@ -23,7 +23,7 @@ from e3va_cli.data.images.orientation import (
     should_apply_orientation,
 )
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import require_regular
+from e3va_cli.utils.files import check_regular_file
 from e3va_cli.utils.text import escape_text
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # its exceptions are reported
@@ -163,7 +163,7 @@ def image_notes(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _open(path: Path) -> Image.Image:
-    require_regular(path)
+    check_regular_file(path)
     if UNSUPPORTED_SUFFIXES.get(path.suffix.lower()) == RAW and unsupported_format(path) == RAW:
         raise SyntaxError(f"{RAW} files are not supported; {conversion_hint(RAW)}")
     try:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from e3va_cli.utils.text import count_of, escape_text
+from e3va_cli.utils.text import escape_text, pluralize
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -59,7 +59,7 @@ class IssueCollector:
 def counted(count: int, several: str) -> str:
     """Return a number with its noun, given in the plural; `difficult` has none."""
     one = several.removesuffix("es") if several.endswith("sses") else several.removesuffix("s")
-    return count_of(count, one, several)
+    return pluralize(count, one, several)
 
 
 @dataclass(frozen=True)
