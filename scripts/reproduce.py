@@ -46,9 +46,9 @@ MOVABLE = ("dataset.root", "hydra.run.dir", "resume")  # a run goes on where its
 RESERVED = (*MOVABLE, "experiment", "adapter", "seed")
 # What leaves a setting what it is: where and how it runs, and how the total batch, which has its own line, is made up.
 PLACE = ("accelerator", "devices", "num_nodes", "strategy", "deterministic", "accumulate_grad_batches")
-GUARD = ("checkpoint_every_steps", "preemption_signal", "max_bad_losses", "skip_oom")
+GUARD = ("checkpoint_every_steps", "preemption_signal", "max_nonfinite_steps", "skip_oom")
 WATCH = ("val_every_epochs", "log_every_n_steps", "tensorboard", *GUARD)
-FREE = {"data", "pictures", "budget", "backbone.weights", *(f"trainer.{key}" for key in (*PLACE, *WATCH))}
+FREE = {"data", "num_visualizations", "budget", "backbone.weights", *(f"trainer.{key}" for key in (*PLACE, *WATCH))}
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ def test_unknown_command_names_the_nearest(e3va):
     assert "did you mean `e3va train`?" in e3va("trian", expect=2).stderr
 
 
+def test_the_former_name_of_a_command_is_answered_with_the_current_one(e3va):
+    assert e3va("export-onnx", "checkpoint=x", expect=2).stderr == "e3va: error: export-onnx is now called export\n"
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "check-data"])
 def test_help_of_a_command_needs_nothing(e3va, command):
     out = e3va(command, "--help").stdout
@@ -69,6 +73,8 @@ def test_all_mistakes_at_once(e3va, tmp_path):
     ("words", "says"),
     [
         (["foo"], "write KEY=VALUE"),
+        (["pictures=0"], "pictures=0: pictures is now called num_visualizations"),
+        (["head.window=64", "dataset=ade20k", "dataset.root=."], "head.window is now called head.slide_window"),
         (["dataset=coco"], "dataset.root: a value is needed"),
         (["dataset=coco", "dataset.root=nowhere"], "no such data root: nowhere"),
         (["experiment=coco_cascade"], "no such experiment; did you mean experiment=coco_cascade_swin_"),
@@ -101,7 +107,14 @@ def test_a_sweep_goes_on_after_a_failing_job_and_names_it(e3va, tmp_path):
     (tmp_path / "taken").write_text("")
     weights = f"backbone.weights={tmp_path}/none.pth,null,{tmp_path}/taken"
     done = e3va(
-        "train", "-m", weights, "trainer.max_steps=1", "trainer.limit_val_batches=0", "pictures=0", *QUICK, expect=1
+        "train",
+        "-m",
+        weights,
+        "trainer.max_steps=1",
+        "trainer.limit_val_batches=0",
+        "num_visualizations=0",
+        *QUICK,
+        expect=1,
     )
     assert [path.parent.name for path in tmp_path.glob("multirun/*/*/resources.json")] == ["1"]
     lines = [line for line in done.stderr.splitlines() if line.startswith("e3va: ")]

@@ -18,7 +18,7 @@ from e3va_cli.errors import UserError
 
 ADE = ["dataset=ade20k", "dataset.root=x"]
 IDLE = {
-    "head.stride": ["train", *ADE, "head.stride=64"],
+    "head.slide_stride": ["train", *ADE, "head.slide_stride=64"],
     "head.auxiliary_stage": ["train", *ADE, "head.auxiliary_weight=0", "head.auxiliary_stage=1"],
     "head.auxiliary_channels": ["train", *ADE, "head.auxiliary_weight=0", "head.auxiliary_channels=8"],
     "adapter.compress_bits": ["train", "adapter.compress_bits=16"],
@@ -55,7 +55,7 @@ def test_an_option_without_effect_is_refused(key: str) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        [*ADE, "head.window=64", "head.stride=32"],
+        [*ADE, "head.slide_window=64", "head.slide_stride=32"],
         ["adapter.activations=compress", "adapter.compress_bits=16"],
         ["schedule.total_batch=16", "schedule.lr_scaling=sqrt"],
         ["backbone.seed=3"],

@@ -72,7 +72,7 @@ HEAD_WORDS = {
     "retinanet": [
         "head.fpn_channels=32",
         "head.score_threshold=0",
-        "head.candidates_per_level=20",
+        "head.topk_candidates=20",
         "head.detections_per_image=5",
     ],
     "upernet_nano": ["head.fpn_channels=32"],

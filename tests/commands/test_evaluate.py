@@ -91,7 +91,7 @@ def test_what_is_built_on():
         ("evaluate", ["checkpoint=[a,[b]]"], "checkpoint takes"),
         ("evaluate", ["checkpoint=null"], "checkpoint takes"),
         ("evaluate", ["checkpoint=[]"], "checkpoint takes"),
-        ("evaluate", ["checkpoint=[a,b]", "pictures=1,2"], "pictures=1,2: one value at a time"),
+        ("evaluate", ["checkpoint=[a,b]", "num_visualizations=1,2"], "num_visualizations=1,2: one value at a time"),
     ],
 )
 def test_what_cannot_be_built_on(command, words, says):

@@ -116,7 +116,7 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
     monkeypatch.setattr(evaluate, "draw_predictions", draw)
     evaluator = SimpleNamespace(images=1, leave=lambda _: {})
     evaluation = SimpleNamespace(run=run, evaluators={"a": evaluator}, results={"a": {}})
-    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(pictures=1))
+    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(num_visualizations=1))
     evaluate.leave(evaluation, adapter, tmp_path)
     assert drawn == [device, device]
 

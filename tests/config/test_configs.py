@@ -145,7 +145,7 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
             ["schedule.epochs=null"],
             "trainer.max_epochs=null: set one of trainer.max_epochs",
         ),
-        ("predict", ["checkpoint=x", "input=x", "score=1.5"], "score=1.5: from 0 to 1"),
+        ("predict", ["checkpoint=x", "input=x", "score_threshold=1.5"], "score_threshold=1.5: from 0 to 1"),
         ("predict", ["checkpoint=x", "input=x", "accelerator=tpu"], "accelerator=tpu: one of auto, cpu, gpu"),
         ("export_adapter", ["checkpoint=x", "precision=int8"], "precision=int8: one of fp32, fp16"),
         ("benchmark_memory", ["measure=perhaps"], "measure=perhaps: one of auto, true, false"),

@@ -44,7 +44,7 @@ def test_a_printed_command_gives_it_again(text):
         ("input='quoted (1)'", "quoted (1)"),
         ("input=photos/*.jpg", "photos/*.jpg"),
         ("input=null", None),
-        ("score=0.5", 0.5),
+        ("score_threshold=0.5", 0.5),
         ("image_size=[512,512]", [512, 512]),
         ("output=${oc.env:HOME}/x", "${oc.env:HOME}/x"),
         ("output=", ""),
@@ -94,7 +94,7 @@ def test_every_path_is_known():
     assert {"resume", "backbone.weights", "hydra.run.dir", "dataset.train_set", "dataset.classes"} <= set(known)
     parts = {f"{part}_{what}" for part in ("train", "val") for what in ("images", "annotations", "labels")}
     assert {f"dataset.{part}" for part in parts} <= set(known)
-    assert "dataset.root" in text_options("check-data") and "output" in text_options("export-onnx")
+    assert "dataset.root" in text_options("check-data") and "output" in text_options("export")
     assert text_options("evaluate")["checkpoint"] and not text_options("export-adapter")["checkpoint"]
 
 
@@ -106,7 +106,7 @@ def test_words_torn_apart_by_the_shell(tmp_path):
 @pytest.mark.slow
 def test_runs_of_such_a_folder_go_on(e3va, tmp_path):
     run = "my runs (1)/a, b=c #1 😀 it's"
-    small = ["trainer.max_steps=1", "dataset.train_images=2", "dataset.val_images=1", "pictures=0"]
+    small = ["trainer.max_steps=1", "dataset.train_images=2", "dataset.val_images=1", "num_visualizations=0"]
     assert e3va("train", *small, f"hydra.run.dir={run}").returncode == 0
     for words in (
         ("train", f"resume={run}", "trainer.max_steps=2"),

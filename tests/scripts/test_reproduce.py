@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import e3va_cli.conf
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
+import e3va_cli.conf
 from e3va_cli.paper.published import ACCURACY
 from scripts import reproduce
 
@@ -449,7 +449,7 @@ def test_the_papers_setting_is_not_called_another(call, tmp_path) -> None:
 SMALL = [
     *("backbone=swin_nano", "head.fpn_channels=32", "dataset.train_short_sides=[64]", "dataset.val_short_side=64"),
     *("dataset.max_size=96", "trainer.max_epochs=1", "data.num_workers=0", "trainer.accelerator=cpu"),
-    *("trainer.tensorboard=false", "backbone.pretrained=false", "pictures=0"),
+    *("trainer.tensorboard=false", "backbone.pretrained=false", "num_visualizations=0"),
 ]
 XML = """<annotation><size><width>48</width><height>40</height></size><object><name>cat</name><bndbox>
 <xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>33</ymax></bndbox></object></annotation>"""

@@ -53,7 +53,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
         left_out += print_left_out(dataset, split)
         print_warnings([limit_note(dataset, config.head)])
         picture = folder / f"{split}.png"
-        if draw_annotations(dataset, config.pictures, picture):
+        if draw_annotations(dataset, config.num_visualizations, picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
     if len(opened) == len(SPLITS):
         try:

@@ -63,7 +63,7 @@ def leave(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, s
     write_json(folder / METRICS, evaluation.results[adapter.name])  # of one alone, over what Lightning's callback wrote
     files = {METRICS: "all of these results", **evaluator.leave(folder)}
     model = adapter.model.to(evaluation.run.trainer.strategy.root_device)  # from which Lightning has moved it
-    if draw_predictions(model, val, evaluator.images, adapter.config.pictures, folder / PICTURES):
+    if draw_predictions(model, val, evaluator.images, adapter.config.num_visualizations, folder / PICTURES):
         files[PICTURES] = "validation images with what was found"
     return files
 

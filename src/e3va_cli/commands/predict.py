@@ -46,7 +46,9 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
     device = DEVICES[config.accelerator]
     together = load_adapters(as_list(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
     folder = Path(config.output) if config.output else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
-    output = PredictionFiles(folder, files, together.adapters, score=config.score, pictures=config.pictures)
+    output = PredictionFiles(
+        folder, files, together.adapters, score_threshold=config.score_threshold, save_images=config.save_images
+    )
     for adapter in together.adapters:
         line = (
             f"{adapter.name}: {adapter.task}, {count_of(len(adapter.classes), 'class', 'classes')}, of {adapter.path}"
@@ -57,7 +59,9 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
     with Bars(console=console, transient=True) as bar:
         task = bar.add_task("Predicting", total=len(files))
         for batch in batches(files, config.batch_size, output.skip):
-            found = together.predict([image for _, image in batch], score=config.score, batch_size=len(batch))
+            found = together.predict(
+                [image for _, image in batch], score_threshold=config.score_threshold, batch_size=len(batch)
+            )
             for (index, raw), of_adapters in zip(batch, found, strict=True):
                 output.add(index, of_adapters, orientation=raw.orientation)
             bar.update(task, completed=len(output.images) + len(output.skipped))

@@ -18,7 +18,7 @@ from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions
 from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule, is_complete, longer
-from e3va_cli.runs.folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
+from e3va_cli.runs.folder import BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES, SKIPPED_STEPS
 from e3va_cli.training.resume import Resumed
 from e3va_cli.training.run import Run
 from e3va_cli.utils.command_line import command_line
@@ -156,7 +156,7 @@ FILES = {
     METRICS_HISTORY: "history of losses and results",
     RESOURCES: "memory, step time, parameters",
     PICTURES: "validation images with what was found",
-    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
+    SKIPPED_STEPS: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
     f"{CHECKPOINTS}/{LAST}": "the last state",
     f"{CHECKPOINTS}/{BEST}": "the state with the best evaluation",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from e3va_cli.config.composition import checked, parse
 from e3va_cli.config.overrides import overrides_of_config
-from e3va_cli.config.run_config import RunConfig, warn_of_legacy_options, with_older_options
+from e3va_cli.config.run_config import RunConfig, renamed_options, warn_of_legacy_options, with_older_options
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_config import read_config
 from e3va_cli.runs.folder import adapter_folder, config_of, locate, overrides_of
@@ -61,7 +61,12 @@ def with_saved_config(command: str, words: list[str], place: str) -> list[str]:
         if command == "train" and config is not None:
             warn_of_legacy_options(place, config)
     if config is None:  # of a run that was killed before it was written
-        base = overrides_of(run)
+        renamed = renamed_options(command)
+        base = []
+        for word in overrides_of(run):
+            key, equals, value = word.partition("=")
+            name = key.lstrip("+~")
+            base.append(f"{key.removesuffix(name)}{renamed.get(name, name)}{equals}{value}")
     else:
         names = {one.name for one in fields(RunConfig)} | ({"budget"} if config.get("budget") else set())
         kept_parts = {key: value for key, value in with_older_options(config).items() if key in names}

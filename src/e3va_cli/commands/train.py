@@ -81,7 +81,7 @@ def finish(config: TrainConfig, run: Run, folder: Path) -> None:
         print_results(run.task.results)
         print_warnings([limit_note(run.val, config.head)])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
-        draw_predictions(model, run.val, run.task.evaluator.images, config.pictures, folder / PICTURES)
+        draw_predictions(model, run.val, run.task.evaluator.images, config.num_visualizations, folder / PICTURES)
     print_next(folder, config, further_options(config, run))
 
 

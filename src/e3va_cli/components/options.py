@@ -41,6 +41,7 @@ class About:
         free: whether weights may be used with any value of it, however they were trained.
         of_training: whether it concerns training alone, not how trained weights are used.
         before: its value before it existed, which weights from then were trained with.
+        formerly: its name before it was renamed; saved configurations may still have it.
         under: what it is read under; given where it does nothing, it is refused.
     """
 
@@ -53,6 +54,7 @@ class About:
     free: bool = False
     of_training: bool = False
     before: Any = UNCHANGED
+    formerly: str = ""
     under: tuple[Under, ...] = ()
 
     def error(self, value: Any) -> str:
@@ -201,3 +203,15 @@ def older_options(kind: type, options: dict[str, Any], at: str) -> Iterator[tupl
                 yield f"{at}.{one.name}", copy.deepcopy(known.before), known
         elif group and isinstance(options[one.name], dict):
             yield from older_options(group, options[one.name], f"{at}.{one.name}")
+
+
+def with_current_names(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return plain options, nested ones too, under their current names."""
+    declared = {name: one for one in fields(kind) for name in (one.name, about(one).formerly) if name}
+    renamed: dict[str, Any] = {}
+    for name, value in options.items():
+        one = declared.get(name)
+        group = None if one is None else group_of(one)
+        current = name if one is None or one.name in options else one.name
+        renamed[current] = with_current_names(group, value) if group and isinstance(value, dict) else value
+    return renamed

@@ -20,7 +20,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.components.options import about, idle_options, instantiate, walk
-from e3va_cli.config.run_config import COMMANDS, NEEDED, errors_in, typed
+from e3va_cli.config.run_config import COMMANDS, NEEDED, errors_in, renamed_options, typed
 from e3va_cli.errors import UserError, first_line
 
 CONFIG_MODULE = "e3va_cli.conf"
@@ -127,6 +127,8 @@ def format_override_error(config_name: str, override: Override, error: Exception
     key, word = override.key_or_group, override.input_line
     names = [*groups(), *known_keys(cfg)]
     if key not in names:
+        if current := renamed_options(config_name).get(key):
+            return f"{word}: {key} is now called {current}"
         group = key.partition(".")[0]
         if owners := choices_with(config_name, key):
             current = OmegaConf.select(cfg, f"{group}.name")
@@ -223,7 +225,7 @@ def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool =
     """Return the typed configuration of a command, such as `train`, under overrides.
 
     Args:
-        command: `train`, `evaluate`, `predict`, `export_adapter`, `export_onnx`, `check_data` or `benchmark_memory`.
+        command: `train`, `evaluate`, `predict`, `export_adapter`, `export`, `check_data` or `benchmark_memory`.
         overrides: such as `adapter.rank=8`.
         complete: raise a UserError where a value is missing that has no default, such as the place of data.
     """

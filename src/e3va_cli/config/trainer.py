@@ -46,8 +46,9 @@ class TrainerOptions(Options):
     preemption_signal: str | None = option(
         None, help="preemption signal of a cluster; SIGTERM and Ctrl-C are handled anyway"
     )
-    max_bad_losses: int | None = option(
+    max_nonfinite_steps: int | None = option(
         None,
+        formerly="max_bad_losses",
         help="steps in a row with a NaN or infinite loss or gradient that end the run; they change no weight",
         above=0,
     )

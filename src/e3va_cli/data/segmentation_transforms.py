@@ -102,9 +102,13 @@ class SegmentationTransforms(Options):
     crop_size: int = option(
         help="pixels, height and width of what training sees, at most; memory grows with it", above=0
     )
-    crop_one_class: float = option(help="part of a crop's labelled pixels that one class may cover", least=0, most=1)
+    cat_max_ratio: float = option(
+        formerly="crop_one_class", help="part of a crop's labelled pixels that one class may cover", least=0, most=1
+    )
     flip: float = option(help="probability of a horizontal flip", least=0, most=1)
-    distort: bool = option(help="whether training distorts brightness, contrast, saturation and hue")
+    photometric_distortion: bool = option(
+        formerly="distort", help="randomly change brightness, contrast, saturation and hue in training"
+    )
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield what is wrong with the factors."""
@@ -120,9 +124,9 @@ class SegmentationTransforms(Options):
         """Random scale, crop and flip of image and label map; random colours."""
         steps = [
             RandomScale(self.short_side, self.max_size, self.scales),
-            RandomCrop(self.crop_size, self.crop_one_class),
+            RandomCrop(self.crop_size, self.cat_max_ratio),
             v2.RandomHorizontalFlip(self.flip),
-            *([PhotometricDistortion()] if self.distort else []),
+            *([PhotometricDistortion()] if self.photometric_distortion else []),
             v2.ToPureTensor(),
         ]
         return v2.Compose(steps)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from e3va_cli.components.options import binding_options
-from e3va_cli.config.run_config import RunConfig, kind_of, to_dict, with_older_options
+from e3va_cli.config.run_config import RunConfig, kind_of, metadata_in_current_names, to_dict, with_older_options
 from e3va_cli.errors import UserError
 from e3va_cli.models.backbones import BackboneFingerprint
 from e3va_cli.models.backbones.weights import is_state_dict, load_plain
@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of e3va train")
     if not is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("global_step"), int):
         raise UserError(f"{path}: not a checkpoint of e3va train: no plain weights, or no number of steps")
-    return checkpoint
+    return {**checkpoint, ABOUT: metadata_in_current_names(checkpoint[ABOUT])}
 
 
 def verify(checkpoint: dict[str, Any], path: Path, about: dict[str, Any]) -> None:

@@ -171,7 +171,7 @@ class NonFiniteGuard:
             else "lower optimizer.lr, use trainer.precision=32 or bf16-mixed, or look for what e3va check-data says"
         )
         error = UserError(
-            f"{where}; the run ends, as this makes {self.in_a_row} steps in a row (trainer.max_bad_losses); "
+            f"{where}; the run ends, as this makes {self.in_a_row} steps in a row (trainer.max_nonfinite_steps); "
             f"the batches are listed in {self.path}; {advice}"
         )
         raise_on_all_ranks(trainer, error)

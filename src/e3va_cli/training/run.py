@@ -19,7 +19,7 @@ from e3va_cli.models.model import DenseModel, build_model
 from e3va_cli.optim.lr_schedules import build_schedule
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.optim.train_schedule import TrainSchedule, build_train_schedule
-from e3va_cli.runs.folder import BAD_BATCHES
+from e3va_cli.runs.folder import SKIPPED_STEPS
 from e3va_cli.training.checkpoint_callback import CheckpointCallback
 from e3va_cli.training.checkpoints import about_model
 from e3va_cli.training.lightning_module import DenseLightningModule
@@ -74,7 +74,7 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
         schedule=schedule,
         about=about_model(model.identity, config, val.classes, val.category_ids),
         seed=config.seed,
-        guard=NonFiniteGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
+        guard=NonFiniteGuard(folder / SKIPPED_STEPS, options.max_nonfinite_steps, skip_oom=options.skip_oom),
         data={name: asdict(split.fingerprint()) for name, split in (("train", train), ("val", val)) if split and train},
     )
     return Run(train, val, model, task, data, trainer, course)

@@ -78,7 +78,12 @@ class RetinaNetOptions(HeadOptions):
     fg_iou: float = option(help="overlap from which on an anchor holds an object", least=0, most=1)
     bg_iou: float = option(help="overlap below which it holds none", least=0, most=1)
     score_threshold: float = option(help="least score of a detection", least=0, most=1, free=True)
-    candidates_per_level: int = option(help="best-scored anchors that go into NMS", above=0, free=True)
+    topk_candidates: int = option(
+        formerly="candidates_per_level",
+        help="best-scored anchors that go into NMS",
+        above=0,
+        free=True,
+    )
     nms_iou: float = option(help="overlap above which NMS drops a detection", least=0, most=1, free=True)
     detections_per_image: int = option(help="most detections in an image", above=0, free=True)
 
@@ -118,7 +123,7 @@ class RetinaNet(Head):
             detections_per_img=options.detections_per_image,
             fg_iou_thresh=options.fg_iou,
             bg_iou_thresh=options.bg_iou,
-            topk_candidates=options.candidates_per_level,
+            topk_candidates=options.topk_candidates,
         )
         self.matcher = MaxIoUMatcher(options.fg_iou, options.bg_iou, least_iou=0)
 

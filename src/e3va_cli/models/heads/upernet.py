@@ -101,17 +101,19 @@ class UPerNetOptions(HeadOptions):
         help="width of that classifier", above=0, under=(Under("auxiliary_weight", bool, "set it above 0"),)
     )
     auxiliary_weight: float = option(help="of its loss; 0 leaves it out, which reduces memory", least=0)
-    window: int | None = option(
+    slide_window: int | None = option(
         None,
+        formerly="window",
         help="pixels, a multiple of 32: predict in sliding windows, such as 512 after training on crops of that size",
         above=0,
         free=True,
     )
-    stride: int = option(
+    slide_stride: int = option(
+        formerly="stride",
         help="pixels from one window to the next",
         above=0,
         free=True,
-        under=(Under("window", lambda value: value is not None, "set head.window, such as 512"),),
+        under=(Under("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:
@@ -120,10 +122,11 @@ class UPerNetOptions(HeadOptions):
             yield f"{at}.pool_scales={self.pool_scales}: grids have at least 1 cell along a side"
         if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.stages:
             yield f"{at}.auxiliary_stage={self.auxiliary_stage}: one of {', '.join(map(str, Head.stages))}"
-        if self.window is not None and self.window % COARSEST_STRIDE:
-            yield f"{at}.window={self.window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images"
-        if self.window is not None and self.stride is not None and self.stride > self.window:
-            yield f"{at}.stride={self.stride}: from 1 to {at}.window={self.window}, or pixels would be left out"
+        window, stride = self.slide_window, self.slide_stride
+        if window is not None and window % COARSEST_STRIDE:
+            yield f"{at}.slide_window={window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images"
+        if window is not None and stride is not None and stride > window:
+            yield f"{at}.slide_stride={stride}: from 1 to {at}.slide_window={window}, or pixels would be left out"
 
 
 @HEADS.register("upernet", UPerNetOptions)
@@ -149,7 +152,7 @@ class UPerNet(Head):
                 classifier(options.auxiliary_channels, num_classes, options.dropout),
             )
         self.auxiliary_stage, self.auxiliary_weight = options.auxiliary_stage, options.auxiliary_weight
-        self.window, self.stride = options.window, options.stride
+        self.slide_window, self.slide_stride = options.slide_window, options.slide_stride
 
     def scores(self, features: list[Tensor]) -> Tensor:
         """Class scores before softmax, float32 (B, K, H / 4, W / 4)."""
@@ -168,11 +171,14 @@ class UPerNet(Head):
 
     def predict(self, extract: Extract, images: ImageList) -> list[Segmentation]:
         """Scores of the padded images: at stride 4, or of every pixel where windows slide."""
-        if self.window is None:
+        if self.slide_window is None:
             scores = self.scores(extract(images.tensors))
         else:
             scores = sliding_scores(
-                lambda part: self.scores(extract(part)), images.tensors, window=self.window, stride=self.stride
+                lambda part: self.scores(extract(part)),
+                images.tensors,
+                window=self.slide_window,
+                stride=self.slide_stride,
             )
         height, width = images.tensors.shape[-2:]
         return [Segmentation(one, (height, width), size) for one, size in zip(scores, images.image_sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""`e3va export-onnx`."""
+"""`e3va export`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from e3va_cli.commands.console import console
-from e3va_cli.config.run_config import ExportOnnxConfig
+from e3va_cli.config.run_config import ExportConfig
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
 from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_exportable
@@ -14,7 +14,7 @@ from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_ex
 MB = 10**6
 
 
-def run(config: ExportOnnxConfig) -> None:
+def run(config: ExportConfig) -> None:
     """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
     if not config.output:
         raise UserError("output: the name of a file is needed")
