@@ -15,7 +15,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.errors import UserError, print_mistakes
 from e3va_cli.utils.environment import device_name, versions
 from e3va_cli.utils.files import write_json
@@ -60,7 +60,7 @@ def composed(command: str, words: Sequence[str], *, complete: bool = True) -> An
     Raises:
         UserError: words that it does not take, all of them at once.
     """
-    checked(command, list(words))
+    validate_overrides(command, list(words))
     return load_config(command, words, complete=complete)
 
 

@@ -28,7 +28,7 @@ import common
 from hydra import initialize_config_module
 
 from e3va_cli.commands.benchmark_memory import COMMAND, of_method
-from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.config.composition import CONFIG_MODULE, validate_overrides
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
 from e3va_cli.memory import cuda_autocast as autocast
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = given.rows.split(",")
     if unknown := [source for source in asked if source not in DATASET_FORMATS]:
         raise UserError(f"--rows {given.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(DATASET_FORMATS)}")
-    checked(COMMAND, given.words)
+    validate_overrides(COMMAND, given.words)
     rows, figures = [], []
     for row in (row for row in ROWS if row.source in asked):
         plans = [planned_mib(row, given.words, as_theirs=as_theirs) for as_theirs in (False, True)]

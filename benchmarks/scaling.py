@@ -23,7 +23,7 @@ import common
 from hydra import initialize_config_module
 
 from e3va_cli.commands.benchmark_memory import COMMAND, of_method
-from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.config.composition import CONFIG_MODULE, validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.memory.benchmark import benchmark_spec
 from e3va_cli.memory.estimate import plan
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [axis for axis in axes if axis not in AXES]:
         raise UserError(f"--axes {given.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
     base, words = BASES[given.settings], tuple(given.words)
-    checked(COMMAND, [*base.words, *words])
+    validate_overrides(COMMAND, [*base.words, *words])
     common.console.print(f"Planned, not measured: {' '.join([*base.words[:-1], *words])}, one of them varied\n")
     figures = []
     for axis in axes:

@@ -44,7 +44,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.data.sampling import mix
 from e3va_cli.errors import UserError, print_mistakes
@@ -265,7 +265,7 @@ def accuracy(net: Classifier, data: LabeledImages, side: int, device: torch.devi
 def configured(backbone: str) -> BackboneOptions:
     """The options of `backbone=NAME`, with random weights."""
     words = [f"backbone={backbone}", "backbone.pretrained=false"]
-    checked("train", words)
+    validate_overrides("train", words)
     config: TrainConfig = load_config("train", words)
     return config.backbone
 

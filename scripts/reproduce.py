@@ -29,7 +29,7 @@ from typing import Any
 
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
-from e3va_cli.config.composition import CONFIG_MODULE, checked, load_config, parse
+from e3va_cli.config.composition import CONFIG_MODULE, load_config, parse, validate_overrides
 from e3va_cli.config.overrides import as_value
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError, first_line, print_mistakes
@@ -143,7 +143,7 @@ def read_plan(given: argparse.Namespace) -> Plan:
     mistakes: list[str] = []
     for method in methods:
         try:
-            checked("train", plan.run(method, plan.seeds[0]).words)
+            validate_overrides("train", plan.run(method, plan.seeds[0]).words)
         except UserError as error:
             mistakes += error.messages
     if mistakes:

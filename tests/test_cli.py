@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from e3va_cli.config.composition import validate_overrides
+from e3va_cli.errors import UserError
 from tests.conftest import QUICK
 
 
@@ -33,6 +35,20 @@ def test_help_of_a_command_needs_nothing(e3va, command):
     out = e3va(command, "--help").stdout
     assert f"e3va {command}" in out and "backbone=" in out and "schema" not in out
     assert re.search(r"^  adapter\.rank=16 +parameters grow with it", out, re.MULTILINE)
+    assert all((f"{group}." in out) == (command == "train") for group in ("optimizer", "schedule"))
+
+
+def test_evaluate_refuses_options_of_training():
+    with pytest.raises(UserError) as refused:
+        validate_overrides("evaluate", ["checkpoint=x", "optimizer.lr=1e-3", "schedule=poly", "data.num_workers=0"])
+    assert refused.value.messages == [
+        "optimizer.lr=1e-3: e3va evaluate does not read optimizer options; leave it out",
+        "schedule=poly: e3va evaluate does not read schedule options; leave it out",
+    ]
+
+
+def test_check_data_takes_a_training_command():
+    validate_overrides("check_data", ["optimizer.lr=1e-3", "schedule=poly", "schedule.epochs=null"])
 
 
 def test_cfg_job_prints_the_configuration(e3va):

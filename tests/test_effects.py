@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from e3va_cli.components.options import about
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
 from e3va_cli.data import build_datasets
 from e3va_cli.errors import UserError
@@ -46,10 +46,10 @@ def test_every_option_of_the_table_is_tried() -> None:
 def test_an_option_without_effect_is_refused(key: str) -> None:
     command, *words = IDLE[key]
     with pytest.raises(UserError) as caught:
-        checked(command, words)
+        validate_overrides(command, words)
     [line] = caught.value.messages
     assert line.startswith(f"{key}=") and "does nothing with" in line and f"leave out {key}" in line
-    checked(command, words, typed=words[:-1])  # as a run that is built on may have it
+    validate_overrides(command, words, given=words[:-1])  # as a run that is built on may have it
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_an_option_without_effect_is_refused(key: str) -> None:
     ],
 )
 def test_options_with_an_effect_are_not(words: list[str]) -> None:
-    checked("train", words)
+    validate_overrides("train", words)
 
 
 @pytest.mark.parametrize("given", [None, 2, 7])

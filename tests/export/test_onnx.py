@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch.nn.functional import interpolate
 
 from e3va_cli.commands import export
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.export import onnx as deployment
 from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
@@ -206,4 +206,4 @@ def test_more_than_an_onnx_file_can_hold(runs, monkeypatch, tmp_path):
 @pytest.mark.parametrize("tolerance", ["-0.1", "nan"])
 def test_a_tolerance_below_0_is_refused(tolerance):
     with pytest.raises(UserError, match=rf"tolerance={tolerance}: must be 0 or above"):
-        checked("export", ["checkpoint=x", "image_size=[96,128]", f"tolerance={tolerance}"])
+        validate_overrides("export", ["checkpoint=x", "image_size=[96,128]", f"tolerance={tolerance}"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
@@ -261,4 +261,4 @@ def test_fewer_images_than_devices_are_refused(config, tmp_path, monkeypatch, tr
 
 def test_the_name_of_the_preemption_signal_is_checked(config):
     with pytest.raises(UserError, match=r"trainer\.preemption_signal=USR1: the name of a signal"):
-        checked("train", ["trainer.preemption_signal=USR1"])
+        validate_overrides("train", ["trainer.preemption_signal=USR1"])

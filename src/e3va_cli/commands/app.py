@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from e3va_cli.commands.saved_config import named_runs, validate_each
 from e3va_cli.commands.sweep import Sweep
-from e3va_cli.config.composition import CONFIG_MODULE, groups_as_text, load_config, options_as_text, parse
+from e3va_cli.config.composition import CONFIG_MODULE, load_config, options_as_text, parse
 from e3va_cli.config.quoting import quoted_words
 from e3va_cli.config.run_config import (
     COMMANDS,
@@ -83,7 +83,6 @@ def notes_in_one_line() -> Iterator[None]:
 @notes_in_one_line()
 def run(command: str) -> None:
     """Run `e3va command` with the words of `sys.argv` that follow it."""
-    OmegaConf.register_new_resolver("choices", groups_as_text, replace=True)  # for the help templates of conf/
     made: set[Path] = set()
 
     def folder_of_run(path: str) -> str:
@@ -98,7 +97,9 @@ def run(command: str) -> None:
     given = list(sys.argv)
     config_name = command.replace("-", "_")
     flags = get_args_parser().parse_args(given[2:])
-    OmegaConf.register_new_resolver("options", lambda: options_as_text(config_name, flags.overrides), replace=True)
+    OmegaConf.register_new_resolver(
+        "options", lambda: options_as_text(config_name, flags.overrides), replace=True
+    )  # for --help
     asks_only = flags.help or flags.hydra_help or flags.shell_completion
     words, *others = [list(flags.overrides)]
     try:

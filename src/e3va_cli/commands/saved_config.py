@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from e3va_cli.config.composition import checked, parse
+from e3va_cli.config.composition import parse, validate_overrides
 from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.config.run_config import RunConfig, renamed_options, warn_of_legacy_options, with_older_options
 from e3va_cli.errors import UserError
@@ -106,7 +106,7 @@ def validate_each(command: str, words: list[str]) -> list[list[str]]:
     found = [with_saved_config(command, words, place) for place in runs] or [words]
     for index, one in enumerate(found):
         try:
-            checked(command.replace("-", "_"), one, typed=words)
+            validate_overrides(command.replace("-", "_"), one, given=words)
         except UserError as error:
             where = f"{runs[index]}: " if len(runs) > 1 else ""
             raise UserError(*(f"{where}{message}" for message in error.messages)) from None

@@ -56,6 +56,8 @@ class RunConfig(ModelConfig):
     """Everything that a run depends on."""
 
     reads_data: ClassVar[bool] = True
+    unread_groups: ClassVar[tuple[str, ...]] = ()  # not listed in --help
+    refuses_unread: ClassVar[bool] = True  # whether an override of an unread group is an error
 
     dataset: DatasetFormat = option()
     data: LoaderOptions = option()
@@ -81,7 +83,7 @@ class RunConfig(ModelConfig):
                 f"backbone.dtype={computed_in} or float32, or trainer.precision=32"
             )
         lengths = (self.trainer.max_epochs, self.schedule.epochs, self.schedule.iterations)
-        if self.reads_data and all(length is None for length in lengths):
+        if self.reads_data and "schedule" not in self.unread_groups and all(length is None for length in lengths):
             yield f"trainer.max_epochs=null: set one of {', '.join(LENGTHS)}"
 
 
@@ -99,12 +101,17 @@ class TrainConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """`e3va evaluate`."""
 
+    unread_groups: ClassVar[tuple[str, ...]] = ("optimizer", "schedule")
+
     checkpoint: Any = option(help="a run folder, a checkpoint in it, or an exported adapter; or a list of them")
 
 
 @dataclass
 class CheckDataConfig(RunConfig):
-    """`e3va check-data`."""
+    """`e3va check-data`, which takes the overrides of a training command."""
+
+    unread_groups: ClassVar[tuple[str, ...]] = ("optimizer", "schedule")
+    refuses_unread: ClassVar[bool] = False
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from e3va_cli.models.adapters import METHODS
@@ -389,4 +389,4 @@ def test_position_bias_tables_are_the_matrices_not_to_be_decayed(nano):
 )
 def test_options_out_of_range_are_refused(words, message):
     with pytest.raises(UserError, match=message):
-        checked("train", words)
+        validate_overrides("train", words)
