@@ -35,7 +35,7 @@ def test_help_of_a_command_needs_nothing(e3va, command):
     out = e3va(command, "--help").stdout
     assert f"e3va {command}" in out and "backbone=" in out and "schema" not in out
     assert re.search(r"^  adapter\.rank=16 +parameters grow with it", out, re.MULTILINE)
-    assert all((f"{group}." in out) == (command == "train") for group in ("optimizer", "schedule"))
+    assert all((f"\n  {group}." in out) == (command == "train") for group in ("optimizer", "schedule"))
 
 
 def test_evaluate_refuses_options_of_training():

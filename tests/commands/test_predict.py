@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import e3va_cli
 from e3va_cli import load_adapter
 from e3va_cli.commands import predict
 from e3va_cli.config.composition import load_config
@@ -86,6 +87,18 @@ def test_results_equal_those_of_python(runs, photos, tmp_path):
         assert boxes == [d.box for d in one.detections]
         masks = [d["mask"] for d in image["adapters"]["shapes"]["detections"]]
         assert masks == [d.rle for d in one.detections]
+
+
+def test_python_saves_and_returns_the_same(runs, photos, tmp_path):
+    options = (f"score_threshold={LOW}", "accelerator=cpu")
+    found = e3va_cli.predict(runs / "shapes", [photos / "one.png"], *options, output=tmp_path / "it's")
+    ((file, prediction),) = found.items()
+    assert file == photos / "one.png" and prediction.detections
+    (image,) = json.loads((tmp_path / "it's" / "predictions.json").read_text())["images"]
+    boxes = [tuple(d["box"]) for d in image["adapters"]["shapes"]["detections"]]
+    assert boxes == [d.box for d in prediction.detections]
+    with pytest.raises(UserError, match="score is now called score_threshold"):
+        e3va_cli.predict(runs / "shapes", photos, "score=0.3")
 
 
 def test_the_threshold(runs, photos, tmp_path):

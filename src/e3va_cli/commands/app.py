@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from e3va_cli.commands.saved_config import named_runs, validate_each
 from e3va_cli.commands.sweep import Sweep
 from e3va_cli.config.composition import CONFIG_MODULE, load_config, options_as_text, parse
+from e3va_cli.config.hydra_private import parse_arguments
 from e3va_cli.config.quoting import quoted_words
 from e3va_cli.config.run_config import (
     COMMANDS,
@@ -96,7 +96,7 @@ def run(command: str) -> None:
     OmegaConf.register_new_resolver("new_folder", folder_of_run, replace=True)  # for hydra.run.dir
     given = list(sys.argv)
     config_name = command.replace("-", "_")
-    flags = get_args_parser().parse_args(given[2:])
+    flags = parse_arguments(given[2:])
     OmegaConf.register_new_resolver(
         "options", lambda: options_as_text(config_name, flags.overrides), replace=True
     )  # for --help

@@ -16,6 +16,7 @@ from e3va_cli.data.images.formats import describe_unread
 from e3va_cli.data.images.reading import RawImage, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.inference.image_inputs import find_images
+from e3va_cli.inference.prediction import ImagePrediction
 from e3va_cli.inference.prediction_files import PREDICTIONS, PredictionFiles
 from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.runs.folder import claim_folder
@@ -28,21 +29,24 @@ DEVICES = {"auto": None, "cpu": "cpu", "gpu": "cuda"}
 
 
 def run(config: PredictConfig) -> None:
-    """Find and draw; exit code 1 if a file could not be read."""
-    require_usable(config)
+    """Run inference and save predictions; exit code 1 if a file could not be read."""
     files = find_images(as_list(config.input))
     if unread := describe_unread(file.name for file in files):
         print(f"e3va: note: input: {unread}", file=sys.stderr)
-    with friendly_errors(Path(config.output or RUNS), of_prediction):
-        skipped = predict(config, files)
-    if skipped:
+    if skipped := len(files) - sum(1 for _ in predict(config, files)):
         of_all = f"{skipped:,} of {count_of(len(files), 'file')}"
         print(f"e3va: {of_all} skipped: not readable as images", file=sys.stderr)
         sys.exit(1)
 
 
-def predict(config: PredictConfig, files: Sequence[Path]) -> int:
-    """Find and draw; returns how many files could not be read."""
+def predict(config: PredictConfig, files: Sequence[Path]) -> Iterator[tuple[Path, dict[str, ImagePrediction]]]:
+    """Run inference, save predictions, and yield those of each readable file by adapter name."""
+    require_usable(config)
+    with friendly_errors(Path(config.output or RUNS), of_prediction):
+        yield from _predict(config, files)
+
+
+def _predict(config: PredictConfig, files: Sequence[Path]) -> Iterator[tuple[Path, dict[str, ImagePrediction]]]:
     device = DEVICES[config.accelerator]
     together = load_adapters(as_list(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
     folder = Path(config.output) if config.output else claim_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
@@ -64,10 +68,10 @@ def predict(config: PredictConfig, files: Sequence[Path]) -> int:
             )
             for (index, raw), of_adapters in zip(batch, found, strict=True):
                 output.add(index, of_adapters, orientation=raw.orientation)
+                yield files[index], of_adapters
             bar.update(task, completed=len(output.images) + len(output.skipped))
     output.finish()
     console.print(f"{count_of(len(output.images), 'image')}: {folder / PREDICTIONS}", markup=False)
-    return len(output.skipped)
 
 
 def require_usable(config: PredictConfig) -> None:

@@ -21,6 +21,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.components.options import about, idle_options, instantiate, walk
+from e3va_cli.config.hydra_private import child_config
 from e3va_cli.config.run_config import COMMANDS, NEEDED, RunConfig, errors_in, renamed_options, typed
 from e3va_cli.errors import UserError, first_line
 
@@ -127,9 +128,8 @@ def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a configuration."""
     for key in map(str, cfg):
         yield f"{prefix}{key}"
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
-            yield from known_keys(node, f"{prefix}{key}.")
+        if (group := child_config(cfg, key)) is not None:
+            yield from known_keys(group, f"{prefix}{key}.")
 
 
 def format_override_error(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
