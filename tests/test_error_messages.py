@@ -39,7 +39,7 @@ def adds_error(node: ast.expr) -> bool:
 
 
 def messages_in(tree: ast.Module) -> Iterator[str]:
-    """Yield the arguments of each `UserError(...)`, what is added to a list of errors, and what `errors` methods yield."""
+    """Yield the arguments of each `UserError(...)`, what is added to lists of errors, and what `errors` yields."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (is_error_class(node.func) or adds_error(node.func)):
             yield from map(text_of, node.args)
