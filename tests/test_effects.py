@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from e3va_cli.components.options import about
+from e3va_cli.components.options import info_of
 from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
 from e3va_cli.data import build_datasets
@@ -39,7 +39,7 @@ IDLE = {
 def test_every_option_of_the_table_is_tried() -> None:
     kinds = [(f"{group}.", registry.options(name)) for group, registry in REGISTRIES.items() for name in registry]
     kinds += [("", BenchmarkMemoryConfig), *((f"{group}.", kind) for group, kind in SINGLE.items())]
-    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if about(one).under}
+    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if info_of(one).under}
 
 
 @pytest.mark.parametrize("key", IDLE)

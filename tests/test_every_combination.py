@@ -20,7 +20,7 @@ from itertools import product
 import pytest
 import torch
 
-from e3va_cli.components.options import about
+from e3va_cli.components.options import info_of
 from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.config.trainer import PRECISIONS
@@ -78,7 +78,7 @@ HEAD_WORDS = {
     "upernet_nano": ["head.fpn_channels=32"],
 }
 KINDS = tuple(DTYPES_OF_WEIGHTS)
-CHOICES = {f"adapter.{one.name}": about(one).choices for one in fields(E3VAOptions)}
+CHOICES = {f"adapter.{one.name}": info_of(one).choices for one in fields(E3VAOptions)}
 CLASHES = {("16-mixed", "bfloat16"), ("bf16-mixed", "float16")}
 IN_16_BITS = ("e3va", "frozen")  # methods that send no gradient through the backbone
 LEGAL_HEADS = {

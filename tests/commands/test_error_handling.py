@@ -44,11 +44,11 @@ def ends(config, tmp_path):
     def ends(error, *words):
         trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
         task = SimpleNamespace(seen=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
-        of_memory = partial(failures.of_training, config(*words), trainer, task)
+        oom_message = partial(failures.training_oom_message, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
             pytest.raises(UserError) as refused,
-            failures.friendly_errors(tmp_path, of_memory),
+            failures.friendly_errors(tmp_path, oom_message),
         ):
             raise error
         (message,) = refused.value.messages
@@ -92,7 +92,7 @@ def test_the_machine_s_own_memory(ends, planned, error):
 
 
 def test_equal_images_are_counted():
-    assert failures.described([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
+    assert failures.describe_sizes([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
+        failures.friendly_errors(tmp_path, partial(failures.training_oom_message, options, run.trainer, run.task)),
     ):
         run.trainer.fit(run.task, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
@@ -170,5 +170,5 @@ def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), failures.friendly_errors(tmp_path, failures.of_evaluation):
+    with pytest.raises(FileNotFoundError), failures.friendly_errors(tmp_path, failures.evaluation_oom_message):
         raise FileNotFoundError(errno.ENOENT, "gone")

@@ -9,7 +9,7 @@ from torch import nn
 
 from e3va_cli.commands import evaluate, train
 from e3va_cli.commands import run_summary as report
-from e3va_cli.commands.app import require_place
+from e3va_cli.commands.app import check_run_dir
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import prepare
 from e3va_cli.config.composition import parse
@@ -76,12 +76,12 @@ def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
         with pytest.raises(UserError, match=f"one: holds a run already; go on with it by e3va train resume={one}"):
-            require_place([f"hydra.run.dir={one}", *words], writes=False)
-    require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
-    require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)
-    require_place([], writes=False)
+            check_run_dir([f"hydra.run.dir={one}", *words], writes=False)
+    check_run_dir([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
+    check_run_dir([f"hydra.run.dir={tmp_path}/new"], writes=False)
+    check_run_dir([], writes=False)
     monkeypatch.setenv("LOCAL_RANK", "1")  # the first process may have put its checkpoint there already
-    require_place([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
+    check_run_dir([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
 
 
 def test_a_refused_run_leaves_no_folder(run_of, tmp_path):

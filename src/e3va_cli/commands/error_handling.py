@@ -27,23 +27,25 @@ CLEARLY_LESS = 0.9  # of the plan of a step that did not fit although, by its pl
 
 
 @contextmanager
-def friendly_errors(folder: Path, of_memory: Callable[[str], str], *, then: Callable[[], str] = str) -> Iterator[None]:
-    """Turn what ends a command into a `UserError`.
+def friendly_errors(
+    folder: Path, oom_message: Callable[[str], str], *, then: Callable[[], str] = str
+) -> Iterator[None]:
+    """Turn out-of-memory, loading, compilation and disk errors into a `UserError`.
 
     Args:
-        folder: that the command writes to.
-        of_memory: makes the message of an out-of-memory error from the first line of PyTorch's.
-        then: behind the line on a file that could not be written: how to go on once it can.
+        folder: the output folder of the command.
+        oom_message: returns the message of an out-of-memory error, given the first line of PyTorch's.
+        then: returns what to do about an unwritable file, appended to the message.
     """
     threading.excepthook = _without_unwritable
     try:
         yield
-    except Exception as error:  # what is none of these is raised again
+    except Exception as error:  # any other is raised again
         loading = loading_failure(error)
         if loading is not None:
             raise UserError(loading) from error
         if is_out_of_memory(error):
-            raise UserError(of_memory(first_line(error))) from error
+            raise UserError(oom_message(first_line(error))) from error
         if isinstance(error, TorchDynamoException):
             raise UserError(
                 f"backbone.compile=true: PyTorch could not compile on this machine ({first_line(error)}); use "
@@ -69,20 +71,20 @@ def _lies_in(error: OSError, folder: Path) -> bool:
 
 
 def _without_unwritable(arguments: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread of its own; what that fails of, it tells the run too."""
+    """Ignore write errors of TensorBoard's thread, which are raised in the main thread too."""
     of_tensorboard = type(arguments.thread).__module__.startswith("tensorboard")
     if not (isinstance(arguments.exc_value, OSError) and of_tensorboard):
         threading.__excepthook__(arguments)
 
 
-def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModule, what: str) -> str:
+def training_oom_message(config: RunConfig, trainer: L.Trainer, task: DenseLightningModule, what: str) -> str:
     """Return the message of an out-of-memory error: the step, its images, the estimate, and what would fit.
 
     Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.
     """
-    sizes = described(task.seen[-1].image_sizes if task.seen else [])
+    sizes = describe_sizes(task.seen[-1].image_sizes if task.seen else [])
     if task.evaluating:
-        return of_evaluation(what, f" after step {trainer.global_step:,}, with images of {sizes}")
+        return evaluation_oom_message(what, f" after step {trainer.global_step:,}, with images of {sizes}")
     setting = setting_of_run(config)
     planned, available = peak_mib(config, setting), available_mib(trainer.strategy.root_device)
     height, width = setting.size.image_size
@@ -95,24 +97,24 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModul
     )
 
 
-def of_evaluation(what: str, where: str = "") -> str:
-    """What uses less memory in an evaluation."""
+def evaluation_oom_message(what: str, where: str = "") -> str:
+    """Return the message of an out-of-memory error in an evaluation."""
     return f"out of memory in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller dataset.max_size"
 
 
-def of_prediction(what: str) -> str:
-    """What uses less memory in a prediction."""
+def prediction_oom_message(what: str) -> str:
+    """Return the message of an out-of-memory error in a prediction."""
     return f"out of memory ({what}); use batch_size=1, accelerator=cpu or smaller images"
 
 
-def described(sizes: list[tuple[int, int]]) -> str:
-    """Heights and widths, each once with its count."""
+def describe_sizes(sizes: list[tuple[int, int]]) -> str:
+    """Return image sizes with their counts, as text."""
     counts = Counter(f"{height}x{width}" for height, width in sizes)
     return ", ".join(f"{size} ({count} of them)" if count > 1 else size for size, count in counts.items())
 
 
 def available_mib(device: torch.device) -> float:
-    """Memory that this process has or could have had."""
+    """Return the memory that this process has or could get, in MiB."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return (free + torch.cuda.memory_reserved(device)) / MIB

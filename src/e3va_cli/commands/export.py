@@ -15,7 +15,7 @@ MB = 10**6
 
 
 def run(config: ExportConfig) -> None:
-    """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
+    """Export the model and print its inputs and outputs; exit code 1 if its results differ from PyTorch's."""
     if not config.output:
         raise UserError("output: the name of a file is needed")
     path = Path(config.output)
@@ -36,7 +36,7 @@ def run(config: ExportConfig) -> None:
 
 
 def print_summary(path: Path, image_size: tuple[int, int], exported: Exported) -> None:
-    """The file's size, its input and outputs, and how near it is to PyTorch."""
+    """Print file size, input, outputs and the largest difference from PyTorch."""
     height, width = image_size
     console.print(f"{path}: {path.stat().st_size / MB:,.1f} MB", markup=False)
     console.print(f"  in   images     float32 (batch, 3, {height}, {width}), RGB of 0 to 255")

@@ -1,4 +1,4 @@
-"""`e3va train budget=11GiB`: a run that cannot fit is refused before anything is loaded, with what would fit."""
+"""`e3va train budget=11GiB`: refuse a run that cannot fit before anything is loaded, and suggest what would."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def setting_of_run(config: RunConfig) -> BenchmarkSpec:
 
 
 def peak_mib(config: RunConfig, setting: BenchmarkSpec) -> float:
-    """What the tensors of a step will need."""
+    """Return the peak memory of a step's tensors in MiB."""
     return plan(config, setting.size, num_classes=setting.num_classes).peak.total_bytes / MIB
 
 
 def what_would_fit(config: RunConfig, setting: BenchmarkSpec, limit_mib: float) -> list[str]:
-    """Overrides of which each alone makes the run fit."""
+    """Return overrides, each of which alone makes the run fit."""
     remedies = []
     batch, accumulated = setting.size.batch_size, config.trainer.accumulate_grad_batches
     largest = largest_batch_of(config, setting, limit_mib)

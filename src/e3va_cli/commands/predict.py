@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from e3va_cli.commands.console import as_list, console, print_passes
-from e3va_cli.commands.error_handling import friendly_errors, of_prediction
+from e3va_cli.commands.error_handling import friendly_errors, prediction_oom_message
 from e3va_cli.config.run_config import PredictConfig
 from e3va_cli.data.images.formats import describe_unread
 from e3va_cli.data.images.reading import RawImage, read_raw
@@ -42,7 +42,7 @@ def run(config: PredictConfig) -> None:
 def predict(config: PredictConfig, files: Sequence[Path]) -> Iterator[tuple[Path, dict[str, ImagePrediction]]]:
     """Run inference, save predictions, and yield those of each readable file by adapter name."""
     require_usable(config)
-    with friendly_errors(Path(config.output or RUNS), of_prediction):
+    with friendly_errors(Path(config.output or RUNS), prediction_oom_message):
         yield from _predict(config, files)
 
 
@@ -75,7 +75,7 @@ def _predict(config: PredictConfig, files: Sequence[Path]) -> Iterator[tuple[Pat
 
 
 def require_usable(config: PredictConfig) -> None:
-    """Raises UserError for what cannot be done here, before anything is loaded."""
+    """Raise UserError if there is no GPU or no checkpoint, before anything is loaded."""
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("accelerator=gpu: PyTorch sees no CUDA GPU here; use accelerator=cpu")
     if not as_list(config.checkpoint):
@@ -85,7 +85,7 @@ def require_usable(config: PredictConfig) -> None:
 def batches(
     files: Sequence[Path], size: int, skip: Callable[[int, UserError], None]
 ) -> Iterator[list[tuple[int, RawImage]]]:
-    """Images with their places in `files`, `size` at a time; `skip(index, error)` is called for what is unreadable."""
+    """Yield batches of images with their indices; `skip(index, error)` is called for each unreadable file."""
     batch: list[tuple[int, RawImage]] = []
     for index, file in enumerate(files):
         try:

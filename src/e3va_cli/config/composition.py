@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.components.options import about, idle_options, instantiate, walk
+from e3va_cli.components.options import idle_options, info_of, instantiate, walk
 from e3va_cli.config.hydra_private import child_config
 from e3va_cli.config.run_config import COMMANDS, NEEDED, RunConfig, errors_in, renamed_options, typed
 from e3va_cli.errors import UserError, first_line
@@ -102,12 +102,12 @@ def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
             group = head
             lines.append("")
         text = f"  {key}={as_value(value)}"
-        if not about(one).help:
+        if not info_of(one).help:
             lines.append(text)
             continue
         room = max(HELP_AT, len(text) + 2) if len(text) < HELP_MOST else HELP_AT
         needed = "needed; " if value == MISSING else ""
-        wrapped = textwrap.wrap(needed + about(one).help, columns - room)
+        wrapped = textwrap.wrap(needed + info_of(one).help, columns - room)
         lines.append(text if len(text) >= HELP_MOST else f"{text:<{room}}{wrapped.pop(0)}")
         lines += [" " * room + line for line in wrapped]
     return "\n".join([*heading, "", "\n".join(lines).strip("\n")])

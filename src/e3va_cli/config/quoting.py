@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from e3va_cli.components.options import about
+from e3va_cli.components.options import info_of
 from e3va_cli.config.run_config import COMMANDS, declared_options
 from e3va_cli.errors import UserError
 
@@ -30,7 +30,7 @@ ONE_OR_SEVERAL = ("checkpoint", "input", "classes")  # options of any type that 
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 
 
-def quoted_words(command: str, words: Sequence[str], *, multirun: bool = False) -> list[str]:
+def quote_overrides(command: str, words: Sequence[str], *, multirun: bool = False) -> list[str]:
     """Return the words of a command with quotes around values where Hydra needs them to read what was typed.
 
     Args:
@@ -52,7 +52,7 @@ def text_options(command: str) -> dict[str, bool]:
     for key, one, hint in declared_options(COMMANDS[command.replace("-", "_")]):
         if hint == list[str] or (hint is Any and one.name in ONE_OR_SEVERAL):
             texts[key] = True
-        elif hint in (str, str | None) and not about(one).choices:
+        elif hint in (str, str | None) and not info_of(one).choices:
             texts[key] = False
     return texts
 

@@ -15,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.components.options import (
     MAX_SEED,
-    About,
+    Condition,
+    OptionInfo,
     Options,
-    Under,
-    about,
     errors_of,
     group_of,
+    info_of,
     instantiate,
     older_options,
     option,
@@ -43,7 +43,7 @@ NEEDED = "a value is needed"
 COMPUTED_IN = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
 EXPORT_PRECISIONS = ("fp32", "fp16")
 LENGTHS = ("trainer.max_epochs", "schedule.epochs", "schedule.iterations")
-ONLY_MEASURED = (Under("measure", lambda value: value is not False, "plans have no steps; set measure=true"),)
+ONLY_MEASURED = (Condition("measure", lambda value: value is not False, "plans have no steps; set measure=true"),)
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group: registry for registry in (BACKBONES, METHODS, HEADS, DATASET_FORMATS, SCHEDULES)
 }
@@ -318,7 +318,7 @@ class LegacyWarning(UserWarning):
     """Weights are used as they were trained, which differs from how new ones are."""
 
 
-def _older(config: dict[str, Any]) -> Iterator[tuple[str, Any, About]]:
+def _older(config: dict[str, Any]) -> Iterator[tuple[str, Any, OptionInfo]]:
     for group in (one.name for one in dataclasses.fields(RunConfig)):
         options = config.get(group)
         kind = kind_of(group, options) if isinstance(options, dict) else None
@@ -334,7 +334,9 @@ def missing_options(config: dict[str, Any]) -> dict[str, Any]:
 def renamed_options(command: str) -> dict[str, str]:
     """Return the current names of the options of a command that have been renamed, by old name, both dotted."""
     options = declared_options(COMMANDS[command])
-    return {f"{key.removesuffix(one.name)}{about(one).formerly}": key for key, one, _ in options if about(one).formerly}
+    return {
+        f"{key.removesuffix(one.name)}{info_of(one).formerly}": key for key, one, _ in options if info_of(one).formerly
+    }
 
 
 def in_current_names(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from e3va_cli.components.options import Options, Under, option
+from e3va_cli.components.options import Condition, Options, option
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
 
@@ -25,7 +25,7 @@ class TrainerOptions(Options):
     val_every_epochs: int = option(
         help="from one evaluation to the next",
         above=0,
-        under=(Under("limit_val_batches", lambda value: value != 0, "set it to null or above 0"),),
+        under=(Condition("limit_val_batches", lambda value: value != 0, "set it to null or above 0"),),
     )
     accelerator: str = option(help="cpu, gpu, or auto")
     devices: Any = option(help="a count, auto, or a list of indices such as [0,1]")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from e3va_cli.components.options import Options, Under, option
+from e3va_cli.components.options import Condition, Options, option
 
 LR_FACTORS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
 
@@ -41,7 +41,7 @@ class ScheduleOptions(Options):
         help="of the learning rate, at the first step",
         above=0,
         most=1,
-        under=(Under("warmup_steps", bool, "set it above 0"),),
+        under=(Condition("warmup_steps", bool, "set it above 0"),),
     )
     warmup_max_fraction: float = option(
         1.0, help="of the run; a longer warm-up is shortened to it", above=0, most=1, before=1.0
@@ -54,7 +54,9 @@ class ScheduleOptions(Options):
     lr_scaling: str = option(
         help="of the learning rate to another total batch: its square root, as for Adam; linear or none",
         choices=tuple(LR_FACTORS),
-        under=(Under("total_batch", lambda value: value is not None, "set the batch that the recipe is meant for"),),
+        under=(
+            Condition("total_batch", lambda value: value is not None, "set the batch that the recipe is meant for"),
+        ),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.data.dataset import Target
 from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
@@ -155,7 +155,7 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
         True,
         help="0 is not labelled, classes from 1; false: classes from 0, such as a background",
         before=True,
-        under=(Under("label_map", lambda value: value is None, "which tells the classes by itself"),),
+        under=(Condition("label_map", lambda value: value is None, "which tells the classes by itself"),),
     )
     ignore_index: Any = option(
         None,

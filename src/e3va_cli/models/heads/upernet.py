@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import Conv2dNormActivation
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
 from e3va_cli.models.heads.norms import group_norm
@@ -95,10 +95,10 @@ class UPerNetOptions(HeadOptions):
     dropout: float = option(help="of channels, before classification", least=0, most=1)
     auxiliary_stage: int = option(
         help="of the backbone, from 0: the one that is also classified by itself, in training",
-        under=(Under("auxiliary_weight", bool, "set it above 0"),),
+        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
     auxiliary_channels: int = option(
-        help="width of that classifier", above=0, under=(Under("auxiliary_weight", bool, "set it above 0"),)
+        help="width of that classifier", above=0, under=(Condition("auxiliary_weight", bool, "set it above 0"),)
     )
     auxiliary_weight: float = option(help="of its loss; 0 leaves it out, which reduces memory", least=0)
     slide_window: int | None = option(
@@ -113,7 +113,7 @@ class UPerNetOptions(HeadOptions):
         help="pixels from one window to the next",
         above=0,
         free=True,
-        under=(Under("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
+        under=(Condition("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:
