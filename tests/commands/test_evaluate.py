@@ -1,4 +1,4 @@
-"""What `e3va evaluate` composes of what it is given, and the files that it leaves."""
+"""`e3va evaluate`: the composed configuration, and the output files."""
 
 import json
 from pathlib import Path

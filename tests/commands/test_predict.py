@@ -1,4 +1,4 @@
-"""`e3va predict`: what it finds, the files it leaves, and what it refuses."""
+"""`e3va predict`: predictions, output files, and refusals."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_what_a_run_was_started_with(run_of):
     assert with_saved_config("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
 
 
-def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkeypatch):
+def test_images_are_drawn_on_the_device_of_training(config, tmp_path, monkeypatch):
     """Lightning leaves the model on the CPU."""
     drawn, device = [], torch.device("meta")
 
@@ -117,7 +117,7 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
     evaluator = SimpleNamespace(images=1, leave=lambda _: {})
     evaluation = SimpleNamespace(run=run, evaluators={"a": evaluator}, results={"a": {}})
     adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(num_visualizations=1))
-    evaluate.leave(evaluation, adapter, tmp_path)
+    evaluate.save(evaluation, adapter, tmp_path)
     assert drawn == [device, device]
 
 
