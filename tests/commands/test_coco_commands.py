@@ -128,7 +128,9 @@ def check(config, root, capsys):
 def test_what_training_would_refuse_is_a_problem(check, root):
     (root / "empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     out = check("dataset.train_annotations=empty.json", "dataset.val_annotations=empty.json")
-    assert out.count("Cannot be used for training: ") == 2 and "There are problems." in out and "No problems." not in out
+    assert (
+        out.count("Cannot be used for training: ") == 2 and "There are problems." in out and "No problems." not in out
+    )
 
 
 def test_the_classes_of_both_splits_are_compared(check, root):
