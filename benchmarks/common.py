@@ -15,7 +15,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.errors import UserError, print_errors
 from e3va_cli.utils.environment import device_name, package_versions
 from e3va_cli.utils.files import write_json
@@ -62,7 +62,7 @@ def compose(command: str, overrides: Sequence[str], *, complete: bool = True) ->
     Raises:
         UserError: invalid overrides, all at once.
     """
-    checked(command, list(overrides))
+    validate_overrides(command, list(overrides))
     return load_config(command, overrides, complete=complete)
 
 

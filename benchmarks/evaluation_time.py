@@ -29,7 +29,7 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
-from e3va_cli.evaluation import AveragePrecision, Results
+from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.average_precision import COCO_IOU_TYPES, RESULT_KEYS, SUMMARY, AveragePrecision
 from e3va_cli.models.heads import Detections
 

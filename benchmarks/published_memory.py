@@ -28,7 +28,7 @@ import common
 from hydra import initialize_config_module
 
 from e3va_cli.commands.benchmark_memory import COMMAND, load_method_config
-from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.config.composition import CONFIG_MODULE, validate_overrides
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
 from e3va_cli.memory import cuda_autocast as autocast
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     selected = args.rows.split(",")
     if unknown := [source for source in selected if source not in SOURCES]:
         raise UserError(f"--rows {args.rows}: no source {', '.join(unknown)}; choices: {', '.join(SOURCES)}")
-    checked(COMMAND, args.overrides)
+    validate_overrides(COMMAND, args.overrides)
     rows, values = [], []
     for row in (row for row in ROWS if row.source in selected):
         estimates = [estimated_mib(row, args.overrides, as_theirs=as_theirs) for as_theirs in (False, True)]

@@ -23,7 +23,7 @@ import common
 from hydra import initialize_config_module
 
 from e3va_cli.commands.benchmark_memory import COMMAND, load_method_config
-from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.config.composition import CONFIG_MODULE, validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.memory.benchmark import benchmark_spec
 from e3va_cli.models.heads.eager_backward import one_backward_pass
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [axis for axis in axes if axis not in AXES]:
         raise UserError(f"--axes {args.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
     base, overrides = BASES[args.settings], tuple(args.overrides)
-    checked(COMMAND, [*base.overrides, *overrides])
+    validate_overrides(COMMAND, [*base.overrides, *overrides])
     common.console.print(f"Estimated: {' '.join([*base.overrides[:-1], *overrides])}, one varied per table\n")
     results = []
     for axis in axes:

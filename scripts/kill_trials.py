@@ -53,7 +53,7 @@ OVERRIDES = [
     "trainer.log_every_n_steps=1",
     "trainer.accelerator=cpu",
     "trainer.tensorboard=false",
-    "pictures=0",
+    "num_visualizations=0",
 ]
 console = Console(highlight=False, markup=False, soft_wrap=True)
 State = dict[str, Any]

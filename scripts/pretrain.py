@@ -43,7 +43,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.data.sampling import derive_seed
 from e3va_cli.errors import UserError, print_errors
@@ -264,7 +264,7 @@ def accuracy(net: Classifier, data: LabeledImages, side: int, device: torch.devi
 def load_backbone_options(backbone: str) -> BackboneOptions:
     """Return the options of `backbone=NAME`, with random weights."""
     overrides = [f"backbone={backbone}", "backbone.pretrained=false"]
-    checked("train", overrides)
+    validate_overrides("train", overrides)
     config: TrainConfig = load_config("train", overrides)
     return config.backbone
 

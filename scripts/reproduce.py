@@ -29,7 +29,7 @@ from typing import Any
 
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
-from e3va_cli.config.composition import CONFIG_MODULE, checked, load_config, parse
+from e3va_cli.config.composition import CONFIG_MODULE, load_config, parse, validate_overrides
 from e3va_cli.config.overrides import to_override_value
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError, first_line, print_errors
@@ -46,7 +46,7 @@ MOVABLE = ("dataset.root", "hydra.run.dir", "resume")  # data and run folders ma
 RESERVED = (*MOVABLE, "experiment", "adapter", "seed")
 # Options that do not change the setting: device, logging, and how the total batch, reported separately, is split.
 PLACE = ("accelerator", "devices", "num_nodes", "strategy", "deterministic", "accumulate_grad_batches")
-GUARD = ("checkpoint_every_steps", "preemption_signal", "max_bad_losses", "skip_oom")
+GUARD = ("checkpoint_every_steps", "preemption_signal", "max_nonfinite_steps", "skip_oom")
 WATCH = ("val_every_epochs", "log_every_n_steps", "tensorboard", *GUARD)
 FREE = {"data", "pictures", "budget", "backbone.weights", *(f"trainer.{key}" for key in (*PLACE, *WATCH))}
 
@@ -143,7 +143,7 @@ def parse_args(args: argparse.Namespace) -> Reproduction:
     errors: list[str] = []
     for method in methods:
         try:
-            checked("train", plan.run(method, plan.seeds[0]).overrides)
+            validate_overrides("train", plan.run(method, plan.seeds[0]).overrides)
         except UserError as error:
             errors += error.messages
     if errors:

@@ -20,8 +20,8 @@ from itertools import product
 import pytest
 import torch
 
-from e3va_cli.components.options import about
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.components.options import info_of
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.config.trainer import PRECISIONS
 from e3va_cli.data import DATASET_FORMATS
@@ -72,13 +72,13 @@ HEAD_WORDS = {
     "retinanet": [
         "head.fpn_channels=32",
         "head.score_threshold=0",
-        "head.candidates_per_level=20",
+        "head.topk_candidates=20",
         "head.detections_per_image=5",
     ],
     "upernet_nano": ["head.fpn_channels=32"],
 }
 KINDS = tuple(DTYPES_OF_WEIGHTS)
-CHOICES = {f"adapter.{one.name}": about(one).choices for one in fields(E3VAOptions)}
+CHOICES = {f"adapter.{one.name}": info_of(one).choices for one in fields(E3VAOptions)}
 CLASHES = {("16-mixed", "bfloat16"), ("bf16-mixed", "float16")}
 IN_16_BITS = ("e3va", "frozen")  # methods that send no gradient through the backbone
 LEGAL_HEADS = {
@@ -238,12 +238,12 @@ def test_gradients_through_weights_in_16_bits_are_refused(method, dtype):
 @pytest.mark.parametrize(("precision", "dtype"), sorted(CLASHES))
 def test_two_kinds_of_16_bits_are_refused(precision, dtype):
     with pytest.raises(UserError) as error:
-        checked("train", [f"trainer.precision={precision}", f"backbone.dtype={dtype}"])
+        validate_overrides("train", [f"trainer.precision={precision}", f"backbone.dtype={dtype}"])
     (line,) = error.value.messages
     (same,) = {"bfloat16", "float16"} - {dtype}
     assert f"backbone.dtype={dtype} " in line and f"trainer.precision={precision};" in line
     assert f"choose backbone.dtype={same} or float32, or trainer.precision=32" in line
-    checked("train", [f"trainer.precision={precision}", f"backbone.dtype={same}"])
+    validate_overrides("train", [f"trainer.precision={precision}", f"backbone.dtype={same}"])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_two_kinds_of_16_bits_are_refused(precision, dtype):
 )
 def test_what_does_not_exist_is_refused_with_what_does(word, legal):
     with pytest.raises(UserError) as error:
-        checked("train", [word])
+        validate_overrides("train", [word])
     (line,) = error.value.messages
     assert line.startswith(word)
     assert all(str(choice) in line.removeprefix(word) for choice in legal)
@@ -275,7 +275,7 @@ def test_what_does_not_exist_is_refused_with_what_does(word, legal):
 )
 def test_an_option_of_another_choice_is_refused_with_those_that_have_it(words, legal):
     with pytest.raises(UserError) as error:
-        checked("train", words)
+        validate_overrides("train", words)
     (line,) = error.value.messages
     assert line.startswith(f"{words[-1]}: unknown option") and line.endswith(f"it is one of {legal}")
 

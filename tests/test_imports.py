@@ -29,7 +29,7 @@ LEVELS = [
 SUBPACKAGES = ("models",)  # whose parts have levels of their own
 STRANGERS = [{"models.heads", "models.adapters"}, {"models.heads", "data"}, {"models.adapters", "data"}]
 PRIVATE = {  # what has no public name; each line breaks where another version moves it
-    "hydra._internal.utils": {"commands/app.py"},
+    "hydra._internal.utils": {"config/hydra_private.py"},
     "lightning.pytorch.plugins.precision.amp._optimizer_handles_unscaling": {"training/lightning_private.py"},
     "lightning.pytorch.strategies.launchers._SubprocessScriptLauncher": {"training/lightning_private.py"},
     "torch._dynamo.exc": {"commands/error_handling.py"},

@@ -4,7 +4,7 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from e3va_cli.training.run import train_schedule_from_config
@@ -145,7 +145,7 @@ def test_output_norms_are_trained_and_not_decayed_under_every_method(nano, confi
     ],
 )
 def test_published_weights_go_with_options_that_change_none(words):
-    checked("train", ["backbone.pretrained=true", *words])
+    validate_overrides("train", ["backbone.pretrained=true", *words])
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,6 @@ def test_published_weights_go_with_options_that_change_none(words):
 )
 def test_published_weights_do_not_go_with_another_network(words, says):
     with pytest.raises(UserError) as refused:
-        checked("train", ["backbone.pretrained=true", *words])
+        validate_overrides("train", ["backbone.pretrained=true", *words])
     (line,) = refused.value.messages
     assert says in line and "or set backbone.weights=FILE" in line

@@ -119,7 +119,7 @@ COMMANDS = {
     "evaluate": ["evaluate", "checkpoint=run"],
     "predict": ["predict", "checkpoint=run", "input=photo.png"],
     "export": ["export-adapter", "checkpoint=run", "output=new"],
-    "onnx": ["export-onnx", "checkpoint=run", "output=new.onnx", "image_size=[64,64]"],
+    "onnx": ["export", "checkpoint=run", "output=new.onnx", "image_size=[64,64]"],
     "weights .pth": ["train", "backbone.weights=weights.pth", "dataset.train_images=2", "dataset.val_images=2"],
     "weights .bin": ["predict", "checkpoint=adapter", "input=photo.png", "backbone.weights=weights.bin"],
     "evaluate an adapter": ["evaluate", "checkpoint=adapter"],

@@ -11,10 +11,11 @@ COMMANDS = {
     "evaluate": "Measure a trained run or adapter on its own or other data.",
     "predict": "Run inference on images and save predictions.",
     "export-adapter": "Export adapter weights (a few MB).",
-    "export-onnx": "Export the model to ONNX or torch.export.",
+    "export": "Export the model to ONNX or torch.export.",
     "check-data": "Report every problem of a data set at once.",
     "benchmark-memory": "Plan or measure memory and time of tuning methods, and check the paper's claims.",
 }
+RENAMED = {"export-onnx": "export"}  # old names of commands
 
 HELP = """e3va: fine-tune large frozen vision backbones for detection and segmentation with little memory.
 
@@ -34,7 +35,7 @@ Examples:
   e3va evaluate checkpoint=runs/RUN
   e3va predict checkpoint=runs/RUN input=IMAGES
   e3va export-adapter checkpoint=runs/RUN output=ADAPTER
-  e3va export-onnx checkpoint=ADAPTER image_size=[512,512] output=model.onnx
+  e3va export checkpoint=ADAPTER image_size=[512,512] output=model.onnx
 """
 
 
@@ -61,6 +62,9 @@ def main() -> None:
         except KeyboardInterrupt:
             print("e3va: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(130)  # a shell's code for it
+    elif words[0] in RENAMED:
+        print(f"e3va: error: {words[0]} is now called {RENAMED[words[0]]}", file=sys.stderr)
+        sys.exit(2)
     else:
         from difflib import get_close_matches
 

@@ -54,7 +54,7 @@ def batches(dataset, workers=2):
 
 def line(dataset, folder):
     """The line that a run ends with."""
-    with pytest.raises(UserError) as refused, failures.friendly_errors(folder, failures.of_evaluation):
+    with pytest.raises(UserError) as refused, failures.friendly_errors(folder, failures.evaluation_oom_message):
         batches(dataset)
     (message,) = refused.value.messages
     assert "\n" not in message

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from e3va_cli.training.steps import BatchRecord
 from hydra import initialize_config_module
 
 from e3va_cli.commands import error_handling as failures
@@ -16,7 +17,6 @@ from e3va_cli.config.composition import CONFIG_MODULE
 from e3va_cli.data.images import reading as targets
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
-from e3va_cli.training.nonfinite_guard import BatchRecord
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL
 
@@ -43,12 +43,12 @@ def ends(config, tmp_path):
 
     def ends(error, *words):
         trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
-        task = SimpleNamespace(batch_records=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
-        of_memory = partial(failures.of_training, config(*words), trainer, task)
+        task = SimpleNamespace(seen=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
+        oom_message = partial(failures.training_oom_message, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
             pytest.raises(UserError) as refused,
-            failures.friendly_errors(tmp_path, of_memory),
+            failures.friendly_errors(tmp_path, oom_message),
         ):
             raise error
         (message,) = refused.value.messages
@@ -92,7 +92,7 @@ def test_the_machine_s_own_memory(ends, planned, error):
 
 
 def test_equal_images_are_counted():
-    assert failures.described([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
+    assert failures.describe_sizes([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.lightning_module)),
+        failures.friendly_errors(tmp_path, partial(failures.training_oom_message, options, run.trainer, run.task)),
     ):
-        run.trainer.fit(run.lightning_module, run.data)
+        run.trainer.fit(run.task, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
     assert asked == ([] if method == "predict" else [device])
 
@@ -170,5 +170,5 @@ def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), failures.friendly_errors(tmp_path, failures.of_evaluation):
+    with pytest.raises(FileNotFoundError), failures.friendly_errors(tmp_path, failures.evaluation_oom_message):
         raise FileNotFoundError(errno.ENOENT, "gone")

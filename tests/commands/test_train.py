@@ -9,7 +9,7 @@ from torch import nn
 
 from e3va_cli.commands import evaluate, train
 from e3va_cli.commands import run_summary as report
-from e3va_cli.commands.app import require_place
+from e3va_cli.commands.app import check_run_dir
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import prepare
 from e3va_cli.config.composition import parse
@@ -55,7 +55,7 @@ def test_two_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeyp
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "runs").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"a: cannot be created \(.*runs: File exists\)"):
+    with pytest.raises(UserError, match=r"a: the folder cannot be made \(.*runs: File exists\)"):
         make_unique_folder(tmp_path / "runs" / "a")
 
 
@@ -77,13 +77,13 @@ def run_of(tmp_path):
 def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
-        with pytest.raises(UserError, match=f"one: already has a run; resume it with e3va train resume={one}"):
-            require_place([f"hydra.run.dir={one}", *words], writes=False)
-    require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
-    require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)
-    require_place([], writes=False)
+        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by e3va train resume={one}"):
+            check_run_dir([f"hydra.run.dir={one}", *words], writes=False)
+    check_run_dir([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
+    check_run_dir([f"hydra.run.dir={tmp_path}/new"], writes=False)
+    check_run_dir([], writes=False)
     monkeypatch.setenv("LOCAL_RANK", "1")  # the first process may have put its checkpoint there already
-    require_place([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
+    check_run_dir([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
 
 
 def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
@@ -102,7 +102,7 @@ def test_what_a_run_was_started_with(run_of):
     assert with_saved_config("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
 
 
-def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkeypatch):
+def test_images_are_drawn_on_the_device_of_training(config, tmp_path, monkeypatch):
     """Lightning leaves the model on the CPU."""
     drawn, device = [], torch.device("meta")
 
@@ -112,14 +112,14 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
     monkeypatch.setattr(train, "draw_predictions", draw)
     monkeypatch.setattr(train, "print_results", lambda _: None)
     run = build_run(config(*SMALL), tmp_path)
-    run.lightning_module.results, run.lightning_module.evaluated_step = {}, 0
+    run.task.results, run.task.evaluated_step = {}, 0
     monkeypatch.setattr(type(run.trainer.strategy), "root_device", device)
     train.finish(config(*SMALL), run, tmp_path)
     monkeypatch.setattr(evaluate, "draw_predictions", draw)
     evaluator = SimpleNamespace(images=1, leave=lambda _: {})
     evaluation = SimpleNamespace(run=run, evaluators={"a": evaluator}, results={"a": {}})
-    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(pictures=1))
-    evaluate.leave(evaluation, adapter, tmp_path)
+    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(num_visualizations=1))
+    evaluate.save(evaluation, adapter, tmp_path)
     assert drawn == [device, device]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import e3va_cli.conf
 from e3va_cli.config.compatibility import check_compatibility
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import EVALUATORS
@@ -27,7 +27,7 @@ def test_every_choice_composes(path):
     group, name = path.parts[0], path.stem
     words = [f"{group}={name}"]
     text = (CONF / path).read_text()
-    checked("train", [*words, *(ROOT if "dataset.root=" in text else [])])
+    validate_overrides("train", [*words, *(ROOT if "dataset.root=" in text else [])])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ NO_SENSE = {
 
 def test_values_that_make_no_sense_are_refused_all_at_once():
     with pytest.raises(UserError) as refused:
-        checked("train", list(NO_SENSE))
+        validate_overrides("train", list(NO_SENSE))
     for word, says in NO_SENSE.items():
         key = word.partition("=")[0]
         assert any(line.startswith(key) and says in line for line in refused.value.messages), word
@@ -151,7 +151,7 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
             ["schedule.epochs=null"],
             "trainer.max_epochs=null: set one of trainer.max_epochs",
         ),
-        ("predict", ["checkpoint=x", "input=x", "score=1.5"], "score=1.5: from 0 to 1"),
+        ("predict", ["checkpoint=x", "input=x", "score_threshold=1.5"], "score_threshold=1.5: from 0 to 1"),
         ("predict", ["checkpoint=x", "input=x", "accelerator=tpu"], "accelerator=tpu: one of auto, cpu, gpu"),
         ("export_adapter", ["checkpoint=x", "precision=int8"], "precision=int8: one of fp32, fp16"),
         ("benchmark_memory", ["measure=perhaps"], "measure=perhaps: one of auto, true, false"),
@@ -159,7 +159,7 @@ def test_values_that_make_no_sense_are_refused_all_at_once():
 )
 def test_a_value_that_makes_no_sense_is_one_line(command, words, says):
     with pytest.raises(UserError) as refused:
-        checked(command, words)
+        validate_overrides(command, words)
     (line,) = refused.value.messages
     assert line.startswith(says)
 

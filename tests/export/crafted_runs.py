@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from e3va_cli.components.options import UNCHANGED, about, group_of
+from e3va_cli.components.options import UNCHANGED, group_of, info_of
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import kind_of
 from e3va_cli.models.model import build_model
@@ -59,7 +59,7 @@ def aged(config: dict[str, Any]) -> dict[str, Any]:
 
     def remove(kind: type, options: dict[str, Any]) -> None:
         for one in fields(kind):
-            if about(one).before is not UNCHANGED:
+            if info_of(one).before is not UNCHANGED:
                 del options[one.name]
             elif (group := group_of(one)) is not None:
                 remove(group, options[one.name])

@@ -50,7 +50,7 @@ def test_a_bad_step_changes_no_weight_and_is_noted(config, tmp_path, precision, 
     run.trainer.fit(run.lightning_module, run.data)
     assert run.trainer.optimizers[0].defaults["fused"]
     assert not weights.changed(5) and weights.changed(6)
-    steps = {entry["step"] for entry in json.loads((tmp_path / "bad_batches.json").read_text())}
+    steps = {entry["step"] for entry in json.loads((tmp_path / "skipped_steps.json").read_text())}
     assert 5 in steps
     resources = json.loads((tmp_path / "resources.json").read_text())
     assert resources["steps_measured"] == 3 and 0 < resources["step_time_s"] < 10

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from e3va_cli.commands import benchmark_memory
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.memory.result import Result
 from e3va_cli.paper.claims import compare_with_paper
@@ -94,5 +94,5 @@ def test_unknown_method(e3va):
 
 def test_invalid_options_are_named_and_no_data_is_required():
     with pytest.raises(UserError) as refused:
-        checked("benchmark_memory", ["measure=perhaps", "image_size=[5]", "dataset=coco"])
+        validate_overrides("benchmark_memory", ["measure=perhaps", "image_size=[5]", "dataset=coco"])
     assert [m.partition("=")[0] for m in refused.value.messages] == ["measure", "image_size"]

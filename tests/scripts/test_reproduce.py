@@ -449,7 +449,7 @@ def test_the_papers_setting_has_no_note(call, tmp_path) -> None:
 SMALL = [
     *("backbone=swin_nano", "head.fpn_channels=32", "dataset.train_short_sides=[64]", "dataset.val_short_side=64"),
     *("dataset.max_size=96", "trainer.max_epochs=1", "data.num_workers=0", "trainer.accelerator=cpu"),
-    *("trainer.tensorboard=false", "backbone.pretrained=false", "pictures=0"),
+    *("trainer.tensorboard=false", "backbone.pretrained=false", "num_visualizations=0"),
 ]
 XML = """<annotation><size><width>48</width><height>40</height></size><object><name>cat</name><bndbox>
 <xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>33</ymax></bndbox></object></annotation>"""

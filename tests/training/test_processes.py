@@ -209,7 +209,7 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(tmp_path):
     words = [*SMALL, "data.batch_size=1", *TWO, "trainer.limit_val_batches=0"]
     code, (line,) = Process(tmp_path / "run", *words, script=script).end()
     assert code == 0 and "step 2" in line and "skipped" in line
-    (entry,) = json.loads((tmp_path / "run" / "bad_batches.json").read_text())
+    (entry,) = json.loads((tmp_path / "run" / "skipped_steps.json").read_text())
     assert entry["losses"]["loss"] == "nan" and len(entry["image_ids"]) == 1
     assert all(value.isfinite().all() for value in torch.load(last(tmp_path / "run"))["state_dict"].values())
     script.write_text(
@@ -217,7 +217,7 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(tmp_path):
             "SPOIL", "return {k: v * torch.nan for k, v in found.items()}"
         )
     )
-    code, lines = Process(tmp_path / "other", *words, "trainer.max_bad_losses=2", script=script).end()
+    code, lines = Process(tmp_path / "other", *words, "trainer.max_nonfinite_steps=2", script=script).end()
     assert code == 2 and len(lines) == 2 and "2 skipped steps in a row" in lines[1]
 
 

@@ -38,7 +38,7 @@ def told(config, checkpoint, folder, *words):
 
 
 def test_nothing_is_said_where_nothing_has_changed(config, checkpoint, tmp_path):
-    length = ["trainer.max_epochs=9", "data.num_workers=1", "data.val_batch_size=1", "pictures=0"]
+    length = ["trainer.max_epochs=9", "data.num_workers=1", "data.val_batch_size=1", "num_visualizations=0"]
     assert told(config, checkpoint, tmp_path, *length) == []
 
 

@@ -31,7 +31,7 @@ COMMANDS = {  # words, and the files that are there at the end
     "train": ([*QUICK, "hydra.run.dir=out"], [METRICS, "metrics.csv", "predictions.png", "checkpoints/last.ckpt"]),
     "evaluate": (["checkpoint=RUN", "hydra.run.dir=out", "trainer.accelerator=cpu"], [METRICS, "detections.json"]),
     "benchmark-memory": ([*SMALL_PLAN, "hydra.run.dir=out"], ["benchmark.json", "details.json", "memory.png"]),
-    "export-onnx": (["checkpoint=RUN", "image_size=[64,64]", "output=out/a.onnx"], ["a.onnx"]),
+    "export": (["checkpoint=RUN", "image_size=[64,64]", "output=out/a.onnx"], ["a.onnx"]),
 }
 PLACES = [
     pytest.param(command, output, marks=[] if command in quick else [SLOW])
@@ -121,7 +121,7 @@ def test_files_are_utf_8_under_any_locale(write_coco, annotate, tmp_path, enviro
     strict = {**environment, "PYTHONWARNDEFAULTENCODING": "1", "OMP_NUM_THREADS": "1"}
     done = shell(
         f"cd {tmp_path} && E3VA train {data} {rest} && E3VA export-adapter checkpoint=run output=adapter && "
-        "E3VA predict checkpoint=adapter input=images/a.png output=found score=0 accelerator=cpu",
+        "E3VA predict checkpoint=adapter input=images/a.png output=found score_threshold=0 accelerator=cpu",
         **strict,
     )
     assert done.returncode == 0, done.stderr

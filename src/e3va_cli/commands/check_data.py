@@ -28,11 +28,11 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
     """Report all problems of both splits, draw samples, compare classes; exit code 1 if there are problems.
 
     Raises:
-        UserError: a split is not there or cannot be looked at; the other one is reported on before.
+        UserError: a split is missing or unreadable, once the other is reported.
     """
     source = config.dataset
     targets = HEADS[config.head.name].target_types
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
+    warnings.filterwarnings("ignore", module="PIL")  # the report has them
     sound, refusals, opened, left_out = True, [], [], 0
     for split in SPLITS:
         try:
@@ -53,7 +53,7 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
         left_out += print_left_out(dataset, split)
         print_warnings([detection_limit_warning(dataset, config.head)])
         picture = folder / f"{split}.png"
-        if draw_annotations(dataset, config.pictures, picture):
+        if draw_annotations(dataset, config.num_visualizations, picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
     if len(opened) == len(SPLITS):
         try:
@@ -74,14 +74,14 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
 
 
 def check_with_progress(source: DatasetFormat, split: Split, targets: Collection[str]) -> Report:
-    """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
+    """Check a split for a head that needs `targets`, with a progress bar, and return the report."""
     with TerminalProgress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
 
 
 def print_left_out(dataset: DenseDataset, split: Split) -> int:
-    """How many annotations a run does without, by reason; returns how many."""
+    """Print how many annotations a run skips, by reason, and return their number."""
     if not dataset.dropped:
         return 0
     total = sum(dataset.dropped.values())
@@ -92,12 +92,12 @@ def print_left_out(dataset: DenseDataset, split: Split) -> int:
 
 
 def print_refusal(error: UserError) -> None:
-    """Why `e3va train` would refuse the data."""
-    console.print(f"[red]Cannot be trained on:[/] {escape(str(error))}\n")
+    """Print why `e3va train` would refuse the data."""
+    console.print(f"[red]Cannot be used for training:[/] {escape(str(error))}\n")
 
 
 def print_report(report: Report) -> None:
-    """The findings, then how many objects each class has."""
+    """Print the issues and the number of objects of each class."""
     for line in report.lines():
         console.print(line, markup=False)
     ranked = sorted(report.per_class.items(), key=lambda item: -item[1])

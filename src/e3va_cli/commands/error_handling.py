@@ -75,14 +75,14 @@ def _without_unwritable(arguments: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(arguments)
 
 
-def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModule, what: str) -> str:
+def training_oom_message(config: RunConfig, trainer: L.Trainer, task: DenseLightningModule, what: str) -> str:
     """Return the message of an out-of-memory error: the step, its images, the estimate, and what would fit.
 
     Lightning has moved the model from its device by now, and no longer tells whether it was evaluating.
     """
-    sizes = described(task.batch_records[-1].image_sizes if task.batch_records else [])
+    sizes = describe_sizes(task.batch_records[-1].image_sizes if task.batch_records else [])
     if task.evaluating:
-        return of_evaluation(what, f" after step {trainer.global_step:,}, with images of {sizes}")
+        return evaluation_oom_message(what, f" after step {trainer.global_step:,}, with images of {sizes}")
     setting = run_spec(config)
     planned, available = peak_mib(config, setting), available_mib(trainer.strategy.root_device)
     height, width = setting.size.image_size
@@ -95,17 +95,17 @@ def of_training(config: RunConfig, trainer: L.Trainer, task: DenseLightningModul
     )
 
 
-def of_evaluation(what: str, where: str = "") -> str:
+def evaluation_oom_message(what: str, where: str = "") -> str:
     """What uses less memory in an evaluation."""
     return f"out of memory in the evaluation{where} ({what}); use data.val_batch_size=1 or a smaller dataset.max_size"
 
 
-def of_prediction(what: str) -> str:
+def prediction_oom_message(what: str) -> str:
     """What uses less memory in a prediction."""
     return f"out of memory ({what}); use batch_size=1, accelerator=cpu or smaller images"
 
 
-def described(sizes: list[tuple[int, int]]) -> str:
+def describe_sizes(sizes: list[tuple[int, int]]) -> str:
     """Heights and widths, each once with its count."""
     counts = Counter(f"{height}x{width}" for height, width in sizes)
     return ", ".join(f"{size} ({count} of them)" if count > 1 else size for size, count in counts.items())

@@ -16,14 +16,14 @@ from e3va_cli.utils.environment import MIB
 from e3va_cli.utils.text import pluralize
 
 WHAT = {
-    ADAPTER_WEIGHTS: "all that was trained, and nothing else",
-    ADAPTER_CONFIG: "what it belongs to: backbone, method, head, classes, results",
-    ADAPTER_CARD: "the card, for people",
+    ADAPTER_WEIGHTS: "the trained weights",
+    ADAPTER_CONFIG: "backbone, method, head, classes, results",
+    ADAPTER_CARD: "model card",
 }
 
 
 def run(config: ExportAdapterConfig) -> None:
-    """Make an adapter's folder of a run, and say what is in it."""
+    """Export a run's adapter and print the files."""
     if not config.output:
         raise UserError("output: the name of a folder is needed")
     folder = Path(config.output)
@@ -36,7 +36,7 @@ def run(config: ExportAdapterConfig) -> None:
 
 
 def print_summary(folder: Path, counts: dict[str, int], config: RunConfig) -> None:
-    """The files with their sizes, the number of weights, and the commands that use them."""
+    """Print files with sizes, number of weights, and the next commands."""
     console.print(f"Adapter: {folder} (MiB: 2^20 bytes)", markup=False)
     for name, what in WHAT.items():
         size = (folder / name).stat().st_size

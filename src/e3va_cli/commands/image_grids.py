@@ -48,7 +48,7 @@ def draw_predictions(model: DenseModel, dataset: DenseDataset, evaluated: int, c
         batch = collate([(image, target)]).to(device)
         (found,) = model.predict(batch.images, batch.image_sizes)
         prediction = prediction_of(
-            found, image, size, classes=dataset.classes, category_ids=dataset.category_ids, score=LEAST_SCORE
+            found, image, size, classes=dataset.classes, category_ids=dataset.category_ids, score_threshold=LEAST_SCORE
         )
         drawn.append(as_image(prediction.draw()))
     return _save(drawn, path)

@@ -34,12 +34,12 @@ from e3va_cli.utils.command_line import format_command
 from e3va_cli.utils.text import pluralize, truncate_list
 
 CLASSES_SHOWN = 20
-PLACEHOLDER = "IMAGES stands for an image file or a folder of them"
+PLACEHOLDER = "IMAGES: an image or a folder of images"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
 def hide_lightning_hints() -> None:
-    """Leave out Lightning's advice to programmers: nothing there for the user of a command."""
+    """Hide Lightning's hints for programmers."""
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in (
@@ -54,7 +54,7 @@ def hide_lightning_hints() -> None:
 
 
 def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: ResumeCheckpoint | None = None) -> None:
-    """What is about to be trained, on what, and where it will lie."""
+    """Print model, data, schedule and run folder."""
     counts = parameter_counts(run.model)
     assert run.train is not None
     empty = run.train.num_filtered_images
@@ -63,22 +63,23 @@ def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: Resu
     course, schedule = run.train_schedule, config.schedule
     on_head = counts["trainable_params"] - counts["trainable_backbone_params"]
     lines = {
-        "Backbone": f"{config.backbone.name}, {pluralize(counts['backbone_params'], 'parameter')}, {drop_path(config)}",
+        "Backbone": f"{config.backbone.name}, {pluralize(counts['backbone_params'], 'parameter')}, "
+        f"{describe_drop_path(config)}",
         "Method": f"{config.adapter.name}, {counts['trainable_backbone_params']:,} trainable "
         f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
         "Head": f"{config.head.name}, {on_head:,} trainable",
         "Data": f"{config.dataset.name}, {pluralize(len(run.train), 'image')} to train on{left_out}, "
         f"{len(run.val):,} to evaluate",
-        "Classes": named(run.val.classes),
-        "Schedule": described(course, schedule.name),
-        "Memory": memory_shown(run.trainer),
+        "Classes": describe_classes(run.val.classes),
+        "Schedule": describe_schedule(course, schedule.name),
+        "Memory": describe_memory(run.trainer),
         "Run folder": str(folder),
     }
     if resumed is not None:
         lines["Resumes"] = f"{resumed.path}, after {pluralize(resumed.step, 'step')}"
     for name, text in lines.items():
         console.print(f"{name:<12}{text}", markup=False)
-    print_warnings(warnings_of(course, schedule))
+    print_warnings(schedule_warnings(course, schedule))
     if resumed is not None:
         print_warnings(f"resumed with {change}" for change in resumed.changes)
     if resumed is not None and is_complete(course, resumed.epochs, resumed.step, config.trainer.max_steps):
@@ -98,27 +99,27 @@ def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: Resu
     print_warnings([*run.train.notes, *run.val.notes, detection_limit_warning(run.val, config.head)])
 
 
-def memory_shown(trainer: L.Trainer) -> str:
-    """What the memory beside the progress is."""
+def describe_memory(trainer: L.Trainer) -> str:
+    """Return which memory the progress bar shows."""
     what = "of tensors on the GPU" if trainer.strategy.root_device.type == "cuda" else "of this process"
     return f"peak {what}, shown beside the progress in MiB (2^20 bytes)"
 
 
-def drop_path(config: RunConfig) -> str:
-    """What `backbone.drop_path_rate` comes to under the method."""
+def describe_drop_path(config: RunConfig) -> str:
+    """Return the drop path rate in use, as text."""
     if issubclass(METHODS[config.adapter.name], FrozenBackbone):
         return "frozen, so without drop path"
     backbone = config.backbone
     return f"drop path {backbone.model_args.get('drop_path_rate', backbone.drop_path_rate):g}"
 
 
-def named(classes: list[str]) -> str:
-    """Their number and names, as far as a few lines hold them."""
+def describe_classes(classes: list[str]) -> str:
+    """Return number and names of classes, truncated."""
     return f"{len(classes)}: {truncate_list(classes, CLASSES_SHOWN)}"
 
 
-def described(course: TrainSchedule, schedule: str) -> str:
-    """How long the run will be and how fast it will learn."""
+def describe_schedule(course: TrainSchedule, schedule: str) -> str:
+    """Return length and learning rate of a run, as text."""
     epochs = course.total_steps / course.steps_per_epoch
     adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
     return (
@@ -128,8 +129,8 @@ def described(course: TrainSchedule, schedule: str) -> str:
     )
 
 
-def warnings_of(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[str]:
-    """What of a schedule does not fit a run of this length, a line each."""
+def schedule_warnings(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[str]:
+    """Yield a warning for each part of a schedule that does not fit the run's length."""
     if course.warmup_steps < course.recipe_warmup:
         yield (
             f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
@@ -145,7 +146,7 @@ def warnings_of(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[st
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """A table of results over all classes, and one of each class."""
+    """Print a table of results over all classes, and one of each class."""
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
     rows = [[escape(kind), *(_percent(values[name]) for name in names)] for kind, values in kinds.items()]
@@ -157,7 +158,7 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def print_warnings(notes: Iterable[str | None]) -> None:
-    """What is worth a warning, each once."""
+    """Print each warning once."""
     for note in dict.fromkeys(filter(None, notes)):
         console.print(f"[yellow]Warning:[/] {escape(note)}")
 
@@ -166,20 +167,20 @@ FILES = {
     METRICS: "results of the last evaluation",
     METRICS_HISTORY: "history of losses and results",
     RESOURCES: "memory, step time, parameters",
-    PREDICTIONS_PLOT: "validation images with what was found",
+    PREDICTIONS_PLOT: "validation images with predictions",
     SKIPPED_STEPS: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
-    f"{CHECKPOINTS}/{LAST_CHECKPOINT}": "the last state",
-    f"{CHECKPOINTS}/{BEST_CHECKPOINT}": "the state with the best evaluation",
+    f"{CHECKPOINTS}/{LAST_CHECKPOINT}": "the last checkpoint",
+    f"{CHECKPOINTS}/{BEST_CHECKPOINT}": "the checkpoint with the best evaluation",
 }
 
 
 def print_next(folder: Path, config: RunConfig, further: dict[str, Any]) -> None:
-    """Where everything lies, and the commands that use it.
+    """Print the outputs of a run, and the next commands.
 
     Args:
         folder: of the run.
-        config: its plain configuration.
-        further: the options by which it goes on.
+        config: its configuration.
+        further: overrides with which it trains longer.
     """
     console.print(f"\nRun folder: {folder}", markup=False)
     for name, what in FILES.items():
@@ -194,12 +195,12 @@ def print_next(folder: Path, config: RunConfig, further: dict[str, Any]) -> None
 
 
 def needed_to_evaluate(config: RunConfig) -> dict[str, Any]:
-    """The options without which an evaluation of what was trained with a configuration would be refused."""
+    """Return the overrides that an evaluation of a run needs."""
     return {"trainer.limit_val_batches": None} if config.trainer.limit_val_batches == 0 else {}
 
 
 def print_command(command: str, options: dict[str, Any]) -> None:
-    """One of the next commands."""
+    """Print a command."""
     console.print(f"  {format_command(command, options)}", markup=False)
 
 

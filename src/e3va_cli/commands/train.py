@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.data_loading import shared_memory_note
-from e3va_cli.commands.error_handling import friendly_errors, of_training
+from e3va_cli.commands.error_handling import friendly_errors, training_oom_message
 from e3va_cli.commands.image_grids import draw_predictions
 from e3va_cli.commands.memory_check import check_memory
 from e3va_cli.commands.run_summary import (
@@ -45,7 +45,7 @@ from e3va_cli.utils.files import atomic_write, make_subfolder
 
 
 def run(config: TrainConfig, *, folder: Path) -> Results | None:
-    """Train, evaluate after every epoch, and say where the results lie."""
+    """Train, evaluate after every epoch, print the outputs, and return the last results."""
     hide_lightning_hints()
     resume = config.resume
     if config.budget is not None:
@@ -60,7 +60,9 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
     for history in histories(run.trainer):
         history.drop_from(step)
     with friendly_errors(
-        folder, partial(of_training, config, run.trainer, run.lightning_module), then=partial(how_to_go_on, folder)
+        folder,
+        partial(training_oom_message, config, run.trainer, run.lightning_module),
+        then=partial(resume_hint, folder),
     ):
         if run.trainer.is_global_zero:
             write_config(config, folder)
@@ -73,7 +75,7 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
 
 
 def finish(config: TrainConfig, run: TrainingRun, folder: Path) -> None:
-    """Evaluate what has not been evaluated, and say where the results lie."""
+    """Evaluate the last step unless it was evaluated, and print results and outputs."""
     for history in histories(run.trainer):
         history.last_step = run.trainer.global_step - 1
     # A run that max_steps ends before its first epoch's end is a trial: an evaluation would take longer than the run.
@@ -95,13 +97,17 @@ def finish(config: TrainConfig, run: TrainingRun, folder: Path) -> None:
         print_warnings([detection_limit_warning(run.val, config.head)])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
         draw_predictions(
-            model, run.val, run.lightning_module.evaluator.num_images, config.pictures, folder / PREDICTIONS_PLOT
+            model,
+            run.val,
+            run.lightning_module.evaluator.num_images,
+            config.num_visualizations,
+            folder / PREDICTIONS_PLOT,
         )
-    print_next(folder, config, further_options(config, run))
+    print_next(folder, config, options_to_continue(config, run))
 
 
-def how_to_go_on(folder: Path) -> str:
-    """What to do once the run folder can be written again."""
+def resume_hint(folder: Path) -> str:
+    """Return how to continue once the run folder is writable again."""
     if not folder.is_dir():
         return ""
     if not (folder / OVERRIDES).is_file():
@@ -109,8 +115,8 @@ def how_to_go_on(folder: Path) -> str:
     return f", then go on with: {format_command('train', {'resume': str(folder)})}"
 
 
-def further_options(config: TrainConfig, run: TrainingRun) -> dict[str, Any]:
-    """The options by which a run that has ended goes on."""
+def options_to_continue(config: TrainConfig, run: TrainingRun) -> dict[str, Any]:
+    """Return the overrides with which a completed run trains longer."""
     assert run.train_schedule is not None
     stopping = run.trainer.early_stopping_callback
     early = {"trainer.early_stopping_patience": None} if stopping is not None and stopping.stopped_epoch else {}
@@ -121,7 +127,7 @@ def further_options(config: TrainConfig, run: TrainingRun) -> dict[str, Any]:
 
 
 def prepare(folder: Path, checkpoint: Path | None) -> None:
-    """Clear a folder of checkpoints of what was half written; the checkpoint that is resumed becomes its last one."""
+    """Remove incomplete files from a checkpoint folder, and copy the resumed checkpoint to its `last.ckpt`."""
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()
     if checkpoint is not None and checkpoint.resolve() != (folder / LAST_CHECKPOINT).resolve():
@@ -131,7 +137,7 @@ def prepare(folder: Path, checkpoint: Path | None) -> None:
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
-    """Keep the resolved configuration in the run folder, once it is known that the run can go on."""
+    """Write the resolved configuration to the run folder."""
     write_hydra_config(config, folder)
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")

@@ -100,9 +100,13 @@ class SegmentationTransforms(Options):
     max_size: int = option(help="maximum pixels of the long side", above=0)
     scales: list[float] = option(help="[least,most] random factor of both sides in training")
     crop_size: int = option(help="maximum height and width of training crops in pixels; affects memory", above=0)
-    crop_one_class: float = option(help="maximum ratio of a crop's labeled pixels in one class", least=0, most=1)
+    cat_max_ratio: float = option(
+        formerly="crop_one_class", help="maximum ratio of a crop's labeled pixels in one class", least=0, most=1
+    )
     flip: float = option(help="probability of a horizontal flip", least=0, most=1)
-    distort: bool = option(help="distort brightness, contrast, saturation and hue in training")
+    photometric_distortion: bool = option(
+        formerly="distort", help="distort brightness, contrast, saturation and hue in training"
+    )
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield the errors of the factors."""
@@ -118,9 +122,9 @@ class SegmentationTransforms(Options):
         """Return random scale, crop, flip and photometric distortion."""
         steps = [
             RandomScale(self.short_side, self.max_size, self.scales),
-            RandomCrop(self.crop_size, self.crop_one_class),
+            RandomCrop(self.crop_size, self.cat_max_ratio),
             v2.RandomHorizontalFlip(self.flip),
-            *([PhotometricDistortion()] if self.distort else []),
+            *([PhotometricDistortion()] if self.photometric_distortion else []),
             v2.ToPureTensor(),
         ]
         return v2.Compose(steps)

@@ -112,7 +112,7 @@ def prediction_of(
     *,
     classes: Sequence[str],
     category_ids: Sequence[int],
-    score: float,
+    score_threshold: float,
     scaling: IntensityScaling = DEFAULT_SCALING,
 ) -> ImagePrediction:
     """What a head found, brought to the image's own pixels.
@@ -122,14 +122,14 @@ def prediction_of(
         image: as it was given.
         size: (height, width) of it, in pixels.
         classes, category_ids: of label k at index k - 1.
-        score: least one of the objects that are kept.
+        score_threshold: least one of the objects that are kept.
         scaling: of an image of more than 8 bits.
     """
     height, width = size
     if isinstance(found, Segmentation):
         labels = found.labels(size).cpu().numpy()
         return ImagePrediction(image, width, height, tuple(classes), labels=labels, scaling=scaling)
-    found = found.filter_by_score(score).cpu().rescaled(size)
+    found = found.filter_by_score(score_threshold).cpu().rescaled(size)
     encoded = [_encoded(mask) for mask in found.paste_masks()] if found.masks is not None else [None] * len(found)
     values = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), encoded, strict=True)
     detections = tuple(

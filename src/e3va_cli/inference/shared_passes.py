@@ -84,7 +84,7 @@ def exclusive_reason(config: RunConfig) -> str:
     method = config.adapter.name
     if not can_share_backbone(method):
         return f"on a backbone of its own, which adapter={method} changes"
-    return "in passes of its own, as its windows slide" if getattr(config.head, "window", None) else ""
+    return "in passes of its own, as its windows slide" if getattr(config.head, "slide_window", None) else ""
 
 
 def group_by_input(adapters: Iterable[Adapter]) -> list[list[Adapter]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from e3va_cli.components.options import Options, Under, option
+from e3va_cli.components.options import Condition, Options, option
 
 LR_FACTORS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
 
@@ -39,7 +39,7 @@ class ScheduleOptions(Options):
         help="ratio of the first learning rate to the highest",
         above=0,
         most=1,
-        under=(Under("warmup_steps", bool, "set it above 0"),),
+        under=(Condition("warmup_steps", bool, "set it above 0"),),
     )
     warmup_max_fraction: float = option(
         1.0, help="largest fraction of the run that the warm-up may take", above=0, most=1, before=1.0
@@ -53,7 +53,9 @@ class ScheduleOptions(Options):
         help="scaling of the learning rate to the run's total batch size: sqrt, as for Adam, linear or none",
         choices=tuple(LR_FACTORS),
         under=(
-            Under("total_batch", lambda value: value is not None, "set the batch size that the recipe is meant for"),
+            Condition(
+                "total_batch", lambda value: value is not None, "set the batch size that the recipe is meant for"
+            ),
         ),
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from e3va_cli.components.options import binding_options
-from e3va_cli.config.run_config import RunConfig, kind_of, to_dict, with_older_options
+from e3va_cli.config.run_config import RunConfig, kind_of, metadata_in_current_names, to_dict, with_older_options
 from e3va_cli.errors import UserError
 from e3va_cli.models.backbones import BackboneFingerprint
 from e3va_cli.models.backbones.weights import is_state_dict, safe_torch_load
@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a checkpoint of e3va train")
     if not is_state_dict(checkpoint.get("state_dict")) or not isinstance(checkpoint.get("global_step"), int):
         raise UserError(f"{path}: not a checkpoint of e3va train: no state_dict of tensors, or no global_step")
-    return checkpoint
+    return {**checkpoint, METADATA_KEY: metadata_in_current_names(checkpoint[METADATA_KEY])}
 
 
 def build_metadata(

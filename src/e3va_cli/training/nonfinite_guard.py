@@ -187,7 +187,7 @@ class NonFiniteGuard(L.Callback):
             else "lower optimizer.lr, use trainer.precision=32 or bf16-mixed, or check the data with e3va check-data"
         )
         error = UserError(
-            f"{message}; training stopped after {self.in_a_row} skipped steps in a row (trainer.max_bad_losses); "
+            f"{message}; training stopped after {self.in_a_row} skipped steps in a row (trainer.max_nonfinite_steps); "
             f"their batches are in {self.path}; {advice}"
         )
         raise_on_all_ranks(trainer, error)

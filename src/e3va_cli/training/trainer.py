@@ -80,7 +80,7 @@ def build_trainer(
             loggers.append(TensorBoard(folder, name="tensorboard", version=""))
         checkpoints, every_steps = folder / CHECKPOINTS, options.checkpoint_every_steps
         callbacks += [
-            NonFiniteGuard(folder / SKIPPED_STEPS, options.max_bad_losses),
+            NonFiniteGuard(folder / SKIPPED_STEPS, options.max_nonfinite_steps),
             resources,
             LearningRateMonitor("step"),
             StepLog(options.log_every_n_steps),

@@ -327,9 +327,9 @@ def test_the_registry_builds_both_from_the_same_keys(add: Add, tmp_path: Path) -
         "max_size": 64,
         "scales": [1.0, 1.0],
         "crop_size": 8,
-        "crop_one_class": 1.0,
+        "cat_max_ratio": 1.0,
         "flip": 0.0,
-        "distort": True,
+        "photometric_distortion": True,
         **FOLDERS,
     }
     made = options_of("dataset", **config)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.text_encodings import decode_text, decode_xml
 from e3va_cli.data.formats.voc import VocFormat
@@ -97,7 +97,7 @@ def test_utf_8_wins_over_the_given_encoding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["klingon", "rot13", "base64"])
 def test_unknown_encodings_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="encoding"):
-        checked("train", ["dataset=voc", "dataset.root=x", f"dataset.encoding='{name}'"])
+        validate_overrides("train", ["dataset=voc", "dataset.root=x", f"dataset.encoding='{name}'"])
 
 
 def texts(value: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import read_image, read_raw
@@ -182,7 +182,7 @@ def test_an_adapter_from_before_the_option_keeps_its_eight_bits(tmp_path: Path) 
 @pytest.mark.parametrize("word", ["intensity_range=[1]", "intensity_range=[9,9]", "intensity_percentiles=[5,101]"])
 def test_invalid_ranges(word: str) -> None:
     with pytest.raises(UserError, match=word.partition("=")[0]):
-        checked("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
+        validate_overrides("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
 
 
 def test_a_data_set_without_files_has_the_usual_scaling() -> None:

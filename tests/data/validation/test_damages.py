@@ -20,13 +20,13 @@ from tests.data.validation import damages
 from tests.data.validation.damages import Damage
 
 SIZES = {"train_short_sides": [32], "val_short_side": 32, "max_size": 64, "flip": 0.5}
-CROPS = {"short_side": 32, "max_size": 64, "scales": [1.0, 1.0], "crop_size": 32, "crop_one_class": 0.9, "flip": 0.5}
+CROPS = {"short_side": 32, "max_size": 64, "scales": [1.0, 1.0], "crop_size": 32, "cat_max_ratio": 0.9, "flip": 0.5}
 COCO = {"name": "coco", "train_images": "images", "train_annotations": "instances.json", **SIZES}
 COCO |= {"val_images": "images", "val_annotations": "instances.json"}
 VOC = {"name": "voc", "train_set": "train", "val_set": "train", "classes": None, **SIZES}
 ADE = {"name": "ade20k", "train_images": "images/training", "train_labels": "annotations/training", **CROPS}
 ADE |= {"val_images": "images/training", "val_labels": "annotations/training"}
-ADE |= {"num_classes": 3, "classes": None, "distort": False}
+ADE |= {"num_classes": 3, "classes": None, "photometric_distortion": False}
 
 COCO_DAMAGES = [*damages.COCO_FILE, *damages.COCO_ENTRIES, *damages.COCO_SHAPES, *damages.COCO_SOUND]
 TABLES: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[Damage]]] = {

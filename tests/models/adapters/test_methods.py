@@ -9,7 +9,7 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from e3va_cli.models.adapters import METHODS
@@ -389,4 +389,4 @@ def test_no_weight_decay_of_relative_position_bias(nano):
 )
 def test_errors_of_options_out_of_range(overrides, message):
     with pytest.raises(UserError, match=message):
-        checked("train", overrides)
+        validate_overrides("train", overrides)

@@ -24,8 +24,8 @@ OPTIONS = {
     "auxiliary_stage": 2,
     "auxiliary_channels": 16,
     "auxiliary_weight": 0.4,
-    "window": None,
-    "stride": 21,
+    "slide_window": None,
+    "slide_stride": 21,
 }
 
 
@@ -188,7 +188,7 @@ def test_autocast_keeps_losses_and_scores_in_float32(dtype):
         losses = head.losses(features, make_images(), targets)
         auxiliary = 0.4 * by_hand(head.auxiliary(features[2]).float(), targets)
         found = [*head.predict(lambda _: features, make_images())]
-        head.window, head.stride = 64, 32
+        head.slide_window, head.slide_stride = 64, 32
         found += head.predict(Extract(), make_images())
     for name, loss in losses.items():
         assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact[name].item(), rel=0.02)
@@ -209,7 +209,7 @@ def test_predictions_have_image_sizes():
 def test_one_window_equals_the_whole_image(window):
     extract, images, head = Extract(), make_images(), make_head().eval()
     whole = head.predict(extract, images)
-    head.window = window
+    head.slide_window = window
     for one, expected in zip(head.predict(extract, images), whole, strict=True):
         assert type(one) is type(expected) and one.scores.shape == (CLASSES, *SIZE)
         assert torch.equal(one.labels((70, 101)), expected.labels((70, 101)))
@@ -217,7 +217,7 @@ def test_one_window_equals_the_whole_image(window):
 
 @pytest.mark.parametrize(("size", "stride"), [((64, 96), 21), ((32, 160), 64), ((128, 96), 50), ((96, 96), 64)])
 def test_windows_are_averaged_where_they_overlap(size, stride):
-    extract, head = Extract(), make_head(window=64, stride=stride).eval()
+    extract, head = Extract(), make_head(slide_window=64, slide_stride=stride).eval()
     images = make_images(size)
     height, width = (min(64, side) for side in size)
     corners = [
@@ -267,9 +267,9 @@ def test_network_is_called_once_per_window():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"window": 100}, "head.window=100"),
-        ({"window": 64, "stride": 65}, "head.stride=65"),
-        ({"window": 64, "stride": 0}, "head.stride=0"),
+        ({"slide_window": 100}, "head.slide_window=100"),
+        ({"slide_window": 64, "slide_stride": 65}, "head.slide_stride=65"),
+        ({"slide_window": 64, "slide_stride": 0}, "head.slide_stride=0"),
         ({"auxiliary_stage": 4}, "head.auxiliary_stage=4"),
         ({"pool_scales": [1, 0]}, r"head.pool_scales=\[1, 0\]"),
     ],

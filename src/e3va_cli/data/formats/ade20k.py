@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.data.dataset import Target
 from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.fingerprint import Fingerprint, digest, sample_file_sizes
@@ -154,7 +154,7 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
         True,
         help="0 is unlabeled and classes start at 1; false: classes start at 0, for example with a background",
         before=True,
-        under=(Under("label_map", lambda value: value is None, "which defines the classes"),),
+        under=(Condition("label_map", lambda value: value is None, "which defines the classes"),),
     )
     ignore_index: Any = option(
         None,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e3va_cli.components.options import Options, Under, option
+from e3va_cli.components.options import Condition, Options, option
 
 DARK = 1 / 8  # of the range; images below it are reported
 DEFAULT_PERCENTILES = (0.1, 99.9)
@@ -73,7 +73,7 @@ class ImageFileOptions(Options):
         list(DEFAULT_PERCENTILES),
         help="[black,white] as percentiles of each image of more than 8 bits",
         before=list(DEFAULT_PERCENTILES),
-        under=(Under("intensity_range", lambda value: value is None, "set it to null"),),
+        under=(Condition("intensity_range", lambda value: value is None, "set it to null"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.models.adapters.activation_storage import build_storage
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FrozenBackbone
 from e3va_cli.models.adapters.checkpointed_stage import checkpointed_stage
@@ -56,7 +56,7 @@ class E3VAOptions(AdapterOptions):
         help="with compress: 16 (bfloat16) or 8 (integers with scales); rounds the gradients of A slightly",
         choices=(16, 8),
         free=True,
-        under=(Under("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
+        under=(Condition("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
     )
 
 

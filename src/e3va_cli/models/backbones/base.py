@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from e3va_cli.components.options import MAX_SEED, Options, Under, option
+from e3va_cli.components.options import MAX_SEED, Condition, Options, option
 from e3va_cli.components.registry import Registry
 
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm would download from other names
@@ -43,8 +43,8 @@ class BackboneOptions(Options):
         most=MAX_SEED,
         free=True,
         under=(
-            Under("pretrained", lambda value: not value, "whose weights are not random"),
-            Under("weights", lambda value: value is None, "whose weights are not random"),
+            Condition("pretrained", lambda value: not value, "whose weights are not random"),
+            Condition("weights", lambda value: value is None, "whose weights are not random"),
         ),
     )
     drop_path_rate: float = option(

@@ -77,7 +77,9 @@ class RetinaNetOptions(HeadOptions):
     fg_iou: float = option(help="IoU from which an anchor is positive", least=0, most=1)
     bg_iou: float = option(help="IoU below which an anchor is negative", least=0, most=1)
     score_threshold: float = option(help="minimum score of detections", least=0, most=1, free=True)
-    candidates_per_level: int = option(help="top-scoring anchors per level before NMS", above=0, free=True)
+    topk_candidates: int = option(
+        formerly="candidates_per_level", help="top-scoring anchors per level before NMS", above=0, free=True
+    )
     nms_iou: float = option(help="IoU above which NMS drops a detection", least=0, most=1, free=True)
     detections_per_image: int = option(help="maximum detections per image", above=0, free=True)
 
@@ -117,7 +119,7 @@ class RetinaNet(Head):
             detections_per_img=options.detections_per_image,
             fg_iou_thresh=options.fg_iou,
             bg_iou_thresh=options.bg_iou,
-            topk_candidates=options.candidates_per_level,
+            topk_candidates=options.topk_candidates,
         )
         self.matcher = MaxIoUMatcher(options.fg_iou, options.bg_iou, min_pos_iou=0)
 

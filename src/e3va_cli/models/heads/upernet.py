@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import Conv2dNormActivation
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
 from e3va_cli.models.heads.layers import group_norm
@@ -96,23 +96,27 @@ class UPerNetOptions(HeadOptions):
     dropout: float = option(help="dropout of channels before classification", least=0, most=1)
     auxiliary_stage: int = option(
         help="backbone stage, from 0, of the auxiliary classifier, used in training only",
-        under=(Under("auxiliary_weight", bool, "set it above 0"),),
+        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
     auxiliary_channels: int = option(
-        help="width of the auxiliary classifier", above=0, under=(Under("auxiliary_weight", bool, "set it above 0"),)
+        help="width of the auxiliary classifier",
+        above=0,
+        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
     auxiliary_weight: float = option(help="weight of the auxiliary loss; 0 disables it, which reduces memory", least=0)
-    window: int | None = option(
+    slide_window: int | None = option(
         None,
+        formerly="window",
         help="sliding-window size in pixels, a multiple of 32, such as the training crop size; null: whole images",
         above=0,
         free=True,
     )
-    stride: int = option(
+    slide_stride: int = option(
+        formerly="stride",
         help="sliding-window stride in pixels",
         above=0,
         free=True,
-        under=(Under("window", lambda value: value is not None, "set head.window, such as 512"),),
+        under=(Condition("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:
@@ -121,10 +125,11 @@ class UPerNetOptions(HeadOptions):
             yield f"{at}.pool_scales={self.pool_scales}: grids need at least 1 cell per side"
         if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.out_indices:
             yield f"{at}.auxiliary_stage={self.auxiliary_stage}: must be one of {', '.join(map(str, Head.out_indices))}"
-        if self.window is not None and self.window % COARSEST_STRIDE:
-            yield f"{at}.window={self.window}: must be a multiple of {COARSEST_STRIDE}, or null for whole images"
-        if self.window is not None and self.stride is not None and self.stride > self.window:
-            yield f"{at}.stride={self.stride}: must be at most {at}.window={self.window}"
+        window, stride = self.slide_window, self.slide_stride
+        if window is not None and window % COARSEST_STRIDE:
+            yield f"{at}.slide_window={window}: must be a multiple of {COARSEST_STRIDE}, or null for whole images"
+        if window is not None and stride is not None and stride > window:
+            yield f"{at}.slide_stride={stride}: must be at most {at}.slide_window={window}"
 
 
 @HEADS.register("upernet", UPerNetOptions)
@@ -150,7 +155,7 @@ class UPerNet(Head):
                 classifier(options.auxiliary_channels, num_classes, options.dropout),
             )
         self.auxiliary_stage, self.auxiliary_weight = options.auxiliary_stage, options.auxiliary_weight
-        self.window, self.stride = options.window, options.stride
+        self.slide_window, self.slide_stride = options.slide_window, options.slide_stride
 
     def scores(self, features: list[Tensor]) -> Tensor:
         """Return class logits, float32 (B, K, H / 4, W / 4)."""
@@ -169,11 +174,14 @@ class UPerNet(Head):
 
     def predict(self, extract: Extract, images: ImageList) -> list[Segmentation]:
         """Return the scores of the padded images at stride 4, or of every pixel with sliding windows."""
-        if self.window is None:
+        if self.slide_window is None:
             scores = self.scores(extract(images.tensors))
         else:
             scores = sliding_scores(
-                lambda part: self.scores(extract(part)), images.tensors, window=self.window, stride=self.stride
+                lambda part: self.scores(extract(part)),
+                images.tensors,
+                window=self.slide_window,
+                stride=self.slide_stride,
             )
         height, width = images.tensors.shape[-2:]
         return [Segmentation(one, (height, width), size) for one, size in zip(scores, images.image_sizes, strict=True)]
