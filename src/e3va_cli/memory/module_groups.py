@@ -22,7 +22,7 @@ def kinds_of(model: nn.Module) -> dict[nn.Module, str]:
             kind = "adapters"
         elif module is model.extractor.backbone:
             kind = "backbone"
-        elif module is getattr(model.head, "neck", None):
+        elif module in (model.rescale, getattr(model.head, "neck", None)):
             kind = "neck"
         elif module is model.head:
             kind = "head"

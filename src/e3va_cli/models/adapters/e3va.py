@@ -104,16 +104,21 @@ class E3VA(FrozenBackbone):
         """The same feature maps, with nothing kept of a stage but its input."""
         with torch.no_grad():
             x = self.backbone.stem(images)
-        highway = x.clone()
+        highway = start_of_highway(self.backbone, x)
         outputs = []
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
                 x = stage.downsample(x)
             highway = downsampled(stage, highway)
-            highway, x = recomputed_stage(highway, x, stage.branches, list(self.adapters[index]))
+            highway, x = recomputed_stage(highway, x, self.backbone.patches, stage.branches, list(self.adapters[index]))
             if index in self.stages:
                 outputs.append(self.output(index, highway))
         return outputs
+
+
+def start_of_highway(backbone: ResidualBackbone, x: Tensor) -> Tensor:
+    """The patches of the stem's stream, in a storage of their own."""
+    return backbone.patches(x).clone(memory_format=torch.contiguous_format)
 
 
 def downsampled(stage: Stage, highway: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
     backbone = extractors[0].backbone
     with torch.no_grad():
         x = backbone.stem(images)
-    highways = [x.clone() for _ in extractors]
+    highways = [start_of_highway(backbone, x) for _ in extractors]
     outputs: list[list[Tensor]] = [[] for _ in extractors]
     for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
@@ -141,7 +146,8 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
                 z = branch(x)
                 x.add_(z)
             adapters = [extractor.adapters[index][position] for extractor in extractors]
-            highways = [adapter(highway, z) for adapter, highway in zip(adapters, highways, strict=True)]
+            of_patches = backbone.patches(z)
+            highways = [adapter(highway, of_patches) for adapter, highway in zip(adapters, highways, strict=True)]
         for extractor, highway, found in zip(extractors, highways, outputs, strict=True):
             if index in extractor.stages:
                 found.append(extractor.output(index, highway))

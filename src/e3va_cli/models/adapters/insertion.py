@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+import torch
 from torch import Tensor, nn
 
 from e3va_cli.models.adapters.base import FeatureExtractor
@@ -26,9 +27,14 @@ def beside_branch(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
     return x + branch(x) + module(x)
 
 
-def after_addition(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
-    """`M(x + drop_path(compute(x)))`."""
-    return module(x + branch(x))
+def after_addition(
+    x: Tensor, branch: Branch, module: nn.Module, patches: Callable[[Tensor], Tensor] = lambda stream: stream
+) -> Tensor:
+    """`M(x + drop_path(compute(x)))` of a stream's `patches`; its other tokens do not go through M."""
+    x = x + branch(x)
+    grid = patches(x)
+    prefix_rows = x.shape[1] - grid.shape[1]
+    return torch.cat((x[:, :prefix_rows], module(grid)), dim=1) if prefix_rows else module(x)
 
 
 class InsertedAdapters(FeatureExtractor):
@@ -65,5 +71,5 @@ class InsertedAdapters(FeatureExtractor):
             for branch in stage.branches:
                 x = self.place(x, branch, next(modules)) if branch.kind in self.kinds else x + branch(x)
             if index in self.stages:
-                outputs.append(self.output(index, x))
+                outputs.append(self.output(index, self.backbone.patches(x)))
         return outputs

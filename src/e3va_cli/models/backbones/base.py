@@ -87,6 +87,7 @@ class Branch:
         compute: the branch without its drop path.
         drop_path: stochastic depth at the branch's end; the identity in eval mode.
         qkv: the fused query-key-value projection of an attention branch.
+        query_value: its query and value projections, where they are separate.
     """
 
     kind: Literal["attention", "mlp"]
@@ -94,6 +95,7 @@ class Branch:
     compute: Callable[[Tensor], Tensor]
     drop_path: Callable[[Tensor], Tensor]
     qkv: nn.Linear | None = None
+    query_value: tuple[nn.Linear, nn.Linear] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.drop_path(self.compute(x))
@@ -132,6 +134,14 @@ class ResidualBackbone(nn.Module):
         """The stages, first to last."""
         raise NotImplementedError
 
+    def patches(self, stream: Tensor) -> Tensor:
+        """The map that features are made of, (B, H, W, C): the stream without tokens that are no part of the image."""
+        return stream
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a file, in one of the family's layouts, as timm does."""
+        return state
+
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weight matrices of the branches, frozen, in fewer bits, and compute the branches in them."""
         raise NotImplementedError
@@ -145,15 +155,20 @@ class ResidualBackbone(nn.Module):
         """Channels of each stage."""
         return [stage.width for stage in self.stages]
 
+    @property
+    def strides(self) -> list[int]:
+        """Pixels of the image from one place of each stage's map to the next."""
+        return [stage.stride for stage in self.stages]
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The residual stream at the end of each stage, (B, H_s, W_s, C_s)."""
+        """The residual stream's patches at the end of each stage, (B, H_s, W_s, C_s)."""
         x = self.stem(images)
         outputs = []
         for stage in self.stages:
             x = stage.downsample(x)
             for branch in stage.branches:
                 x = x + branch(x) if torch.is_grad_enabled() else x.add_(branch(x))
-            outputs.append(x)
+            outputs.append(self.patches(x))
         return outputs
 
 

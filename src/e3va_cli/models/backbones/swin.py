@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.weights import to_timm_layout
 from e3va_cli.models.backbones.window_attention import (
     chunked_mlp,
     chunked_window_attention,
@@ -145,6 +146,10 @@ class SwinBackbone(ResidualBackbone):
             for block in layer.blocks:
                 for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
                     linear.weight.data = linear.weight.data.to(dtype)
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the Swin authors' tensors as timm does."""
+        return to_timm_layout(state)
 
     def no_weight_decay(self) -> set[str]:
         """The tables of relative position bias."""

@@ -1,0 +1,281 @@
+"""Plain vision transformers of timm (ViT, DINOv2, DINOv3, EVA-02), at any image size, as residual branches.
+
+Papers: arXiv 2010.11929 (ViT), 2304.07193 (DINOv2), 2508.10104 (DINOv3), 2303.11331 (EVA-02).
+
+The residual stream is a map (B, R + H, W, C). Its last H rows are the patch grid. Its first R rows end with the class
+and register tokens; the places before those are unused. Without them, the flattened map is timm's sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Block, ResPostBlock, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
+
+from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.swin import in_parts, precision_of
+from e3va_cli.models.backbones.vit_weights import to_timm_layout
+from e3va_cli.models.backbones.window_attention import NUMBERS_AT_ONCE, as_compiled
+from e3va_cli.utils.amp import autocast_dtype
+
+STAGES = 4
+BLOCKS = (Block, ResPostBlock, EvaBlock, EvaBlockPostNorm)
+POST_NORM = (ResPostBlock, EvaBlockPostNorm)
+ATTENTIONS = (Attention, AttentionRope, EvaAttention)
+FIXED = frozenset(
+    {"timm_name", "pretrained", "num_classes", "global_pool", "dynamic_img_size", "dynamic_img_pad", "patch_drop_rate"}
+)  # not in model_args
+WEIGHTLESS = frozenset(
+    {"drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "pos_drop_rate", "img_size"}
+)  # change no weight: published ones fit
+
+
+@dataclass
+class ViTOptions(BackboneOptions):
+    """Options of a VisionTransformer or Eva of timm."""
+
+    def errors(self, at: str) -> Iterator[str]:
+        """Yield what makes the options more than those of an architecture, or of one that nobody has weights for."""
+        if self.pretrained and (others := sorted(set(self.model_args) - WEIGHTLESS)):
+            yield (
+                f"{at}.pretrained=true: nobody publishes weights for {self.name} with "
+                f"{', '.join(f'model_args.{name}' for name in others)}; leave them out, or give {at}.weights=FILE"
+            )
+        for key, value in self.model_args.items():  # they come with checkpoints, and may name files to timm
+            if key in FIXED:
+                yield f"{at}.model_args.{key}: not to be chosen"
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
+                yield f"{at}.model_args.{key} is no number or list of numbers"
+
+
+def fused_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """Attention (B, heads, N, C) that never holds the N x N scores, on a CPU, on a GPU, and as shapes only."""
+    if query.is_meta:  # where PyTorch would hold them
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+    return scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+
+
+def rotate(attn: Any, x: Tensor, rope: Tensor) -> Tensor:
+    """Rotary position embedding of all but the prefix tokens: (B, heads, N, C) -> (B, heads, N, C)."""
+    prefix, patches = x.tensor_split([attn.num_prefix_tokens], dim=2)
+    return torch.cat((prefix, apply_rot_embed_cat(patches, rope, half=attn.rotate_half)), dim=2)
+
+
+def attention(attn: Any, rope: Tensor | None, x: Tensor) -> Tensor:
+    """Multi-head self-attention with the weights of one of `ATTENTIONS`: (B, N, C) -> (B, N, C)."""
+    if attn.qkv is not None:
+        qkv = attn.qkv(x)  # by its module, whose hooks count
+        if getattr(attn, "q_bias", None) is not None:
+            qkv = qkv + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+        query, key, value = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    else:
+        query, key, value = (
+            project(x).unflatten(2, (-1, attn.head_dim)).transpose(1, 2)
+            for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+    query, key = attn.q_norm(query), attn.k_norm(key)  # B, heads, N, C / heads
+    if rope is not None:
+        query, key = (rotate(attn, one, rope).type_as(value) for one in (query, key))
+    if (groups := query.shape[1] // key.shape[1]) > 1:
+        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    mixed = fused_attention(query, key, value, attn.attn_drop.p if attn.training else 0.0)
+    mixed = attn.norm(mixed.transpose(1, 2).flatten(2))
+    if attn.gate is not None:
+        mixed = mixed * attn.gate(x).sigmoid()
+    return attn.proj_drop(attn.proj(mixed))
+
+
+def residual_branch(block: Any, number: int, inner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The first or second branch of a block, without its drop path: `inner` between norm and scale."""
+    norm = getattr(block, f"norm{number}")
+    if isinstance(block, POST_NORM):
+        return norm(inner(x))
+    z = inner(norm(x))
+    if isinstance(block, EvaBlock):
+        gamma = getattr(block, f"gamma_{number}")
+        return z if gamma is None else gamma * z
+    return getattr(block, f"ls{number}")(z)
+
+
+def attention_branch(block: Any, rope: Tensor | None, tokens: Tensor) -> Tensor:
+    """(B, N, C) -> (B, N, C)."""
+    return residual_branch(block, 1, partial(attention, block.attn, rope), tokens)
+
+
+def mlp_branch(block: Any, tokens: Tensor) -> Tensor:
+    """(..., C) -> (..., C)."""
+    return residual_branch(block, 2, block.mlp, tokens)
+
+
+class ViTBackbone(ResidualBackbone):
+    """A VisionTransformer or Eva of timm without its last norm and classifier, cut into four stages of equal depth.
+
+    Patches of 14 pixels are put on a grid of stride 16 by resizing the images to 14/16 of their size.
+
+    Attributes:
+        model: the weights, under timm's own names.
+        stride: pixels from one patch to the next, a power of two.
+
+    Raises:
+        TypeError: its blocks are no sequence of an attention and an MLP branch.
+    """
+
+    def __init__(self, model: VisionTransformer | Eva) -> None:
+        super().__init__()
+        self.model: Any = model
+        if len(self.model.blocks) < STAGES:
+            raise TypeError(f"it has {len(self.model.blocks)} blocks; {STAGES} or more are needed")
+        for block in self.model.blocks:
+            if type(block) not in BLOCKS or type(block.attn) not in ATTENTIONS:
+                raise TypeError(f"blocks of {type(block).__name__} are not supported")
+        (self.patch, height) = self.model.patch_embed.patch_size
+        if self.patch != height:
+            raise TypeError("its patches are not square")
+        self.model.prune_intermediate_layers(1, prune_norm=True)  # all blocks stay
+        self.stride = 1 << (self.patch - 1).bit_length()
+        self.mean = tuple(self.model.pretrained_cfg["mean"])
+        self.std = tuple(self.model.pretrained_cfg["std"])
+        self._rope: tuple[Any, Any] = (None, None)  # the last one, by grid and device
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Patch and position embedding: (B, 3, H, W) -> (B, R + ceil(H/stride), ceil(W/stride), C)."""
+        images = pad(images, (0, -images.shape[3] % self.stride, 0, -images.shape[2] % self.stride))
+        height, width = images.shape[2] // self.stride, images.shape[3] // self.stride
+        if self.patch != self.stride:
+            images = interpolate(images, size=(height * self.patch, width * self.patch), mode="bilinear")
+        tokens = self.model._pos_embed(self.model.patch_embed(images))
+        if isinstance(self.model, Eva):
+            tokens = tokens[0]
+            if self._rope_is_trained:
+                self._rope = (None, None)
+        tokens = self.model.norm_pre(tokens)  # B, prefix + H * W, C
+        unused = self.prefix_rows(width) * width - self.model.num_prefix_tokens
+        return pad(tokens, (0, 0, unused, 0)).unflatten(1, (-1, width))
+
+    def prefix_rows(self, width: int) -> int:
+        """R, the rows of class and register tokens in a stream of this width."""
+        return -(-self.model.num_prefix_tokens // width)
+
+    def patches(self, stream: Tensor) -> Tensor:
+        """The patch grid of a stream: (B, R + H, W, C) -> (B, H, W, C)."""
+        return stream[:, self.prefix_rows(stream.shape[2]) :]
+
+    def cast_weights(self, dtype: torch.dtype) -> None:
+        """Keep the weight matrices of the blocks, nearly all of the weights, in `dtype`.
+
+        The branches are then computed under autocast to it; the stream that they add to stays as it is.
+        """
+        for module in self.model.blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data = module.weight.data.to(dtype)
+
+    def no_weight_decay(self) -> set[str]:
+        """Embeddings of positions, and class and register tokens."""
+        named = dict(self.model.named_parameters())
+        return {f"model.{name}" for name in self.model.no_weight_decay() if name in named}
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a file, in one of the layouts that `vit_weights` knows, as timm does."""
+        return to_timm_layout(state, self.model)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Runs of blocks whose ends are evenly spaced; two branches, attention and MLP, per block."""
+        cuts = [len(self.model.blocks) * stage // STAGES for stage in range(STAGES + 1)]
+        branches = [self._branches_of(index, block) for index, block in enumerate(self.model.blocks)]
+        return [
+            Stage(
+                self.model.embed_dim,
+                self.stride,
+                # What is at the end of a stage is read, and must outlive the sums of the next one, which are in place.
+                torch.clone if start else nn.Identity(),
+                tuple(branch for of_block in branches[start:end] for branch in of_block),
+            )
+            for start, end in pairwise(cuts)
+        ]
+
+    def _branches_of(self, index: int, block: Any) -> tuple[Branch, Branch]:
+        """The two residual branches of a block; their ends are timm's `drop_path1` and `drop_path2`."""
+        attn = block.attn
+        separate = None if attn.qkv is not None else (attn.q_proj, attn.v_proj)
+        return (
+            Branch("attention", block, partial(self._attend, index, block), block.drop_path1, attn.qkv, separate),
+            Branch("mlp", block, partial(self._transform, block), block.drop_path2),
+        )
+
+    def _attend(self, index: int, block: Any, x: Tensor) -> Tensor:
+        """Attention branch of `block`: (B, R + H, W, C) -> (B, R + H, W, C)."""
+        rows, width = self.prefix_rows(x.shape[2]), x.shape[2]
+        unused = rows * width - self.model.num_prefix_tokens
+        rope = self._rope_of(index, (x.shape[1] - rows, width))
+        tokens = x.flatten(1, 2)[:, unused:]
+        with precision_of(block.attn.proj, x):
+            if not in_parts(block):
+                return pad(attention_branch(block, rope, tokens), (0, 0, unused, 0)).view(x.shape)
+            attend = as_compiled(attention_branch) if self.compiled else attention_branch
+            result = torch.zeros_like(x, dtype=autocast_dtype(x) or x.dtype, memory_format=torch.contiguous_format)
+            for image, of_image in zip(tokens.split(1), result.flatten(1, 2)[:, unused:].split(1), strict=True):
+                of_image.copy_(attend(block, rope, image))
+            return result
+
+    def _transform(self, block: Any, x: Tensor) -> Tensor:
+        """MLP branch of `block`: (B, R + H, W, C) -> (B, R + H, W, C)."""
+        with precision_of(block.attn.proj, x):
+            if not in_parts(block):
+                return mlp_branch(block, x)
+            transform = as_compiled(mlp_branch) if self.compiled else mlp_branch
+            rows = x.flatten(0, -2)
+            result = torch.empty_like(rows, dtype=autocast_dtype(x) or x.dtype)
+            at_once = max(1, NUMBERS_AT_ONCE // x.shape[-1])
+            for some, of_some in zip(rows.split(at_once), result.split(at_once), strict=True):
+                of_some.copy_(transform(block, some))
+            return result.view(x.shape)
+
+    @property
+    def _rope_is_trained(self) -> bool:
+        rope = getattr(self.model, "rope", None)
+        return rope is not None and any(parameter.requires_grad for parameter in rope.parameters())
+
+    def _rope_of(self, index: int, grid: tuple[int, int]) -> Tensor | None:
+        """The rotary position embedding of a block for a patch grid; None where the network has none."""
+        rope = getattr(self.model, "rope", None)
+        if rope is None:
+            return None
+        made_for, embedding = self._rope
+        if torch.compiler.is_compiling():
+            embedding = rope.get_embed(shape=grid)
+        elif made_for != (key := (grid, self.model.patch_embed.proj.weight.device)):
+            with torch.inference_mode(False), torch.set_grad_enabled(self._rope_is_trained and torch.is_grad_enabled()):
+                embedding = rope.get_embed(shape=grid)
+            self._rope = (key, embedding)
+        return embedding[index] if getattr(self.model, "rope_mixed", False) else embedding
+
+
+def build_vit(timm_name: str, *, pretrained: bool = False, **model_args: Any) -> ViTBackbone:
+    """A VisionTransformer or Eva of timm's `timm_name`, accepting any image size.
+
+    Raises:
+        TypeError: it is another network, or one whose blocks are no sequence of residual branches.
+    """
+    model = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, dynamic_img_size=True, **model_args)
+    if not isinstance(model, VisionTransformer | Eva):
+        raise TypeError(f"{timm_name} is no VisionTransformer or Eva")
+    return ViTBackbone(model)
+
+
+@BACKBONES.register("vit", ViTOptions)
+def vit_of(options: ViTOptions, pretrained: bool) -> ViTBackbone:
+    """Return the network that the options describe, random unless `pretrained`."""
+    args = {"drop_path_rate": options.drop_path_rate, **options.model_args}
+    return build_vit(options.timm_name, pretrained=pretrained, **args)
