@@ -33,8 +33,7 @@ def after_addition(
     """`M(x + drop_path(compute(x)))` of a stream's `patches`; its other tokens do not go through M."""
     x = x + branch(x)
     grid = patches(x)
-    prefix_rows = x.shape[1] - grid.shape[1]
-    return torch.cat((x[:, :prefix_rows], module(grid)), dim=1) if prefix_rows else module(x)
+    return module(x) if grid is x else torch.cat((x[:, : -grid.shape[1]], module(grid)), dim=1)
 
 
 class InsertedAdapters(FeatureExtractor):

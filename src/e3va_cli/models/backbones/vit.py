@@ -131,9 +131,9 @@ class ViTBackbone(ResidualBackbone):
         TypeError: its blocks are no sequence of an attention and an MLP branch.
     """
 
-    def __init__(self, model: VisionTransformer | Eva) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model: Any = model
+        self.model = model
         if len(self.model.blocks) < STAGES:
             raise TypeError(f"it has {len(self.model.blocks)} blocks; {STAGES} or more are needed")
         for block in self.model.blocks:
@@ -169,7 +169,8 @@ class ViTBackbone(ResidualBackbone):
 
     def patches(self, stream: Tensor) -> Tensor:
         """The patch grid of a stream: (B, R + H, W, C) -> (B, H, W, C)."""
-        return stream[:, self.prefix_rows(stream.shape[2]) :]
+        rows = self.prefix_rows(stream.shape[2])
+        return stream[:, rows:] if rows else stream
 
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Keep the weight matrices of the blocks, nearly all of the weights, in `dtype`.
