@@ -11,6 +11,7 @@ from e3va_cli.memory.estimate import plan
 from e3va_cli.memory.measure import Request, measure_here
 from e3va_cli.memory.step import StepSize
 from e3va_cli.memory.tracker import ACTIVATIONS, KINDS
+from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones.swin import build_swin
 
 MIB = 2**20
@@ -71,6 +72,33 @@ def test_so_it_is_for_every_head(config, head, method, precision):
     measurement = measure_here(Request(options, size, 30, "cpu", warmup=0, repeats=0))
     assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
     assert of_plan.regions == measurement.regions
+
+
+TINY_VIT = {
+    "dinov2_s": "+backbone.model_args={depth: 4, embed_dim: 48, num_heads: 3, img_size: 70}",
+    "dinov3_s": "+backbone.model_args={depth: 4, embed_dim: 64, num_heads: 2}",
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "words"),
+    [
+        *(("dinov3_s", [f"adapter={method}"]) for method in METHODS),
+        *(("dinov2_s", [f"adapter={method}"]) for method in ("full", "lora", "mona", "e3va")),
+        ("dinov3_s", ["adapter=full", "trainer.precision=bf16-mixed"]),
+        ("dinov3_s", ["adapter=e3va", "trainer.precision=bf16-mixed"]),
+        ("dinov2_s", ["adapter=e3va", "adapter.activations=recompute"]),
+        ("dinov3_s", ["adapter=e3va", "adapter.activations=compress"]),
+        ("dinov3_s", ["adapter=e3va", "backbone.dtype=bfloat16"]),
+    ],
+    ids=str,
+)
+def test_so_it_is_for_plain_vision_transformers(config, backbone, words):
+    options = config(f"backbone={backbone}", TINY_VIT[backbone], "head=upernet_nano", *words)
+    size = step(options.trainer.precision, batch_size=2, image_size=(120, 160))
+    of_plan = plan(options, size, num_classes=5, semantics="cpu")
+    measurement = measure_here(Request(options, size, 5, "cpu", warmup=0, repeats=0))
+    assert of_plan.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
 
 
 def test_plan_of_the_full_head_is_within_five_percent_of_the_measurement(config):
