@@ -72,7 +72,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: ResidualBackbone, classes: int) -> None:
         super().__init__()
-        width = backbone.widths[-1]
+        width = backbone.out_channels[-1]
         self.backbone = backbone
         self.norm = nn.LayerNorm(width)
         self.head = ClassifierHead(width, classes, input_fmt="NHWC")

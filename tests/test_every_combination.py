@@ -208,7 +208,7 @@ def check_finding(found, needs) -> None:
     assert 0 < len(found) <= 5 and found.boxes.min() >= 0 and found.boxes.max() <= SIDE
     assert found.scores.min() >= 0 and found.scores.max() <= 1
     assert found.labels.min() >= 1 and found.labels.max() <= CLASSES
-    masks = [] if found.masks is None else list(found.full_masks())
+    masks = [] if found.masks is None else list(found.paste_masks())
     assert [mask.shape for mask in masks] == [(SIDE, SIDE)] * (len(found) if "masks" in needs else 0)
 
 

@@ -39,13 +39,7 @@ PRIVATE = {  # what has no public name; each line breaks where another version m
     "torch._subclasses.fake_tensor": {"memory/estimate.py"},
     "torch.utils._python_dispatch": {"memory/flops.py", "memory/tracker.py", "memory/worst_case.py"},
     "torch.utils._pytree": {"memory/cuda_autocast.py", "memory/tracker.py"},
-    "torchvision.models.detection._utils": {
-        "memory/worst_case.py",
-        "models/heads/anchor_matching.py",
-        "models/heads/cascade_mask_rcnn.py",
-        "models/heads/roi_sampling.py",
-        "models/heads/rpn.py",
-    },
+    "torchvision.models.detection._utils": {"models/heads/torchvision_private.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -65,13 +65,13 @@ def test_a_folder_with_the_real_command(e3va, runs, photos, tmp_path):
     assert [image["file"] for image in content["images"]] == [f"{photos}/one.png", f"{photos}/two.jpg"]
     model = load_adapter(runs / "shapes").adapter.model
     pixels = torch.from_numpy(np.array(Image.open(photos / "one.png"))).permute(2, 0, 1)[None]
-    expected = model.predict(pixels, [(128, 128)])[0].above(LOW)
+    expected = model.predict(pixels, [(128, 128)])[0].filter_by_score(LOW)
     detections = content["images"][0]["adapters"]["shapes"]["detections"]
     assert len(detections) == len(expected) > 0
     assert [one["score"] for one in detections] == expected.scores.tolist()
     assert [one["label"] for one in detections] == expected.labels.tolist()
     assert [one["box"] for one in detections] == expected.boxes.tolist()
-    for one, mask in zip(detections, expected.full_masks(), strict=True):
+    for one, mask in zip(detections, expected.paste_masks(), strict=True):
         assert (coco_mask.decode(one["mask"]) == mask.numpy()).all()
         assert one["class"] == content["adapters"]["shapes"]["classes"][one["label"] - 1]
     assert (content["images"][1]["width"], content["images"][1]["height"]) == (160, 120)

@@ -47,7 +47,7 @@ def truth_and_findings(images=12, seed=0):
 def pycocotools_stats(truth, findings, kind):
     results = []
     for image, found in findings.items():
-        for box, score, label, mask in zip(found.boxes, found.scores, found.labels, found.full_masks(), strict=True):
+        for box, score, label, mask in zip(found.boxes, found.scores, found.labels, found.paste_masks(), strict=True):
             x1, y1, x2, y2 = box.double().tolist()
             result = {"image_id": image, "category_id": IDS[label - 1], "score": score.item()}
             if kind == "bbox":

@@ -7,7 +7,7 @@ import torch
 
 from e3va_cli.evaluation.base import EVALUATORS
 from e3va_cli.evaluation.mean_iou import MeanIoU, miou
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.predictions import Segmentation
 
 NAMES = ["wall", "sky", "tree", "road", "person", "car"]  # the last never occurs
 

@@ -68,7 +68,7 @@ class AveragePrecision(PredictionStore[list[Results]]):
             )
         ]
         if "mask" in self.kinds:
-            for result, mask in zip(results, detections.full_masks(), strict=True):
+            for result, mask in zip(results, detections.paste_masks(), strict=True):
                 result["segmentation"] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
         self.found[image_id] = results
 

@@ -129,8 +129,8 @@ def prediction_of(
     if isinstance(found, Segmentation):
         labels = found.labels(size).cpu().numpy()
         return ImagePrediction(image, width, height, tuple(classes), labels=labels, scaling=scaling)
-    found = found.above(score).cpu().rescaled(size)
-    encoded = [_encoded(mask) for mask in found.full_masks()] if found.masks is not None else [None] * len(found)
+    found = found.filter_by_score(score).cpu().rescaled(size)
+    encoded = [_encoded(mask) for mask in found.paste_masks()] if found.masks is not None else [None] * len(found)
     values = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), encoded, strict=True)
     detections = tuple(
         Detection(label, classes[label - 1], category_ids[label - 1], value, (x1, y1, x2, y2), mask)

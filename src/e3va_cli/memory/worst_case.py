@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import boxes as box_ops
 from torchvision.ops.poolers import LevelMapper
+
+from e3va_cli.models.heads.torchvision_private import BalancedPositiveNegativeSampler, Matcher
 
 aten = torch.ops.aten
 COMPARISONS = (aten.gt.Scalar, aten.ge.Scalar)

@@ -125,12 +125,12 @@ def build_from_backbone(
     """The model of a configuration on a backbone that is there already."""
     check_frozen(config)
     extractor = tune(backbone, config.adapter)
-    channels, strides = backbone.widths, backbone.strides
+    channels, strides = backbone.out_channels, backbone.strides
     one_resolution = tuple(strides) != STRIDES
     head_channels = rescaled_channels(channels, strides) if one_resolution else channels
     head = build_head(config.head, channels=head_channels, num_classes=num_classes)
-    extractor.set_out_indices(head.stages)
-    rescale = Rescale(channels, strides, head.stages) if one_resolution else None
+    extractor.set_out_indices(head.out_indices)
+    rescale = Rescale(channels, strides, head.out_indices) if one_resolution else None
     return DenseModel(extractor, head, identity, rescale)
 
 

@@ -18,7 +18,7 @@ from e3va_cli.components.options import binding_options
 from e3va_cli.config.run_config import RunConfig, kind_of, to_dict, with_older_options
 from e3va_cli.errors import UserError
 from e3va_cli.models.backbones import BackboneFingerprint
-from e3va_cli.models.backbones.weights import is_state_dict, load_plain
+from e3va_cli.models.backbones.weights import is_state_dict, safe_torch_load
 from e3va_cli.utils.files import atomic_write, make_subfolder
 from e3va_cli.utils.text import truncate_list
 
@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UserError: unreadable, or not one of ours.
     """
     try:
-        checkpoint = load_plain(path)
+        checkpoint = safe_torch_load(path)
     except UserError as error:
         raise UserError(f"{path}: not a readable checkpoint ({error})") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(ABOUT), dict):

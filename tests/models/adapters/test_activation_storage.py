@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.models.adapters.activation_storage import TOKENS_AT_ONCE, Int8Storage, build_storage
+from e3va_cli.models.adapters.activation_storage import CHUNK_TOKENS, Int8Storage, build_storage
 from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
 
 BOUND = 0.01
@@ -56,7 +56,7 @@ def test_the_gradient_of_the_first_factor_is_within_one_percent_of_float64(outli
     adapter = DualLowRankAdapter(256, hidden=128, rank=16, storage=build_storage("compress", 8))
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.1)
-    z = tokens(256, outlier, TOKENS_AT_ONCE + 300)
+    z = tokens(256, outlier, CHUNK_TOKENS + 300)
     z[:, 7] -= z[:, 7].mean()
     weight = torch.randn_like(z)
     found = torch.autograd.grad((adapter(torch.zeros_like(z), z) * weight).sum(), list(adapter.parameters()))

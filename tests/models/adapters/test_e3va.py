@@ -105,7 +105,7 @@ def test_gradients_equal_a_float64_reference(nano, activations):
         if parameter.requires_grad:
             nn.init.normal_(parameter, std=0.1)  # Q is not zero: every path counts
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    weights = [torch.randn(1, c, 1, 1, dtype=torch.float64) for c in nano.widths]
+    weights = [torch.randn(1, c, 1, 1, dtype=torch.float64) for c in nano.out_channels]
     trainable = [p for p in extractor.parameters() if p.requires_grad]
 
     def gradients(features):

@@ -46,7 +46,7 @@ def test_widths_strides_and_branches():
     stages = build_swin("swin_tiny_patch4_window7_224", **TINY).stages
     assert [stage.width for stage in stages] == [32, 64, 128, 256]
     assert [stage.stride for stage in stages] == [4, 8, 16, 32]
-    assert [[branch.kind for branch in stage.branches] for stage in stages] == [["attention", "mlp"] * 2] * 4
+    assert [[branch.type for branch in stage.branches] for stage in stages] == [["attention", "mlp"] * 2] * 4
 
 
 def test_sizes_not_divisible_by_the_patch():

@@ -19,19 +19,19 @@ def blocks_of(backbone):
 
 @pytest.fixture(params=[2**21, 7 * 21 * 32, 1], ids=["whole", "bands", "smallest"])
 def at_once(request, monkeypatch):
-    monkeypatch.setattr(window_attention, "NUMBERS_AT_ONCE", request.param)
+    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_results_are_timms(nano, at_once, monkeypatch, size, fused):
-    monkeypatch.setattr(window_attention, "FUSED_ON", ("cpu",) if fused else ())
+    monkeypatch.setattr(window_attention, "FUSED_DEVICES", ("cpu",) if fused else ())
     x = torch.randn(3, *size, 32, dtype=torch.float64)
     shifts = []
     with torch.no_grad():
         for block in blocks_of(nano):
             shifts.append(any(block.shift_size))
-            found = chunked_window_attention(block, nano.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, nano.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(chunked_mlp(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
     assert shifts == [False, True]
@@ -43,13 +43,13 @@ def test_windows_need_not_be_square():
     x = torch.randn(2, 20, 18, 32, dtype=torch.float64)
     with torch.no_grad():
         for block in backbone.model.layers[0].blocks:
-            found = chunked_window_attention(block, backbone.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, backbone.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
 
 
 def test_only_parts_are_held_at_once(nano, monkeypatch):
     """The qkv projection and the hidden layer never see the whole map."""
-    monkeypatch.setattr(window_attention, "NUMBERS_AT_ONCE", 7 * 28 * 32)
+    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", 7 * 28 * 32)
     block, seen = nano.model.layers[0].blocks[1], []
     for linear in (block.attn.qkv, block.mlp.fc1):
         linear.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))

@@ -3,8 +3,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, build_anchors, match_anchors
 from tests.models.heads import plain
 
 STRIDES = (4, 8, 16, 32, 64)

@@ -30,7 +30,7 @@ def test_a_recomputed_neck_gives_the_same_gradients_and_keeps_less(config, name)
     results = []
     for head in (recomputed, kept):
         sizes = {}
-        features = [maps[s].clone().requires_grad_() for s in head.stages]
+        features = [maps[s].clone().requires_grad_() for s in head.out_indices]
         torch.manual_seed(3)
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, sizes=sizes: sizes.update({t.untyped_storage()._cdata: t.nbytes}) or t, lambda t: t

@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy, cross_entropy
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -12,6 +11,7 @@ from torchvision.ops import box_iou
 from e3va_cli.config.run_config import to_dict, with_older_options
 from e3va_cli.models.heads.cascade_mask_rcnn import BoxStage, CascadeBoxOptions
 from e3va_cli.models.heads.roi_sampling import SampledRoIs, match, sample_rois
+from e3va_cli.models.heads.torchvision_private import BalancedPositiveNegativeSampler, Matcher
 from tests.components import build_head
 from tests.models.heads import plain
 

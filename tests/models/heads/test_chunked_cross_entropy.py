@@ -23,7 +23,7 @@ def case(rows, columns, scale, batch=2):
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
 @pytest.mark.parametrize(("rows", "columns", "scale"), [(8, 6, 4), (7, 3, 16), (1, 1, 32), (2, 5, 8), (5, 4, 1)])
 def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows_at_once):
-    monkeypatch.setattr(room, "NUMBERS_AT_ONCE", rows_at_once * 2 * CLASSES * scale * columns * scale)
+    monkeypatch.setattr(room, "CHUNK_ELEMENTS", rows_at_once * 2 * CLASSES * scale * columns * scale)
     scores, labels = case(rows, columns, scale)
     loss, expected = chunked_cross_entropy(scores, labels), plain(scores, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -34,7 +34,7 @@ def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows
 def test_no_tensor_of_image_size_outlives_its_strip(monkeypatch):
     scores, labels = case(8, 6, 4)
     one_row = 2 * CLASSES * 4 * 6 * 4
-    monkeypatch.setattr(room, "NUMBERS_AT_ONCE", one_row)
+    monkeypatch.setattr(room, "CHUNK_ELEMENTS", one_row)
     sizes = []
 
     def strip_cross_entropy(pixels, *args, **options):

@@ -198,5 +198,5 @@ def test_rescaling_and_full_masks():
     found = Detections(boxes, torch.ones(1), torch.ones(1, dtype=torch.int64), masks, (50, 100))
     larger = found.rescaled((100, 300))
     assert larger.boxes.tolist() == [[30.0, 40.0, 90.0, 80.0]]
-    (mask,) = larger.full_masks()
+    (mask,) = larger.paste_masks()
     assert torch.equal(mask, paste_masks_in_image(masks, larger.boxes, (100, 300))[0, 0] > 0.5)

@@ -28,7 +28,7 @@ def head(options):
 
 @pytest.fixture
 def features(head):
-    return [torch.randn(2, CHANNELS[s], SIZE[0] // 4 // 2**s, SIZE[1] // 4 // 2**s) for s in head.stages]
+    return [torch.randn(2, CHANNELS[s], SIZE[0] // 4 // 2**s, SIZE[1] // 4 // 2**s) for s in head.out_indices]
 
 
 IMAGES = ImageList(torch.zeros(2, 3, *SIZE), [SIZE, (80, 100)])
@@ -47,7 +47,7 @@ def test_losses_and_gradients_are_over_the_batch(head):
     images = ImageList(torch.zeros(2, 3, *size), [size, small])
     boxes = [torch.tensor([[20.0, 10.0, 60.0, 50.0], [61.0, 31.0, 90.0, 58.0]]), torch.tensor([[3.0, 7.0, 44.0, 52.0]])]
     truth = [{"boxes": boxes[0], "labels": torch.tensor([1, 3])}, {"boxes": boxes[1], "labels": torch.tensor([2])}]
-    features = [torch.randn(2, CHANNELS[s], size[0] // 4 // 2**s, size[1] // 4 // 2**s) for s in head.stages]
+    features = [torch.randn(2, CHANNELS[s], size[0] // 4 // 2**s, size[1] // 4 // 2**s) for s in head.out_indices]
     losses = head.losses(features, images, truth)
 
     maps = list(head.neck(dict(zip("012", features, strict=True))).values())

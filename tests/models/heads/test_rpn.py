@@ -4,7 +4,7 @@ from torch.nn.functional import binary_cross_entropy, smooth_l1_loss
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from e3va_cli.models.heads.rpn import RPNOptions, build_rpn, inside
+from e3va_cli.models.heads.rpn import RPNOptions, anchors_inside, build_rpn
 from tests.models.heads import plain
 
 SIZES = [(64, 96), (60, 80)]
@@ -70,9 +70,9 @@ def test_losses_are_over_the_anchors_inside_the_images():
 
 def test_which_anchors_lie_inside():
     anchors = torch.tensor([[0.0, 0.0, 9.0, 9.0], [-1.0, 0.0, 5.0, 5.0], [0.0, 0.0, 20.0, 5.0], [0.0, 0.0, 5.0, 10.0]])
-    assert inside(anchors, (10, 20)).tolist() == [True, False, False, False]
-    assert inside(anchors, (11, 21)).tolist() == [True, False, True, True]
-    assert inside(anchors, (5, 5)).all()  # an image smaller than every anchor is trained all the same
+    assert anchors_inside(anchors, (10, 20)).tolist() == [True, False, False, False]
+    assert anchors_inside(anchors, (11, 21)).tolist() == [True, False, True, True]
+    assert anchors_inside(anchors, (5, 5)).all()  # an image smaller than every anchor is trained all the same
 
 
 def test_without_the_option_it_is_torchvisions_network():

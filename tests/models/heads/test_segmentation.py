@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.predictions import Segmentation
 
 
 def stretched(values, size):

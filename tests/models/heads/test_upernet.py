@@ -8,9 +8,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.models.heads.norms import groups_of
+from e3va_cli.models.heads.layers import num_groups
 from e3va_cli.models.heads.sliding_window import sliding_scores, window_starts
-from e3va_cli.models.heads.upernet import pooled
+from e3va_cli.models.heads.upernet import adaptive_avg_pool2d
 from tests.components import build_head
 
 CHANNELS = [8, 16, 24, 40]
@@ -96,7 +96,7 @@ def test_pooling_equals_torchs_with_its_gradient(size, cells):
     ours = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     theirs = ours.detach().clone().requires_grad_()
     weight = torch.randn(2, 3, cells, cells, dtype=torch.float64)
-    mine, expected = pooled(ours, cells), F.adaptive_avg_pool2d(theirs, cells)
+    mine, expected = adaptive_avg_pool2d(ours, cells), F.adaptive_avg_pool2d(theirs, cells)
     (mine * weight).sum().backward(), (expected * weight).sum().backward()
     torch.testing.assert_close(mine, expected)
     torch.testing.assert_close(ours.grad, theirs.grad)
@@ -117,7 +117,7 @@ def test_full_size_has_as_many_parameters_as_the_papers(config):
 
 
 def test_groups():
-    assert {c: groups_of(c) for c in (512, 256, 64, 32, 24, 100, 7, 1)} == {
+    assert {c: num_groups(c) for c in (512, 256, 64, 32, 24, 100, 7, 1)} == {
         512: 32, 256: 32, 64: 8, 32: 4, 24: 3, 100: 10, 7: 1, 1: 1
     }  # fmt: skip
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-TOKENS_AT_ONCE = 8192  # that are brought back to full precision together
-LARGEST = 127  # of a signed 8-bit integer
-SMALLEST = torch.finfo(torch.float32).tiny  # a scale
-GROUP = 64  # channels of a token with a scale of their own: a quarter of a bit each
+CHUNK_TOKENS = 8192  # that are brought back to full precision together
+INT8_MAX = 127  # of a signed 8-bit integer
+MIN_SCALE = torch.finfo(torch.float32).tiny  # a scale
+GROUP_SIZE = 64  # channels of a token with a scale of their own: a quarter of a bit each
 
 
 class ActivationStorage(Protocol):
@@ -42,9 +42,9 @@ class CastStorage:
 
     def weight_grad(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """One product; where z has fewer bits, a sum over parts, so that few tokens are widened at a time."""
-        tokens_at_once = TOKENS_AT_ONCE if packed[0].dtype != rows.dtype else len(rows)
-        parts = zip(packed[0].split(tokens_at_once), rows.split(tokens_at_once), strict=True)
-        return sum_of(z.to(rows.dtype).T @ some for z, some in parts)
+        chunk_tokens = CHUNK_TOKENS if packed[0].dtype != rows.dtype else len(rows)
+        parts = zip(packed[0].split(chunk_tokens), rows.split(chunk_tokens), strict=True)
+        return sum_in_place(z.to(rows.dtype).T @ some for z, some in parts)
 
 
 class Int8Storage:
@@ -59,31 +59,33 @@ class Int8Storage:
 
     def pack(self, z: Tensor) -> tuple[Tensor, ...]:
         """Integers (N, C), bfloat16 scales (N, groups) and float32 scales (C,)."""
-        parts = z.split(TOKENS_AT_ONCE)
-        channels = (sum_of(part.float().square().sum(0) for part in parts) / len(z)).sqrt_().clamp_(min=SMALLEST)
+        parts = z.split(CHUNK_TOKENS)
+        channels = (sum_in_place(part.float().square().sum(0) for part in parts) / len(z)).sqrt_().clamp_(min=MIN_SCALE)
         integers = torch.empty_like(z, dtype=torch.int8, memory_format=torch.contiguous_format)
-        groups = z.new_empty(grouped(integers).shape[:2], dtype=torch.bfloat16)
-        for part, q, t in zip(parts, integers.split(TOKENS_AT_ONCE), groups.split(TOKENS_AT_ONCE), strict=True):
-            scaled = grouped(part / channels)
+        groups = z.new_empty(group_channels(integers).shape[:2], dtype=torch.bfloat16)
+        for part, q, t in zip(parts, integers.split(CHUNK_TOKENS), groups.split(CHUNK_TOKENS), strict=True):
+            scaled = group_channels(part / channels)
             # Off by 1/512 at most in bfloat16, so that nothing gets beyond the largest integer.
-            t.copy_((scaled.abs().amax(2) / LARGEST).clamp_(min=SMALLEST))
+            t.copy_((scaled.abs().amax(2) / INT8_MAX).clamp_(min=MIN_SCALE))
             q.copy_(scaled.div_(t.unsqueeze(2)).round_().flatten(1))
         return integers, groups, channels
 
     def weight_grad(self, packed: tuple[Tensor, ...], rows: Tensor) -> Tensor:
         """The channels' scales go to the result."""
-        parts = zip(*(tensor.split(TOKENS_AT_ONCE) for tensor in (*packed[:2], rows)), strict=True)
-        total = sum_of((grouped(q) * t.to(some.dtype).unsqueeze(2)).flatten(1).T @ some for q, t, some in parts)
+        parts = zip(*(tensor.split(CHUNK_TOKENS) for tensor in (*packed[:2], rows)), strict=True)
+        total = sum_in_place(
+            (group_channels(q) * t.to(some.dtype).unsqueeze(2)).flatten(1).T @ some for q, t, some in parts
+        )
         return total * packed[2].unsqueeze(1)
 
 
-def grouped(tokens: Tensor) -> Tensor:
+def group_channels(tokens: Tensor) -> Tensor:
     """Tokens (N, C) as groups of channels (N, groups, C / groups); one group where its size does not divide C."""
     width = tokens.shape[1]
-    return tokens.unflatten(1, (-1, GROUP if width % GROUP == 0 else width))
+    return tokens.unflatten(1, (-1, GROUP_SIZE if width % GROUP_SIZE == 0 else width))
 
 
-def sum_of(products: Iterator[Tensor]) -> Tensor:
+def sum_in_place(products: Iterator[Tensor]) -> Tensor:
     """The sum of tensors as they come, in the first one's storage."""
     total = next(products)
     for weight_grad in products:

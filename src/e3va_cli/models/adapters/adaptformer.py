@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.adapters.base import METHODS
-from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, draw_linears
+from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, init_linears
 from e3va_cli.models.adapters.insertion import InsertedAdapters, beside_branch
 from e3va_cli.models.backbones.base import ResidualBackbone
 
@@ -21,7 +21,7 @@ class ScaledBottleneck(Bottleneck):
         super().__init__(width, hidden=hidden, dropout=dropout)
         self.scale = scale
         if init_std is not None:
-            draw_linears((self.down, self.up), init_std)
+            init_linears((self.down, self.up), init_std)
             return
         for tensor in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(tensor)
@@ -63,4 +63,4 @@ class AdaptFormer(InsertedAdapters):
             scale=options.scale,
             init_std=options.init_std,
         )
-        super().__init__(backbone, build, beside_branch, kinds=("mlp",))
+        super().__init__(backbone, build, beside_branch, branch_types=("mlp",))

@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
     Attributes:
         backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
         norms: one trainable LayerNorm per stage, the same for every method.
-        stages: those whose feature maps are wanted; all, unless `set_out_indices` was called.
+        out_indices: stages whose feature maps `forward` returns; all by default.
         shares_backbone: whether the backbone computes what it would without the method: others can use its pass.
     """
 
@@ -39,14 +39,14 @@ class FeatureExtractor(nn.Module):
     def __init__(self, backbone: ResidualBackbone, options: Any = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
-        self.stages = tuple(range(len(backbone.widths)))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.out_channels)
+        self.out_indices = tuple(range(len(backbone.out_channels)))
 
-    def set_out_indices(self, stages: Sequence[int]) -> None:
-        """Give the feature maps of these stages only; the other stages' norms are not used, so not trained either."""
-        self.stages = tuple(stages)
+    def set_out_indices(self, out_indices: Sequence[int]) -> None:
+        """Return the feature maps of these stages only, and freeze the other stages' norms, which are then unused."""
+        self.out_indices = tuple(out_indices)
         for stage, norm in enumerate(self.norms):
-            norm.requires_grad_(stage in self.stages)
+            norm.requires_grad_(stage in self.out_indices)
 
     def output(self, stage: int, stream: Tensor) -> Tensor:
         """Norm the end of a stage's stream and put channels first: (B, H, W, C) -> (B, C, H, W)."""
@@ -55,7 +55,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of the backbone itself; methods that work beside it replace this."""
         streams = self.backbone(images)
-        return [self.output(stage, streams[stage]) for stage in self.stages]
+        return [self.output(stage, streams[stage]) for stage in self.out_indices]
 
 
 class FrozenBackbone(FeatureExtractor):
@@ -70,7 +70,7 @@ class FrozenBackbone(FeatureExtractor):
         """Features of the backbone itself, in which no gradient is ever wanted."""
         with torch.no_grad():
             streams = self.backbone(images)
-        return [self.output(stage, streams[stage]) for stage in self.stages]
+        return [self.output(stage, streams[stage]) for stage in self.out_indices]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
         """Set the mode of everything but the backbone."""

@@ -42,7 +42,7 @@ class Bottleneck(nn.Module):
         return self.up(self.dropout(self.activation(self.down(x))))
 
 
-def draw_linears(linears: Iterable[nn.Linear], std: float) -> None:
+def init_linears(linears: Iterable[nn.Linear], std: float) -> None:
     """Start linear layers as Swin's: normal weights, zero biases. So do the baselines of the paper's group."""
     for linear in linears:
         nn.init.trunc_normal_(linear.weight, std=std)

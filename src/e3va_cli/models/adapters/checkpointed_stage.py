@@ -27,7 +27,7 @@ from e3va_cli.utils.amp import autocast_dtype
 WEIGHTS = 6  # tensors of an adapter
 
 
-def recomputed_stage(
+def checkpointed_stage(
     highway: Tensor,
     x: Tensor,
     patches: Callable[[Tensor], Tensor],
@@ -40,10 +40,10 @@ def recomputed_stage(
     storage with the highway.
     """
     weights = [weight for adapter in adapters for weight in adapter.weights]
-    return _RecomputedStage.apply(highway, x, patches, branches, *weights)
+    return _CheckpointedStage.apply(highway, x, patches, branches, *weights)
 
 
-class _RecomputedStage(torch.autograd.Function):
+class _CheckpointedStage(torch.autograd.Function):
     """Keeps the stage's input alone."""
 
     @staticmethod
@@ -60,7 +60,7 @@ class _RecomputedStage(torch.autograd.Function):
         ctx.patches, ctx.branches, ctx.autocast = patches, branches, autocast_of(x)
         x = x.clone()
         for index, branch in enumerate(branches):
-            own = of_branch(weights, index)
+            own = branch_weights(weights, index)
             z = branch(x)
             x.add_(z)
             add_adapter_output_(highway, cast_tokens(patches(z), own), own)
@@ -70,24 +70,24 @@ class _RecomputedStage(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, of_stream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_stream: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all adapters of the stage; the highway's is the result's own."""
         x, *weights = ctx.saved_tensors
         x = x.clone()
         gradients: list[Tensor] = []
         for index, branch in enumerate(ctx.branches):
-            own = of_branch(weights, index)
+            own = branch_weights(weights, index)
             with ctx.autocast:
                 z = branch(x)
                 x.add_(z)
                 tokens = cast_tokens(ctx.patches(z), own)
             rows = grad.reshape(tokens.shape).to(tokens.dtype)
-            others, of_thin_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
-            gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]
+            others, grad_low_rank_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
+            gradients += [(tokens.T @ grad_low_rank_in).to(own[0].dtype), *others]
         return grad, None, None, None, *gradients
 
 
-def of_branch(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
+def branch_weights(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
     """The adapter's weights among those of the stage."""
     return weights[WEIGHTS * index : WEIGHTS * (index + 1)]
 

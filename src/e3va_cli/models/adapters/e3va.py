@@ -28,9 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from e3va_cli.components.options import Under, option
 from e3va_cli.models.adapters.activation_storage import build_storage
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FrozenBackbone
-from e3va_cli.models.adapters.checkpointed_stage import recomputed_stage
-from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
-from e3va_cli.models.adapters.low_rank import LowRankLinear
+from e3va_cli.models.adapters.checkpointed_stage import checkpointed_stage
+from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter, LowRankLinear
 from e3va_cli.models.backbones.base import ResidualBackbone, Stage
 
 
@@ -92,15 +91,15 @@ class E3VA(FrozenBackbone):
         if options.init == "kaiming":
             for module in self.adapters.modules():
                 if isinstance(module, LowRankLinear):
-                    module.start_as_lorand()
+                    module.init_kaiming_uniform()
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One feature map per stage, (B, C_s, H_s, W_s)."""
         if self.activations == "recompute" and torch.is_grad_enabled():
-            return self._recomputed(images)
+            return self._forward_checkpointed(images)
         return forward_shared_backbone([self], images)[0]
 
-    def _recomputed(self, images: Tensor) -> list[Tensor]:
+    def _forward_checkpointed(self, images: Tensor) -> list[Tensor]:
         """The same feature maps, with nothing kept of a stage but its input."""
         with torch.no_grad():
             x = self.backbone.stem(images)
@@ -109,9 +108,11 @@ class E3VA(FrozenBackbone):
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
                 x = stage.downsample(x)
-            highway = downsampled(stage, highway)
-            highway, x = recomputed_stage(highway, x, self.backbone.patches, stage.branches, list(self.adapters[index]))
-            if index in self.stages:
+            highway = checkpointed_downsample(stage, highway)
+            highway, x = checkpointed_stage(
+                highway, x, self.backbone.patches, stage.branches, list(self.adapters[index])
+            )
+            if index in self.out_indices:
                 outputs.append(self.output(index, highway))
         return outputs
 
@@ -121,7 +122,7 @@ def start_of_highway(backbone: ResidualBackbone, x: Tensor) -> Tensor:
     return backbone.patches(x).clone(memory_format=torch.contiguous_format)
 
 
-def downsampled(stage: Stage, highway: Tensor) -> Tensor:
+def checkpointed_downsample(stage: Stage, highway: Tensor) -> Tensor:
     """The highway at the resolution of `stage`. For the backward pass the output norm keeps its input as it is; what
     lies within the downsampling is computed again from that."""
     # Nothing is random in it; without the check that results agree, it can be planned where a GPU's rules are played.
@@ -140,7 +141,7 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
     for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
             x = stage.downsample(x)
-        highways = [downsampled(stage, highway) for highway in highways]
+        highways = [checkpointed_downsample(stage, highway) for highway in highways]
         for position, branch in enumerate(stage.branches):
             with torch.no_grad():
                 z = branch(x)
@@ -149,6 +150,6 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
             of_patches = backbone.patches(z)
             highways = [adapter(highway, of_patches) for adapter, highway in zip(adapters, highways, strict=True)]
         for extractor, highway, found in zip(extractors, highways, outputs, strict=True):
-            if index in extractor.stages:
+            if index in extractor.out_indices:
                 found.append(extractor.output(index, highway))
     return outputs

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from e3va_cli.models.adapters.base import FeatureExtractor
 from e3va_cli.models.backbones.base import Branch, ResidualBackbone
 
-Place = Callable[[Tensor, Branch, nn.Module], Tensor]  # from the stream before a branch to the stream after it
+InsertFn = Callable[[Tensor, Branch, nn.Module], Tensor]  # from the stream before a branch to the stream after it
 
 
 def after_branch(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
@@ -42,22 +42,22 @@ class InsertedAdapters(FeatureExtractor):
     Args:
         backbone: any residual backbone; its parameters are frozen.
         build: makes the module for a stream of the given width.
-        place: where the module meets the stream.
-        kinds: the branches that get a module.
+        insert: computes the stream after a branch and its module.
+        branch_types: the branches that get a module.
     """
 
     def __init__(
         self,
         backbone: ResidualBackbone,
         build: Callable[[int], nn.Module],
-        place: Place,
-        kinds: Collection[str] = ("attention", "mlp"),
+        insert: InsertFn,
+        branch_types: Collection[str] = ("attention", "mlp"),
     ) -> None:
         super().__init__(backbone)
         backbone.requires_grad_(False)
-        self.place, self.kinds = place, kinds
+        self.insert, self.branch_types = insert, branch_types
         self.inserted = nn.ModuleList(
-            build(stage.width) for stage in backbone.stages for branch in stage.branches if branch.kind in kinds
+            build(stage.width) for stage in backbone.stages for branch in stage.branches if branch.type in branch_types
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -68,7 +68,7 @@ class InsertedAdapters(FeatureExtractor):
         for index, stage in enumerate(self.backbone.stages):
             x = stage.downsample(x)
             for branch in stage.branches:
-                x = self.place(x, branch, next(modules)) if branch.kind in self.kinds else x + branch(x)
-            if index in self.stages:
+                x = self.insert(x, branch, next(modules)) if branch.type in self.branch_types else x + branch(x)
+            if index in self.out_indices:
                 outputs.append(self.output(index, self.backbone.patches(x)))
         return outputs

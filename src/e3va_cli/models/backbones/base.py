@@ -82,7 +82,7 @@ class Branch:
     Calling it maps the stream `x` (B, H, W, C) to the tensor to be added (B, H, W, C).
 
     Attributes:
-        kind: what the branch computes.
+        type: what the branch computes.
         block: the module that the branch is a part of.
         compute: the branch without its drop path.
         drop_path: stochastic depth at the branch's end; the identity in eval mode.
@@ -90,7 +90,7 @@ class Branch:
         query_value: its query and value projections, where they are separate.
     """
 
-    kind: Literal["attention", "mlp"]
+    type: Literal["attention", "mlp"]
     block: nn.Module
     compute: Callable[[Tensor], Tensor]
     drop_path: Callable[[Tensor], Tensor]
@@ -151,7 +151,7 @@ class ResidualBackbone(nn.Module):
         return set()
 
     @property
-    def widths(self) -> list[int]:
+    def out_channels(self) -> list[int]:
         """Channels of each stage."""
         return [stage.width for stage in self.stages]
 

@@ -15,7 +15,16 @@ from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, R
 from e3va_cli.models.backbones.weights import fingerprint, load_weights
 
 # What timm and torch raise of a name that they do not know, or of options that make no sense.
-NOT_BUILT = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ def build_meta_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Bac
 def _build(options: BackboneOptions, *, pretrained: bool) -> ResidualBackbone:
     try:
         return BACKBONES[options.family](options, pretrained)
-    except NOT_BUILT as error:
+    except BUILD_ERRORS as error:
         if pretrained and isinstance(error, OSError | RuntimeError):
             raise UserError(
                 f"backbone.pretrained=true: the weights of {options.timm_name} could not be fetched "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.timm_private import shifted_window_attention
 from e3va_cli.models.backbones.weights import to_timm_layout
 from e3va_cli.models.backbones.window_attention import (
     chunked_mlp,
@@ -59,30 +60,32 @@ class SwinOptions(BackboneOptions):
                 yield f"{at}.model_args.{key} is no number or list of numbers"
 
 
-def attend(block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_before_shift: bool, x: Tensor) -> Tensor:
+def attention_branch(
+    block: SwinTransformerBlock, attn_mask: Tensor, compiled: bool, pad_before_shift: bool, x: Tensor
+) -> Tensor:
     """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
-    with precision_of(block.attn.qkv, x):
-        if in_parts(block):
-            return chunked_window_attention(block, apart, x, compiled=compiled, pad_before_shift=pad_before_shift)
+    with autocast_to_weights(block.attn.qkv, x):
+        if is_chunked(block):
+            return chunked_window_attention(block, attn_mask, x, compiled=compiled, pad_before_shift=pad_before_shift)
         normed = block.norm1(x)
         if not pad_before_shift:
-            return block._attn(normed)
+            return shifted_window_attention(block, normed)
         height, width = x.shape[1:3]
-        return block._attn(pad_to_windows(normed, *block.window_size))[:, :height, :width]
+        return shifted_window_attention(block, pad_to_windows(normed, *block.window_size))[:, :height, :width]
 
 
-def transform(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
+def mlp_branch(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
     """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
-    with precision_of(block.mlp.fc1, x):
-        return chunked_mlp(block, x, compiled) if in_parts(block) else block.mlp(block.norm2(x))
+    with autocast_to_weights(block.mlp.fc1, x):
+        return chunked_mlp(block, x, compiled) if is_chunked(block) else block.mlp(block.norm2(x))
 
 
-def in_parts(block: SwinTransformerBlock) -> bool:
+def is_chunked(block: SwinTransformerBlock) -> bool:
     """Whether nothing is kept for a backward pass, so that little need be held at once. Exporters get timm's own."""
     return not (torch.is_grad_enabled() or block.training or torch.compiler.is_compiling())
 
 
-def precision_of(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
+def autocast_to_weights(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     """Autocast to the dtype of weights that are kept in fewer bits; nothing for float32."""
     dtype = cast(Tensor, linear.weight).dtype
     if dtype not in (torch.bfloat16, torch.float16) or autocast_dtype(x) == dtype:
@@ -90,19 +93,19 @@ def precision_of(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, dtype=dtype)
 
 
-def branches_of(
-    block: SwinTransformerBlock, apart: Tensor, compiled: bool, pad_before_shift: bool
+def block_branches(
+    block: SwinTransformerBlock, attn_mask: Tensor, compiled: bool, pad_before_shift: bool
 ) -> tuple[Branch, Branch]:
     """The two residual branches of a block; their ends are timm's `drop_path1` and `drop_path2`."""
     return (
         Branch(
             "attention",
             block,
-            partial(attend, block, apart, compiled, pad_before_shift),
+            partial(attention_branch, block, attn_mask, compiled, pad_before_shift),
             block.drop_path1,
             block.attn.qkv,
         ),
-        Branch("mlp", block, partial(transform, block, compiled), block.drop_path2),
+        Branch("mlp", block, partial(mlp_branch, block, compiled), block.drop_path2),
     )
 
 
@@ -118,7 +121,7 @@ class SwinBackbone(ResidualBackbone):
     """
 
     model: Any  # a SwinTransformer; timm declares its parts as no more than modules
-    apart: Tensor
+    attn_mask: Tensor
 
     def __init__(self, model: SwinTransformer, *, pad_before_shift: bool = True) -> None:
         super().__init__()
@@ -128,7 +131,9 @@ class SwinBackbone(ResidualBackbone):
         self.model.norm = nn.Identity()
         self.mean = tuple(self.model.pretrained_cfg["mean"])
         self.std = tuple(self.model.pretrained_cfg["std"])
-        self.register_buffer("apart", shift_attn_mask(*self.model.layers[0].blocks[0].window_size), persistent=False)
+        self.register_buffer(
+            "attn_mask", shift_attn_mask(*self.model.layers[0].blocks[0].window_size), persistent=False
+        )
 
     def stem(self, images: Tensor) -> Tensor:
         """Patch embedding: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
@@ -163,7 +168,7 @@ class SwinBackbone(ResidualBackbone):
             branches = tuple(
                 branch
                 for block in layer.blocks
-                for branch in branches_of(block, self.apart, self.compiled, self.pad_before_shift)
+                for branch in block_branches(block, self.attn_mask, self.compiled, self.pad_before_shift)
             )
             stages.append(Stage(info["num_chs"], info["reduction"], layer.downsample, branches))
         return stages
@@ -194,7 +199,7 @@ def build_swin(
 
 
 @BACKBONES.register("swin", SwinOptions)
-def swin_of(options: SwinOptions, pretrained: bool) -> SwinBackbone:
+def build_swin_from_options(options: SwinOptions, pretrained: bool) -> SwinBackbone:
     """Return the Swin that the options describe, random unless `pretrained`."""
     args = {"drop_path_rate": options.drop_path_rate, **options.model_args}
     return build_swin(options.timm_name, pretrained=pretrained, pad_before_shift=options.pad_before_shift, **args)

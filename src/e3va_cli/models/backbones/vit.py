@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
-from e3va_cli.models.backbones.swin import in_parts, precision_of
+from e3va_cli.models.backbones.swin import autocast_to_weights, is_chunked
+from e3va_cli.models.backbones.timm_private import position_embedding
 from e3va_cli.models.backbones.vit_weights import to_timm_layout
-from e3va_cli.models.backbones.window_attention import NUMBERS_AT_ONCE, as_compiled
+from e3va_cli.models.backbones.window_attention import CHUNK_ELEMENTS, as_compiled
 from e3va_cli.utils.amp import autocast_dtype
 
 STAGES = 4
@@ -154,11 +155,9 @@ class ViTBackbone(ResidualBackbone):
         height, width = images.shape[2] // self.stride, images.shape[3] // self.stride
         if self.patch != self.stride:
             images = interpolate(images, size=(height * self.patch, width * self.patch), mode="bilinear")
-        tokens = self.model._pos_embed(self.model.patch_embed(images))
-        if isinstance(self.model, Eva):
-            tokens = tokens[0]
-            if self._rope_is_trained:
-                self._rope = (None, None)
+        tokens = position_embedding(self.model, self.model.patch_embed(images))
+        if self._rope_is_trained:
+            self._rope = (None, None)
         tokens = self.model.norm_pre(tokens)  # B, prefix + H * W, C
         unused = self.prefix_rows(width) * width - self.model.num_prefix_tokens
         return pad(tokens, (0, 0, unused, 0)).unflatten(1, (-1, width))
@@ -221,8 +220,8 @@ class ViTBackbone(ResidualBackbone):
         unused = rows * width - self.model.num_prefix_tokens
         rope = self._rope_of(index, (x.shape[1] - rows, width))
         tokens = x.flatten(1, 2)[:, unused:]
-        with precision_of(block.attn.proj, x):
-            if not in_parts(block):
+        with autocast_to_weights(block.attn.proj, x):
+            if not is_chunked(block):
                 return pad(attention_branch(block, rope, tokens), (0, 0, unused, 0)).view(x.shape)
             attend = as_compiled(attention_branch) if self.compiled else attention_branch
             result = torch.zeros_like(x, dtype=autocast_dtype(x) or x.dtype, memory_format=torch.contiguous_format)
@@ -232,13 +231,13 @@ class ViTBackbone(ResidualBackbone):
 
     def _transform(self, block: Any, x: Tensor) -> Tensor:
         """MLP branch of `block`: (B, R + H, W, C) -> (B, R + H, W, C)."""
-        with precision_of(block.attn.proj, x):
-            if not in_parts(block):
+        with autocast_to_weights(block.attn.proj, x):
+            if not is_chunked(block):
                 return mlp_branch(block, x)
             transform = as_compiled(mlp_branch) if self.compiled else mlp_branch
             rows = x.flatten(0, -2)
             result = torch.empty_like(rows, dtype=autocast_dtype(x) or x.dtype)
-            at_once = max(1, NUMBERS_AT_ONCE // x.shape[-1])
+            at_once = max(1, CHUNK_ELEMENTS // x.shape[-1])
             for some, of_some in zip(rows.split(at_once), result.split(at_once), strict=True):
                 of_some.copy_(transform(block, some))
             return result.view(x.shape)

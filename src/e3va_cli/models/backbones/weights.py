@@ -19,12 +19,12 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.text import truncate_list
 
 # Classifier and buffers that any model recomputes: no part of a dense feature extractor.
-NOT_NEEDED = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$")
-LISTED = 6
-OBJECT = re.compile(r"GLOBAL ([\w.]+)")  # in what PyTorch says of a class or function that it refuses
+IGNORED_KEYS = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$")
+MAX_LISTED = 6
+REFUSED_OBJECT = re.compile(r"GLOBAL ([\w.]+)")  # in what PyTorch says of a class or function that it refuses
 
 
-def load_plain(path: Path) -> Any:
+def safe_torch_load(path: Path) -> Any:
     """What `torch.save` has written, on the CPU: tensors and plain values, without running any code.
 
     Raises:
@@ -35,7 +35,7 @@ def load_plain(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of what the exception then says
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        found = OBJECT.search(str(error))
+        found = REFUSED_OBJECT.search(str(error))
         what = f"an object, {found[1]}" if found else "objects"
         raise UserError(f"it holds {what}; only tensors and plain values are read, as others could run code") from None
     except Exception as error:  # torch.load raises zip, EOF, OS and runtime errors
@@ -53,7 +53,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = load_plain(path)
+        content = safe_torch_load(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"backbone.weights: {path} is not a safetensors file: {first_line(error)}") from None
     except UserError as error:
@@ -96,7 +96,7 @@ def load_weights(
     Raises:
         UserError: the file does not fit; lists what is missing, left over, of another shape or type.
     """
-    state = {k: v for k, v in convert(read_state_dict(path)).items() if not NOT_NEEDED.search(k)}
+    state = {k: v for k, v in convert(read_state_dict(path)).items() if not IGNORED_KEYS.search(k)}
     wanted = dict(model.named_parameters())
     misfits = {
         "missing": [name for name in wanted if name not in state],
@@ -112,7 +112,7 @@ def load_weights(
     }
     if any(misfits.values()):
         listed = "; ".join(
-            f"{len(names)} {what}: {truncate_list(names, LISTED)}" for what, names in misfits.items() if names
+            f"{len(names)} {what}: {truncate_list(names, MAX_LISTED)}" for what, names in misfits.items() if names
         )
         raise UserError(f"backbone.weights: {path} does not fit this backbone; {listed}")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Anchors of the levels of a pyramid, placed as mmdetection does it or as torchvision does."""
+"""Anchors of the levels of a pyramid, as in mmdetection or in torchvision, and their matching to objects."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
 
-LEVELS = 5  # of the pyramids of detectors
+from e3va_cli.models.heads.torchvision_private import Matcher
+
+NUM_LEVELS = 5  # of the pyramids of detectors
 
 
 class ExactAnchors(AnchorGenerator):
@@ -52,8 +55,8 @@ class ExactAnchors(AnchorGenerator):
 
 def anchor_errors(key: str, sizes: Sequence[int] | None) -> Iterator[str]:
     """Yield what is wrong with the sizes of anchors that the option `key` gives to a pyramid's levels."""
-    if sizes is not None and (len(sizes) != LEVELS or min(sizes) < 1):
-        yield f"{key}={sizes}: {LEVELS} sizes in pixels, one for each level of the feature pyramid"
+    if sizes is not None and (len(sizes) != NUM_LEVELS or min(sizes) < 1):
+        yield f"{key}={sizes}: {NUM_LEVELS} sizes in pixels, one for each level of the feature pyramid"
 
 
 def build_anchors(
@@ -64,3 +67,42 @@ def build_anchors(
         return ExactAnchors(sizes, aspect_ratios, strides)
     whole = tuple(tuple(int(size) for size in of_level) for of_level in sizes)
     return AnchorGenerator(whole, (tuple(aspect_ratios),) * len(sizes))
+
+
+class MaxIoUMatcher(Matcher):
+    """Torchvision's matcher, but each object gets the anchors that overlap it most.
+
+    Torchvision leaves such an anchor to the object that overlaps the anchor most, so that another may be left without
+    any, and takes an overlap of 0 for a best one too.
+
+    Args:
+        fg_iou, bg_iou: overlap from which on an anchor holds an object, and below which it holds none.
+        least_iou: overlap that an object's best anchors need (`min_pos_iou`); more than 0 in any case.
+    """
+
+    def __init__(self, fg_iou: float, bg_iou: float, least_iou: float) -> None:
+        super().__init__(fg_iou, bg_iou, allow_low_quality_matches=True)
+        self.least_iou = least_iou
+
+    def set_low_quality_matches_(self, matches: Tensor, all_matches: Tensor, match_quality_matrix: Tensor) -> None:
+        """Write into `matches` (A,), from overlaps (G, A); of several objects, an anchor gets the last."""
+        best = match_quality_matrix.max(1, keepdim=True).values
+        chosen = (match_quality_matrix == best) & (best >= self.least_iou) & (best > 0)
+        indices = torch.arange(len(chosen), dtype=torch.int32, device=chosen.device)[:, None]
+        objects = torch.where(chosen, indices, -1).amax(0)  # no list of pairs: sizes depend on no values
+        matches.copy_(torch.where(objects >= 0, objects, matches))
+
+
+def match_anchors(anchors: Tensor, boxes: Tensor, usable: Tensor, matcher: Matcher) -> Tensor:
+    """Return for each anchor the index of its object (A,), or one of the matcher's negative codes.
+
+    Args:
+        anchors: (A, 4).
+        boxes: (G, 4), annotated.
+        usable: (A,) bool; the other anchors are left out of training: they match nothing and count for nothing.
+    """
+    if len(boxes):
+        matches = matcher(box_iou(boxes, anchors).masked_fill_(~usable, -1))
+    else:
+        matches = torch.full_like(usable, matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
+    return matches.masked_fill_(~usable, matcher.BETWEEN_THRESHOLDS)

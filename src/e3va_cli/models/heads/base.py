@@ -16,8 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.components.options import Options, option, require_valid
 from e3va_cli.components.registry import Registry
-from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.predictions import Detections, Segmentation
 
 Target = dict[str, Any]
 Extract = Callable[[Tensor], list[Tensor]]  # images (B, 3, H, W) to one feature map per stage that the head reads
@@ -38,13 +37,13 @@ class Head(nn.Module):
 
     Attributes:
         neck: what the head makes of the feature maps first, such as a pyramid.
-        needs: what training targets must hold, of boxes, masks and semantic; it is also what the findings are.
-        stages: of the backbone, those whose feature maps the head reads.
+        target_types: what training targets must hold, of boxes, masks and semantic; it is also what the findings are.
+        out_indices: stages of the backbone whose feature maps the head reads.
     """
 
     neck: nn.Module
     target_types: frozenset[str]
-    stages: tuple[int, ...] = (0, 1, 2, 3)
+    out_indices: tuple[int, ...] = (0, 1, 2, 3)
 
     def __init__(self, options: Any, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -71,7 +70,7 @@ def build_head(options: HeadOptions, *, channels: Sequence[int], num_classes: in
     """
     require_valid(options, "head")
     kind = HEADS[options.name]
-    head = kind(options, channels=[channels[stage] for stage in kind.stages], num_classes=num_classes)
+    head = kind(options, channels=[channels[stage] for stage in kind.out_indices], num_classes=num_classes)
     if options.recompute_neck:
         head.neck.forward = partial(checkpoint, head.neck.forward, use_reentrant=False, determinism_check="none")
     return head

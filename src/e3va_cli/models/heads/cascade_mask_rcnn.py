@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, smooth_l1_loss
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import FeaturePyramidNetwork, clip_boxes_to_image, generalized_box_iou_loss
@@ -22,19 +21,19 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
 from e3va_cli.models.heads.eager_backward import eager_backward
+from e3va_cli.models.heads.layers import CascadeBoxPredictor, group_norm
 from e3va_cli.models.heads.mask_branch import MaskBranch, MaskBranchOptions
-from e3va_cli.models.heads.norms import group_norm
-from e3va_cli.models.heads.predictors import CascadeBoxPredictor
+from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
 from e3va_cli.models.heads.roi_sampling import SampledRoIs, sample_rois
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
-from e3va_cli.models.heads.two_stage import BoxOptions, are_weights
-from e3va_cli.models.necks.fpn import pyramid_of
+from e3va_cli.models.heads.torchvision_private import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from e3va_cli.models.heads.two_stage import BoxOptions, is_box_weights
+from e3va_cli.models.necks.fpn import build_pyramid
 
 SMOOTH_L1_BETA = 1 / 9  # as torchvision has it in its two-stage detectors
-LEAST_SIDE = 1e-2  # pixels of a box that is kept
+MIN_BOX_SIZE = 1e-2  # pixels of a box that is kept
 
 Sizes = list[tuple[int, int]]
 
@@ -63,7 +62,7 @@ class CascadeBoxOptions(BoxOptions):
         if any(one is None for one in lists.values()):
             return
         for one in self.regression_weights:
-            if not are_weights(one):
+            if not is_box_weights(one):
                 yield f"{at}.regression_weights: {one} is no list of four numbers above 0"
         if len({len(one) for one in lists.values()}) > 1:
             counts = ", ".join(f"{at}.{key} has {len(one)}" for key, one in lists.items())
@@ -136,7 +135,7 @@ class BoxStage(nn.Module):
         labels, boxes = torch.cat(regions.labels), torch.cat(regions.boxes)
         positives = torch.where(labels > 0)[0]
         wanted = torch.cat([gather_gt_boxes(t, m) for t, m in zip(targets, regions.matched, strict=True)])[positives]
-        own, boxes = of_class(deltas[positives], labels[positives]), boxes[positives]
+        own, boxes = select_class(deltas[positives], labels[positives]), boxes[positives]
         if self.loss == "giou":
             box_loss = generalized_box_iou_loss(self.coder.decode_single(own, boxes), wanted, reduction="sum")
         else:
@@ -155,13 +154,13 @@ class BoxStage(nn.Module):
         classes = logits[:, 1:].argmax(1) + 1
         if labels is not None:
             classes = torch.where(labels > 0, labels, classes)
-        moved = self.coder.decode_single(of_class(deltas.detach(), classes), torch.cat(boxes))
-        return clip_each(moved, boxes, sizes)
+        moved = self.coder.decode_single(select_class(deltas.detach(), classes), torch.cat(boxes))
+        return clip_boxes(moved, boxes, sizes)
 
     def candidates(self, deltas: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
         """Return for each image the boxes that this stage gives to every class: [(N_i, K, 4)], or [(N_i, 1, 4)]."""
         moved = self.coder.decode_single(deltas, torch.cat(boxes))
-        return clip_each(moved.unflatten(1, (-1, 4)), boxes, sizes)
+        return clip_boxes(moved.unflatten(1, (-1, 4)), boxes, sizes)
 
 
 @HEADS.register("cascade_mask_rcnn", CascadeMaskRCNNOptions)
@@ -197,12 +196,12 @@ class CascadeMaskRCNN(Head):
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Objectness and proposal box; class, box and mask of each stage, weighted."""
 
-        def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        def chunks(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             proposals, losses = self.rpn(images, pyramid, targets)
             yield losses
             yield from self.stage_losses(pyramid, proposals, images.image_sizes, targets)
 
-        return eager_backward(parts, pyramid_of(self.neck, features), (self.rpn, self.box_stages, self.masks))
+        return eager_backward(chunks, build_pyramid(self.neck, features), (self.rpn, self.box_stages, self.masks))
 
     def stage_losses(
         self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes, targets: list[Target]
@@ -222,17 +221,17 @@ class CascadeMaskRCNN(Head):
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS, with masks inside their boxes."""
-        pyramid = pyramid_of(self.neck, extract(images.tensors))
+        pyramid = build_pyramid(self.neck, extract(images.tensors))
         sizes = images.image_sizes
         boxes, _ = self.rpn(images, pyramid)
         *earlier, last = self.box_stages
-        of_stages = []
+        stage_logits = []
         for stage in earlier:
             logits, deltas = stage(pyramid, boxes, sizes)
-            of_stages.append(logits)
+            stage_logits.append(logits)
             boxes = stage.refine(logits, deltas, boxes, sizes)
         logits, deltas = last(pyramid, boxes, sizes)
-        scores = self.averaged(torch.stack([*of_stages, logits])).split([len(of_image) for of_image in boxes])
+        scores = self.average_scores(torch.stack([*stage_logits, logits])).split([len(of_image) for of_image in boxes])
         candidates = last.candidates(deltas, boxes, sizes)
         found = [self.select(b, s, size) for b, s, size in zip(candidates, scores, sizes, strict=True)]
         at, labels = [one.boxes for one in found], [one.labels for one in found]
@@ -241,7 +240,7 @@ class CascadeMaskRCNN(Head):
             one.masks = torch.stack(of_branches).mean(0)
         return found
 
-    def averaged(self, logits: Tensor) -> Tensor:
+    def average_scores(self, logits: Tensor) -> Tensor:
         """Return the scores (N, K + 1) of regions from the logits (S, N, K + 1) of the stages."""
         return logits.mean(0).softmax(1) if self.averages_logits else logits.softmax(2).mean(0)
 
@@ -250,22 +249,22 @@ class CascadeMaskRCNN(Head):
         regions, classes = torch.where(scores[:, 1:] > self.score_threshold)
         boxes = boxes[regions, classes.clamp(max=boxes.shape[1] - 1)]
         scores, labels = scores[regions, classes + 1], classes + 1
-        large = box_ops.remove_small_boxes(boxes, LEAST_SIDE)
+        large = box_ops.remove_small_boxes(boxes, MIN_BOX_SIZE)
         boxes, scores, labels = boxes[large], scores[large], labels[large]
         best = box_ops.batched_nms(boxes, scores, labels, self.nms_iou)[: self.detections_per_image]
         return Detections(boxes[best], scores[best], labels[best], None, size)
 
 
-def of_class(deltas: Tensor, labels: Tensor) -> Tensor:
+def select_class(deltas: Tensor, labels: Tensor) -> Tensor:
     """Return the deltas (N, 4) of each region's class, 1..K, from those of all classes (N, 4 K), or from (N, 4)."""
     deltas = deltas.unflatten(1, (-1, 4))  # N, K or 1, 4
     return deltas[torch.arange(len(labels), device=labels.device), (labels - 1).clamp(max=deltas.shape[1] - 1)]
 
 
-def clip_each(moved: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
+def clip_boxes(moved: Tensor, boxes: list[Tensor], sizes: Sizes) -> list[Tensor]:
     """Return the boxes (N, ..., 4) of all images as lists like `boxes`, each cut at the borders of its image."""
-    shares = moved.split([len(of_image) for of_image in boxes])
-    return [clip_boxes_to_image(share, size) for share, size in zip(shares, sizes, strict=True)]
+    per_image = moved.split([len(of_image) for of_image in boxes])
+    return [clip_boxes_to_image(boxes_of_image, size) for boxes_of_image, size in zip(per_image, sizes, strict=True)]
 
 
 def gather_gt_boxes(target: Target, matched: Tensor) -> Tensor:

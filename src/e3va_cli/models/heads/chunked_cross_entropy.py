@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from e3va_cli.models.heads.eager_backward import eager_backward
 from e3va_cli.utils.amp import without_autocast
 
-NUMBERS_AT_ONCE = 2**23  # scores of pixels, in a strip
+CHUNK_ELEMENTS = 2**23  # scores of pixels, in a strip
 
 
 def chunked_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
@@ -30,23 +30,23 @@ def chunked_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
     """
     batch, classes, rows, _ = scores.shape
     scale = labels.shape[-2] // rows
-    at_once = max(1, NUMBERS_AT_ONCE // (batch * classes * scale * labels.shape[-1]))
+    chunk_rows = max(1, CHUNK_ELEMENTS // (batch * classes * scale * labels.shape[-1]))
     labelled = (labels > 0).sum().clamp(min=1)
 
-    def strips(inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        for first in range(0, rows, at_once):
-            last = min(first + at_once, rows)
-            pixels = upsampled(inputs["scores"], first, last, scale)
+    def row_chunks(inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        for first in range(0, rows, chunk_rows):
+            last = min(first + chunk_rows, rows)
+            pixels = upsample_rows(inputs["scores"], first, last, scale)
             indices = labels[:, first * scale : last * scale].long() - 1
             # Summed outside: the reductions of cross_entropy over a map are not deterministic on a GPU.
             each = cross_entropy(pixels, indices, ignore_index=-1, reduction="none")
             yield {f"rows from {first}": each.sum() / labelled}
 
     with without_autocast(scores):
-        return torch.stack(list(eager_backward(strips, {"scores": scores}, ()).values())).sum()
+        return torch.stack(list(eager_backward(row_chunks, {"scores": scores}, ()).values())).sum()
 
 
-def upsampled(x: Tensor, first: int, last: int, scale: int) -> Tensor:
+def upsample_rows(x: Tensor, first: int, last: int, scale: int) -> Tensor:
     """Rows `first` to `last` of x, made `scale` times larger: (B, C, h, w) to (B, C, (last - first) * s, w * s)."""
     above, below = max(first - 1, 0), min(last + 1, x.shape[-2])  # a pixel lies between two rows
     part = x[:, :, above:below]

@@ -20,21 +20,21 @@ from torch.autograd.function import once_differentiable
 
 from e3va_cli.utils.amp import autocast_dtype, without_autocast
 
-Parts = Callable[[dict[str, Tensor]], Iterator[dict[str, Tensor]]]
-_at_once = ContextVar("_at_once", default=True)
+LossChunks = Callable[[dict[str, Tensor]], Iterator[dict[str, Tensor]]]
+_eager = ContextVar("_eager", default=True)
 
 
 @contextmanager
 def one_backward_pass() -> Iterator[None]:
     """Within the block, the activations of all parts are kept for the step's one backward pass, as in most code."""
-    token = _at_once.set(False)
+    token = _eager.set(False)
     try:
         yield
     finally:
-        _at_once.reset(token)
+        _eager.reset(token)
 
 
-def eager_backward(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
+def eager_backward(chunks: LossChunks, inputs: dict[str, Tensor], modules: Iterable[nn.Module]) -> dict[str, Tensor]:
     """The losses of all parts, by name, to be minimised as their sum.
 
     A loss gets its weight inside its part. Weighting the results against each other raises a ValueError in the backward
@@ -47,37 +47,37 @@ def eager_backward(parts: Parts, inputs: dict[str, Tensor], modules: Iterable[nn
     """
     # Gradients in float16 need the scale that only the backward pass brings.
     scaled_later = any(autocast_dtype(t) == torch.float16 for t in inputs.values())
-    if scaled_later or not (_at_once.get() and torch.is_grad_enabled()):
-        return {name: value for part in parts(inputs) for name, value in part.items()}
+    if scaled_later or not (_eager.get() and torch.is_grad_enabled()):
+        return {name: value for chunk in chunks(inputs) for name, value in chunk.items()}
     weights = [weight for module in modules for weight in module.parameters()]
     names: list[str] = []
-    values = _LossesInParts.apply(parts, names, tuple(inputs), *inputs.values(), *weights)
+    values = _EagerBackward.apply(chunks, names, tuple(inputs), *inputs.values(), *weights)
     return dict(zip(names, values, strict=True))
 
 
-class _LossesInParts(torch.autograd.Function):
+class _EagerBackward(torch.autograd.Function):
     """Losses whose gradients are known already."""
 
     @staticmethod
     def forward(
-        ctx: Any, parts: Parts, names: list[str], of_inputs: tuple[str, ...], *tensors: Tensor
+        ctx: Any, chunks: LossChunks, names: list[str], input_names: tuple[str, ...], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        """Tensors: inputs by the names `of_inputs`, then weights. Fills the losses' `names`."""
-        inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[: len(of_inputs)]]
-        wanted = [t for t in (*inputs, *tensors[len(of_inputs) :]) if t.requires_grad]
+        """Tensors: inputs by the names `input_names`, then weights. Fills the losses' `names`."""
+        inputs = [t.detach().requires_grad_(t.requires_grad) for t in tensors[: len(input_names)]]
+        wanted = [t for t in (*inputs, *tensors[len(input_names) :]) if t.requires_grad]
         sums: list[Tensor | None] = [None] * len(wanted)
         values: list[Tensor] = []
         with torch.enable_grad():
-            for part in parts(dict(zip(of_inputs, inputs, strict=True))):
-                names += part
-                values += [value.detach() for value in part.values()]
+            for chunk in chunks(dict(zip(input_names, inputs, strict=True))):
+                names += chunk
+                values += [value.detach() for value in chunk.values()]
                 with without_autocast(tensors[0]):  # as a backward pass after it has it
-                    gradients = torch.autograd.grad(torch.stack(list(part.values())).sum(), wanted, allow_unused=True)
+                    gradients = torch.autograd.grad(torch.stack(list(chunk.values())).sum(), wanted, allow_unused=True)
                 for index, gradient in enumerate(gradients):
                     known = sums[index]
                     if gradient is not None:  # which may be expanded, or that of another input as well: not added to
                         sums[index] = gradient if known is None else known + gradient
-                del part, gradients
+                del chunk, gradients
         ctx.save_for_backward(*sums)
         ctx.wanted = [t.requires_grad for t in tensors]
         ctx.set_materialize_grads(False)
@@ -99,7 +99,7 @@ def common_factor(grads: Sequence[Tensor | None]) -> Tensor:
         ValueError: there is none.
     """
     first, *others = grads
-    if first is None or not all(other is not None and is_same_number(first, other) for other in others):
+    if first is None or not all(other is not None and is_same_scalar(first, other) for other in others):
         raise ValueError(
             "the losses are not summed with one common factor, and the gradients of their plain sum have been taken "
             "already; sum all of them, and weight each where the head computes it"
@@ -107,7 +107,7 @@ def common_factor(grads: Sequence[Tensor | None]) -> Tensor:
     return first
 
 
-def is_same_number(one: Tensor, other: Tensor) -> bool:
+def is_same_scalar(one: Tensor, other: Tensor) -> bool:
     """Whether two scalars are equal or both NaN; of an expanded one's elements, told without waiting for the device."""
     places = [(number.untyped_storage()._cdata, number.storage_offset(), number.dtype) for number in (one, other)]
     return places[0] == places[1] or torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

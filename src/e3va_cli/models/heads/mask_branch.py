@@ -13,8 +13,8 @@ from torchvision.ops import roi_align
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import Target
-from e3va_cli.models.heads.detections import MASK_THRESHOLD
-from e3va_cli.models.heads.predictors import Float32MaskPredictor
+from e3va_cli.models.heads.layers import Float32MaskPredictor
+from e3va_cli.models.heads.predictions import MASK_THRESHOLD
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
 from e3va_cli.models.heads.roi_sampling import SampledRoIs
 from e3va_cli.models.heads.two_stage import MaskOptions
@@ -61,11 +61,13 @@ class MaskBranch(nn.Module):
         if not len(labels):
             return logits.sum() * 0
         side = logits.shape[-1]
-        cut = [self.cut_out(t["masks"], b, m, side) for t, b, m in zip(targets, boxes, matched, strict=True)]
-        of_class = logits[torch.arange(len(labels), device=labels.device), labels]
-        return binary_cross_entropy_with_logits(of_class, torch.cat(cut))
+        mask_targets = [
+            self.crop_masks(t["masks"], b, m, side) for t, b, m in zip(targets, boxes, matched, strict=True)
+        ]
+        class_logits = logits[torch.arange(len(labels), device=labels.device), labels]
+        return binary_cross_entropy_with_logits(class_logits, torch.cat(mask_targets))
 
-    def cut_out(self, masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+    def crop_masks(self, masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
         """Return the annotated masks (G, H, W) of the objects `matched` within `boxes`, 0 or 1: (N, side, side)."""
         rois = torch.cat([matched[:, None].to(boxes), boxes], 1)
         covered = roi_align(masks[:, None].to(boxes), rois, side, aligned=self.pool.aligned)[:, 0]

@@ -15,11 +15,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.predictors import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.models.heads.layers import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
-from e3va_cli.models.heads.two_stage import BoxOptions, MaskOptions, are_weights
-from e3va_cli.models.necks.fpn import LEVELS, pyramid_of
+from e3va_cli.models.heads.two_stage import BoxOptions, MaskOptions, is_box_weights
+from e3va_cli.models.necks.fpn import LEVEL_NAMES, build_pyramid
 
 
 @dataclass
@@ -32,7 +32,7 @@ class MaskRCNNBoxOptions(BoxOptions):
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield what is wrong with the factors."""
-        if self.regression_weights is not None and not are_weights(self.regression_weights):
+        if self.regression_weights is not None and not is_box_weights(self.regression_weights):
             yield f"{at}.regression_weights: {self.regression_weights} is no list of four numbers above 0"
 
 
@@ -64,7 +64,7 @@ class MaskRCNN(Head):
         self.neck = FeaturePyramidNetwork(list(channels), width, LastLevelMaxPool())
         self.rpn = build_rpn(options.rpn, channels=width)
         self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(LEVELS, box.roi_size, box.sampling_ratio),
+            MultiScaleRoIAlign(LEVEL_NAMES, box.roi_size, box.sampling_ratio),
             TwoMLPHead(width * box.roi_size**2, box.hidden),
             Float32BoxPredictor(box.hidden, num_classes + 1),
             box.fg_iou,
@@ -75,21 +75,21 @@ class MaskRCNN(Head):
             box.score_threshold,
             box.nms_iou,
             box.detections_per_image,
-            mask_roi_pool=MultiScaleRoIAlign(LEVELS, mask.roi_size, mask.sampling_ratio),
+            mask_roi_pool=MultiScaleRoIAlign(LEVEL_NAMES, mask.roi_size, mask.sampling_ratio),
             mask_head=MaskRCNNHeads(width, mask.channels, dilation=1),
             mask_predictor=Float32MaskPredictor(mask.channels[-1], mask.predictor_channels, num_classes + 1),
         )
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Torchvision's five losses: objectness, proposal box, class, box and mask."""
-        pyramid = pyramid_of(self.neck, features)
+        pyramid = build_pyramid(self.neck, features)
         proposals, proposal_losses = self.rpn(images, pyramid, targets)
         _, detection_losses = self.roi_heads(pyramid, proposals, images.image_sizes, targets)
         return proposal_losses | detection_losses
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS, with masks inside their boxes."""
-        pyramid = pyramid_of(self.neck, extract(images.tensors))
+        pyramid = build_pyramid(self.neck, extract(images.tensors))
         proposals, _ = self.rpn(images, pyramid)
         found, _ = self.roi_heads(pyramid, proposals, images.image_sizes)
         return [

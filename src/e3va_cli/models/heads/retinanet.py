@@ -13,12 +13,11 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from e3va_cli.components.options import option
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import anchor_errors, build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, anchor_errors, build_anchors, match_anchors
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
 from e3va_cli.models.heads.eager_backward import eager_backward
-from e3va_cli.models.necks.fpn import STRIDES, pyramid_of
+from e3va_cli.models.heads.predictions import Detections
+from e3va_cli.models.necks.fpn import STRIDES, build_pyramid
 
 COARSEST_STRIDE = STRIDES[-1]  # of the backbone, whose multiples images are padded to
 ANCHOR_STRIDES = (*STRIDES[1:], 2 * COARSEST_STRIDE, 4 * COARSEST_STRIDE)
@@ -32,7 +31,7 @@ class _Float32Head(retinanet.RetinaNetHead):
         return {name: values.float() for name, values in super().forward(x).items()}
 
 
-class _NoBackbone(nn.Module):
+class _BackboneStub(nn.Module):
     """In place of a backbone, of which torchvision's detector needs no more than this."""
 
     def __init__(self, out_channels: int) -> None:
@@ -40,7 +39,7 @@ class _NoBackbone(nn.Module):
         self.out_channels = out_channels
 
 
-class P6P7OfC5(ExtraFPNBlock):
+class P6P7FromC5(ExtraFPNBlock):
     """P6 as a convolution of the backbone's last feature map, P7 as one of P6 (mmdetection's `on_input`)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -98,18 +97,18 @@ class RetinaNet(Head):
     """
 
     target_types = frozenset({"boxes"})
-    stages = (1, 2, 3)
+    out_indices = (1, 2, 3)
 
     def __init__(self, options: RetinaNetOptions, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__(options, channels=channels, num_classes=num_classes)
         width = options.fpn_channels
-        extra_levels = P6P7OfC5(channels[-1], width) if options.p6_from == "c5" else LastLevelP6P7(width, width)
+        extra_levels = P6P7FromC5(channels[-1], width) if options.p6_from == "c5" else LastLevelP6P7(width, width)
         self.neck = FeaturePyramidNetwork(list(channels), width, extra_levels)
         octaves = [2 ** (step / options.anchors_per_octave) for step in range(options.anchors_per_octave)]
         sizes = [[size * octave for octave in octaves] for size in options.anchor_sizes]
         anchors = build_anchors(sizes, options.aspect_ratios, ANCHOR_STRIDES, exact=options.exact_anchors)
         self.detector = retinanet.RetinaNet(
-            _NoBackbone(width),
+            _BackboneStub(width),
             num_classes,
             anchor_generator=anchors,
             head=_Float32Head(width, anchors.num_anchors_per_location()[0], num_classes),
@@ -125,10 +124,10 @@ class RetinaNet(Head):
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Return the two losses, class (focal) and box (L1), both over the objects' anchors of the whole batch."""
 
-        def parts(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        def chunks(pyramid: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             return self.branch_losses(list(pyramid.values()), images, targets)
 
-        return eager_backward(parts, pyramid_of(self.neck, features), (self.detector.head,))
+        return eager_backward(chunks, build_pyramid(self.neck, features), (self.detector.head,))
 
     def branch_losses(
         self, pyramid: list[Tensor], images: ImageList, targets: list[Target]
@@ -136,7 +135,7 @@ class RetinaNet(Head):
         """Yield that of the classes, then that of the boxes."""
         anchors = self.detector.anchor_generator(images, pyramid)
         matches = [
-            match_anchors(of_image, t["boxes"], on_image(of_image, size), self.matcher)
+            match_anchors(of_image, t["boxes"], centers_on_image(of_image, size), self.matcher)
             for of_image, t, size in zip(anchors, targets, images.image_sizes, strict=True)
         ]
         from_zero = [{"boxes": t["boxes"], "labels": t["labels"] - 1} for t in targets]  # torchvision counts so
@@ -145,16 +144,16 @@ class RetinaNet(Head):
             classes.compute_loss([t], {"cls_logits": logits}, [m])
             for t, logits, m in zip(from_zero, classes(pyramid).float().split(1), matches, strict=True)
         )
-        yield {"classification": over_batch(class_losses, matches)}
+        yield {"classification": batch_mean(class_losses, matches)}
         box_losses = (
             boxes.compute_loss([t], {"bbox_regression": deltas}, [a], [m])
             for t, deltas, a, m in zip(from_zero, boxes(pyramid).float().split(1), anchors, matches, strict=True)
         )
-        yield {"bbox_regression": over_batch(box_losses, matches)}
+        yield {"bbox_regression": batch_mean(box_losses, matches)}
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
         """Objects above the score threshold after NMS."""
-        pyramid = list(pyramid_of(self.neck, extract(images.tensors)).values())
+        pyramid = list(build_pyramid(self.neck, extract(images.tensors)).values())
         anchors_per_cell = self.detector.anchor_generator.num_anchors_per_location()[0]
         per_level = [level.shape[2] * level.shape[3] * anchors_per_cell for level in pyramid]
         outputs = {name: list(values.split(per_level, 1)) for name, values in self.detector.head(pyramid).items()}
@@ -166,7 +165,7 @@ class RetinaNet(Head):
         ]
 
 
-def on_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+def centers_on_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
     """Return which anchors (A, 4) have their center on an image of `size` (height, width), as padded alone: (A,) bool.
 
     The other ones lie in the padding that a larger image of the batch brings.
@@ -176,7 +175,7 @@ def on_image(anchors: Tensor, size: tuple[int, int]) -> Tensor:
     return (x < width - 0.5) & (y < height - 0.5)  # cells are 8 pixels apart at least; halves are rounded
 
 
-def over_batch(losses: Iterable[Tensor], matches: list[Tensor]) -> Tensor:
+def batch_mean(losses: Iterable[Tensor], matches: list[Tensor]) -> Tensor:
     """Return a batch's loss from those of its images, each divided by its matched anchors P_i (1 where there is none).
 
         L = (sum_i P_i L_i) / (sum_i P_i)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
-from e3va_cli.models.necks.fpn import LEVELS, STRIDES
+from e3va_cli.models.necks.fpn import LEVEL_NAMES, STRIDES
 
 
 class PyramidRoIAlign(MultiScaleRoIAlign):
@@ -21,7 +21,7 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
     """
 
     def __init__(self, size: int, sampling_ratio: int, *, aligned: bool) -> None:
-        super().__init__(LEVELS, size, sampling_ratio)
+        super().__init__(LEVEL_NAMES, size, sampling_ratio)
         self.aligned = aligned
         self.map_levels = LevelMapper(*(stride.bit_length() - 1 for stride in (STRIDES[0], STRIDES[-1])))
 
@@ -30,9 +30,9 @@ class PyramidRoIAlign(MultiScaleRoIAlign):
         levels = self.map_levels(boxes)
         image = torch.cat([torch.full_like(b[:, :1], index) for index, b in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(boxes)], 1)
-        first = pyramid[LEVELS[0]]
+        first = pyramid[LEVEL_NAMES[0]]
         pooled = first.new_zeros(len(rois), first.shape[1], *self.output_size)
-        for level, (name, stride) in enumerate(zip(LEVELS, STRIDES, strict=True)):
+        for level, (name, stride) in enumerate(zip(LEVEL_NAMES, STRIDES, strict=True)):
             at = torch.where(levels == level)[0]
             of_level = roi_align(
                 pyramid[name], rois[at], self.output_size, 1 / stride, self.sampling_ratio, self.aligned

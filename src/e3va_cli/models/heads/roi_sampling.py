@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.ops import box_iou
 
 from e3va_cli.models.heads.base import Target
+from e3va_cli.models.heads.torchvision_private import BalancedPositiveNegativeSampler, Matcher
 
 
 @dataclass

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from e3va_cli.components.options import Options, option
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import anchor_errors, build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, anchor_errors, build_anchors, match_anchors
 from e3va_cli.models.heads.base import Target
-from e3va_cli.models.heads.predictors import Float32RPNHead
+from e3va_cli.models.heads.layers import Float32RPNHead
+from e3va_cli.models.heads.torchvision_private import Matcher
 from e3va_cli.models.necks.fpn import STRIDES
 
 
@@ -76,14 +75,14 @@ class InsideRPN(RegionProposalNetwork):
         labels, matched = [], []
         for of_image, target in zip(anchors, targets, strict=True):
             boxes = target["boxes"]
-            matches = match_anchors(of_image, boxes, inside(of_image, target["size"]), self.proposal_matcher)
+            matches = match_anchors(of_image, boxes, anchors_inside(of_image, target["size"]), self.proposal_matcher)
             # The matcher's codes of background and neither are -1 and -2.
             labels.append(matches.clamp(max=0) + 1)
             matched.append(boxes[matches.clamp(min=0)] if len(boxes) else torch.zeros_like(of_image))
         return [of_image.to(torch.float32) for of_image in labels], matched
 
 
-def inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+def anchors_inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
     """Return which anchors (A, 4) lie inside an image of `size` (height, width): (A,) bool; all where none does."""
     height, width = size
     within = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)

@@ -35,7 +35,7 @@ class MaskOptions(Options):
     predictor_channels: int = option(help="of the transposed convolution that doubles the resolution", above=0)
 
 
-def are_weights(numbers: Any) -> bool:
+def is_box_weights(numbers: Any) -> bool:
     """Return whether these are four factors of box deltas."""
     is_list = isinstance(numbers, Sequence) and not isinstance(numbers, str)
     return is_list and len(numbers) == 4 and all(isinstance(n, int | float) and n > 0 for n in numbers)

@@ -19,8 +19,8 @@ from torchvision.ops import Conv2dNormActivation
 from e3va_cli.components.options import Under, option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
-from e3va_cli.models.heads.norms import group_norm
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.layers import group_norm
+from e3va_cli.models.heads.predictions import Segmentation
 from e3va_cli.models.heads.sliding_window import sliding_scores
 
 COARSEST_STRIDE = 32
@@ -31,12 +31,12 @@ def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> Con
     return Conv2dNormActivation(in_channels, out_channels, kernel_size, norm_layer=group_norm)
 
 
-def resized(x: Tensor, size: Sequence[int]) -> Tensor:
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear, (B, C, ., .) to (B, C, *size)."""
     return interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
-def pooled(x: Tensor, cells: int) -> Tensor:
+def adaptive_avg_pool2d(x: Tensor, cells: int) -> Tensor:
     """What `adaptive_avg_pool2d` computes, (B, C, H, W) to (B, C, cells, cells); its gradient is deterministic."""
     for axis in (2, 3):
         side = x.shape[axis]
@@ -56,8 +56,10 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool to every grid, project, bring back to the map's size, and fuse with the map."""
-        maps = [project(pooled(x, cells)) for cells, project in zip(self.scales, self.project, strict=True)]
-        return self.fuse(torch.cat([x, *(resized(one, x.shape[-2:]) for one in maps)], 1))
+        maps = [
+            project(adaptive_avg_pool2d(x, cells)) for cells, project in zip(self.scales, self.project, strict=True)
+        ]
+        return self.fuse(torch.cat([x, *(resize(one, x.shape[-2:]) for one in maps)], 1))
 
 
 class FusedPyramid(nn.Module):
@@ -75,10 +77,10 @@ class FusedPyramid(nn.Module):
         *lower, top = features
         levels = [self.pooling(top)]
         for lateral, feature in zip(reversed(self.laterals), reversed(lower), strict=True):
-            levels.insert(0, lateral(feature) + resized(levels[0], feature.shape[-2:]))
+            levels.insert(0, lateral(feature) + resize(levels[0], feature.shape[-2:]))
         outputs = [smooth(level) for smooth, level in zip(self.smooth, levels[:-1], strict=True)]
         size = features[0].shape[-2:]
-        return self.fuse(torch.cat([resized(level, size) for level in (*outputs, levels[-1])], 1))
+        return self.fuse(torch.cat([resize(level, size) for level in (*outputs, levels[-1])], 1))
 
 
 def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
@@ -118,8 +120,8 @@ class UPerNetOptions(HeadOptions):
         """Yield what is wrong with stages and windows."""
         if any(cells < 1 for cells in self.pool_scales or ()):
             yield f"{at}.pool_scales={self.pool_scales}: grids have at least 1 cell along a side"
-        if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.stages:
-            yield f"{at}.auxiliary_stage={self.auxiliary_stage}: one of {', '.join(map(str, Head.stages))}"
+        if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.out_indices:
+            yield f"{at}.auxiliary_stage={self.auxiliary_stage}: one of {', '.join(map(str, Head.out_indices))}"
         if self.window is not None and self.window % COARSEST_STRIDE:
             yield f"{at}.window={self.window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images"
         if self.window is not None and self.stride is not None and self.stride > self.window:
