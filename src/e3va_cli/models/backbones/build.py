@@ -27,6 +27,9 @@ BUILD_ERRORS = (
 )
 
 
+LABELS = {"swin": "Swin", "vit": "ViT"}  # of families, in messages
+
+
 @dataclass(frozen=True)
 class BackboneFingerprint:
     """Which backbone an adapter belongs to: it works on no other.
@@ -90,6 +93,6 @@ def _build(options: BackboneOptions, *, pretrained: bool) -> ResidualBackbone:
                 f"`hf download timm/{options.timm_name} model.safetensors`, and give backbone.weights=FILE"
             ) from error
         raise UserError(
-            f"backbone: no {options.family.capitalize()} of timm can be built of timm_name={options.timm_name} and "
+            f"backbone: no {LABELS.get(options.family, options.family)} of timm can be built of timm_name={options.timm_name} and "
             f"model_args={options.model_args} ({first_line(error)})"
         ) from error
