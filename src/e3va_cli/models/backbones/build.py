@@ -93,6 +93,6 @@ def _build(options: BackboneOptions, *, pretrained: bool) -> ResidualBackbone:
                 f"`hf download timm/{options.timm_name} model.safetensors`, and give backbone.weights=FILE"
             ) from error
         raise UserError(
-            f"backbone: no {LABELS.get(options.family, options.family)} of timm can be built of timm_name={options.timm_name} and "
-            f"model_args={options.model_args} ({first_line(error)})"
+            f"backbone: no {LABELS.get(options.family, options.family)} of timm can be built of "
+            f"timm_name={options.timm_name} and model_args={options.model_args} ({first_line(error)})"
         ) from error
