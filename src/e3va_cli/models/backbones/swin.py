@@ -76,7 +76,7 @@ def transform(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
         return chunked_mlp(block, x, compiled) if in_parts(block) else block.mlp(block.norm2(x))
 
 
-def in_parts(block: SwinTransformerBlock) -> bool:
+def in_parts(block: nn.Module) -> bool:
     """Whether nothing is kept for a backward pass, so that little need be held at once. Exporters get timm's own."""
     return not (torch.is_grad_enabled() or block.training or torch.compiler.is_compiling())
 
