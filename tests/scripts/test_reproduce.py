@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import e3va_cli.conf
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
+import e3va_cli.conf
 from e3va_cli.paper.published import ACCURACY
 from scripts import reproduce
 

@@ -80,7 +80,8 @@ def branch(block: ConvNeXtBlock, compiled: bool, x: Tensor) -> Tensor:
 
 def downsample(layer: nn.Module, x: Tensor) -> Tensor:
     """Return a stream at the next stage's resolution, (B, H, W, C) -> (B, H / 2, W / 2, C')."""
-    return layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+    x = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return x.clone(memory_format=torch.contiguous_format)  # no view: the highway is added to in place
 
 
 class ConvNeXtBackbone(ResidualBackbone):
