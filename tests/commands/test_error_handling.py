@@ -9,11 +9,9 @@ import pytest
 import torch
 from hydra import initialize_config_module
 
-from e3va_cli.commands import error_handling as failures
-from e3va_cli.commands import evaluate, predict
-from e3va_cli.commands import memory_check as budget_gate
+from e3va_cli.commands import error_handling, evaluate, memory_check, predict
 from e3va_cli.config.composition import CONFIG_MODULE
-from e3va_cli.data.images import reading as targets
+from e3va_cli.data.images import reading
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
 from e3va_cli.training.run import build_run
@@ -33,7 +31,7 @@ def planned(monkeypatch):
         an_image /= {"keep": 1, "compress": 1, "recompute": 3}[config.adapter.activations]
         return SimpleNamespace(peak=SimpleNamespace(total_bytes=MIB * (100 + an_image * size.batch_size)))
 
-    monkeypatch.setattr(budget_gate, "plan", plan)
+    monkeypatch.setattr(memory_check, "plan", plan)
     monkeypatch.setattr(benchmark, "plan", plan)
 
 
@@ -44,11 +42,11 @@ def ends(config, tmp_path):
     def ends(error, *words):
         trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
         task = SimpleNamespace(seen=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
-        of_memory = partial(failures.of_training, config(*words), trainer, task)
+        of_memory = partial(error_handling.of_training, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
             pytest.raises(UserError) as refused,
-            failures.friendly_errors(tmp_path, of_memory),
+            error_handling.friendly_errors(tmp_path, of_memory),
         ):
             raise error
         (message,) = refused.value.messages
@@ -59,7 +57,7 @@ def ends(config, tmp_path):
 
 
 def test_memory_names_the_place_the_plan_and_what_would_fit(ends, planned, monkeypatch):
-    monkeypatch.setattr(failures, "available_mib", lambda device: 230.0)
+    monkeypatch.setattr(error_handling, "available_mib", lambda device: 230.0)
     message = ends(NO_MEMORY, "data.batch_size=8")
     for words in (
         "step 1,234, with images of 800x1333, 640x427",
@@ -75,7 +73,7 @@ def test_memory_names_the_place_the_plan_and_what_would_fit(ends, planned, monke
 
 
 def test_where_the_plan_fits_less_than_the_plan_is_offered(ends, planned, monkeypatch):
-    monkeypatch.setattr(failures, "available_mib", lambda device: 50_000.0)
+    monkeypatch.setattr(error_handling, "available_mib", lambda device: 50_000.0)
     message = ends(NO_MEMORY, "data.batch_size=8", "trainer.precision=bf16-mixed")
     assert "data.batch_size=6 " in message and "precision" not in message  # 100 + 6 x 15 <= 0.9 x 220
 
@@ -92,7 +90,7 @@ def test_the_machine_s_own_memory(ends, planned, error):
 
 
 def test_equal_images_are_counted():
-    assert failures.described([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
+    assert error_handling.described([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +106,7 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     options = config(*SMALL, "trainer.max_epochs=2")
     run = build_run(options, tmp_path)
     device, asked = torch.device("meta"), []
-    monkeypatch.setattr(failures, "available_mib", lambda place: asked.append(place) or 230.0)
+    monkeypatch.setattr(error_handling, "available_mib", lambda place: asked.append(place) or 230.0)
     whole, calls = getattr(run.model, method), []
 
     def narrow(*args):
@@ -122,7 +120,7 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        failures.friendly_errors(tmp_path, partial(failures.of_training, options, run.trainer, run.task)),
+        error_handling.friendly_errors(tmp_path, partial(error_handling.of_training, options, run.trainer, run.task)),
     ):
         run.trainer.fit(run.task, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
@@ -162,13 +160,13 @@ def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
     def fail(*_, **__):
         raise MemoryError("Unable to allocate 6.7 GiB")
 
-    monkeypatch.setattr(targets.Image, "open", fail)
+    monkeypatch.setattr(reading.Image, "open", fail)
     (tmp_path / "a.png").touch()
     with pytest.raises(MemoryError) as caught:
-        targets.read_raw(tmp_path / "a.png")
+        reading.read_raw(tmp_path / "a.png")
     assert "while loading images" in ends(caught.value)
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), failures.friendly_errors(tmp_path, failures.of_evaluation):
+    with pytest.raises(FileNotFoundError), error_handling.friendly_errors(tmp_path, error_handling.of_evaluation):
         raise FileNotFoundError(errno.ENOENT, "gone")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from hydra import initialize_config_module
 
-from e3va_cli.commands import memory_check as budget_gate
+from e3va_cli.commands import memory_check
 from e3va_cli.config.composition import CONFIG_MODULE
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
@@ -22,13 +22,13 @@ def planned(monkeypatch):
         an_image = {"full": 100, "e3va": 30}[config.adapter.name] / (1 if size.precision == "32" else 2)
         return SimpleNamespace(peak=SimpleNamespace(total_bytes=MIB * (100 + an_image * size.batch_size)))
 
-    monkeypatch.setattr(budget_gate, "plan", plan)
+    monkeypatch.setattr(memory_check, "plan", plan)
     monkeypatch.setattr(benchmark, "plan", plan)
 
 
 def gate(options, budget):
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        budget_gate.check_memory(options, budget)
+        memory_check.check_memory(options, budget)
 
 
 def test_a_run_that_fits_goes_on(config, planned, capsys):

@@ -7,8 +7,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from e3va_cli.commands import evaluate, train
-from e3va_cli.commands import run_summary as report
+from e3va_cli.commands import evaluate, run_summary, train
 from e3va_cli.commands.app import require_place
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import prepare
@@ -123,8 +122,8 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
 
 def test_names_in_brackets_are_printed_as_they_are(config, tmp_path, capsys):
     folder = tmp_path / "[red]a" / "[" / "b]"
-    report.print_next(folder, config(), {"trainer.max_epochs": 4})
-    report.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
+    run_summary.print_next(folder, config(), {"trainer.max_epochs": 4})
+    run_summary.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
     out = capsys.readouterr().out
     assert f"\"resume='{folder}'\" trainer.max_epochs=4" in out and "[/bold]" in out and "[x]" in out
 
@@ -132,7 +131,7 @@ def test_names_in_brackets_are_printed_as_they_are(config, tmp_path, capsys):
 def warned(config, tmp_path, capsys, *words):
     """The start of a run, in one line, as a terminal of any width may break it."""
     options = config(*SMALL, *words)
-    report.print_start(options, build_run(options, tmp_path), tmp_path)
+    run_summary.print_start(options, build_run(options, tmp_path), tmp_path)
     return " ".join(capsys.readouterr().out.split())
 
 

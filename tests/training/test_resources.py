@@ -5,7 +5,7 @@ import torch
 
 from e3va_cli.training import resources
 from e3va_cli.training.resources import WARMUP, Resources
-from e3va_cli.utils import environment as machine
+from e3va_cli.utils import environment
 
 LOAD, COMPUTE, OPTIMIZER = 1.0, 10.0, 5.0  # seconds
 BATCH = [None, None]
@@ -15,7 +15,7 @@ BATCH = [None, None]
 def train(monkeypatch, tmp_path):
     """Train so many steps of several batches each, on a clock that goes as it is told."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(environment.time, "perf_counter", lambda: clock.now)
     module = SimpleNamespace(device=torch.device("cpu"), log=lambda *_, **__: None)
 
     def train(steps, *, batches, state=None):

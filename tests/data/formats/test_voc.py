@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va_cli.data.formats import voc_folder as voc_format
+from e3va_cli.data.formats import voc_folder
 from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.validation.issues import Issue
 from e3va_cli.errors import UserError
@@ -287,7 +287,7 @@ def test_annotation_files_without_which_there_is_no_index(tmp_path: Path, case: 
 def test_a_bomb_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plain(tmp_path)
     (root / "VOC2007" / "Annotations" / "a.xml").write_text(BOMB)
-    monkeypatch.setattr(voc_format.ElementTree, "fromstring", lambda text: pytest.fail("parsed"))
+    monkeypatch.setattr(voc_folder.ElementTree, "fromstring", lambda text: pytest.fail("parsed"))
     monkeypatch.setattr(VocFormat, "_classes", TWENTY)
     lines_of(lambda: source(root).open("train"))
 
@@ -415,8 +415,8 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 def test_each_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = years(tmp_path, FIRST, SECOND)
     parsed: Counter[Path] = Counter()
-    parse = voc_format._parse
-    monkeypatch.setattr(voc_format, "_parse", lambda path, *more: parsed.update([path]) or parse(path, *more))
+    parse = voc_folder._parse
+    monkeypatch.setattr(voc_folder, "_parse", lambda path, *more: parsed.update([path]) or parse(path, *more))
     both = source(root)
     for split in ("train", "val"):
         both.open(split)

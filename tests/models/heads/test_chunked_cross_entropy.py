@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, interpolate
 
-from e3va_cli.models.heads import chunked_cross_entropy as room
+from e3va_cli.models.heads import chunked_cross_entropy as module
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
 
 CLASSES = 5
@@ -23,7 +23,7 @@ def case(rows, columns, scale, batch=2):
 @pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
 @pytest.mark.parametrize(("rows", "columns", "scale"), [(8, 6, 4), (7, 3, 16), (1, 1, 32), (2, 5, 8), (5, 4, 1)])
 def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows_at_once):
-    monkeypatch.setattr(room, "NUMBERS_AT_ONCE", rows_at_once * 2 * CLASSES * scale * columns * scale)
+    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", rows_at_once * 2 * CLASSES * scale * columns * scale)
     scores, labels = case(rows, columns, scale)
     loss, expected = chunked_cross_entropy(scores, labels), plain(scores, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -34,14 +34,14 @@ def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows
 def test_no_tensor_of_image_size_outlives_its_strip(monkeypatch):
     scores, labels = case(8, 6, 4)
     one_row = 2 * CLASSES * 4 * 6 * 4
-    monkeypatch.setattr(room, "NUMBERS_AT_ONCE", one_row)
+    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", one_row)
     sizes = []
 
     def strip_cross_entropy(pixels, *args, **options):
         sizes.append(pixels.numel())
         return cross_entropy(pixels, *args, **options)
 
-    monkeypatch.setattr(room, "cross_entropy", strip_cross_entropy)
+    monkeypatch.setattr(module, "cross_entropy", strip_cross_entropy)
     loss = chunked_cross_entropy(scores, labels)
     assert sizes == [one_row] * 8
     saved = [t for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()]
