@@ -46,6 +46,7 @@ MAIN = ("full", "lora", "frozen", "e3va", "e3va:activations=compress", "e3va:act
 OTHERS = tuple(method for method in METHODS if method not in MAIN)
 CARD = "11GiB"
 TESTS_S, MEASUREMENT_S, PROFILE_S = 160, 7, 75  # expected; nothing is begun that these say would end too late
+OVERTIME = 1.5  # a command that takes this many times as long as expected is stopped
 PLANS_S = 45  # for planning what was measured; after it, as that would take the processor from the steps
 
 
@@ -243,7 +244,7 @@ def run(todo: Sequence[Step | Command], out: Path, minutes: float, device: str =
                 report.note(check.title, {"skipped": f"{max(0, left):.0f} s were left"})
                 continue
             if isinstance(check, Command):
-                outcome = run_command(check, out, left)
+                outcome = run_command(check, out, min(left, OVERTIME * check.expected_s))
             else:
                 one = measured(check, process, device)
                 report.rows.append((check, one))
