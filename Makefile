@@ -15,31 +15,31 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
-install: $(INSTALLED)  ## Make the environment in .venv (some minutes: PyTorch is large)
+install: $(INSTALLED)  ## Create .venv with the development tools (takes minutes: PyTorch is large)
 
 demo: $(INSTALLED)  ## Install, then train the smallest backbone on generated shapes
 	$(BIN)/e3va train
 
-test: $(INSTALLED)  ## Install, then run the tests that need no GPU and little time
+test: $(INSTALLED)  ## Install, then run the fast tests (no GPU)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses auto --dist loadfile
 
-test-slow: $(INSTALLED)  ## Run the tests that take long
+test-slow: $(INSTALLED)  ## Run the slow tests (no GPU)
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-soak: $(INSTALLED)  ## Watch a run of 2,000 steps: memory, files and threads must not grow (20 minutes)
+soak: $(INSTALLED)  ## Check that memory, open files and threads do not grow in 2,000 steps (20 minutes)
 	$(BIN)/python scripts/soak.py
 
-gpu-check: $(INSTALLED)  ## On a machine with a CUDA GPU: its tests and the measured benchmark, into benchmarks/
+gpu-check: $(INSTALLED)  ## Run the GPU tests and measure the benchmark; writes to benchmarks/ (needs a CUDA GPU)
 	$(BIN)/python scripts/gpu_check.py
 
-lint: $(INSTALLED)  ## Check style, formatting and types
+lint: $(INSTALLED)  ## Run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)  ## Mend style and formatting where a tool can
+format: $(INSTALLED)  ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove the environment and what tools leave behind
+clean:  ## Remove .venv, builds and caches
 	rm -rf $(VENV) .venv-ci build dist .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -1,4 +1,4 @@
-"""What the benchmarks share: words of the command line, their configuration, tables in Markdown, a JSON file."""
+"""Shared by the benchmarks: command line, configuration, Markdown tables and the JSON file."""
 
 from __future__ import annotations
 
@@ -15,57 +15,59 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from e3va_cli.config.composition import checked, load_config
-from e3va_cli.errors import UserError, print_mistakes
-from e3va_cli.utils.environment import device_name, versions
+from e3va_cli.config.composition import load_config, validate_overrides
+from e3va_cli.errors import UserError, print_errors
+from e3va_cli.utils.environment import device_name, package_versions
 from e3va_cli.utils.files import write_json
 
-console = Console(highlight=False, soft_wrap=True, width=200)  # tables as wide as they are, in a file too
+console = Console(highlight=False, soft_wrap=True, width=200)  # full width, also in a file
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with `doc` as its help, of `--output FILE` and the options `KEY=VALUE` of `e3va`."""
+    """Return a parser with `doc` as its help, for `--output FILE` and `e3va`'s overrides `KEY=VALUE`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="the figures with versions, device and date")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further options, as e3va has them")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE.json", help="write the values with versions, device and date"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of e3va")
     return parser
 
 
-def listed(text: str, least: int = 0) -> list[int]:
-    """Numbers such as `1,2,4`, once each and in order.
+def int_list(text: str, least: int = 0) -> list[int]:
+    """Return the integers of a text such as `1,2,4`, unique and sorted.
 
     Raises:
-        ValueError: no whole numbers, or one below `least`.
+        ValueError: not integers, or one below `least`.
     """
-    numbers = sorted({int(word) for word in text.split(",")})
+    numbers = sorted({int(part) for part in text.split(",")})
     if numbers[0] < least:
         raise ValueError(text)
     return numbers
 
 
 def positive(text: str) -> int:
-    """A whole number of at least one.
+    """Return a positive integer.
 
     Raises:
-        ValueError: anything else.
+        ValueError: another text.
     """
     if (number := int(text)) < 1:
         raise ValueError(text)
     return number
 
 
-def composed(command: str, words: Sequence[str], *, complete: bool = True) -> Any:
-    """Return the configuration of an `e3va` command under `words`; not `complete` where places of data may be missing.
+def compose(command: str, overrides: Sequence[str], *, complete: bool = True) -> Any:
+    """Return the configuration of an `e3va` command; without `complete`, paths of data may be missing.
 
     Raises:
-        UserError: words that it does not take, all of them at once.
+        UserError: invalid overrides, all at once.
     """
-    checked(command, list(words))
-    return load_config(command, words, complete=complete)
+    validate_overrides(command, list(overrides))
+    return load_config(command, overrides, complete=complete)
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 1) -> None:
-    """Print a table that can be pasted into Markdown; the first columns hold `names`, the others numbers."""
+    """Print a Markdown table: the first `names` columns are text, the rest numbers."""
     table = Table(box=MARKDOWN)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < names else "right", no_wrap=True)
@@ -75,27 +77,27 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], *, names: int = 
 
 
 def about(device: str) -> dict[str, Any]:
-    """What figures belong to: the command, the versions, the device and the date."""
+    """Return command, versions, device and date."""
     return {
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "device": device_name(torch.device(device)),
-        "versions": versions(),
+        "versions": package_versions(),
     }
 
 
-def write(path: Path | None, device: str, figures: dict[str, Any]) -> None:
-    """Write the figures as JSON, if a file is wanted."""
+def write(path: Path | None, device: str, values: dict[str, Any]) -> None:
+    """Write the values as JSON if `path` is given."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**about(device), **figures})
-        console.print(f"Figures: {path}")
+        write_json(path, {**about(device), **values})
+        console.print(f"Results: {path}")
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """What `main` returns; 2 and a line for each mistake of the user."""
+    """Return the exit code of `main`; after a `UserError`, print a line per error and return 2."""
     try:
         return main()
     except UserError as error:
-        print_mistakes(error, Path(sys.argv[0]).name)
+        print_errors(error, Path(sys.argv[0]).name)
         return 2

@@ -1,11 +1,12 @@
-"""Print the time of our evaluation of boxes and masks against pycocotools alone, on the same findings.
+"""Compare the time of our evaluation of boxes and masks with pycocotools, on the same detections.
 
-    python benchmarks/evaluation_time.py [--images 500] [--found 100] [--repeats 3] [--output FILE.json] [KEY=VALUE ...]
+    python benchmarks/evaluation_time.py [--images 500] [--detections 100] [--repeats 3] [--output FILE.json]
+                                         [KEY=VALUE ...]
     python benchmarks/evaluation_time.py dataset=coco dataset.root=DATA
 
-Options are those of `e3va train`; without any, images are generated. Findings are made up from the annotations of the
-validation split with noise; a split with fewer images is repeated. Both ways start from annotations and findings in
-memory, take turns, and times are medians. Exit code 1 if the two do not agree.
+Overrides are those of `e3va train`; by default images are generated. Detections are ground truth of the validation
+split with noise; a split with fewer images is repeated. Both evaluations start from annotations and detections in
+memory and run in turns; times are medians. Exit code 1 if the results differ.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ from torchvision.ops import clip_boxes_to_image, roi_align
 
 from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.errors import UserError
-from e3va_cli.evaluation import AveragePrecision, Results
-from e3va_cli.evaluation.average_precision import IOU_TYPES, KINDS, SUMMARY
+from e3va_cli.evaluation import Results
+from e3va_cli.evaluation.average_precision import COCO_IOU_TYPES, RESULT_KEYS, SUMMARY, AveragePrecision
 from e3va_cli.models.heads import Detections
 
 MASK_SIDE = 28  # of a mask head's output
-TOLERANCE = 1e-5  # between the two ways' results
+TOLERANCE = 1e-5  # of the results
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
     parser.add_argument("--images", type=common.positive, default=500)
-    parser.add_argument("--found", type=common.positive, default=100, help="objects in each image")
-    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each way")
+    parser.add_argument("--detections", type=common.positive, default=100, help="per image")
+    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     return parser
 
 
-def made_up(target: Target, count: int, classes: int, generator: torch.Generator) -> Detections:
-    """`count` findings in one image: annotated objects, moved, with scores that follow how little; a tenth mislabelled.
+def random_detections(target: Target, count: int, classes: int, generator: torch.Generator) -> Detections:
+    """Return `count` detections of one image: shifted ground truth, higher scores for smaller shifts, 10 % mislabeled.
 
-    Moves are normal with a deviation of up to a third of the box's sides. None in an image without objects.
+    Shifts are normal with a deviation of up to a third of the box's sides. Images without objects get no detections.
     """
     size: tuple[int, int] = target["original_size"]
     boxes, labels = target["boxes"].as_subclass(Tensor).float(), target["labels"]
@@ -72,7 +73,7 @@ def made_up(target: Target, count: int, classes: int, generator: torch.Generator
 
 
 def repeated(truth: Results, times: int) -> Results:
-    """The annotations of the same images several times over, under new ids: those of copy k are k spans higher."""
+    """Repeat the images and annotations under new ids; those of copy k are k spans higher."""
     image_span, span = span_of(truth["images"]), span_of(truth["annotations"])
     return {
         **truth,
@@ -86,43 +87,43 @@ def repeated(truth: Results, times: int) -> Results:
 
 
 def span_of(entries: Sequence[Results]) -> int:
-    """More than lies between any two ids."""
+    """Return a number above all ids."""
     return 1 + max((entry["id"] for entry in entries), default=0)
 
 
-def collect(dataset: DetectionDataset, given: argparse.Namespace) -> AveragePrecision:
-    """Our evaluation, with findings for as many images as asked for."""
+def collect(dataset: DetectionDataset, args: argparse.Namespace) -> AveragePrecision:
+    """Return our evaluator with random detections of `--images` images."""
     once = dataset.ground_truth()
-    truth = repeated(once, -(-given.images // len(dataset)))
-    kinds = [KINDS[kind] for kind in KINDS if kind in dataset.target_types]
-    evaluator = AveragePrecision(truth, dataset.category_ids, kinds)
-    generator = torch.Generator().manual_seed(given.seed)
-    for number in range(given.images):
+    truth = repeated(once, -(-args.images // len(dataset)))
+    iou_types = [key for target_type, key in RESULT_KEYS.items() if target_type in dataset.target_types]
+    evaluator = AveragePrecision(truth, dataset.category_ids, iou_types)
+    generator = torch.Generator().manual_seed(args.seed)
+    for number in range(args.images):
         copy, index = divmod(number, len(dataset))
         target = dict(dataset[index][1])
         target["image_id"] += copy * span_of(once["images"])
-        evaluator.update(made_up(target, given.found, len(dataset.classes), generator), target)
+        evaluator.update(random_detections(target, args.detections, len(dataset.classes), generator), target)
     return evaluator
 
 
 def plain_inputs(evaluator: AveragePrecision, kind: str) -> tuple[Results, list[Results]]:
-    """Ground truth and findings as pycocotools takes them; copies, as it writes into them."""
+    """Return ground truth and detections for pycocotools; copies, as it writes into them."""
     truth, other = evaluator.ground_truth, {"box": "segmentation", "mask": "bbox"}[kind]
     annotations = [dict(a) for a in truth["annotations"] if kind == "box" or a.get("segmentation")]
-    images = [image for image in truth["images"] if image["id"] in evaluator.found]
-    findings = [{k: v for k, v in f.items() if k != other} for fs in evaluator.found.values() for f in fs]
-    return {**truth, "annotations": annotations, "images": images}, findings
+    images = [image for image in truth["images"] if image["id"] in evaluator.predictions]
+    detections = [{k: v for k, v in f.items() if k != other} for fs in evaluator.predictions.values() for f in fs]
+    return {**truth, "annotations": annotations, "images": images}, detections
 
 
-def reference(truth: Results, findings: list[Results], evaluator: AveragePrecision, kind: str) -> list[float]:
-    """pycocotools' own numbers, in the order of its summary."""
+def reference(truth: Results, detections: list[Results], evaluator: AveragePrecision, kind: str) -> list[float]:
+    """Return pycocotools' results, in the order of its summary."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
         coco.dataset = truth
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes(findings), IOU_TYPES[kind])
+        evaluation = COCOeval(coco, coco.loadRes(detections), COCO_IOU_TYPES[kind])
         evaluation.params.catIds = evaluator.category_ids
-        evaluation.params.imgIds = sorted(evaluator.found)
+        evaluation.params.imgIds = sorted(evaluator.predictions)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -130,16 +131,16 @@ def reference(truth: Results, findings: list[Results], evaluator: AveragePrecisi
 
 
 def difference(ours: Results, theirs: Sequence[float]) -> float:
-    """The largest between the two ways' numbers; pycocotools' -1 is our None."""
+    """Return the largest difference of the results; pycocotools' -1 is our None."""
     pairs = ((ours[name], theirs[index]) for name, index in SUMMARY.items())
     return max(abs((-1.0 if value is None else value) - other) for value, other in pairs)
 
 
 def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, Any]]:
-    """For box and mask: median seconds of both ways, taking turns, their AP, and how far they differ at most."""
-    for kind in evaluator.kinds:
+    """Yield, for box and mask, the median seconds of both evaluations, their AP and the largest difference."""
+    for kind in evaluator.iou_types:
         ours = AveragePrecision(evaluator.ground_truth, evaluator.category_ids, [kind])
-        ours.gather([evaluator.share()])
+        ours.merge([evaluator.state()])
         times: dict[str, list[float]] = {"ours_s": [], "pycocotools_s": []}
         for _ in range(repeats):
             inputs = plain_inputs(evaluator, kind)
@@ -150,27 +151,27 @@ def compared(evaluator: AveragePrecision, repeats: int) -> Iterator[dict[str, An
             times["ours_s"].append(between - started)
             times["pycocotools_s"].append(time.perf_counter() - between)
         medians = {name: statistics.median(values) for name, values in times.items()}
-        apart = difference(result, theirs)
-        yield {"kind": kind, **medians, "ap": result["AP"], "pycocotools_ap": theirs[0], "difference": apart}
+        largest = difference(result, theirs)
+        yield {"kind": kind, **medians, "ap": result["AP"], "pycocotools_ap": theirs[0], "difference": largest}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    given = parser().parse_intermixed_args(arguments)
-    source = common.composed("train", given.words).dataset
+    """Print the table."""
+    args = parser().parse_intermixed_args(arguments)
+    source = common.compose("train", args.overrides).dataset
     dataset = cast("DetectionDataset", source.open("val"))
     if "boxes" not in dataset.target_types:
-        raise UserError(f"dataset={source.name}: has no boxes to measure; use dataset=coco, voc or shapes")
+        raise UserError(f"dataset={source.name}: has no boxes; use dataset=coco, voc or shapes")
     started = time.perf_counter()
-    evaluator = collect(dataset, given)
+    evaluator = collect(dataset, args)
     collecting = time.perf_counter() - started
     about = common.about("cpu")
     common.console.print(
-        f"Measured: {source.name}, {given.images} images of {len(dataset)} different ones, "
-        f"{sum(len(f) for f in evaluator.found.values()):,} findings, {len(dataset.classes)} classes, "
-        f"{about['device']}; medians of {given.repeats}, in turns\n"
+        f"Measured: {source.name}, {args.images} images of {len(dataset)} different ones, "
+        f"{sum(len(f) for f in evaluator.predictions.values()):,} detections, {len(dataset.classes)} classes, "
+        f"{about['device']}; medians of {args.repeats}, in turns\n"
     )
-    results = list(compared(evaluator, given.repeats))
+    results = list(compared(evaluator, args.repeats))
     rows = [
         [
             r["kind"],
@@ -183,12 +184,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         for r in results
     ]
-    columns = ["kind", "ours, s", "pycocotools, s", "ours, of it", "AP, %", "its AP, %", "largest difference"]
+    columns = [
+        "kind",
+        "ours, s",
+        "pycocotools, s",
+        "ours / pycocotools",
+        "AP, %",
+        "pycocotools AP, %",
+        "largest difference",
+    ]
     common.show(columns, rows)
     common.console.print(
-        f"Making up and collecting findings, masks pasted and encoded, took {collecting:.1f} s before."
+        f"Generating and collecting detections, with masks pasted and encoded, took {collecting:.1f} s."
     )
-    common.write(given.output, "cpu", {"source": "measured", "collecting_s": collecting, "results": results})
+    common.write(args.output, "cpu", {"source": "measured", "collecting_s": collecting, "results": results})
     return 0 if all(r["difference"] <= TOLERANCE for r in results) else 1
 
 

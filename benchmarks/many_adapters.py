@@ -1,10 +1,10 @@
-"""Print what 1, 2, 4 and 8 adapters cost together, on one pass of their backbone, against each by itself.
+"""Compare 1, 2, 4 and 8 adapters on one shared backbone pass with separate passes: time and memory.
 
     python benchmarks/many_adapters.py [--backbone swin_t] [--size 512] [--heads mask_rcnn_nano,upernet_nano]
                                        [--output FILE.json] [KEY=VALUE ...]
 
-Weights are random, which costs the same. Together and separately take turns, and times are medians. Memory is that of
-all tensors, weights included, followed storage by storage: it is the same in every run.
+Weights are random. Both run in turns, and times are medians. Memory is that of all tensors, weights included, by the
+storage tracker: deterministic.
 """
 
 from __future__ import annotations
@@ -31,25 +31,27 @@ from e3va_cli.utils.environment import MIB, device_name
 
 NUM_CLASSES = 5
 COLUMNS = [
-    *("adapters", "together, s", "time, of separately", "without heads"),
+    *("adapters", "together, s", "time / separate", "without heads"),
     *("MiB, together", "MiB, one after another", "MiB, all loaded"),
 ]
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
-    parser.add_argument("--backbone", default="swin_t", help="as in conf/backbone/")
-    parser.add_argument("--heads", default="mask_rcnn_nano,upernet_nano", help="that the adapters have in turn")
-    parser.add_argument("--size", type=common.positive, default=512, help="height and width of the image in pixels")
-    parser.add_argument("--counts", type=partial(common.listed, least=1), default=[1, 2, 4, 8], help="of adapters")
-    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each, after one that is not")
+    parser.add_argument("--backbone", default="swin_t", help="of conf/backbone/")
+    parser.add_argument("--heads", default="mask_rcnn_nano,upernet_nano", help="assigned to the adapters in turn")
+    parser.add_argument("--size", type=common.positive, default=512, help="image height and width in pixels")
+    parser.add_argument(
+        "--counts", type=partial(common.int_list, least=1), default=[1, 2, 4, 8], help="numbers of adapters"
+    )
+    parser.add_argument("--repeats", type=common.positive, default=3, help="timed runs of each, after a warm-up run")
     parser.add_argument("--threads", type=common.positive, default=torch.get_num_threads())
     return parser
 
 
 def build(configs: Sequence[RunConfig], count: int) -> tuple[list[DenseModel], list[DenseModel]]:
-    """The same adapters, of the configurations in turn, twice: on one backbone, and each on a backbone of its own."""
+    """Build `count` adapters twice: on a shared backbone, and each on its own backbone."""
     shared = build_backbone(configs[0].backbone)
     together: list[DenseModel] = []
     separately: list[DenseModel] = []
@@ -67,19 +69,19 @@ def build(configs: Sequence[RunConfig], count: int) -> tuple[list[DenseModel], l
 
 
 def peak_mib(models: Sequence[DenseModel], run: Callable[[], Any]) -> float:
-    """Most that all tensors held while `run` ran, the weights of `models` included, in MiB (2^20 bytes)."""
+    """Return the peak memory of all tensors during `run`, the weights of `models` included, in MiB (2^20 bytes)."""
     tracker = StorageTracker()
     for model in models:
-        tracker.own(model.parameters(), "weights")
-        tracker.own(model.buffers(), "buffers")
+        tracker.track(model.parameters(), "weights")
+        tracker.track(model.buffers(), "buffers")
     with tracker:
-        tracker.restart()
+        tracker.reset_peak()
         run()
     return tracker.peak.total_bytes / MIB
 
 
 def medians_s(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Seconds of each, taking turns."""
+    """Return the median seconds of each, run in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
@@ -91,14 +93,14 @@ def medians_s(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two findings are equal, number by number."""
+    """Return whether two predictions are equal."""
     pairs = zip(vars(one).values(), vars(other).values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
 
 
 @torch.no_grad()
-def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor, repeats: int) -> list[float]:
-    """Ratios of times, and memory in MiB, of as many adapters as are given."""
+def measure(together: list[DenseModel], separately: list[DenseModel], image: Tensor, repeats: int) -> list[float]:
+    """Return time, ratios of times, and memory in MiB, of the given adapters."""
     sizes = [(image.shape[2], image.shape[3])]
     normal = together[0].normalize(image, sizes).tensors
     extractors: list[Any] = [model.extractor for model in together]
@@ -130,25 +132,27 @@ def row(together: list[DenseModel], separately: list[DenseModel], image: Tensor,
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    given = parser().parse_intermixed_args(arguments)
-    torch.set_num_threads(given.threads)
-    heads = given.heads.split(",")
-    configs = [common.composed("train", [f"backbone={given.backbone}", f"head={head}", *given.words]) for head in heads]
-    together, separately = build(configs, max(given.counts))
-    image = torch.randint(0, 256, (1, 3, given.size, given.size), dtype=torch.uint8)
+    """Print the table."""
+    args = parser().parse_intermixed_args(arguments)
+    torch.set_num_threads(args.threads)
+    heads = args.heads.split(",")
+    configs = [
+        common.compose("train", [f"backbone={args.backbone}", f"head={head}", *args.overrides]) for head in heads
+    ]
+    together, separately = build(configs, max(args.counts))
+    image = torch.randint(0, 256, (1, 3, args.size, args.size), dtype=torch.uint8)
     common.console.print(
-        f"{given.backbone}, E3VA with the heads {given.heads} in turn, one image of {given.size}x{given.size}, "
-        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {given.repeats}\n"
+        f"{args.backbone}, E3VA with the heads {args.heads} in turn, one image of {args.size}x{args.size}, "
+        f"float32, torch {torch.__version__}, {device_name(torch.device('cpu'))}; medians of {args.repeats}\n"
     )
-    figures = [row(together[:count], separately[:count], image, given.repeats) for count in given.counts]
+    values = [measure(together[:count], separately[:count], image, args.repeats) for count in args.counts]
     rows = [
-        [str(count), *(f"{ratio:.2f}" for ratio in found[:3]), *(f"{mib:,.0f}" for mib in found[3:])]
-        for count, found in zip(given.counts, figures, strict=True)
+        [str(count), *(f"{ratio:.2f}" for ratio in row[:3]), *(f"{mib:,.0f}" for mib in row[3:])]
+        for count, row in zip(args.counts, values, strict=True)
     ]
     common.show(COLUMNS, rows, names=0)
-    named = [dict(zip(COLUMNS, [c, *found], strict=True)) for c, found in zip(given.counts, figures, strict=True)]
-    common.write(given.output, "cpu", {"source": "measured", "rows": named})
+    named = [dict(zip(COLUMNS, [c, *row], strict=True)) for c, row in zip(args.counts, values, strict=True)]
+    common.write(args.output, "cpu", {"source": "measured", "rows": named})
     return 0
 
 

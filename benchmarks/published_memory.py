@@ -1,17 +1,17 @@
-"""Print plans of steps whose memory others have published, beside what they measured, and what their code adds.
+"""Compare estimates with published memory of other code bases, without and with what their code adds.
 
     python benchmarks/published_memory.py [--rows mona,mmdetection,mmsegmentation] [--output FILE.json] [KEY=VALUE ...]
 
-Published are the allocator's peaks (`torch.cuda.max_memory_allocated`) in the training logs of Mona's authors
+Published values are the allocator's peaks (`torch.cuda.max_memory_allocated`) in the training logs of Mona's authors
 (https://github.com/Leiyi-Hu/mona, `Swin-Transformer-Object-Detection/log`) and in the model zoos of mmdetection 2.x and
-mmsegmentation (`configs/swin/metafile.yml`). The last plan is of a step as their code runs it:
+mmsegmentation (`configs/swin/metafile.yml`). The second estimate is of a step as their code runs it:
 
-- heads keep all activations for one backward pass, where ours give back each part's before the next;
-- gradients are set to zero, not dropped, so that they live through the forward pass (`zero_grad` before torch 2.0);
-- DistributedDataParallel holds its buckets, as large as the gradients;
-- Apex, which Mona's detection logs name, runs GELU in float32.
+- heads keep all activations for one backward pass; ours run the backward pass of each loss right away;
+- gradients are set to zero, not to None, so they exist in the forward pass (`zero_grad` before torch 2.0);
+- DistributedDataParallel has buckets, as large as the gradients;
+- Apex (Mona's detection logs) runs GELU in float32.
 
-Neither a GPU nor weights nor data are needed.
+No GPU, weights or data are needed.
 """
 
 from __future__ import annotations
@@ -27,47 +27,47 @@ from unittest import mock
 import common
 from hydra import initialize_config_module
 
-from e3va_cli.commands.benchmark_memory import COMMAND, of_method
-from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.commands.benchmark_memory import COMMAND, load_method_config
+from e3va_cli.config.composition import CONFIG_MODULE, validate_overrides
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.errors import UserError
 from e3va_cli.memory import cuda_autocast as autocast
 from e3va_cli.memory.benchmark import benchmark_spec
-from e3va_cli.memory.estimate import plan
+from e3va_cli.memory.estimate import estimate_memory
 from e3va_cli.models.heads.eager_backward import one_backward_pass
 from e3va_cli.utils.environment import MIB
 
-COLUMNS = ("published MiB", "planned", "gap", "planned as their code", "gap")
+COLUMNS = ("published MiB", "estimated", "gap", "estimated as their code", "gap")
 VOC = ("experiment=voc_retinanet_swin_l", "data.batch_size=1", "trainer.precision=16-mixed")
 ADE20K = ("experiment=ade20k_upernet_swin_l", "data.batch_size=2", "trainer.precision=32")
 COCO = ("dataset=coco", "head=mask_rcnn", "backbone.drop_path_rate=0.2", "data.batch_size=2")
-# A crop may turn a lying image upright, so that a batch holds both and is padded to their longer sides.
+# Crops may be portrait or landscape, so a batch is padded to the longer sides of both.
 CROPPED = (*COCO, "image_size=[1333,1333]")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A step whose peak somebody published.
+    """A step with a published peak.
 
     Attributes:
-        source: of `--rows`.
-        title: for people.
+        source: code base, of `--rows`.
+        title: printed name.
         peak_mib: of the allocator.
-        method: `adapter=` of ours.
-        words: the step, as options of `e3va benchmark-memory`.
-        apex: whether mixed precision was Apex's.
+        method: our `adapter=`.
+        overrides: of `e3va benchmark-memory`.
+        apex: whether it used Apex for mixed precision.
     """
 
     source: str
     title: str
     peak_mib: float
     method: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     apex: bool = False
 
 
 def gib(number: float) -> float:
-    """MiB of so many GiB, as the model zoos print them."""
+    """Return the MiB of a number of GiB."""
     return number * 1024
 
 
@@ -102,57 +102,57 @@ ROWS = (
     Published("mmsegmentation", "the same, Swin-S", gib(6.17), "full", (*ADE20K, "backbone=swin_s")),
     Published("mmsegmentation", "the same, Swin-B", gib(7.61), "full", (*ADE20K, "backbone=swin_b")),
 )
-DATASET_FORMATS = tuple(dict.fromkeys(row.source for row in ROWS))
+SOURCES = tuple(dict.fromkeys(row.source for row in ROWS))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
-    parser.add_argument("--rows", default=",".join(DATASET_FORMATS), help="whose figures")
+    parser.add_argument("--rows", default=",".join(SOURCES), help="code bases")
     return parser
 
 
-def configured(row: Published, words: Sequence[str]) -> BenchmarkMemoryConfig:
-    """The configuration of a row's step, for a plan of a GPU."""
+def configured(row: Published, overrides: Sequence[str]) -> BenchmarkMemoryConfig:
+    """Return the configuration of a row's step."""
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        return of_method([*row.words, *words, "measure=false"], row.method)
+        return load_method_config([*row.overrides, *overrides, "measure=false"], row.method)
 
 
-def planned_mib(row: Published, words: Sequence[str], *, as_theirs: bool) -> float:
-    """The plan of a row's step: of this package, or with what the publisher's code adds."""
-    config = configured(row, words)
-    setting = benchmark_spec(config)
+def estimated_mib(row: Published, overrides: Sequence[str], *, as_theirs: bool) -> float:
+    """Return the estimated peak of a row's step, in our code or `as_theirs`."""
+    config = configured(row, overrides)
+    spec = benchmark_spec(config)
     with ExitStack() as theirs:
         if as_theirs:
             theirs.enter_context(one_backward_pass())
             if row.apex:
                 theirs.enter_context(mock.patch.object(autocast, "FLOAT32", autocast.FLOAT32 | {"gelu"}))
-        size = dataclasses.replace(setting.size, accumulates=as_theirs)
-        found = plan(config, size, num_classes=setting.num_classes)
-    buckets = 4 * found.parameters["trainable_params"] if as_theirs else 0
-    return (found.peak.total_bytes + buckets) / MIB
+        size = dataclasses.replace(spec.size, accumulates=as_theirs)
+        estimate = estimate_memory(config, size, num_classes=spec.num_classes)
+    buckets = 4 * estimate.parameters["trainable_params"] if as_theirs else 0
+    return (estimate.peak.total_bytes + buckets) / MIB
 
 
-def cells(published: float, *plans: float) -> list[str]:
-    """A row of figures, under `COLUMNS`."""
-    of_plans = ([f"{one:,.0f}", f"{one / published - 1:+.1%}"] for one in plans)
-    return [f"{published:,.0f}", *(cell for pair in of_plans for cell in pair)]
+def cells(published: float, *estimates: float) -> list[str]:
+    """Return the cells of a row, for `COLUMNS`."""
+    pairs = ([f"{one:,.0f}", f"{one / published - 1:+.1%}"] for one in estimates)
+    return [f"{published:,.0f}", *(cell for pair in pairs for cell in pair)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
-    given = parser().parse_intermixed_args(arguments)
-    asked = given.rows.split(",")
-    if unknown := [source for source in asked if source not in DATASET_FORMATS]:
-        raise UserError(f"--rows {given.rows}: nothing of {', '.join(unknown)}; choices: {', '.join(DATASET_FORMATS)}")
-    checked(COMMAND, given.words)
-    rows, figures = [], []
-    for row in (row for row in ROWS if row.source in asked):
-        plans = [planned_mib(row, given.words, as_theirs=as_theirs) for as_theirs in (False, True)]
-        rows.append([row.source, row.title, *cells(row.peak_mib, *plans)])
-        figures.append({**dataclasses.asdict(row), "planned_mib": plans[0], "planned_as_theirs_mib": plans[1]})
+    args = parser().parse_intermixed_args(arguments)
+    selected = args.rows.split(",")
+    if unknown := [source for source in selected if source not in SOURCES]:
+        raise UserError(f"--rows {args.rows}: no source {', '.join(unknown)}; choices: {', '.join(SOURCES)}")
+    validate_overrides(COMMAND, args.overrides)
+    rows, values = [], []
+    for row in (row for row in ROWS if row.source in selected):
+        estimates = [estimated_mib(row, args.overrides, as_theirs=as_theirs) for as_theirs in (False, True)]
+        rows.append([row.source, row.title, *cells(row.peak_mib, *estimates)])
+        values.append({**dataclasses.asdict(row), "planned_mib": estimates[0], "planned_as_theirs_mib": estimates[1]})
     common.show(["source", "step", *COLUMNS], rows, names=2)
-    common.write(given.output, "cpu", {"source": "planned", "rows": figures})
+    common.write(args.output, "cpu", {"source": "planned", "rows": values})
     return 0
 
 

@@ -1,11 +1,11 @@
-"""Print how a step's memory and operations grow with image size, batch size, backbone and so on: planned, not measured.
+"""Estimate how memory and FLOPs of a step scale with image size, batch size, backbone, rank and precision.
 
     python benchmarks/scaling.py [--settings coco|voc] [--axes size,batch,backbone,rank,precision] [--one-backward-pass]
                                  [--output FILE.json] [KEY=VALUE ...]
 
-Each table varies one thing about one of the paper's two settings and leaves the others. Beside each figure stand its
-ratios to full fine-tuning and to training the head alone under the same conditions. Neither a GPU nor weights nor data
-are needed. Operations are those of matrix products and convolutions, forward and backward.
+Each table varies one axis of one of the paper's two settings, with ratios to full fine-tuning and to a frozen backbone
+at the same point. No GPU, weights or data are needed. FLOPs are those of matrix products and convolutions, forward and
+backward.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from typing import Any
 import common
 from hydra import initialize_config_module
 
-from e3va_cli.commands.benchmark_memory import COMMAND, of_method
-from e3va_cli.config.composition import CONFIG_MODULE, checked
+from e3va_cli.commands.benchmark_memory import COMMAND, load_method_config
+from e3va_cli.config.composition import CONFIG_MODULE, validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.memory.benchmark import benchmark_spec
-from e3va_cli.memory.estimate import plan
 from e3va_cli.models.heads.eager_backward import one_backward_pass
 from e3va_cli.utils.environment import MIB
 
 ACTIVATIONS = ("keep", "compress", "recompute")
-WAYS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))
-COLUMNS = ("planned MiB", "of full", "of frozen", "TFLOP", "of full", "of frozen")
+VARIANTS = ("full", "frozen", *(f"e3va {activations}" for activations in ACTIVATIONS))
+COLUMNS = ("estimated MiB", "/ full", "/ frozen", "TFLOPs", "/ full", "/ frozen")
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a plan depends on, beside the method: sizes are (height, width) in pixels."""
+    """A point to estimate; sizes are (height, width) in pixels."""
 
     experiment: str
     size: tuple[int, int]
@@ -47,8 +46,8 @@ class Point:
     precision: str = "32"
 
     @property
-    def words(self) -> list[str]:
-        """The point as options of `e3va benchmark-memory`."""
+    def overrides(self) -> list[str]:
+        """Return the overrides of `e3va benchmark-memory`."""
         height, width = self.size
         return [
             f"experiment={self.experiment}",
@@ -62,11 +61,11 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A step's peak memory in bytes, and its floating-point operations."""
+class Estimate:
+    """Peak memory in bytes and floating-point operations of a step."""
 
     peak_bytes: int
-    operations: int
+    flops: int
 
 
 BASES = {
@@ -74,7 +73,7 @@ BASES = {
     "voc": Point("voc_retinanet_swin_l", (600, 1000), 2, "swin_l", 16),
 }
 AXES: dict[str, tuple[Any, ...]] = {
-    "size": (0.6, 1, 1.5),  # of the setting's sides
+    "size": (0.6, 1, 1.5),  # factors of height and width
     "batch": (1, 2, 4),
     "backbone": ("swin_t", "swin_s", "swin_b", "swin_l"),
     "rank": (4, 16, 64),
@@ -83,12 +82,12 @@ AXES: dict[str, tuple[Any, ...]] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The words of the command line."""
+    """Return the parser of the command line."""
     parser = common.parser(__doc__)
     parser.add_argument(
         "--settings", choices=BASES, default="coco", help="Cascade Mask R-CNN, Swin-B; RetinaNet, Swin-L"
     )
-    parser.add_argument("--axes", default=",".join(AXES), help="what to vary, one table each")
+    parser.add_argument("--axes", default=",".join(AXES), help="axes to vary, one table each")
     parser.add_argument(
         "--one-backward-pass", action="store_true", help="heads keep all activations for one backward pass"
     )
@@ -96,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def points(base: Point, axis: str) -> list[Point]:
-    """`base` with one thing varied."""
+    """Return `base` with each value of the axis."""
     values: Sequence[Any] = AXES[axis]
     if axis == "size":
         values = [tuple(round(factor * side) for side in base.size) for factor in values]
@@ -104,58 +103,67 @@ def points(base: Point, axis: str) -> list[Point]:
 
 
 def label(point: Point, axis: str) -> str:
-    """What a row is called."""
+    """Return a row's label."""
     return f"{point.size[0]}x{point.size[1]}" if axis == "size" else str(getattr(point, axis))
 
 
 @cache
-def planned(way: str, point: Point, words: tuple[str, ...]) -> Planned:
-    """One plan, such as of `e3va compress`; planned once."""
-    method, *activations = way.split()
+def estimate(variant: str, point: Point, overrides: tuple[str, ...]) -> Estimate:
+    """Estimate a variant, such as `e3va compress`; cached."""
+    method, *activations = variant.split()
     own = [f"adapter.activations={value}" for value in activations]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        config = of_method([*point.words, *words, *own], method)
-    setting = benchmark_spec(config)
-    result = plan(config, setting.size, num_classes=setting.num_classes)
-    return Planned(result.peak.total_bytes, result.operations)
+        config = load_method_config([*point.overrides, *overrides, *own], method)
+    result = benchmark_spec(config).estimate(config)
+    return Estimate(result.peak.total_bytes, result.flops)
 
 
-def ways_at(point: Point, base: Point, words: tuple[str, ...]) -> dict[str, Planned]:
-    """All ways at one point; the rank is nothing to those without adapters, which are planned once for all ranks."""
+def variants_at(point: Point, base: Point, overrides: tuple[str, ...]) -> dict[str, Estimate]:
+    """Return all variants at one point; those without adapters have no rank and are estimated once for all ranks."""
     without = dataclasses.replace(point, rank=base.rank)
-    return {way: planned(way, point if way.startswith("e3va") else without, words) for way in WAYS}
+    return {
+        variant: estimate(variant, point if variant.startswith("e3va") else without, overrides) for variant in VARIANTS
+    }
 
 
-def cells(of_way: Planned, full: Planned, frozen: Planned) -> list[str]:
-    """A row of figures, under `COLUMNS`."""
+def cells(values: Estimate, full: Estimate, frozen: Estimate) -> list[str]:
+    """Return the cells of a row, for `COLUMNS`."""
     return [
-        f"{of_way.peak_bytes / MIB:,.0f}",
-        *(f"{of_way.peak_bytes / other.peak_bytes:.3f}" for other in (full, frozen)),
-        f"{of_way.operations / 1e12:.2f}",
-        *(f"{of_way.operations / other.operations:.3f}" for other in (full, frozen)),
+        f"{values.peak_bytes / MIB:,.0f}",
+        *(f"{values.peak_bytes / other.peak_bytes:.3f}" for other in (full, frozen)),
+        f"{values.flops / 1e12:.2f}",
+        *(f"{values.flops / other.flops:.3f}" for other in (full, frozen)),
     ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table for each axis."""
-    given = parser().parse_intermixed_args(arguments)
-    axes = given.axes.split(",")
+    args = parser().parse_intermixed_args(arguments)
+    axes = args.axes.split(",")
     if unknown := [axis for axis in axes if axis not in AXES]:
-        raise UserError(f"--axes {given.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
-    base, words = BASES[given.settings], tuple(given.words)
-    checked(COMMAND, [*base.words, *words])
-    common.console.print(f"Planned, not measured: {' '.join([*base.words[:-1], *words])}, one of them varied\n")
-    figures = []
+        raise UserError(f"--axes {args.axes}: no axis {', '.join(unknown)}; choices: {', '.join(AXES)}")
+    base, overrides = BASES[args.settings], tuple(args.overrides)
+    validate_overrides(COMMAND, [*base.overrides, *overrides])
+    common.console.print(f"Estimated: {' '.join([*base.overrides[:-1], *overrides])}, one varied per table\n")
+    results = []
     for axis in axes:
         rows = []
         for point in points(base, axis):
-            with one_backward_pass() if given.one_backward_pass else nullcontext():
-                found = ways_at(point, base, words)
-            for way, of_way in found.items():
-                rows.append([label(point, axis), way, *cells(of_way, found["full"], found["frozen"])])
-                figures.append({"axis": axis, **vars(point), "way": way, **vars(of_way)})
-        common.show([axis, "way", *COLUMNS], rows, names=2)
-    common.write(given.output, "cpu", {"source": "planned", "rows": figures})
+            with one_backward_pass() if args.one_backward_pass else nullcontext():
+                at_point = variants_at(point, base, overrides)
+            for variant, values in at_point.items():
+                rows.append([label(point, axis), variant, *cells(values, at_point["full"], at_point["frozen"])])
+                results.append(
+                    {
+                        "axis": axis,
+                        **vars(point),
+                        "variant": variant,
+                        "peak_bytes": values.peak_bytes,
+                        "operations": values.flops,
+                    }
+                )
+        common.show([axis, "variant", *COLUMNS], rows, names=2)
+    common.write(args.output, "cpu", {"source": "planned", "rows": results})
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Print where the time of a training step goes: by part of the network, forward and backward, and by operator.
+"""Profile a training step: time by part of the model, forward and backward, and by operator.
 
     python benchmarks/step_profile.py [--experiment coco_cascade_swin_b] [--size 512x512] [--batch-size 1]
-                                      [--ways full,frozen,e3va] [--steps 3] [--operators 12] [--traces FOLDER]
+                                      [--variants full,frozen,e3va] [--steps 3] [--operators 12] [--traces FOLDER]
                                       [--output FILE.json] [KEY=VALUE ...]
 
-On a GPU the time is that of its kernels, and the head of each table says how much of the step they fill; on a CPU it is
-that of PyTorch's operators and the Python between them. What the backward pass does counts to the part whose forward
-pass called for it. Profiling costs time itself: `step_time.py` has the time of a step, this has its shares. `--traces`
-leaves a file for each way that https://ui.perfetto.dev shows. Weights and images are random.
+On a GPU times are those of kernels, and the line above each table has their fraction of the step; on a CPU they are
+those of PyTorch's operators and the Python between them. Backward time counts for the part whose forward pass created
+the operator. Profiling takes time itself; `step_time.py` measures the whole step. `--traces` writes a file per variant
+for https://ui.perfetto.dev. Weights and images are random.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from unittest.mock import patch
 
 import common
 import torch
-import ways
+import variants
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from e3va_cli.memory.module_groups import kinds_of
-from e3va_cli.memory.regions import matching_proposals
+from e3va_cli.memory.module_groups import module_groups
+from e3va_cli.memory.rois import add_matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.memory.tracker import ACTIVATIONS
 from e3va_cli.models.backbones.base import Branch
 from e3va_cli.models.model import DenseModel
 from e3va_cli.utils.environment import synchronize
 
-PART = "part: "  # before the name of a part, in the profiler's labels
-PARTS = (*ACTIVATIONS, "optimizer", "the rest")
-BACKWARD = "autograd::engine::evaluate_function"  # begins the name of what runs the backward of one operator
+PART = "part: "  # prefix of the profiler's labels
+PARTS = (*ACTIVATIONS, "optimizer", "other")
+BACKWARD = "autograd::engine::evaluate_function"  # prefix of the backward of one operator
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Time of one call of an operator, without that of the operators within it."""
+    """Time of one call of an operator, without the operators it calls."""
 
     part: str
     phase: str
@@ -54,46 +54,46 @@ class Spent:
 
 
 @contextmanager
-def labelled(model: DenseModel) -> Iterator[None]:
-    """Label for the profiler what each part of `model` does in the forward pass."""
-    kinds = kinds_of(model)
+def labeled(model: DenseModel) -> Iterator[None]:
+    """Label each part of `model` for the profiler in the forward pass."""
+    groups = module_groups(model)
     running: list[AbstractContextManager[Any]] = []
 
-    def enter(kind: str) -> None:
-        running.append(record_function(PART + kind))
+    def enter(group: str) -> None:
+        running.append(record_function(PART + group))
         running[-1].__enter__()
 
     def leave(*_: Any) -> None:
         running.pop().__exit__(None, None, None)
 
-    def within(kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def labelled_call(*given: Any) -> Any:
-            with record_function(PART + kind):
-                return call(*given)
+    def within(group: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def labeled_call(*args: Any) -> Any:
+            with record_function(PART + group):
+                return call(*args)
 
-        return labelled_call
+        return labeled_call
 
     with ExitStack() as labels:
         for module in model.modules():
             for child in module.children():
-                if kinds[child] != kinds[module]:
-                    before = child.register_forward_pre_hook(lambda *_, kind=kinds[child]: enter(kind))
+                if groups[child] != groups[module]:
+                    before = child.register_forward_pre_hook(lambda *_, group=groups[child]: enter(group))
                     after = child.register_forward_hook(leave, always_call=True)
                     labels.callback(before.remove)
                     labels.callback(after.remove)
-        # What runs without a call of its module: functions compute a branch, and a head's losses are a method.
+        # Not called as modules: branches are functions, and a head's losses are a method.
         labels.enter_context(patch.object(Branch, "__call__", within("backbone", Branch.__call__)))
         labels.enter_context(patch.object(model.head, "losses", within("head", model.head.losses)))
         yield
 
 
 def attributed(events: Iterable[FunctionEvent], on_gpu: bool) -> Iterator[Spent]:
-    """The time of each operator, by the part of the network and the phase that it belongs to."""
+    """Yield the time of each operator, by part of the model and phase."""
     operators = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
-    # An operator carries the number of the backward to come; of those with the same number, the last one made it.
-    forward_of: dict[tuple[int | None, int], str] = {}  # by thread and number
+    # An operator has the sequence number of its backward; of several with the same number, the last one created it.
+    forward_of: dict[tuple[int | None, int], str] = {}  # by thread and sequence number
 
-    def place(event: FunctionEvent) -> tuple[str, str]:
+    def location(event: FunctionEvent) -> tuple[str, str]:
         part, phase = "", "forward"
         above: FunctionEvent | None = event
         while above is not None:
@@ -103,10 +103,10 @@ def attributed(events: Iterable[FunctionEvent], on_gpu: bool) -> Iterator[Spent]
                 phase = "backward"
                 part = part or forward_of.get((above.fwd_thread, above.sequence_nr), "")
             above = above.cpu_parent
-        return part or "the rest", phase
+        return part or "other", phase
 
     for event in operators:
-        part, phase = place(event)
+        part, phase = location(event)
         if event.sequence_nr >= 0 and not event.name.startswith(BACKWARD):
             forward_of[event.thread, event.sequence_nr] = part
         microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -114,57 +114,57 @@ def attributed(events: Iterable[FunctionEvent], on_gpu: bool) -> Iterator[Spent]
         yield Spent(part, phase, operator, microseconds / 1e6)
 
 
-def profiled(way: ways.Way, size: StepSize, given: argparse.Namespace) -> tuple[list[Spent], float]:
-    """The time of the operators of `--steps` steps, after one that is not looked at, and the seconds of all of them."""
-    on_gpu = given.device == "cuda"
+def profiled(variant: variants.Variant, size: StepSize, args: argparse.Namespace) -> tuple[list[Spent], float]:
+    """Return the operators of `--steps` steps, after a warm-up step, and the seconds of these steps."""
+    on_gpu = args.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
 
     def step() -> None:
-        train_step(way.model, way.optimizer, way.batch, size, device=given.device, phase=label_of)
-        synchronize(torch.device(given.device))
+        train_step(variant.model, variant.optimizer, variant.batch, size, device=args.device, phase=label_of)
+        synchronize(torch.device(args.device))
 
-    with matching_proposals(way.model), labelled(way.model):
+    with add_matching_proposals(variant.model), labeled(variant.model):
         step()
-        with profile(activities=activities, acc_events=True) as found:
+        with profile(activities=activities, acc_events=True) as profiler:
             started = time.perf_counter()
-            for _ in range(given.steps):
-                with record_function(f"{PART}the rest"):
+            for _ in range(args.steps):
+                with record_function(f"{PART}other"):
                     step()
             seconds = time.perf_counter() - started
-    if given.traces:
-        given.traces.mkdir(parents=True, exist_ok=True)
-        name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in way.name)
-        found.export_chrome_trace(str(given.traces / f"{name}.json.gz"))
-    return list(attributed(found.events(), on_gpu)), seconds
+    if args.traces:
+        args.traces.mkdir(parents=True, exist_ok=True)
+        name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in variant.name)
+        profiler.export_chrome_trace(str(args.traces / f"{name}.json.gz"))
+    return list(attributed(profiler.events(), on_gpu)), seconds
 
 
 def label_of(name: str) -> AbstractContextManager[Any]:
-    """The label of a part of the step: of the optimizer alone, as operators tell forward and backward."""
+    """Return the label of a phase: the optimizer's; forward and backward follow from the operators."""
     return record_function(f"{PART}optimizer") if name == "optimizer" else nullcontext()
 
 
 def totals(spent: Iterable[Spent], key: Callable[[Spent], Any]) -> dict[Any, float]:
-    """Seconds of each `key`, the most first."""
+    """Return the seconds of each `key`, largest first."""
     sums: dict[Any, float] = defaultdict(float)
     for one in spent:
         sums[key(one)] += one.seconds
     return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def of_parts(spent: Sequence[Spent], steps: int) -> list[list[str]]:
-    """Rows: part, milliseconds forward, backward and together in a step, percent of all."""
-    found, everything = totals(spent, lambda one: (one.part, one.phase)), sum(one.seconds for one in spent)
+def part_rows(spent: Sequence[Spent], steps: int) -> list[list[str]]:
+    """Return rows of part, milliseconds per step forward, backward and in total, and percent."""
+    seconds, everything = totals(spent, lambda one: (one.part, one.phase)), sum(one.seconds for one in spent)
     rows = []
     for part in PARTS:
-        both = [found.get((part, phase), 0.0) for phase in ("forward", "backward")]
+        both = [seconds.get((part, phase), 0.0) for phase in ("forward", "backward")]
         if any(both):
-            cells = [f"{1000 * seconds / steps:,.1f}" for seconds in (*both, sum(both))]
+            cells = [f"{1000 * one / steps:,.1f}" for one in (*both, sum(both))]
             rows.append([part, *cells, f"{100 * sum(both) / everything:.1f}"])
     return rows
 
 
-def of_operators(spent: Sequence[Spent], steps: int, most: int) -> list[list[str]]:
-    """Rows of the operators that take most: name, the parts that call it, calls and milliseconds in a step, percent."""
+def operator_rows(spent: Sequence[Spent], steps: int, most: int) -> list[list[str]]:
+    """Return rows of the slowest operators: name, calling parts, calls and milliseconds per step, percent."""
     everything, calls = sum(one.seconds for one in spent), Counter(one.operator for one in spent)
     rows = []
     for operator, seconds in list(totals(spent, lambda one: one.operator).items())[:most]:
@@ -176,32 +176,34 @@ def of_operators(spent: Sequence[Spent], steps: int, most: int) -> list[list[str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print two tables for each way."""
-    parser = ways.parser(__doc__, "full,frozen,e3va")
-    parser.add_argument("--steps", type=common.positive, default=3, help="profiled steps of each")
-    parser.add_argument("--operators", type=common.positive, default=12, help="those that take most")
-    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="a file for each way, for a viewer of traces")
-    given = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(given.threads)
-    figures = {}
-    for index, name in enumerate(given.ways.split(",")):
-        way, size = ways.prepare(name, given)
+    """Print two tables per variant."""
+    parser = variants.parser(__doc__, "full,frozen,e3va")
+    parser.add_argument("--steps", type=common.positive, default=3, help="profiled steps per variant")
+    parser.add_argument("--operators", type=common.positive, default=12, help="number of operators to print")
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="write a trace per variant")
+    args = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(args.threads)
+    results = {}
+    for index, name in enumerate(args.variants.split(",")):
+        variant, size = variants.prepare(name, args)
         if not index:
-            common.console.print(f"{ways.setting(given, size)}; means of {given.steps} steps\n")
-        spent, seconds = profiled(way, size, given)
+            common.console.print(f"{variants.describe(args, size)}; means of {args.steps} steps\n")
+        spent, seconds = profiled(variant, size, args)
         share = sum(one.seconds for one in spent) / seconds
-        common.console.print(f"{name}: {seconds / given.steps:.3f} s a step, profiled; {share:.0%} of that is below")
-        common.show(["part", "forward, ms", "backward, ms", "together, ms", "%"], of_parts(spent, given.steps))
-        columns = ["operator", "mostly called by", "calls", "ms", "%"]
-        common.show(columns, of_operators(spent, given.steps, given.operators), names=2)
-        figures[name] = {
-            "steps": given.steps,
+        common.console.print(
+            f"{name}: {seconds / args.steps:.3f} s per step, profiled; the tables have {share:.0%} of it"
+        )
+        common.show(["part", "forward, ms", "backward, ms", "total, ms", "%"], part_rows(spent, args.steps))
+        columns = ["operator", "called by", "calls", "ms", "%"]
+        common.show(columns, operator_rows(spent, args.steps, args.operators), names=2)
+        results[name] = {
+            "steps": args.steps,
             "wall_s": seconds,
             "parts_s": totals(spent, lambda one: f"{one.part}, {one.phase}"),
             "operators_s": totals(spent, lambda one: one.operator),
         }
-        del way  # before the next one is made
-    common.write(given.output, given.device, {"source": "measured, profiled", "ways": figures})
+        del variant  # before the next one is made
+    common.write(args.output, args.device, {"source": "measured, profiled", "variants": results})
     return 0
 
 

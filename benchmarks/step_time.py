@@ -1,12 +1,12 @@
-"""Print the time of a training step of several methods, taking turns in one process, as ratios.
+"""Compare the time of a training step of several variants, run in turns in one process.
 
     python benchmarks/step_time.py [--experiment coco_cascade_swin_b] [--size 512x512] [--batch-size 1] [--repeats 5]
-                                   [--ways full,frozen,e3va,e3va:activations=compress] [--output FILE.json]
+                                   [--variants full,frozen,e3va,e3va:activations=compress] [--output FILE.json]
                                    [KEY=VALUE ...]
 
-`e3va benchmark-memory measure=true` runs each method in a process of its own, as memory wants it; on a machine that is
-sometimes busy, steps that take turns compare better. Beside each ratio stands that of the operations (matrix products
-and convolutions, counted, not measured): what arithmetic alone would let a method save. Weights and images are random.
+`e3va benchmark-memory measure=true` measures methods one by one; on a busy machine, steps in turns compare better.
+Beside each ratio of times is the ratio of FLOPs (matrix products and convolutions), a lower bound where arithmetic
+dominates. Weights and images are random.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from collections.abc import Sequence
 
 import common
 import torch
-import ways
+import variants
 
-from e3va_cli.memory.regions import matching_proposals
+from e3va_cli.memory.rois import add_matching_proposals
 from e3va_cli.memory.step import StepSize, train_step
 from e3va_cli.utils.environment import synchronize
 
-WAYS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
+VARIANTS = "full,frozen,e3va,e3va:activations=compress,e3va:activations=recompute"
 
 
-def step_s(way: ways.Way, size: StepSize, device: str) -> float:
-    """Seconds of one step."""
-    with matching_proposals(way.model):
+def time_step(variant: variants.Variant, size: StepSize, device: str) -> float:
+    """Return the seconds of one step."""
+    with add_matching_proposals(variant.model):
         started = time.perf_counter()
-        train_step(way.model, way.optimizer, way.batch, size, device=device)
+        train_step(variant.model, variant.optimizer, variant.batch, size, device=device)
         synchronize(torch.device(device))
         return time.perf_counter() - started
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """The first and the third; of a single value, that value twice."""
+    """Return the first and the third quartile; of a single value, that value twice."""
     if len(values) == 1:
         return values[0], values[0]
     first, _, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -45,41 +45,45 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a table."""
-    parser = ways.parser(__doc__, WAYS)
-    parser.add_argument("--repeats", type=common.positive, default=5, help="timed steps of each, after one that is not")
-    given = parser.parse_intermixed_args(arguments)
-    torch.set_num_threads(given.threads)
-    compared = []
-    for name in given.ways.split(","):
-        way, size = ways.prepare(name, given)
-        compared.append(way)
-    times: dict[str, list[float]] = {way.name: [] for way in compared}
-    for repeat in range(given.repeats + 1):
-        for way in compared:
-            seconds = step_s(way, size, given.device)
+    """Print the table."""
+    parser = variants.parser(__doc__, VARIANTS)
+    parser.add_argument("--repeats", type=common.positive, default=5, help="timed steps of each, after a warm-up step")
+    args = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(args.threads)
+    prepared = []
+    for name in args.variants.split(","):
+        variant, size = variants.prepare(name, args)
+        prepared.append(variant)
+    times: dict[str, list[float]] = {variant.name: [] for variant in prepared}
+    for repeat in range(args.repeats + 1):
+        for variant in prepared:
+            seconds = time_step(variant, size, args.device)
             if repeat:
-                times[way.name].append(seconds)
+                times[variant.name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    common.console.print(f"{ways.setting(given, size)}; medians of {given.repeats}, in turns\n")
-    references = [way for way in compared if way.name in ("full", "frozen")]
-    columns = ["way", "step, s", "quartiles, s"]
+    common.console.print(f"{variants.describe(args, size)}; medians of {args.repeats}, in turns\n")
+    references = [variant for variant in prepared if variant.name in ("full", "frozen")]
+    columns = ["variant", "step, s", "quartiles, s"]
     for reference in references:
-        columns += [f"of {reference.name}", f"operations, of {reference.name}"]
+        columns += [f"/ {reference.name}", f"FLOPs / {reference.name}"]
     rows = []
-    for way in compared:
-        first, third = quartiles(times[way.name])
-        row = [way.name, f"{medians[way.name]:.2f}", f"{first:.2f} to {third:.2f}"]
+    for variant in prepared:
+        first, third = quartiles(times[variant.name])
+        row = [variant.name, f"{medians[variant.name]:.2f}", f"{first:.2f} to {third:.2f}"]
         for reference in references:
-            ratio = medians[way.name] / medians[reference.name]
-            row += [f"{ratio:.3f}", f"{way.operations / reference.operations:.3f}"]
-        rows.append([*row, f"{way.planned_mib:,.0f}"])
-    common.show([*columns, "planned MiB"], rows)
-    figures = {
-        way.name: {"step_times_s": times[way.name], "operations": way.operations, "planned_mib": way.planned_mib}
-        for way in compared
+            ratio = medians[variant.name] / medians[reference.name]
+            row += [f"{ratio:.3f}", f"{variant.flops / reference.flops:.3f}"]
+        rows.append([*row, f"{variant.estimated_mib:,.0f}"])
+    common.show([*columns, "estimated MiB"], rows)
+    values = {
+        variant.name: {
+            "step_times_s": times[variant.name],
+            "operations": variant.flops,
+            "planned_mib": variant.estimated_mib,
+        }
+        for variant in prepared
     }
-    common.write(given.output, given.device, {"source": "measured; operations and MiB planned", "ways": figures})
+    common.write(args.output, args.device, {"source": "measured; operations and MiB estimated", "variants": values})
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Print the table of docs/methods.md: trainable backbone parameters of every tuning method, beside the published ones.
+"""Print the table of docs/methods.md: trainable backbone parameters of every tuning method, and the published ones.
 
     python scripts/count_parameters.py
 
-Every method is built as `conf/` has it, on the meta device: no weights, no memory, some seconds.
+Every method is built with the options of `conf/`, on the meta device, in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ORDER = [*COCO.methods, *(method for method in METHODS if method not in COCO.met
 
 
 def trainable(method: str, backbone: str) -> int:
-    """Trainable parameters of `backbone` under `method`, output norms included."""
+    """Return the trainable parameters of `backbone` with `method`, output norms included."""
     config = load_config("train", [f"adapter={method}", f"backbone={backbone}"])
     with torch.device("meta"):
         extractor = tune(build_swin(config.backbone.timm_name), config.adapter)
@@ -26,7 +26,7 @@ def trainable(method: str, backbone: str) -> int:
 
 
 def published(setting: PublishedSetting, method: str) -> str:
-    """In millions, as the table has it; Mona is not in it."""
+    """Return the published parameters in millions, as text."""
     return f"{setting.methods[method][0]:.2f}" if method in setting.methods else "-"
 
 

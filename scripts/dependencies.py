@@ -1,10 +1,10 @@
-"""The packages that this one needs: their lowest versions, those that are installed here, and their licences.
+"""Print the dependencies: lowest versions, installed versions, and licenses.
 
-    python scripts/dependencies.py lowest > constraints/lowest.txt   # the lower bounds, developers' tools left out
-    python scripts/dependencies.py newest > constraints/newest.txt   # this environment, what they need in turn included
-    python scripts/dependencies.py licences                          # the table of docs/reliability.md
+    python scripts/dependencies.py lowest > constraints/lowest.txt   # the lower bounds, without development tools
+    python scripts/dependencies.py newest > constraints/newest.txt   # installed versions, with transitive dependencies
+    python scripts/dependencies.py licenses                          # the table of docs/reliability.md
 
-Either file is for `pip install --constraint FILE`: names and versions alone, from whatever index pip is set to.
+The files are for `pip install --constraint FILE`.
 """
 
 from __future__ import annotations
@@ -24,45 +24,44 @@ OURS = "e3va-cli"
 
 
 def required(extras: tuple[str, ...] = EXTRAS) -> list[Requirement]:
-    """What pyproject.toml asks for, with these extras."""
+    """Return the requirements of pyproject.toml, with these extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    words = [*project["dependencies"], *(word for extra in extras for word in project["optional-dependencies"][extra])]
-    found = [Requirement(word) for word in words]
-    return [requirement for requirement in found if requirement.name != OURS]
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    return [requirement for requirement in map(Requirement, lines) if requirement.name != OURS]
 
 
 def lowest(requirement: Requirement) -> str:
-    """The version that a requirement starts with."""
+    """Return the lower bound of a requirement."""
     (bound,) = (one.version for one in requirement.specifier if one.operator == ">=")
     return bound
 
 
-def needed_by(requirement: Requirement, found: dict[str, Distribution]) -> None:
-    """Add what a requirement means here, and what that needs in turn, to `found`."""
+def add_installed(requirement: Requirement, packages: dict[str, Distribution]) -> None:
+    """Add the installed package of a requirement, and its dependencies, to `packages`."""
     name = canonicalize_name(requirement.name)
     extras = {"", *requirement.extras}
     try:
         installed = distribution(name)
     except PackageNotFoundError:  # an extra that is not installed
         return
-    if name in found and not requirement.extras:
+    if name in packages and not requirement.extras:
         return
-    found[name] = installed
+    packages[name] = installed
     for further in map(Requirement, installed.requires or ()):
         if further.marker is None or any(further.marker.evaluate({"extra": extra}) for extra in extras):
-            needed_by(further, found)
+            add_installed(further, packages)
 
 
-def installed_here() -> dict[str, Distribution]:
-    """All packages that this one needs, in turn too, by name."""
-    found: dict[str, Distribution] = {}
+def installed_packages() -> dict[str, Distribution]:
+    """Return all dependencies by name, transitive ones included."""
+    packages: dict[str, Distribution] = {}
     for requirement in required():
-        needed_by(requirement, found)
-    return dict(sorted(found.items()))
+        add_installed(requirement, packages)
+    return dict(sorted(packages.items()))
 
 
-def licence(package: Distribution) -> str:
-    """As a package declares it: an expression, classifiers, or a word; where it has but a text, its first line."""
+def license_of(package: Distribution) -> str:
+    """Return the declared license: expression, classifiers, or first line of its text."""
     metadata = package.metadata
     for expression in metadata.get_all("License-Expression") or ():
         return str(expression)
@@ -71,29 +70,29 @@ def licence(package: Distribution) -> str:
     if classifiers:
         return ", ".join(c.rpartition(" :: ")[2] for c in classifiers)
     texts = [file for file in package.files or () if file.name.startswith("LICENSE")]
-    words = [*(metadata.get_all("License") or ()), *(text.read_text() for text in texts), "not declared"]
-    return str(words[0]).strip().splitlines()[0]
+    declared = [*(metadata.get_all("License") or ()), *(text.read_text() for text in texts), "not declared"]
+    return str(declared[0]).strip().splitlines()[0]
 
 
-def licences() -> Iterator[str]:
-    """A Markdown table of the packages that pyproject.toml names."""
-    yield "| package | from | tried up to | licence, as declared |"
+def licenses() -> Iterator[str]:
+    """Yield a Markdown table of the requirements of pyproject.toml."""
+    yield "| package | from | tested up to | declared license |"
     yield "|---|---|---|---|"
-    here = installed_here()
+    installed = installed_packages()
     for requirement in required():
-        package = here[canonicalize_name(requirement.name)]
-        yield f"| {requirement.name} | {lowest(requirement)} | {package.version} | {licence(package)} |"
+        package = installed[canonicalize_name(requirement.name)]
+        yield f"| {requirement.name} | {lowest(requirement)} | {package.version} | {license_of(package)} |"
 
 
 def main() -> None:
-    """Print what is asked for."""
+    """Print the chosen list."""
     lines = {
         "lowest": lambda: (f"{one.name}=={lowest(one)}" for one in required(("onnx",))),
-        "newest": lambda: (f"{name}=={package.version}" for name, package in installed_here().items()),
-        "licences": licences,
+        "newest": lambda: (f"{name}=={package.version}" for name, package in installed_packages().items()),
+        "licenses": licenses,
     }
     if len(sys.argv) != 2 or sys.argv[1] not in lines:
-        sys.exit(f"say one of {', '.join(lines)}")
+        sys.exit(f"usage: dependencies.py {'|'.join(lines)}")
     print(*lines[sys.argv[1]](), sep="\n")
 
 

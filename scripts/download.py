@@ -1,10 +1,10 @@
-"""Download and unpack COCO 2017, Pascal VOC 07+12 or ADE20K, laid out as `dataset.root` wants them.
+"""Download and unpack COCO 2017, Pascal VOC 07+12 or ADE20K in the layout of `dataset.root`.
 
     python scripts/download.py coco                     # into data/coco
     python scripts/download.py voc /data/voc --keep-archives
 
-Stop it and run it again at any time: a partial download goes on where it stopped, and what is complete is left alone.
-Exit code 2 where something is wrong, with one line that says what, where, and what to do.
+Stop it and run it again at any time: partial downloads are resumed, complete folders skipped. Exit code 2 and one line
+on an error.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from archives import BROKEN_ARCHIVE, GIB, extract, progress_bar, require_space, size_of
+from archives import BROKEN_ARCHIVE, GIB, check_disk_space, extract, progress_bar, size_of
 
-from e3va_cli.config.overrides import as_value
-from e3va_cli.errors import UserError, first_line, print_mistakes
+from e3va_cli.config.overrides import to_override_value
+from e3va_cli.errors import UserError, first_line, print_errors
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to download: its size in bytes and its checksum as "ALGORITHM:HEX", where they are known."""
+    """A file to download, with size in bytes and checksum as "ALGORITHM:HEX", None if unknown."""
 
     url: str
     size: int | None
@@ -40,22 +40,22 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The file's name, here as on the server."""
+        """Return the file name."""
         return self.url.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
 class Part:
-    """A folder that one or more archives have inside, and how many files it holds by pattern once it is complete."""
+    """A folder in one or more archives, and its number of files by pattern."""
 
     folder: str
     archives: tuple[Archive, ...]
-    holds: Mapping[str, int]
+    file_counts: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Parts, the largest first; `root` is what `dataset.root` points at, below the folder of the download."""
+    """A data set: parts, largest first; `root` is `dataset.root` relative to the download folder."""
 
     title: str
     root: str
@@ -63,7 +63,7 @@ class DataSet:
 
 
 # Checksums: COCO and ADE20K as in GluonCV's scripts/datasets (SHA-1), VOC as in torchvision's datasets/voc.py (MD5).
-# Sizes: as TensorFlow Datasets (COCO, VOC) and Hugging Face (ADE20K) have recorded them.
+# Sizes: of TensorFlow Datasets (COCO, VOC) and Hugging Face (ADE20K).
 COCO, VOC = "http://images.cocodataset.org", "https://thor.robots.ox.ac.uk/pascal/VOC"
 ADE20K = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 TRAIN2017 = Archive(f"{COCO}/zips/train2017.zip", 19_336_861_798, "sha1:10ad623668ab00c62c096f0ed636d6aff41faca5")
@@ -108,9 +108,9 @@ DATA_SETS = {
     ),
 }
 
-PAUSES = (1, 2, 4, 8, 16)  # seconds before each new attempt; counted anew whenever bytes have arrived
+PAUSES = (1, 2, 4, 8, 16)  # seconds before each retry; restarts when bytes have arrived
 TIMEOUT = 60  # seconds without a byte
-NO_SUCH_RANGE = 416  # of HTTP's codes
+NO_SUCH_RANGE = 416  # HTTP status
 CHUNK = 2**20
 NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -118,46 +118,50 @@ NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SS
 # Download
 
 
-def ask(url: str, start: int) -> HTTPResponse:
-    """The server's answer, from byte `start` on where it can do that."""
+def request(url: str, start: int) -> HTTPResponse:
+    """Return the response from byte `start` on, from 0 if the server cannot resume."""
     headers = {"User-Agent": "e3va", **({"Range": f"bytes={start}-"} if start else {})}
     response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     return response
 
 
 def total_size(archive: Archive, response: HTTPResponse, start: int) -> int:
-    """Bytes of the whole file on the server, which must be those of the table."""
+    """Return the size of the file on the server.
+
+    Raises:
+        UserError: it is unknown or differs from the expected one.
+    """
     if start:
         found = re.fullmatch(rf"bytes {start}-\d+/(\d+)", response.headers["Content-Range"] or "")
         if not found:
-            raise ConnectionError("the server sent another range than the one asked for")
+            raise ConnectionError("the server sent a different range than requested")
         size = int(found[1])
     else:
         size = int(response.headers["Content-Length"] or archive.size or 0)
     if size == 0:
-        raise UserError(f"{archive.url}: the server does not say how large it is; fetch it yourself, then run again")
+        raise UserError(f"{archive.url}: the server does not report its size; download it yourself, then run again")
     if archive.size not in (None, size):
         raise UserError(
-            f"{archive.url}: has {size:,} bytes on the server and should have {archive.size:,}; "
-            "the file has changed, or something in between answers for it: look at the address in a browser"
+            f"{archive.url}: has {size:,} bytes on the server, expected {archive.size:,}; "
+            "the file has changed, or a proxy answers: open the address in a browser"
         )
     return size
 
 
 def transfer(archive: Archive, partial: Path) -> None:
-    """One attempt: fetch what `partial` lacks, or everything where the server cannot resume or its file is another."""
+    """Download the rest of `partial`, or all of it if the server cannot resume or its file has changed."""
     start = size_of(partial)
     if start and start == archive.size:
         return
     identity = Path(f"{partial}.id")  # size and ETag of the file that `partial` is a part of
-    with ask(archive.url, start) as response:
+    with request(archive.url, start) as response:
         start = start if response.status == 206 else 0
         size = total_size(archive, response, start)
         found = f"{size} {response.headers['ETag'] or response.headers['Last-Modified']}"
         if start and identity.exists() and identity.read_text(encoding="utf-8") != found:
             partial.unlink()
             raise ConnectionError("the file on the server has changed since the download began")
-        require_space(partial.parent, size - start + size, f"{archive.name} with what it unpacks to")
+        check_disk_space(partial.parent, size - start + size, f"{archive.name} with its unpacked files")
         identity.write_text(found, encoding="utf-8")
         print(f"{archive.url}: {(size - start) / GIB:.2f} of {size / GIB:.2f} GiB to download", file=sys.stderr)
         with partial.open("ab" if start else "wb") as file, progress_bar(archive.name, size, start) as advance:
@@ -169,12 +173,16 @@ def transfer(archive: Archive, partial: Path) -> None:
 
 
 def is_final(error: Exception) -> bool:
-    """Whether a new attempt would end the same way."""
+    """Return whether a retry is useless."""
     return isinstance(error, HTTPError) and error.code < 500 and error.code not in (408, NO_SUCH_RANGE, 429)
 
 
 def fetch(archive: Archive, partial: Path) -> None:
-    """Bring `partial` to its full size, through errors of the network."""
+    """Download `partial` to its full size, with retries.
+
+    Raises:
+        UserError: the server refuses, or the retries failed.
+    """
     failures = 0
     while True:
         before = size_of(partial)
@@ -182,22 +190,22 @@ def fetch(archive: Archive, partial: Path) -> None:
             return transfer(archive, partial)
         except NETWORK_ERRORS as error:
             failures = 1 if size_of(partial) > before else failures + 1
-            fault = f"{archive.url}: {error.reason if type(error) is URLError else first_line(error)}"
+            message = f"{archive.url}: {error.reason if type(error) is URLError else first_line(error)}"
             if isinstance(error, HTTPError) and error.code == NO_SUCH_RANGE:
-                partial.unlink(missing_ok=True)  # it is of a longer file
+                partial.unlink(missing_ok=True)  # of a longer file
             if is_final(error):
-                advice = f"if it has moved, put {archive.name} into {partial.parent} yourself, then run again"
-                raise UserError(f"{fault}; {advice}") from error
+                advice = f"if it has moved, download {archive.name} to {partial.parent} yourself, then run again"
+                raise UserError(f"{message}; {advice}") from error
             if failures > len(PAUSES):
-                advice = "look at the network, then run again: it goes on where it stopped"
-                raise UserError(f"{fault}; {advice}") from error
+                advice = "check the network, then run again to resume"
+                raise UserError(f"{message}; {advice}") from error
         pause = PAUSES[failures - 1]
-        print(f"{fault}; again in {pause} s", file=sys.stderr)
+        print(f"{message}; retrying in {pause} s", file=sys.stderr)
         time.sleep(pause)
 
 
 def digest(file: Path, algorithm: str) -> str:
-    """The checksum of a file, as hexadecimal digits."""
+    """Return the checksum of a file in hexadecimal."""
     state = hashlib.new(algorithm, usedforsecurity=False)
     with file.open("rb") as stream, progress_bar(f"{file.name}: {algorithm}", size_of(file)) as advance:
         while chunk := stream.read(CHUNK):
@@ -207,22 +215,26 @@ def digest(file: Path, algorithm: str) -> str:
 
 
 def verify(archive: Archive, file: Path) -> None:
-    """Put a file aside that is not what the table says, and stop."""
-    fault = None
+    """Check size and checksum of a file; rename it if they differ.
+
+    Raises:
+        UserError: they differ.
+    """
+    error = None
     if archive.size not in (None, size_of(file)):
-        fault = f"has {size_of(file):,} bytes and should have {archive.size:,}"
+        error = f"has {size_of(file):,} bytes, expected {archive.size:,}"
     elif archive.checksum:
         algorithm, _, expected = archive.checksum.partition(":")
         found = digest(file, algorithm)
-        fault = None if found == expected else f"its {algorithm} is {found} and should be {expected}"
-    if fault:
+        error = None if found == expected else f"its {algorithm} is {found}, expected {expected}"
+    if error:
         aside = file.with_name(f"{archive.name}.bad")
         file.replace(aside)
-        raise UserError(f"{archive.url}: {fault}; it lies at {aside} now: remove it, then run again")
+        raise UserError(f"{archive.url}: {error}; moved to {aside}: delete it, then run again")
 
 
 def download(archive: Archive, base: Path) -> Path:
-    """The verified archive in `base`; one that lies there already, from whatever source, is verified and used."""
+    """Return the verified archive in `base`, downloaded if it is not there."""
     file, partial = base / archive.name, base / f"{archive.name}.part"
     if file.exists():
         verify(archive, file)
@@ -237,9 +249,9 @@ def download(archive: Archive, base: Path) -> Path:
 # Unpack
 
 
-def lacks(part: Part, folder: Path) -> str | None:
-    """What a folder lacks to be complete, in words."""
-    for pattern, expected in part.holds.items():
+def missing_files(part: Part, folder: Path) -> str | None:
+    """Return which files a folder lacks, None if it is complete."""
+    for pattern, expected in part.file_counts.items():
         found = sum(1 for _ in folder.glob(pattern))
         if found < expected:
             return f"{found:,} of {expected:,} files {pattern}"
@@ -247,10 +259,14 @@ def lacks(part: Part, folder: Path) -> str | None:
 
 
 def unpack(part: Part, files: Sequence[Path], base: Path) -> None:
-    """Unpack a part's archives beside its place, and move the folder there once it is complete."""
+    """Unpack a part's archives to a temporary folder, and move it into place if it is complete.
+
+    Raises:
+        UserError: an archive cannot be unpacked or lacks files.
+    """
     target = base / part.folder
     temporary = base / f".{target.name}.unpacking"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run
     try:
         for file in files:
             try:
@@ -259,10 +275,10 @@ def unpack(part: Part, files: Sequence[Path], base: Path) -> None:
                 raise
             except BROKEN_ARCHIVE as error:
                 raise UserError(
-                    f"{file}: cannot be unpacked ({first_line(error)}); remove it, then run again"
+                    f"{file}: cannot be unpacked ({first_line(error)}); delete it, then run again"
                 ) from error
-        if missing := lacks(part, temporary / part.folder):
-            raise UserError(f"{files[-1]}: holds {missing}; remove it, then run again")
+        if missing := missing_files(part, temporary / part.folder):
+            raise UserError(f"{files[-1]}: has {missing}; delete it, then run again")
         target.parent.mkdir(parents=True, exist_ok=True)
         (temporary / part.folder).rename(target)
     finally:
@@ -273,17 +289,21 @@ def unpack(part: Part, files: Sequence[Path], base: Path) -> None:
 
 
 def is_complete(part: Part, base: Path) -> bool:
-    """Whether a part is there; half of one, by whoever unpacked it, is left to the user."""
+    """Return whether a part is there.
+
+    Raises:
+        UserError: it is incomplete.
+    """
     folder = base / part.folder
     if not folder.exists():
         return False
-    if missing := lacks(part, folder):
-        raise UserError(f"{folder}: is there with {missing}; move it away or give another folder, then run again")
+    if missing := missing_files(part, folder):
+        raise UserError(f"{folder}: has only {missing}; move it away or use another folder, then run again")
     return True
 
 
 def install(data_set: DataSet, base: Path, keep_archives: bool) -> None:
-    """Download and unpack every part that is not there yet."""
+    """Download and unpack all missing parts."""
     base.mkdir(parents=True, exist_ok=True)
     missing = [part for part in data_set.parts if not is_complete(part, base)]
     for part in missing:
@@ -295,49 +315,51 @@ def install(data_set: DataSet, base: Path, keep_archives: bool) -> None:
 
 
 def next_commands(name: str, root: Path) -> str:
-    """What to type next; a path with unusual characters is quoted for Hydra and for the shell."""
-    word = shlex.quote(f"dataset.root={as_value(str(root))}")
+    """Return the next commands, with the path quoted for Hydra and for the shell."""
+    override = shlex.quote(f"dataset.root={to_override_value(str(root))}")
     return (
-        f"  e3va check-data dataset={name} {word}\n"
-        f"  e3va train dataset={name} {word} backbone=swin_t backbone.pretrained=true"
+        f"  e3va check-data dataset={name} {override}\n"
+        f"  e3va train dataset={name} {override} backbone=swin_t backbone.pretrained=true"
     )
 
 
-def parse(words: Sequence[str] | None, data_sets: Mapping[str, DataSet]) -> argparse.Namespace:
-    """The command line."""
+def parse(arguments: Sequence[str] | None, data_sets: Mapping[str, DataSet]) -> argparse.Namespace:
+    """Parse the command line."""
     lines = []
     for name, data_set in data_sets.items():
         size = sum(archive.size or 0 for part in data_set.parts for archive in part.archives)
-        lines.append(f"  {name:<8}{data_set.title}: {size / GIB:.1f} GiB to download, twice that on disk meanwhile")
+        lines.append(f"  {name:<8}{data_set.title}: {size / GIB:.1f} GiB to download, about twice that on disk")
     parser = argparse.ArgumentParser(
         prog="download.py",
-        description="Download and unpack a data set from its official place, as `dataset.root` wants it.",
-        epilog="data sets:\n" + "\n".join(lines) + "\n\nRun it again at any time: it goes on where it stopped.",
+        description="Download and unpack a data set from its official source, in the layout of `dataset.root`.",
+        epilog="data sets:\n" + "\n".join(lines) + "\n\nRun it again at any time to resume.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data_set", choices=data_sets, help="which one")
-    parser.add_argument("folder", nargs="?", type=Path, help="where to; an archive that lies there is used (data/NAME)")
-    parser.add_argument("--keep-archives", action="store_true", help="do not remove the archives once unpacked")
-    return parser.parse_args(words)
+    parser.add_argument("data_set", choices=data_sets, help="data set")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="target folder; archives in it are used (default: data/NAME)"
+    )
+    parser.add_argument("--keep-archives", action="store_true", help="keep the archives")
+    return parser.parse_args(arguments)
 
 
-def main(words: Sequence[str] | None = None, data_sets: Mapping[str, DataSet] = DATA_SETS) -> int:
-    """Run the command; returns its exit code."""
-    arguments = parse(words, data_sets)
-    name: str = arguments.data_set
-    base = (arguments.folder or Path("data") / name).expanduser().resolve()
+def main(arguments: Sequence[str] | None = None, data_sets: Mapping[str, DataSet] = DATA_SETS) -> int:
+    """Run the command and return its exit code."""
+    args = parse(arguments, data_sets)
+    name: str = args.data_set
+    base = (args.folder or Path("data") / name).expanduser().resolve()
     try:
-        install(data_sets[name], base, arguments.keep_archives)
+        install(data_sets[name], base, args.keep_archives)
     except KeyboardInterrupt:
-        print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
+        print("Interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except UserError as error:
-        print_mistakes(UserError(first_line(error)), "download.py")
+        print_errors(UserError(first_line(error)), "download.py")
         return 2
     except OSError as error:
-        print_mistakes(UserError(f"{base}: {first_line(error)}; mend this, then run again"), "download.py")
+        print_errors(UserError(f"{base}: {first_line(error)}; fix this, then run again"), "download.py")
         return 2
-    print(f"{data_sets[name].title} is in {base}. Next:\n{next_commands(name, base / data_sets[name].root)}")
+    print(f"{data_sets[name].title} is in {base}. Next steps:\n{next_commands(name, base / data_sets[name].root)}")
     return 0
 
 

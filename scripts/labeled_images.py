@@ -1,4 +1,4 @@
-"""Images in one folder per class, in folders or zip files, decoded once into one uint8 tensor."""
+"""Load images from one folder per class, in folders or zip files, into one uint8 tensor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 (torchvision
 
 from e3va_cli.errors import UserError, first_line
 
-CHUNK = 256  # images that a process decodes at once
-MEMORY_SHARE = 0.6  # of the machine's memory that decoded images may take
+CHUNK = 256  # images per task of a process
+MEMORY_FRACTION = 0.6  # of the machine's memory for decoded images
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LabeledImages:
     Attributes:
         images: (N, 3, S, S), uint8.
         labels: (N,), int64, indices into `classes`.
-        classes: names of the classes' folders, sorted.
+        classes: sorted names of the class folders.
     """
 
     images: Tensor
@@ -38,7 +38,7 @@ class LabeledImages:
     classes: list[str]
 
     def to(self, device: torch.device) -> LabeledImages:
-        """The same on `device`, where it takes at most half of the free memory; else as it is."""
+        """Move to `device` if it takes at most half of the free memory."""
         if device.type == "cuda" and self.images.numel() > torch.cuda.mem_get_info(device)[0] // 2:
             return self
         return LabeledImages(self.images.to(device), self.labels.to(device), self.classes)
@@ -54,10 +54,10 @@ class ImageFile:
 
 
 def find_images(sources: Sequence[Path], split: str) -> list[ImageFile]:
-    """List the images of `split`, which all sources together hold, in the order of their classes and names.
+    """List the images of `split` in all sources, sorted by class and name.
 
     Raises:
-        UserError: a source that is neither a folder nor a zip file, or no image at all.
+        UserError: a source is neither a folder nor a zip file, or there are no images.
     """
     found = []
     for source in sources:
@@ -72,7 +72,7 @@ def find_images(sources: Sequence[Path], split: str) -> list[ImageFile]:
 
 
 def names_in(source: Path, split: str) -> Iterator[str]:
-    """Names of all files in a zip file, or below `split` in a folder."""
+    """Yield the names of all files in a zip file, or below `split` in a folder."""
     if source.is_dir():
         yield from (path.relative_to(source).as_posix() for path in (source / split).rglob("*"))
         return
@@ -84,17 +84,17 @@ def names_in(source: Path, split: str) -> Iterator[str]:
 
 
 def load_images(files: Sequence[ImageFile], side: int, workers: int) -> LabeledImages:
-    """Decode all images to (3, side, side): larger ones shrunk by their shorter side and cropped at the center.
+    """Decode all images to (3, side, side): the shorter side is resized, the center cropped.
 
     Raises:
-        UserError: an image that cannot be decoded, or more of them than fit into memory.
+        UserError: an image cannot be decoded, or the images do not fit into memory.
     """
     size = len(files) * 3 * side * side
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > MEMORY_SHARE * memory:
+    if size > MEMORY_FRACTION * memory:
         raise UserError(
-            f"--data: {len(files):,} images of {side}x{side} take {size / 2**30:.1f} GiB, and this machine has "
-            f"{memory / 2**30:.1f} GiB; give smaller --sizes or fewer images"
+            f"--data: {len(files):,} images of {side}x{side} need {size / 2**30:.1f} GiB, this machine has "
+            f"{memory / 2**30:.1f} GiB; use smaller --sizes or fewer images"
         )
     classes = sorted({file.class_name for file in files})
     index = {name: number for number, name in enumerate(classes)}
@@ -108,13 +108,13 @@ def load_images(files: Sequence[ImageFile], side: int, workers: int) -> LabeledI
 
 
 def decode_all(files: Sequence[ImageFile], side: int) -> bytes:
-    """Decode some images, as the bytes of a (N, 3, side, side) tensor, which cost a pipe nothing but their copy."""
+    """Return the bytes of a (N, 3, side, side) tensor of decoded images, which are cheap to send to another process."""
     torch.set_num_threads(1)
     return torch.stack([decode(file, side) for file in files]).numpy().tobytes()
 
 
 def decode(file: ImageFile, side: int | None = None) -> Tensor:
-    """Decode one image to (3, side, side), or as large as it is.
+    """Decode one image to (3, side, side), or to its own size.
 
     Raises:
         UserError: it cannot be decoded.
@@ -122,14 +122,14 @@ def decode(file: ImageFile, side: int | None = None) -> Tensor:
     try:
         image = F.pil_to_tensor(Image.open(BytesIO(read(file))).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file.source}: {file.name} is no image that can be read ({first_line(error)})") from None
+        raise UserError(f"{file.source}: {file.name} cannot be decoded ({first_line(error)})") from None
     if side is not None and image.shape[-2:] != (side, side):
         image = F.center_crop(F.resize(image, [side], antialias=True), [side])
     return image
 
 
 def read(file: ImageFile) -> bytes:
-    """The bytes of a file in a folder or in a zip file."""
+    """Return the bytes of a file in a folder or a zip file."""
     if file.source.is_dir():
         return (file.source / file.name).read_bytes()
     return opened(file.source, os.getpid()).read(file.name)
@@ -137,5 +137,5 @@ def read(file: ImageFile) -> bytes:
 
 @cache
 def opened(archive: Path, process: int) -> zipfile.ZipFile:
-    """An archive, opened once in each process: a position in an open file is shared with the processes forked off."""
+    """Open an archive once per process; forked processes share the position of an open file."""
     return zipfile.ZipFile(archive)

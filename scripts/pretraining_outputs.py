@@ -1,4 +1,4 @@
-"""What a pre-training leaves behind: weights in float16, a card that tells where they come from, and the results."""
+"""Write the outputs of pre-training: weights in float16, a card with their origin, and the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from e3va_cli.models.backbones import BackboneFingerprint
-from e3va_cli.utils.environment import MIB, device_name, versions
+from e3va_cli.utils.environment import MIB, device_name, package_versions
 from e3va_cli.utils.files import atomic_write, write_json
 
 MACHINE = ("data", "output", "workers", "checkpoint_minutes", "data_name", "data_terms", "name", "val_size")
@@ -41,7 +41,7 @@ Versions: {versions}.
 
 
 def write_weights(backbone: nn.Module, path: Path) -> None:
-    """Write the backbone's parameters in float16 under timm's names."""
+    """Write the backbone's parameters in float16 with timm's names."""
     model = backbone.get_submodule("model")
     state = {name: value.detach().half().cpu().contiguous() for name, value in model.named_parameters()}
     with atomic_write(path) as temporary:
@@ -64,7 +64,7 @@ def write_outputs(
         "device": device_name(device),
         "peak_gpu_mib": torch.cuda.max_memory_allocated(device) / MIB if device.type == "cuda" else None,
         "date": datetime.date.today().isoformat(),
-        "versions": versions(),
+        "versions": package_versions(),
         "options": recipe,
         "evaluations": list(rows),
     }
@@ -87,7 +87,7 @@ def write_outputs(
         date=results["date"],
         fingerprint=identity.fingerprint,
         options="\n".join(f"    {key} = {value}" for key, value in recipe.items()),
-        versions=", ".join(f"{name} {version}" for name, version in versions().items()),
+        versions=", ".join(f"{name} {version}" for name, version in package_versions().items()),
     )
     with atomic_write(options.output / f"{options.name}.md") as temporary:
         temporary.write_text(card, encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Reproduce one of the paper's experiments over methods and seeds, and set the results beside the published ones.
+"""Reproduce an experiment of the paper over methods and seeds, and compare the results with the published ones.
 
     python scripts/reproduce.py voc_retinanet_swin_l --root data/voc/VOCdevkit
     python scripts/reproduce.py coco_cascade_swin_b --root data/coco --methods e3va,lora --seeds 0 data.batch_size=1
 
-Each run lies in OUTPUT/METHOD/seed_SEED; results of all finished runs there go to OUTPUT/results.json and results.md.
-Stop it and run it again at any time: what is finished is left alone, and what was interrupted goes on.
-Exit code 1 where a run failed or left files that cannot be read, 2 where something is wrong with the words given.
+Runs are written to OUTPUT/METHOD/seed_SEED, results of all finished runs to OUTPUT/results.json and results.md. Stop it
+and run it again at any time: finished runs are skipped, interrupted ones resumed. Exit code 1 if a run failed or its
+files cannot be read, 2 for invalid arguments.
 """
 
 from __future__ import annotations
@@ -29,59 +29,59 @@ from typing import Any
 
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
-from e3va_cli.config.composition import CONFIG_MODULE, checked, load_config, parse
-from e3va_cli.config.overrides import as_value
+from e3va_cli.config.composition import CONFIG_MODULE, load_config, parse, validate_overrides
+from e3va_cli.config.overrides import to_override_value
 from e3va_cli.config.run_config import to_dict
-from e3va_cli.errors import UserError, first_line, print_mistakes
+from e3va_cli.errors import UserError, first_line, print_errors
 from e3va_cli.paper.published import ACCURACY, COCO, VOC
-from e3va_cli.runs.folder import CHECKPOINTS, LAST, METRICS, RESOURCES, overrides_of
+from e3va_cli.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, RESOURCES, read_overrides
 from e3va_cli.utils.files import write_json
 
-FINISHED = "finished.json"  # written here once a run has trained to its end and exited with 0
-REMEDY = "the run is left out; remove this file to do without its figures, or the run's folder to repeat it"
-GRACE = 10.0  # seconds that a run has to end by itself after Ctrl-C
-METRICS_OF = {"coco": ("box_AP", "mask_AP"), "voc": ("box_AP50",), "ade20k": ("mIoU",)}  # by dataset.name
-PUBLISHED = {COCO.experiment: COCO, VOC.experiment: VOC, "ade20k_upernet_swin_l": VOC}  # of VOC's, only the parameters
-MOVABLE = ("dataset.root", "hydra.run.dir", "resume")  # a run goes on where its data or its folder has moved to
+FINISHED = "finished.json"  # written when a run has finished training and exited with 0
+REMEDY = "the run is excluded; remove this file to ignore its values, or the run's folder to repeat it"
+GRACE = 10.0  # seconds until a run is killed after Ctrl-C
+METRIC_NAMES = {"coco": ("box_AP", "mask_AP"), "voc": ("box_AP50",), "ade20k": ("mIoU",)}  # by dataset.name
+PUBLISHED = {COCO.experiment: COCO, VOC.experiment: VOC, "ade20k_upernet_swin_l": VOC}  # ADE20K: VOC's parameters only
+MOVABLE = ("dataset.root", "hydra.run.dir", "resume")  # data and run folders may move
 RESERVED = (*MOVABLE, "experiment", "adapter", "seed")
-# What leaves a setting what it is: where and how it runs, and how the total batch, which has its own line, is made up.
+# Options that do not change the setting: device, logging, and how the total batch, reported separately, is split.
 PLACE = ("accelerator", "devices", "num_nodes", "strategy", "deterministic", "accumulate_grad_batches")
-GUARD = ("checkpoint_every_steps", "preemption_signal", "max_bad_losses", "skip_oom")
+GUARD = ("checkpoint_every_steps", "preemption_signal", "max_nonfinite_steps", "skip_oom")
 WATCH = ("val_every_epochs", "log_every_n_steps", "tensorboard", *GUARD)
 FREE = {"data", "pictures", "budget", "backbone.weights", *(f"trainer.{key}" for key in (*PLACE, *WATCH))}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of `e3va train`, and the words that start it."""
+    """A run of `e3va train`."""
 
     method: str
     seed: int
     folder: Path
-    words: list[str]
+    overrides: list[str]
 
     @property
     def name(self) -> str:
-        """For people."""
+        """Return the printed name."""
         return f"{self.method}, seed {self.seed}"
 
     @property
     def state(self) -> str:
-        """`finished`, `interrupted` or `new`."""
+        """Return `finished`, `interrupted` or `new`."""
         if (self.folder / FINISHED).is_file():
             return "finished"
-        return "interrupted" if (self.folder / CHECKPOINTS / LAST).is_file() else "new"
+        return "interrupted" if (self.folder / CHECKPOINTS / LAST_CHECKPOINT).is_file() else "new"
 
     @property
     def command(self) -> list[str]:
-        """What starts it or goes on with it."""
-        resume = [f"resume={as_value(str(self.folder))}"] if self.state == "interrupted" else []
-        return [sys.executable, "-m", "e3va_cli", "train", *resume, *self.words]
+        """Return the command that starts or resumes it."""
+        resume = [f"resume={to_override_value(str(self.folder))}"] if self.state == "interrupted" else []
+        return [sys.executable, "-m", "e3va_cli", "train", *resume, *self.overrides]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What was asked for; `overrides` are those of every run."""
+class Reproduction:
+    """Methods and seeds of an experiment; `overrides` apply to every run."""
 
     experiment: str
     root: Path
@@ -91,22 +91,22 @@ class Plan:
     overrides: list[str]
 
     def run(self, method: str, seed: int) -> Run:
-        """The run of a method with a seed; on published weights, unless an override says otherwise."""
-        chosen = {override.key_or_group for override in parse(self.overrides)}
-        default = [] if chosen & {"backbone.pretrained", "backbone.weights"} else ["backbone.pretrained=true"]
+        """Return the run of a method with a seed, with pre-trained weights unless overridden."""
+        keys = {override.key_or_group for override in parse(self.overrides)}
+        default = [] if keys & {"backbone.pretrained", "backbone.weights"} else ["backbone.pretrained=true"]
         folder = self.output / method / f"seed_{seed}"
-        words = [f"experiment={self.experiment}", f"adapter={method}", f"seed={seed}"]
-        words += [f"dataset.root={as_value(str(self.root))}", *default, *self.overrides]
-        return Run(method, seed, folder, [*words, f"hydra.run.dir={as_value(str(folder))}"])
+        overrides = [f"experiment={self.experiment}", f"adapter={method}", f"seed={seed}"]
+        overrides += [f"dataset.root={to_override_value(str(self.root))}", *default, *self.overrides]
+        return Run(method, seed, folder, [*overrides, f"hydra.run.dir={to_override_value(str(folder))}"])
 
     @property
     def runs(self) -> list[Run]:
-        """Those asked for."""
+        """Return the runs of all methods and seeds."""
         return [self.run(method, seed) for method in self.methods for seed in self.seeds]
 
     @property
     def finished(self) -> list[Run]:
-        """Those in the output folder that are finished, whichever call of this script asked for them."""
+        """Return all finished runs in the output folder."""
         folders = [path.parent for path in self.output.glob(f"*/seed_*/{FINISHED}")]
         named = [(f.parent.name, int(f.name[5:])) for f in folders if re.fullmatch(r"seed_[0-9]+", f.name)]
         return [self.run(method, seed) for method, seed in sorted(named)]
@@ -115,57 +115,61 @@ class Plan:
 # Before the runs
 
 
-def read_plan(given: argparse.Namespace) -> Plan:
-    """The plan, once every run of it is known to have words that `e3va train` takes.
+def parse_args(args: argparse.Namespace) -> Reproduction:
+    """Return the runs of the command line, with validated overrides.
 
     Raises:
-        UserError: one line for each mistake.
+        UserError: one line per error.
     """
     files = resources.files(CONFIG_MODULE).joinpath("experiment").iterdir()
     experiments = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-    if given.experiment not in experiments:  # Hydra would leave it out without a word
-        raise UserError(f"{given.experiment}: no such experiment; choices: {', '.join(experiments)}")
-    methods, seeds = (list(dict.fromkeys(words.split(","))) for words in (given.methods, given.seeds))
+    if args.experiment not in experiments:  # Hydra ignores it, as experiments are optional
+        raise UserError(f"{args.experiment}: no such experiment; choices: {', '.join(experiments)}")
+    methods, seeds = (list(dict.fromkeys(text.split(","))) for text in (args.methods, args.seeds))
     if not all(re.fullmatch(r"[0-9]{1,9}", seed) for seed in seeds):
-        raise UserError(f"--seeds {given.seeds}: whole numbers with commas between them, such as 0,1,2")
-    for override in parse(given.overrides):
+        raise UserError(f"--seeds {args.seeds}: expected integers, such as 0,1,2")
+    for override in parse(args.overrides):
         if override.key_or_group in RESERVED:
-            raise UserError(f"{override.input_line}: set by this script's own options; leave it out")
+            raise UserError(f"{override.input_line}: set by this script; remove it")
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: one value at a time; take another --output for each")
-    output = given.output or Path("runs") / "reproduce" / given.experiment
-    root, output = (path.expanduser().resolve() for path in (given.root, output))
+            raise UserError(f"{override.input_line}: one value at a time; use another --output for each")
+    output = args.output or Path("runs") / "reproduce" / args.experiment
+    root, output = (path.expanduser().resolve() for path in (args.root, output))
     if not root.is_dir():
-        raise UserError(f"--root {root}: no such folder; scripts/download.py makes one")
-    plan = Plan(given.experiment, root, methods, list(dict.fromkeys(map(int, seeds))), output, given.overrides)
-    if given.gather_only and not plan.finished:
-        raise UserError(f"--output {output}: holds no finished run; leave out --gather-only, or give another folder")
-    mistakes: list[str] = []
+        raise UserError(f"--root {root}: no such folder; download the data with scripts/download.py")
+    plan = Reproduction(args.experiment, root, methods, list(dict.fromkeys(map(int, seeds))), output, args.overrides)
+    if args.gather_only and not plan.finished:
+        raise UserError(f"--output {output}: no finished run; remove --gather-only or use another folder")
+    errors: list[str] = []
     for method in methods:
         try:
-            checked("train", plan.run(method, plan.seeds[0]).words)
+            validate_overrides("train", plan.run(method, plan.seeds[0]).overrides)
         except UserError as error:
-            mistakes += error.messages
-    if mistakes:
-        raise UserError(*dict.fromkeys(mistakes))
+            errors += error.messages
+    if errors:
+        raise UserError(*dict.fromkeys(errors))
     for run in [*plan.finished, *(run for run in plan.runs if run.state == "interrupted")]:
-        require_same(run)
+        check_same_options(run)
     return plan
 
 
-def require_same(run: Run) -> None:
-    """Refuse to mix runs under different options in one folder."""
-    there, here = (
-        {o.key_or_group: str(o.input_line) for o in parse(words) if o.key_or_group not in MOVABLE}
-        for words in (overrides_of(run.folder), run.words)
+def check_same_options(run: Run) -> None:
+    """Check that a run in the folder has the same options.
+
+    Raises:
+        UserError: it has other options.
+    """
+    before, now = (
+        {o.key_or_group: str(o.input_line) for o in parse(overrides) if o.key_or_group not in MOVABLE}
+        for overrides in (read_overrides(run.folder), run.overrides)
     )
-    if there != here:
-        theirs, ours = (
-            " ".join(word for key, word in one.items() if other.get(key) != word) or "nothing"
-            for one, other in ((there, here), (here, there))
+    if before != now:
+        old, new = (
+            " ".join(text for key, text in one.items() if other.get(key) != text) or "nothing"
+            for one, other in ((before, now), (now, before))
         )
         raise UserError(
-            f"{run.folder}: was run with {theirs} where there is {ours} now; give the same words, or another --output"
+            f"{run.folder}: was run with {old}, not with {new}; use the same overrides, or another --output"
         )
 
 
@@ -173,114 +177,114 @@ def require_same(run: Run) -> None:
 
 
 def start(command: Sequence[str]) -> int:
-    """Run a command with its output passed through; returns its exit code, below 0 where a signal ended it."""
+    """Run a command and return its exit code, negative if a signal ended it."""
     with subprocess.Popen(command) as process:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # a terminal tells the run too; one that was not told is asked to end
-            for ask in (lambda: None, process.terminate):
-                ask()
+        except KeyboardInterrupt:  # a terminal interrupts the run too; else terminate it
+            for signal_run in (lambda: None, process.terminate):
+                signal_run()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE)
             raise
         finally:
-            process.kill()  # does nothing to one that has ended
+            process.kill()  # no effect if it has ended
 
 
-def run_all(plan: Plan, starter: Callable[[Sequence[str]], int], *, dry: bool) -> list[str]:
-    """Start or go on with every run that is not finished; returns what is to be said of those that failed."""
+def run_all(plan: Reproduction, starter: Callable[[Sequence[str]], int], *, dry: bool) -> list[str]:
+    """Start or resume every run that is not finished; return a message for each failure."""
     failed = []
     for number, run in enumerate(plan.runs, start=1):
-        what = {"finished": "is finished", "interrupted": "goes on", "new": "starts"}[run.state]
-        console.print(f"Run {number} of {len(plan.runs)}: {run.name}: {what}")
+        state = {"finished": "finished", "interrupted": "resuming", "new": "starting"}[run.state]
+        console.print(f"Run {number} of {len(plan.runs)}: {run.name}: {state}")
         if run.state == "finished":
             continue
         console.print(f"  {shlex.join(run.command)}")
         if dry:
             continue
-        if run.state == "new":  # what would tell that it has trained must be its own
+        if run.state == "new":  # of an earlier run; its presence marks the end of training
             (run.folder / RESOURCES).unlink(missing_ok=True)
         command = run.command
         code = starter(command)
-        # Resources are left by a run that has trained to the end of an epoch, at least.
+        # A run that has finished an epoch writes its resources.
         if code == 0 and (run.folder / RESOURCES).is_file():
             write_json(run.folder / FINISHED, {"command": f"e3va {shlex.join(command[3:])}", "date": today()})
         else:
-            failed.append(f"{run.name}: ended with exit code {code} before it was finished")
+            failed.append(f"{run.name}: ended with exit code {code} before training finished")
             console.print(failed[-1])
     return failed
 
 
 def today() -> str:
-    """The date in UTC."""
+    """Return the date in UTC."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
-# What they left
+# Results
 
 
 def read(path: Path) -> Results:
-    """A JSON file of a run, empty where there is none.
+    """Return a JSON file of a run, empty if there is none.
 
     Raises:
-        UserError: broken.
+        UserError: the file cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(content, dict):
-            raise ValueError(f"holds a {type(content).__name__}, not figures by name")
+            raise ValueError(f"expected an object, not {type(content).__name__}")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({first_line(error)}); {REMEDY}") from None
     return content
 
 
-def figure(path: Path, *keys: str) -> float | None:
-    """The number under these keys of a file of a run, None where there is none."""
+def read_number(path: Path, *keys: str) -> float | None:
+    """Return the number under these keys of a JSON file, None if there is none."""
     value: Any = read(path)
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{path}: {'.'.join(keys)} is {value!r}, no number; {REMEDY}")
+        raise UserError(f"{path}: {'.'.join(keys)} is {value!r}, not a number; {REMEDY}")
     return float(value)
 
 
 def outcome(run: Run, metrics: Sequence[str]) -> Results:
-    """The figures of a finished run by name, metrics in percent, and what `resources.json` says of where it ran."""
-    scores = {name: figure(run.folder / METRICS, *name.split("_")) for name in metrics}
-    place = read(run.folder / RESOURCES)
+    """Return metrics (in percent), resources, device and versions of a finished run."""
+    scores = {name: read_number(run.folder / METRICS, *name.split("_")) for name in metrics}
+    resources = read(run.folder / RESOURCES)
     return {
         **{name: None if value is None else 100 * value for name, value in scores.items()},
-        **{name: figure(run.folder / RESOURCES, name) for name in (PARAMS, PEAK, STEP)},
-        **{key: place.get(key) for key in ("device_name", "devices", "versions")},
+        **{name: read_number(run.folder / RESOURCES, name) for name in (PARAMS, PEAK, STEP)},
+        **{key: resources.get(key) for key in ("device_name", "devices", "versions")},
     }
 
 
 def over_seeds(outcomes: dict[int, Results], name: str) -> Results:
-    """Mean and sample standard deviation of a figure; None where no run, or fewer than two, have it."""
-    values = [found[name] for found in outcomes.values() if found[name] is not None]
+    """Return mean, sample standard deviation and values of all seeds; None without enough runs."""
+    values = [run[name] for run in outcomes.values() if run[name] is not None]
     return {
         "mean": statistics.fmean(values) if values else None,
         "std": statistics.stdev(values) if len(values) > 1 else None,
-        "by_seed": {str(seed): found[name] for seed, found in outcomes.items()},
+        "by_seed": {str(seed): run[name] for seed, run in outcomes.items()},
     }
 
 
 def published(experiment: str, method: str, metrics: Sequence[str]) -> Results:
-    """What the paper's tables have for a method; None where they have nothing."""
+    """Return the published values of a method, None where there are none."""
     accuracy, cost = ACCURACY.get(experiment, {}), PUBLISHED.get(experiment)
-    found: Results = {name: accuracy.get(name, {}).get(method) for name in metrics}
-    found |= {PARAMS: None, f"{PEAK}_saved_pct": None}
+    values: Results = {name: accuracy.get(name, {}).get(method) for name in metrics}
+    values |= {PARAMS: None, f"{PEAK}_saved_pct": None}
     if cost is not None and method in cost.methods:
-        found[PARAMS] = round(1e6 * cost.methods[method][0])
+        values[PARAMS] = round(1e6 * cost.methods[method][0])
         if cost.experiment == experiment and method != "full":
-            found[f"{PEAK}_saved_pct"] = cost.saved_pct(method)
-    return found
+            values[f"{PEAK}_saved_pct"] = cost.saved_pct(method)
+    return values
 
 
 def add_savings(entries: list[Results], full: Results | None) -> None:
-    """What each method saves of the memory and time of `full`, in percent; None without a figure of both."""
+    """Add what each method saves of the memory and time of `full` in percent, None if either is unknown."""
     for e in entries:
         for name in (PEAK, STEP):
             ours, theirs = e[name]["mean"], full[name]["mean"] if full else None
@@ -288,10 +292,10 @@ def add_savings(entries: list[Results], full: Results | None) -> None:
             e[f"{name}_saved_pct"] = 100 * (1 - ours / theirs) if known else None
 
 
-def gather(plan: Plan) -> Results:
-    """The content of `results.json`: every finished run in the output folder."""
-    config = load_config("train", plan.runs[0].words)
-    metrics = METRICS_OF[config.dataset.name]
+def gather(plan: Reproduction) -> Results:
+    """Return the content of `results.json`: all finished runs in the output folder."""
+    config = load_config("train", plan.runs[0].overrides)
+    metrics = METRIC_NAMES[config.dataset.name]
     outcomes: dict[str, dict[int, Results]] = {method: {} for method in plan.methods}
     unreadable = []
     for run in plan.finished:
@@ -299,8 +303,8 @@ def gather(plan: Plan) -> Results:
             outcomes.setdefault(run.method, {})[run.seed] = outcome(run, metrics)
         except UserError as error:
             unreadable.append(str(error))
-    ran = [found for by_seed in outcomes.values() for found in by_seed.values() if found["devices"]]
-    devices = sorted({f"{found['devices']} x {found['device_name']}" for found in ran})
+    ran = [run for by_seed in outcomes.values() for run in by_seed.values() if run["devices"]]
+    devices = sorted({f"{run['devices']} x {run['device_name']}" for run in ran})
     entries = [
         {
             "method": method,
@@ -316,10 +320,10 @@ def gather(plan: Plan) -> Results:
         "experiment": plan.experiment,
         "date": today(),
         "overrides": plan.overrides,
-        "not_the_papers": changes(plan.overrides),
-        "total_batch": sorted({batch * found["devices"] for found in ran}),
+        "not_the_papers": changed_settings(plan.overrides),
+        "total_batch": sorted({batch * run["devices"] for run in ran}),
         "devices": devices,
-        "versions": [dict(v) for v in sorted({tuple((found["versions"] or {}).items()) for found in ran})],
+        "versions": [dict(v) for v in sorted({tuple((run["versions"] or {}).items()) for run in ran})],
         "metrics": list(metrics),
         "methods": entries,
         "not_finished": [run.name for run in plan.runs if run.state != "finished"],
@@ -328,8 +332,8 @@ def gather(plan: Plan) -> Results:
     }
 
 
-def changes(overrides: list[str]) -> list[str]:
-    """The overrides that make an experiment another one."""
+def changed_settings(overrides: list[str]) -> list[str]:
+    """Return the overrides that change the paper's setting."""
     return [
         str(override.input_line)
         for override in parse(overrides)
@@ -342,47 +346,47 @@ def changes(overrides: list[str]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
         prog="reproduce.py",
-        description="Train each method with each seed in a published setting, and compare with the published results.",
-        epilog="Run it again at any time: it goes on where it stopped.",
+        description="Train methods and seeds in a setting of the paper, and compare with the published results.",
+        epilog="Run it again at any time to resume.",
     )
-    made.add_argument("experiment", help="a name in conf/experiment")
-    made.add_argument("--root", type=Path, required=True, help="the data, as dataset.root wants it")
-    made.add_argument("--methods", default="e3va,full", help="names in conf/adapter (%(default)s)")
-    made.add_argument("--seeds", default="0,1,2", help="(%(default)s)")
-    made.add_argument("--output", type=Path, help="folder of the runs and results (runs/reproduce/EXPERIMENT)")
-    less = made.add_mutually_exclusive_group()
-    less.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
-    less.add_argument("--gather-only", action="store_true", help="run nothing; gather the results of finished runs")
-    made.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of e3va train, for every run")
-    return made
+    parser.add_argument("experiment", help="of conf/experiment")
+    parser.add_argument("--root", type=Path, required=True, help="dataset.root")
+    parser.add_argument("--methods", default="e3va,full", help="of conf/adapter (default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder of runs and results (default: runs/reproduce/EXPERIMENT)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="print the commands without running them")
+    mode.add_argument("--gather-only", action="store_true", help="only collect the results of finished runs")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="options of e3va train, for every run")
+    return parser
 
 
-def main(words: Sequence[str] | None = None, starter: Callable[[Sequence[str]], int] = start) -> int:
-    """Run the command; returns its exit code."""
-    given = parser().parse_intermixed_args(words)
+def main(arguments: Sequence[str] | None = None, starter: Callable[[Sequence[str]], int] = start) -> int:
+    """Run the command and return its exit code."""
+    args = parser().parse_intermixed_args(arguments)
     try:
-        plan = read_plan(given)
-        failed = [] if given.gather_only else run_all(plan, starter, dry=given.dry_run)
-        if given.dry_run:
+        plan = parse_args(args)
+        failed = [] if args.gather_only else run_all(plan, starter, dry=args.dry_run)
+        if args.dry_run:
             return 0
         report(results := gather(plan), plan.output)
     except KeyboardInterrupt:
-        print("Interrupted; run the same command again, and it goes on where it stopped", file=sys.stderr)
+        print("Interrupted; run the same command again to resume", file=sys.stderr)
         return 130
     except UserError as error:
-        print_mistakes(error, "reproduce.py")
+        print_errors(error, "reproduce.py")
         return 2
     except OSError as error:
-        print_mistakes(UserError(f"{first_line(error)}; mend this, then run again"), "reproduce.py")
+        print_errors(UserError(f"{first_line(error)}; fix this, then run again"), "reproduce.py")
         return 2
-    for fault in (faults := [*failed, *results["unreadable"]]):
-        print(f"reproduce.py: {fault}", file=sys.stderr)
-    return 1 if faults else 0
+    for message in (errors := [*failed, *results["unreadable"]]):
+        print(f"reproduce.py: {message}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # no run outlives this script
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end its runs too
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The results of a reproduction as tables: printed, and written to `results.md` beside `results.json`."""
+"""Tables of a reproduction: printed, and written to `results.md` next to `results.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def about(results: Results) -> list[str]:
-    """What the figures are of, line by line."""
+    """Return settings, overrides, devices, versions and date, one line each."""
     settings = results["settings"]
     parts = ", ".join(f"{part} {settings[part]['name']}" for part in ("backbone", "head", "dataset"))
     batch = f"{'/'.join(map(str, results['total_batch'])) or '-'} (the recipe's: {settings['schedule']['total_batch']})"
@@ -32,14 +32,14 @@ def about(results: Results) -> list[str]:
         f"Date: {results['date']}",
     ]
     if len(results["devices"]) > 1:
-        lines.append("Nothing is said to be saved, as the runs were on different devices")
+        lines.append("No savings, as the runs were on different devices")
     if results["not_finished"]:
         lines.append(f"Not finished: {'; '.join(results['not_finished'])}")
     return lines + [f"Left out: {text}" for text in results["unreadable"]]
 
 
 def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heading and rows of the tables of accuracy and of cost."""
+    """Return title, heading and rows of the accuracy and the cost table."""
     accuracy, cost = [], []
     for e in results["methods"]:
         paper, saved = e["published"], f"{PEAK}_saved_pct"
@@ -50,26 +50,26 @@ def tables(results: Results) -> list[tuple[str, list[str], list[list[str]]]]:
         params = [number(value, 2, 1e-6) for value in (e[PARAMS]["mean"], paper[PARAMS])]
         memory = [spread(e[PEAK], 0), number(e[saved], 1), number(paper[saved], 1)]
         cost.append([e["method"], *params, *memory, spread(e[STEP], 3), number(e[f"{STEP}_saved_pct"], 1)])
-    measured = [word for name in results["metrics"] for word in (name.replace("_", " "), "paper")]
+    headings = [text for name in results["metrics"] for text in (name.replace("_", " "), "paper")]
     columns = ["method", "trainable\nM", "paper\nM", "peak\nMiB", "saved\n%", "paper\n%", "step\ns", "saved\n%"]
     return [
-        ("Last evaluation, percent: mean ± sample standard deviation", ["method", "seeds", *measured], accuracy),
-        ("Trainable backbone parameters, peak memory and step time; saved: against full", columns, cost),
+        ("Last evaluation, percent: mean ± sample standard deviation", ["method", "seeds", *headings], accuracy),
+        ("Trainable backbone parameters, peak memory and step time; saved against full", columns, cost),
     ]
 
 
 def number(value: float | None, digits: int, scale: float = 1.0) -> str:
-    """A number, or a dash."""
+    """Return a number as text, None as a dash."""
     return "-" if value is None else f"{scale * value:,.{digits}f}"
 
 
 def spread(over: Results, digits: int) -> str:
-    """Mean and, where there is one, standard deviation."""
+    """Return the mean with the standard deviation, if there is one."""
     return number(over["mean"], digits) + ("" if over["std"] is None else f" ± {number(over['std'], digits)}")
 
 
 def report(results: Results, output: Path) -> None:
-    """Show the results and write `results.json` and `results.md`."""
+    """Print the results and write `results.json` and `results.md`."""
     text = [f"# {results['experiment']}", "", *(f"- {line}" for line in about(results))]
     for title, columns, rows in tables(results):
         table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))

@@ -9,7 +9,8 @@ from e3va_cli.components.options import group_of
 from e3va_cli.config.run_config import kind_of
 from e3va_cli.data import LoaderOptions
 from e3va_cli.models import adapters, backbones, heads
-from e3va_cli.optim import lr_schedules, optimizer
+from e3va_cli.optim import lr_schedules as schedules
+from e3va_cli.optim import optimizer
 
 
 def made_of(kind: type, options: dict[str, Any]) -> Any:
@@ -54,7 +55,7 @@ def build_optimizer(model: Any, **options: Any) -> Any:
 
 def build_schedule(name: str, course: Any, **options: Any) -> Any:
     """The schedule called `name`."""
-    return lr_schedules.build_schedule(options_of("schedule", name=name, **options), course)
+    return schedules.build_schedule(options_of("schedule", name=name, **options), course)
 
 
 def loader_options(batch_size: int, val_batch_size: int, num_workers: int) -> LoaderOptions:

@@ -87,20 +87,31 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-# The folder with coco_tiny, bccd, camvid_small and ade_sample: small pieces of public data sets.
+# Small pieces of public data sets.
 DATA = Path(os.environ.get("E3VA_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+CONTENT = "coco_tiny (COCO 2017), bccd (VOC), camvid_small (CamVid) and ade_sample (ADE20K)"
+NO_DATA = "no real data: "
 
 
 @pytest.fixture
 def real_data() -> Callable[[str], Path]:
-    """A file or folder of real data by its name; the test is skipped where it is not there."""
+    """Return a file or folder of real data by name; skip the test if it does not exist."""
 
     def find(name: str) -> Path:
         if not (DATA / name).exists():
-            pytest.skip(f"no {DATA / name} (E3VA_TEST_DATA)")
+            pytest.skip(f"{NO_DATA}{DATA / name}")
         return DATA / name
 
     return find
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report tests that were skipped for lack of real data."""
+    reports = [report for report in terminalreporter.stats.get("skipped", []) if NO_DATA in str(report.longrepr)]
+    if reports:
+        terminalreporter.write_line(
+            f"{len(reports)} tests on real data were skipped: set E3VA_TEST_DATA to a folder that contains {CONTENT}"
+        )
 
 
 @pytest.fixture

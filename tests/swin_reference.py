@@ -1,7 +1,7 @@
 """A plain implementation of the Swin authors' detection backbone (arXiv 2103.14030), on a timm model's weights.
 
-There, a map that is no multiple of the window is padded, then shifted; tokens of the two ends of the padded map that
-shifting brings together are masked.
+There, a map that is no multiple of the window is padded, then shifted; attention between
+tokens from opposite ends of the map is masked.
 """
 
 import torch
@@ -26,7 +26,7 @@ def attention(block, x, shifted):
     attn, shift = block.attn, WINDOW // 2 if shifted else 0
     x = pad(x, (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
     padded_h, padded_w = x.shape[1:3]
-    rows = (torch.arange(padded_h) + shift) % padded_h  # the token that comes to each place
+    rows = (torch.arange(padded_h) + shift) % padded_h  # source row of each position
     columns = (torch.arange(padded_w) + shift) % padded_w
     x = x[:, rows][:, :, columns]
     out = torch.empty_like(x)
@@ -34,7 +34,7 @@ def attention(block, x, shifted):
     for top in range(0, padded_h, WINDOW):
         for left in range(0, padded_w, WINDOW):
             window = x[:, top : top + WINDOW, left : left + WINDOW].reshape(len(x), WINDOW**2, channels)
-            wrapped_y = rows[top : top + WINDOW] < rows[top]  # these came from the map's other end
+            wrapped_y = rows[top : top + WINDOW] < rows[top]  # wrapped around the map
             wrapped_x = columns[left : left + WINDOW] < columns[left]
             region = (2 * wrapped_y[:, None] + wrapped_x[None]).flatten()
             mask = -100.0 * (region[:, None] != region[None]).to(x.dtype)
@@ -62,7 +62,7 @@ def stage_outputs(model, images):
 
 
 def large_biases(model):
-    """As trained ones are, so that where a token stands in a window matters."""
+    """Draw position biases as large as trained ones, so that positions in windows matter."""
     for name, parameter in model.named_parameters():
         if "relative_position_bias_table" in name:
             torch.nn.init.normal_(parameter)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from e3va_cli.config.composition import validate_overrides
+from e3va_cli.errors import UserError
 from tests.conftest import QUICK
 
 
@@ -24,11 +26,29 @@ def test_unknown_command_names_the_nearest(e3va):
     assert "did you mean `e3va train`?" in e3va("trian", expect=2).stderr
 
 
+def test_the_former_name_of_a_command_is_answered_with_the_current_one(e3va):
+    assert e3va("export-onnx", "checkpoint=x", expect=2).stderr == "e3va: error: export-onnx is now called export\n"
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "check-data"])
 def test_help_of_a_command_needs_nothing(e3va, command):
     out = e3va(command, "--help").stdout
     assert f"e3va {command}" in out and "backbone=" in out and "schema" not in out
     assert re.search(r"^  adapter\.rank=16 +parameters grow with it", out, re.MULTILINE)
+    assert all((f"\n  {group}." in out) == (command == "train") for group in ("optimizer", "schedule"))
+
+
+def test_evaluate_refuses_options_of_training():
+    with pytest.raises(UserError) as refused:
+        validate_overrides("evaluate", ["checkpoint=x", "optimizer.lr=1e-3", "schedule=poly", "data.num_workers=0"])
+    assert refused.value.messages == [
+        "optimizer.lr=1e-3: e3va evaluate does not read optimizer options; leave it out",
+        "schedule=poly: e3va evaluate does not read schedule options; leave it out",
+    ]
+
+
+def test_check_data_takes_a_training_command():
+    validate_overrides("check_data", ["optimizer.lr=1e-3", "schedule=poly", "schedule.epochs=null"])
 
 
 def test_cfg_job_prints_the_configuration(e3va):
@@ -69,20 +89,22 @@ def test_all_mistakes_at_once(e3va, tmp_path):
     ("words", "says"),
     [
         (["foo"], "write KEY=VALUE"),
+        (["pictures=0"], "pictures=0: pictures is now called num_visualizations"),
+        (["head.window=64", "dataset=ade20k", "dataset.root=."], "head.window is now called head.slide_window"),
         (["dataset=coco"], "dataset.root: a value is needed"),
         (["dataset=coco", "dataset.root=nowhere"], "no such data root: nowhere"),
         (["experiment=coco_cascade"], "no such experiment; did you mean experiment=coco_cascade_swin_"),
         (["head=upernet"], "head=upernet is trained on label maps"),
         (["dataset.metric=miou"], "dataset.metric=miou: one of coco, voc, voc_11_point"),
-        (["head=cascade_mask_rcnn", "head.box.fg_iou=[0.5]"], "each needs one entry for each stage"),
+        (["head=cascade_mask_rcnn", "head.box.fg_iou=[0.5]"], "each needs one entry per stage"),
         (["schedule.epochs=null"], "set one of"),
         (["resume=nowhere"], "no such run folder"),
         (["resume=."], "not a run of `e3va train`"),
         (["trainer.devices=0"], "a count, auto, or a list"),
         (["adapter.rank=4,0", "-m"], "adapter.rank=0: must be above 0"),
         (["backbone.weights=none.pth"], "no such file: none.pth"),
-        (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "exclude each other"),
-        (["backbone.pretrained=true"], "nobody publishes weights for swin_nano"),
+        (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "mutually exclusive"),
+        (["backbone.pretrained=true"], "there are no published weights for swin_nano"),
     ],
 )
 def test_mistakes_are_one_line_each(e3va, words, says):
@@ -101,7 +123,14 @@ def test_a_sweep_goes_on_after_a_failing_job_and_names_it(e3va, tmp_path):
     (tmp_path / "taken").write_text("")
     weights = f"backbone.weights={tmp_path}/none.pth,null,{tmp_path}/taken"
     done = e3va(
-        "train", "-m", weights, "trainer.max_steps=1", "trainer.limit_val_batches=0", "pictures=0", *QUICK, expect=1
+        "train",
+        "-m",
+        weights,
+        "trainer.max_steps=1",
+        "trainer.limit_val_batches=0",
+        "num_visualizations=0",
+        *QUICK,
+        expect=1,
     )
     assert [path.parent.name for path in tmp_path.glob("multirun/*/*/resources.json")] == ["1"]
     lines = [line for line in done.stderr.splitlines() if line.startswith("e3va: ")]

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from e3va_cli.components.options import about
-from e3va_cli.config.composition import checked
+from e3va_cli.components.options import info_of
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import REGISTRIES, SINGLE, BenchmarkMemoryConfig
 from e3va_cli.data import build_datasets
 from e3va_cli.errors import UserError
 
 ADE = ["dataset=ade20k", "dataset.root=x"]
 IDLE = {
-    "head.stride": ["train", *ADE, "head.stride=64"],
+    "head.slide_stride": ["train", *ADE, "head.slide_stride=64"],
     "head.auxiliary_stage": ["train", *ADE, "head.auxiliary_weight=0", "head.auxiliary_stage=1"],
     "head.auxiliary_channels": ["train", *ADE, "head.auxiliary_weight=0", "head.auxiliary_channels=8"],
     "adapter.compress_bits": ["train", "adapter.compress_bits=16"],
@@ -39,23 +39,23 @@ IDLE = {
 def test_every_option_of_the_table_is_tried() -> None:
     kinds = [(f"{group}.", registry.options(name)) for group, registry in REGISTRIES.items() for name in registry]
     kinds += [("", BenchmarkMemoryConfig), *((f"{group}.", kind) for group, kind in SINGLE.items())]
-    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if about(one).under}
+    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if info_of(one).under}
 
 
 @pytest.mark.parametrize("key", IDLE)
 def test_an_option_without_effect_is_refused(key: str) -> None:
     command, *words = IDLE[key]
     with pytest.raises(UserError) as caught:
-        checked(command, words)
+        validate_overrides(command, words)
     [line] = caught.value.messages
     assert line.startswith(f"{key}=") and "does nothing with" in line and f"leave out {key}" in line
-    checked(command, words, typed=words[:-1])  # as a run that is built on may have it
+    validate_overrides(command, words, given=words[:-1])  # as a run that is built on may have it
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        [*ADE, "head.window=64", "head.stride=32"],
+        [*ADE, "head.slide_window=64", "head.slide_stride=32"],
         ["adapter.activations=compress", "adapter.compress_bits=16"],
         ["schedule.total_batch=16", "schedule.lr_scaling=sqrt"],
         ["backbone.seed=3"],
@@ -63,7 +63,7 @@ def test_an_option_without_effect_is_refused(key: str) -> None:
     ],
 )
 def test_options_with_an_effect_are_not(words: list[str]) -> None:
-    checked("train", words)
+    validate_overrides("train", words)
 
 
 @pytest.mark.parametrize("given", [None, 2, 7])
@@ -76,7 +76,7 @@ def test_a_number_of_classes_that_the_data_does_not_have(
     words += [f"dataset.{split}_annotations=instances.json" for split in ("train", "val")]
     options = config(*words, *([f"dataset.num_classes={given}"] if given else [])).dataset
     if given == 7:
-        with pytest.raises(UserError, match=r"dataset\.num_classes=7: the data has 2 classes, dog, cat; leave"):
+        with pytest.raises(UserError, match=r"dataset\.num_classes=7: the data has 2 classes, dog, cat; remove"):
             build_datasets(options)
     else:
         assert len(build_datasets(options)[1].classes) == 2

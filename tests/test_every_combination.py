@@ -20,13 +20,13 @@ from itertools import product
 import pytest
 import torch
 
-from e3va_cli.components.options import about
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.components.options import info_of
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.config.trainer import PRECISIONS
 from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
-from e3va_cli.memory.step import DTYPES, StepSize, make_batch, train_step
+from e3va_cli.memory.step import DTYPES, StepSize, random_batch, train_step
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.adapters.e3va import E3VAOptions
 from e3va_cli.models.backbones.base import DTYPES as DTYPES_OF_WEIGHTS
@@ -72,13 +72,13 @@ HEAD_WORDS = {
     "retinanet": [
         "head.fpn_channels=32",
         "head.score_threshold=0",
-        "head.candidates_per_level=20",
+        "head.topk_candidates=20",
         "head.detections_per_image=5",
     ],
     "upernet_nano": ["head.fpn_channels=32"],
 }
 KINDS = tuple(DTYPES_OF_WEIGHTS)
-CHOICES = {f"adapter.{one.name}": about(one).choices for one in fields(E3VAOptions)}
+CHOICES = {f"adapter.{one.name}": info_of(one).choices for one in fields(E3VAOptions)}
 CLASHES = {("16-mixed", "bfloat16"), ("bf16-mixed", "float16")}
 IN_16_BITS = ("e3va", "frozen")  # methods that send no gradient through the backbone
 LEGAL_HEADS = {
@@ -145,7 +145,9 @@ def prepared(method: str, head: str, dtype: str):
     for parameter in model.extractor.parameters():
         if parameter.requires_grad:
             parameter.data += 0.02 * torch.randn_like(parameter)
-    return model, make_batch(StepSize(**SIZE, precision="32"), num_classes=CLASSES, needs=model.head.target_types)
+    return model, random_batch(
+        StepSize(**SIZE, precision="32"), num_classes=CLASSES, target_types=model.head.target_types
+    )
 
 
 def step(model, batch, optimizer_options: OptimizerOptions, precision: str) -> float:
@@ -208,7 +210,7 @@ def check_finding(found, needs) -> None:
     assert 0 < len(found) <= 5 and found.boxes.min() >= 0 and found.boxes.max() <= SIDE
     assert found.scores.min() >= 0 and found.scores.max() <= 1
     assert found.labels.min() >= 1 and found.labels.max() <= CLASSES
-    masks = [] if found.masks is None else list(found.full_masks())
+    masks = [] if found.masks is None else list(found.paste_masks())
     assert [mask.shape for mask in masks] == [(SIDE, SIDE)] * (len(found) if "masks" in needs else 0)
 
 
@@ -230,18 +232,18 @@ def test_gradients_through_weights_in_16_bits_are_refused(method, dtype):
         build_model(configuration(method, "retinanet", dtype), num_classes=CLASSES)
     (line,) = error.value.messages
     assert f"backbone.dtype={dtype}" in line and f"adapter={method}" in line
-    assert "takes backbone.dtype=float32" in line
+    assert "set backbone.dtype=float32" in line
 
 
 @pytest.mark.parametrize(("precision", "dtype"), sorted(CLASHES))
 def test_two_kinds_of_16_bits_are_refused(precision, dtype):
     with pytest.raises(UserError) as error:
-        checked("train", [f"trainer.precision={precision}", f"backbone.dtype={dtype}"])
+        validate_overrides("train", [f"trainer.precision={precision}", f"backbone.dtype={dtype}"])
     (line,) = error.value.messages
     (same,) = {"bfloat16", "float16"} - {dtype}
     assert f"backbone.dtype={dtype} " in line and f"trainer.precision={precision};" in line
     assert f"choose backbone.dtype={same} or float32, or trainer.precision=32" in line
-    checked("train", [f"trainer.precision={precision}", f"backbone.dtype={same}"])
+    validate_overrides("train", [f"trainer.precision={precision}", f"backbone.dtype={same}"])
 
 
 @pytest.mark.parametrize(
@@ -258,7 +260,7 @@ def test_two_kinds_of_16_bits_are_refused(precision, dtype):
 )
 def test_what_does_not_exist_is_refused_with_what_does(word, legal):
     with pytest.raises(UserError) as error:
-        checked("train", [word])
+        validate_overrides("train", [word])
     (line,) = error.value.messages
     assert line.startswith(word)
     assert all(str(choice) in line.removeprefix(word) for choice in legal)
@@ -273,7 +275,7 @@ def test_what_does_not_exist_is_refused_with_what_does(word, legal):
 )
 def test_an_option_of_another_choice_is_refused_with_those_that_have_it(words, legal):
     with pytest.raises(UserError) as error:
-        checked("train", words)
+        validate_overrides("train", words)
     (line,) = error.value.messages
     assert line.startswith(f"{words[-1]}: unknown option") and line.endswith(f"it is one of {legal}")
 
@@ -322,15 +324,15 @@ def test_a_data_set_under_a_head(config, tmp_path, dataset, head, precision):
     options = config(*words_for(dataset, head, str(root)), f"trainer.precision={precision}")
     run = build_run(options, tmp_path / "run")
     before = {name: value.clone() for name, value in run.model.named_parameters()}
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     assert run.trainer.global_step == 1
     moved = {name for name, value in run.model.named_parameters() if not value.equal(before[name])}
     trained = {name for name, value in run.model.named_parameters() if value.requires_grad}
     assert moved and moved <= trained
     kinds = {"semantic": {"mIoU"}, "masks": {"box", "mask"}, "boxes": {"box"}}
     expected = next(of_kind for need, of_kind in kinds.items() if need in run.model.head.target_types)
-    assert run.task.results is not None and expected <= set(run.task.results)
-    assert ("mask" in run.task.results) == ("mask" in expected)
+    assert run.lightning_module.results is not None and expected <= set(run.lightning_module.results)
+    assert ("mask" in run.lightning_module.results) == ("mask" in expected)
 
 
 @pytest.mark.parametrize(

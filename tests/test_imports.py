@@ -29,23 +29,15 @@ LEVELS = [
 SUBPACKAGES = ("models",)  # whose parts have levels of their own
 STRANGERS = [{"models.heads", "models.adapters"}, {"models.heads", "data"}, {"models.adapters", "data"}]
 PRIVATE = {  # what has no public name; each line breaks where another version moves it
-    "hydra._internal.utils": {"commands/app.py"},
-    "lightning.pytorch.plugins.precision.amp._optimizer_handles_unscaling": {
-        "training/lightning_module.py",
-        "training/nonfinite_guard.py",
-    },
-    "lightning.pytorch.strategies.launchers._SubprocessScriptLauncher": {"training/process_watchdog.py"},
+    "hydra._internal.utils": {"config/hydra_private.py"},
+    "lightning.pytorch.plugins.precision.amp._optimizer_handles_unscaling": {"training/lightning_private.py"},
+    "lightning.pytorch.strategies.launchers._SubprocessScriptLauncher": {"training/lightning_private.py"},
     "torch._dynamo.exc": {"commands/error_handling.py"},
-    "torch._subclasses.fake_tensor": {"memory/estimate.py"},
-    "torch.utils._python_dispatch": {"memory/flops.py", "memory/tracker.py", "memory/worst_case.py"},
-    "torch.utils._pytree": {"memory/cuda_autocast.py", "memory/tracker.py"},
-    "torchvision.models.detection._utils": {
-        "memory/worst_case.py",
-        "models/heads/anchor_matching.py",
-        "models/heads/cascade_mask_rcnn.py",
-        "models/heads/roi_sampling.py",
-        "models/heads/rpn.py",
-    },
+    "torch._ops": {"memory/torch_private.py"},
+    "torch._subclasses.fake_tensor": {"memory/torch_private.py"},
+    "torch.utils._python_dispatch": {"memory/torch_private.py"},
+    "torch.utils._pytree": {"memory/torch_private.py"},
+    "torchvision.models.detection._utils": {"models/heads/torchvision_private.py"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

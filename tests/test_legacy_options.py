@@ -1,4 +1,4 @@
-"""What was made before an option existed is read with the value that it had then."""
+"""What was made before an option existed is read with the value that it had then, and under its name of then."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from e3va_cli.commands.saved_config import with_saved_config
@@ -17,10 +18,20 @@ from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adap
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.models.heads import HEADS
-from tests.export.crafted_runs import aged, craft
+from e3va_cli.training.checkpoints import METADATA_KEY, read_checkpoint
+from tests.export.crafted_runs import SEGMENTER, aged, craft
 
 VOC = ["dataset=voc", "dataset.root=x", "head.fpn_channels=32", "backbone=swin_nano", "dataset.classes=[a,b,c,d,e]"]
 VOC += ["dataset.num_classes=5"]
+WINDOWS = [*SEGMENTER, "head.slide_window=64", "head.slide_stride=40", "num_visualizations=3"]
+FORMER = {
+    "slide_window": "window",
+    "slide_stride": "stride",
+    "num_visualizations": "pictures",
+    "cat_max_ratio": "crop_one_class",
+}
+FORMER |= {"photometric_distortion": "distort", "max_nonfinite_steps": "max_bad_losses"}
+CURRENT = {"head.slide_window=64", "head.slide_stride=40", "num_visualizations=3", "trainer.max_nonfinite_steps=3"}
 OLD = {
     "dataset.intensity_range=[0.0,65535.0]",
     "dataset.intensity_percentiles=[0.1,99.9]",
@@ -63,3 +74,36 @@ def test_a_run_folder(tmp_path: Path) -> None:
         assert (set(words) >= OLD) == (config is not made)
     assert not OLD & set(with_saved_config("evaluate", ["checkpoint=x", "dataset=coco"], str(run)))
     assert set(overrides_of_config(with_older_options(aged(made)))) >= OLD
+
+
+def under_former_names(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {FORMER.get(key, key): under_former_names(inner) for key, inner in value.items()}
+
+
+def test_an_adapter_under_former_names(tmp_path: Path) -> None:
+    trained = read_checkpoint_or_adapter(str(craft(tmp_path / "run", *WINDOWS)), "checkpoint")
+    description = under_former_names(describe(trained, outlined(trained), tmp_path / "run"))
+    assert description["head"]["window"] == 64
+    write_adapter(tmp_path / "old", trained.state, description, precision="fp32")
+    read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").about
+    assert (read["config"], read["head"]) == (trained.about["config"], trained.about["head"])
+    overrides = with_saved_config("evaluate", ["checkpoint=old"], str(tmp_path / "old"))
+    assert set(overrides) >= CURRENT - {"trainer.max_nonfinite_steps=3"}
+
+
+def test_a_run_under_former_names(tmp_path: Path) -> None:
+    run = craft(tmp_path / "run", *WINDOWS)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    config = content[METADATA_KEY]["config"]
+    torch.save({**content, METADATA_KEY: under_former_names(content[METADATA_KEY])}, checkpoint)
+    assert read_checkpoint_or_adapter(str(run), "checkpoint").about["config"] == config
+    assert read_checkpoint(checkpoint)[METADATA_KEY]["head"] == config["head"]
+    (run / "config.yaml").write_text(yaml.safe_dump(under_former_names(config)))
+    assert set(with_saved_config("train", [f"resume={run}"], str(run))) >= CURRENT
+    (run / "config.yaml").unlink()
+    (run / ".hydra/overrides.yaml").write_text(yaml.safe_dump(["head=upernet", "head.window=64", "pictures=3"]))
+    overrides = with_saved_config("train", [f"resume={run}"], str(run))
+    assert overrides[:3] == ["head=upernet", "head.slide_window=64", "num_visualizations=3"]

@@ -50,12 +50,12 @@ class Gain(FrozenBackbone):
 
     def __init__(self, backbone: ResidualBackbone, options: GainOptions) -> None:
         super().__init__(backbone, options)
-        self.gains = nn.ParameterList(nn.Parameter(torch.full((w,), options.start)) for w in backbone.widths)
+        self.gains = nn.ParameterList(nn.Parameter(torch.full((w,), options.start)) for w in backbone.out_channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         with torch.no_grad():
             streams = self.backbone(images)
-        return [self.output(stage, streams[stage] * self.gains[stage]) for stage in self.stages]
+        return [self.output(stage, streams[stage] * self.gains[stage]) for stage in self.out_indices]
 
 
 @dataclass

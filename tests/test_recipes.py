@@ -4,10 +4,10 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.training.run import train_schedule_of
+from e3va_cli.training.run import train_schedule_from_config
 from tests.components import build_backbone, build_meta_backbone, build_optimizer, build_schedule, tune
 from tests.conftest import NANO
 
@@ -90,7 +90,7 @@ def test_an_experiment_is_the_groups_recipe(config, experiment):
 def test_the_voc_experiments_learning_rate(config):
     """16,551 images, 2 a step: 1e-4 from the first step on, 1e-5 from the 10th pass on, nothing rescaled."""
     options = config("experiment=voc_retinanet_swin_l", "dataset.root=x")
-    course = train_schedule_of(options, batches_per_epoch=8275, devices=1)
+    course = train_schedule_from_config(options, batches_per_epoch=8275, devices=1)
     assert (course.rescaled, course.total_steps) == (False, 12 * 8275)
     factor = build_schedule("multistep", course, warmup_ratio=0.001, milestones=[9], gamma=0.1)
     rates = [course.lr * factor(step) for step in (0, 9 * 8275 - 1, 9 * 8275, 12 * 8275 - 1)]
@@ -145,21 +145,24 @@ def test_output_norms_are_trained_and_not_decayed_under_every_method(nano, confi
     ],
 )
 def test_published_weights_go_with_options_that_change_none(words):
-    checked("train", ["backbone.pretrained=true", *words])
+    validate_overrides("train", ["backbone.pretrained=true", *words])
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["backbone=swin_nano"], "nobody publishes weights for swin_nano with model_args.depths, model_args.embed_dim"),
+        (
+            ["backbone=swin_nano"],
+            "there are no published weights for swin_nano with model_args.depths, model_args.embed_dim",
+        ),
         (
             ["backbone=swin_b", "+backbone.model_args.window_size=12", "+backbone.model_args.drop_path_rate=0.3"],
-            "nobody publishes weights for swin_b with model_args.window_size;",
+            "there are no published weights for swin_b with model_args.window_size;",
         ),
     ],
 )
 def test_published_weights_do_not_go_with_another_network(words, says):
     with pytest.raises(UserError) as refused:
-        checked("train", ["backbone.pretrained=true", *words])
+        validate_overrides("train", ["backbone.pretrained=true", *words])
     (line,) = refused.value.messages
-    assert says in line and "or give backbone.weights=FILE" in line
+    assert says in line and "or set backbone.weights=FILE" in line

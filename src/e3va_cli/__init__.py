@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from e3va_cli.api import evaluate, train
+    from e3va_cli.api import evaluate, predict, train
     from e3va_cli.inference.prediction import Detection, ImagePrediction
     from e3va_cli.inference.predictor import MultiPredictor, Predictor, load_adapter, load_adapters
 
@@ -18,9 +18,10 @@ __all__ = [
     "evaluate",
     "load_adapter",
     "load_adapters",
+    "predict",
     "train",
 ]
-WHERE = {"api": ("evaluate", "train"), "inference.prediction": ("Detection", "ImagePrediction")}
+WHERE = {"api": ("evaluate", "predict", "train"), "inference.prediction": ("Detection", "ImagePrediction")}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from e3va_cli.utils.output import lasting_output
+from e3va_cli.utils.output import robust_output
 
 COMMANDS = {
     "train": "Train a detector or segmenter on a frozen backbone.",
     "evaluate": "Measure a trained run or adapter on its own or other data.",
     "predict": "Run inference on images and save predictions.",
     "export-adapter": "Export adapter weights (a few MB).",
-    "export-onnx": "Export the model to ONNX or torch.export.",
+    "export": "Export the model to ONNX or torch.export.",
     "check-data": "Report every problem of a data set at once.",
     "benchmark-memory": "Plan or measure memory and time of tuning methods, and check the paper's claims.",
 }
+RENAMED = {"export-onnx": "export"}  # old names of commands
 
 HELP = """e3va: fine-tune large frozen vision backbones for detection and segmentation with little memory.
 
@@ -34,7 +35,7 @@ Examples:
   e3va evaluate checkpoint=runs/RUN
   e3va predict checkpoint=runs/RUN input=IMAGES
   e3va export-adapter checkpoint=runs/RUN output=ADAPTER
-  e3va export-onnx checkpoint=ADAPTER image_size=[512,512] output=model.onnx
+  e3va export checkpoint=ADAPTER image_size=[512,512] output=model.onnx
 """
 
 
@@ -43,7 +44,7 @@ def help_text() -> str:
     return HELP.format(commands="\n".join(f"  {name:<18} {text}" for name, text in COMMANDS.items()))
 
 
-@lasting_output()
+@robust_output()
 def main() -> None:
     """Entry point of the `e3va` command."""
     words = sys.argv[1:]
@@ -61,6 +62,9 @@ def main() -> None:
         except KeyboardInterrupt:
             print("e3va: stopped by Ctrl-C", file=sys.stderr)
             sys.exit(130)  # a shell's code for it
+    elif words[0] in RENAMED:
+        print(f"e3va: error: {words[0]} is now called {RENAMED[words[0]]}", file=sys.stderr)
+        sys.exit(2)
     else:
         from difflib import get_close_matches
 

@@ -1,26 +1,26 @@
-"""The one exception that the command line turns into a line of text and exit code 2."""
+"""UserError: what a user can fix, which commands print in one line before they exit with code 2."""
 
 import sys
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, cut to one line; its type where it says nothing."""
+    """Return the first line of an exception's message, or its type if it has no message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend: says what, where, and what to do, in one line each."""
+    """An error that the user can fix. Each message is one line: what is wrong, where, and what to do."""
 
     def __init__(self, *messages: str) -> None:
         if len(messages) == 1 and messages[0].startswith("Caught UserError in "):
-            # A loader process died of one: torch raises it again here, with the process's traceback as its message.
+            # Raised in a loader process: torch raises it again here, with the traceback as its message.
             messages = (messages[0].rpartition("UserError: ")[2].strip(),)
         super().__init__("\n".join(messages))
         self.messages = list(messages)
 
 
-def print_mistakes(error: UserError, program: str = "e3va") -> None:
-    """Tell the user, a line for each message."""
+def print_errors(error: UserError, program: str = "e3va") -> None:
+    """Print the messages to standard error, one line each."""
     for message in error.messages:
         print(f"{program}: error: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the benchmarks share."""
+"""The benchmarks' command line, tables and JSON files."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from e3va_cli.errors import UserError
 FOLDER = Path(common.__file__).parent
 
 
-def test_numbers_are_listed_once_and_in_order() -> None:
-    assert common.listed("4,0,2,4") == [0, 2, 4]
+def test_int_list_is_unique_and_sorted() -> None:
+    assert common.int_list("4,0,2,4") == [0, 2, 4]
     for wrong in ("", "a", "1,-2"):
         with pytest.raises(ValueError):
-            common.listed(wrong)
+            common.int_list(wrong)
 
 
-def test_a_table_is_markdown(capsys: pytest.CaptureFixture[str]) -> None:
-    common.show(["way", "a rather long name of a column " * 3], [["e3va", "1.5"]])
+def test_table_is_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    common.show(["variant", "a rather long name of a column " * 3], [["e3va", "1.5"]])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert [line.count("|") for line in lines] == [3, 3, 3]
     assert [cell.strip() for cell in lines[2].split("|")] == ["", "e3va", "1.5", ""]
 
 
-def test_figures_are_written_with_what_they_belong_to(tmp_path: Path) -> None:
-    common.write(tmp_path / "new" / "figures.json", "cpu", {"ratio": 0.5})
-    written = json.loads((tmp_path / "new" / "figures.json").read_text())
+def test_values_are_written_with_command_versions_and_date(tmp_path: Path) -> None:
+    common.write(tmp_path / "new" / "values.json", "cpu", {"ratio": 0.5})
+    written = json.loads((tmp_path / "new" / "values.json").read_text())
     assert written["ratio"] == 0.5 and written["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"command", "date", "device"} <= set(written)
 
 
-def test_mistaken_words_are_all_told() -> None:
+def test_all_invalid_overrides_are_reported() -> None:
     with pytest.raises(UserError) as caught:
-        common.composed("train", ["backbone=swin_x", "adapter.rnk=4"])
+        common.compose("train", ["backbone=swin_x", "adapter.rnk=4"])
     assert [message.partition(":")[0] for message in caught.value.messages] == ["backbone=swin_x", "adapter.rnk=4"]
 
 
-def test_a_mistake_ends_a_script_in_a_line() -> None:
-    words = [sys.executable, str(FOLDER / "data_loading.py"), "dataset=coco", "dataset.root=/nowhere"]
-    done = subprocess.run(words, capture_output=True, text=True)
+def test_user_error_is_one_line() -> None:
+    arguments = [sys.executable, str(FOLDER / "data_loading.py"), "dataset=coco", "dataset.root=/nowhere"]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("data_loading.py: error: ") and "/nowhere" in done.stderr

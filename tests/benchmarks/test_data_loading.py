@@ -1,4 +1,4 @@
-"""The loader against the step: what is loaded, what is stepped on, and what follows from it."""
+"""The benchmark of the training loader."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ WORDS = ["dataset.train_images=5", "dataset.val_images=2", "dataset.image_size=6
     ("ratios", "workers"),
     [({0: 0.1, 1: 1.5, 2: 1.0, 4: 0.4}, 2), ({0: 0.1}, None), ({1: 2.0, 2: 1.1}, None), ({4: 0.2, 1: 0.9}, 1)],
 )
-def test_enough_workers(ratios: dict[int, float], workers: int | None) -> None:
-    assert data_loading.enough(ratios) == workers
+def test_sufficient_workers(ratios: dict[int, float], workers: int | None) -> None:
+    assert data_loading.sufficient_workers(ratios) == workers
     assert (f"from {workers} worker" if workers else "at every number") in data_loading.verdict(ratios)
 
 
-def test_a_pass_is_that_of_training() -> None:
-    config = common.composed("train", WORDS)
+def test_loader_is_that_of_training() -> None:
+    config = common.compose("train", WORDS)
     train, val = build_datasets(config.dataset)
-    seconds, images = data_loading.loading(config, Subset(train, range(5)), val, 0)
+    seconds, images = data_loading.time_loader(config, Subset(train, range(5)), val, 0)
     assert images == 4 and seconds > 0  # whole batches only
-    given = data_loading.batches(config, train, val, 9)
-    assert [len(batch) for batch in given] == [2, 2]
-    assert all(0 not in target["labels"] for batch in given for target in batch.targets)
+    batches = data_loading.load_batches(config, train, val, 9)
+    assert [len(batch) for batch in batches] == [2, 2]
+    assert all(0 not in target["labels"] for batch in batches for target in batch.targets)
 
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads = torch.get_num_threads()
     output = tmp_path / "out.json"
-    words = ["--workers", "0,1", "--steps", "1", "--threads", "1", "--output", str(output), *WORDS]
-    assert data_loading.main(words) == 0
+    arguments = ["--workers", "0,1", "--steps", "1", "--threads", "1", "--output", str(output), *WORDS]
+    assert data_loading.main(arguments) == 0
     torch.set_num_threads(threads)
     written = json.loads(output.read_text())
     assert set(written["images_per_second"]) == {"0", "1"} and written["source"] == "measured"

@@ -1,4 +1,4 @@
-"""Adapters on one pass: the table, the file, and mistakes."""
+"""Adapters on one pass: the table, the file, and errors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from e3va_cli.errors import UserError
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--backbone", "swin_nano", "--size", "64", "--counts", "2,1", "--repeats", "1", "--threads", "1"]
-    assert many_adapters.main([*words, "--output", str(tmp_path / "out.json")]) == 0
+    arguments = ["--backbone", "swin_nano", "--size", "64", "--counts", "2,1", "--repeats", "1", "--threads", "1"]
+    assert many_adapters.main([*arguments, "--output", str(tmp_path / "out.json")]) == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["adapters"] for row in rows] == [1, 2]
     assert rows[1]["MiB, one after another"] < rows[1]["MiB, together"] < rows[1]["MiB, all loaded"]
@@ -21,7 +21,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(printed) == 3 and printed[0].split("|")[1].strip() == "adapters"
 
 
-def test_mistakes_are_told() -> None:
+def test_errors() -> None:
     with pytest.raises(UserError, match="head=upernat_nano: no such head"):
         many_adapters.main(["--heads", "upernat_nano"])
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Plans beside figures that others have published: the rows compose, and what their code adds is added."""
+"""Estimates beside published memory: every row composes, and what the other code adds is added."""
 
 from __future__ import annotations
 
@@ -22,25 +22,29 @@ def test_every_row_composes(row: Published) -> None:
     assert config.backbone.drop_path_rate > 0  # their methods have it, with gradients through the backbone
 
 
-def test_gradients_live_on_and_have_buckets() -> None:
-    large = dataclasses.replace(PLAIN, words=(*PLAIN.words, "image_size=[512,512]"))  # so that forward is the peak
-    ours, theirs = (published_memory.planned_mib(large, [], as_theirs=as_theirs) for as_theirs in (False, True))
+def test_their_code_keeps_gradients_and_has_ddp_buckets() -> None:
+    large = dataclasses.replace(
+        PLAIN, overrides=(*PLAIN.overrides, "image_size=[512,512]")
+    )  # so that forward is the peak
+    ours, theirs = (published_memory.estimated_mib(large, [], as_theirs=as_theirs) for as_theirs in (False, True))
     counts = parameter_counts(build_meta_model(published_memory.configured(large, []), num_classes=80))
     assert theirs - ours >= 2 * 4 * counts["trainable_params"] / 2**20
 
 
 def test_apex_runs_gelu_in_float32() -> None:
-    mixed = dataclasses.replace(PLAIN, words=(*PLAIN.words, "image_size=[512,512]", "trainer.precision=16-mixed"))
+    mixed = dataclasses.replace(
+        PLAIN, overrides=(*PLAIN.overrides, "image_size=[512,512]", "trainer.precision=16-mixed")
+    )
     apex = dataclasses.replace(mixed, apex=True)
-    without, with_it = (published_memory.planned_mib(row, [], as_theirs=True) for row in (mixed, apex))
+    without, with_it = (published_memory.estimated_mib(row, [], as_theirs=True) for row in (mixed, apex))
     hidden = [2 * (128 >> stage) ** 2 * 4 * (32 << stage) for stage in range(4)]  # of swin_nano's two blocks a stage
     assert with_it - without == pytest.approx(2 * sum(hidden) / 2**20)  # 2 bytes more each
 
 
-def test_figures_of_a_row() -> None:
+def test_cells() -> None:
     assert published_memory.cells(1000.0, 900.0, 1010.0) == ["1,000", "900", "-10.0%", "1,010", "+1.0%"]
 
 
-def test_mistakes_are_told() -> None:
-    with pytest.raises(UserError, match=r"--rows mona,detectron2: nothing of detectron2; choices: mona, mmdetection"):
+def test_unknown_source_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"--rows mona,detectron2: no source detectron2; choices: mona, mmdetection"):
         published_memory.main(["--rows", "mona,detectron2"])

@@ -1,4 +1,4 @@
-"""Profiles of a step: what takes time is told by part, forward and backward, and by operator."""
+"""Profiles of a step: time by part, forward and backward, and by operator."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from torch import nn
 
 from benchmarks import step_profile
-from benchmarks.step_profile import Spent, of_operators, of_parts
-from benchmarks.ways import Way
+from benchmarks.step_profile import Spent, operator_rows, part_rows
+from benchmarks.variants import Variant
 from e3va_cli.errors import UserError
 from e3va_cli.memory.step import StepSize
 
@@ -19,14 +19,14 @@ WORDS = ["--size", "64x64", "--threads", "1", "--device", "cpu", "backbone=swin_
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Way, list[Spent]]]:
-    """What `main` goes through: of each way, its network and the operators of its steps."""
-    found: dict[str, tuple[Way, list[Spent]]] = {}
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Variant, list[Spent]]]:
+    """The model and the operators of each variant that `main` profiles."""
+    found: dict[str, tuple[Variant, list[Spent]]] = {}
     real = step_profile.profiled
 
-    def profiled(way: Way, size: StepSize, given: Namespace) -> tuple[list[Spent], float]:
-        spent, seconds = real(way, size, given)
-        found[way.name] = (way, spent)
+    def profiled(variant: Variant, size: StepSize, given: Namespace) -> tuple[list[Spent], float]:
+        spent, seconds = real(variant, size, given)
+        found[variant.name] = (variant, spent)
         return spent, seconds
 
     monkeypatch.setattr(step_profile, "profiled", profiled)
@@ -39,10 +39,10 @@ def calls(spent: Sequence[Spent], part: str, phase: str, operator: str) -> int:
 
 def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys):
     output, steps = tmp_path / "out.json", 2
-    words = ["--steps", str(steps), "--ways", "full,e3va:activations=recompute", "--output", str(output)]
-    assert step_profile.main([*WORDS, *words, "--traces", str(tmp_path / "traces")]) == 0
-    for name, (way, spent) in seen.items():
-        neck, backbone = way.model.head.neck, way.model.extractor.backbone
+    arguments = ["--steps", str(steps), "--variants", "full,e3va:activations=recompute", "--output", str(output)]
+    assert step_profile.main([*WORDS, *arguments, "--traces", str(tmp_path / "traces")]) == 0
+    for name, (variant, spent) in seen.items():
+        neck, backbone = variant.model.head.neck, variant.model.extractor.backbone
         convolutions = steps * sum(isinstance(module, nn.Conv2d) for module in neck.modules())
         assert calls(spent, "neck", "forward", "aten::convolution") == convolutions, name
         assert calls(spent, "neck", "backward", "aten::convolution_backward") == convolutions, name
@@ -58,11 +58,11 @@ def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys
         assert calls(spent, "optimizer", "backward", "aten::sqrt") == 0
         assert calls(spent, "optimizer", "forward", "aten::sqrt") > 0
     printed = capsys.readouterr().out
-    assert "batch 1 of 64x64, precision 32" in printed and printed.count("% of that is below") == 2
-    ways = json.loads(output.read_text())["ways"]
+    assert "batch 1 of 64x64, precision 32" in printed and printed.count("the tables have") == 2
+    variants = json.loads(output.read_text())["variants"]
     for name, (_, spent) in seen.items():
-        assert sum(ways[name]["parts_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
-        assert sum(ways[name]["operators_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
+        assert sum(variants[name]["parts_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
+        assert sum(variants[name]["operators_s"].values()) == pytest.approx(sum(one.seconds for one in spent))
     assert sorted(path.name for path in (tmp_path / "traces").iterdir()) == [
         "e3va_activations_recompute.json.gz",
         "full.json.gz",
@@ -76,14 +76,14 @@ def test_tables():
         Spent("head", "backward", "aten::mm", 3.0),
         Spent("optimizer", "forward", "aten::add_", 1.0),
     ]
-    assert of_parts(spent, 2) == [
+    assert part_rows(spent, 2) == [
         ["backbone", "1,500.0", "0.0", "1,500.0", "37.5"],
         ["head", "500.0", "1,500.0", "2,000.0", "50.0"],
         ["optimizer", "500.0", "0.0", "500.0", "12.5"],
     ]
-    assert of_operators(spent, 2, most=1) == [["aten::mm", "head, backbone", "2", "3,500.0", "87.5"]]
+    assert operator_rows(spent, 2, most=1) == [["aten::mm", "head, backbone", "2", "3,500.0", "87.5"]]
 
 
-def test_mistakes_are_told():
+def test_unknown_method_is_an_error():
     with pytest.raises(UserError, match="adapter=e4va: no such adapter"):
-        step_profile.main([*WORDS, "--ways", "e4va"])
+        step_profile.main([*WORDS, "--variants", "e4va"])

@@ -128,7 +128,9 @@ def check(config, root, capsys):
 def test_what_training_would_refuse_is_a_problem(check, root):
     (root / "empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     out = check("dataset.train_annotations=empty.json", "dataset.val_annotations=empty.json")
-    assert out.count("Cannot be trained on: ") == 2 and "There are problems." in out and "No problems." not in out
+    assert (
+        out.count("Cannot be used for training: ") == 2 and "There are problems." in out and "No problems." not in out
+    )
 
 
 def test_the_classes_of_both_splits_are_compared(check, root):
@@ -136,4 +138,4 @@ def test_the_classes_of_both_splits_are_compared(check, root):
     categories = [{**one, "name": one["name"].replace("dog", "wolf")} for one in content["categories"]]
     (root / "val.json").write_text(json.dumps({**content, "categories": categories}))
     out = check("dataset.val_annotations=val.json")
-    assert "Cannot be trained on: the classes of train and val differ; only in train: dog (id 3)" in out
+    assert "Cannot be used for training: the classes of train and val differ; only in train: dog (id 3)" in out

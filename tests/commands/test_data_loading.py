@@ -14,7 +14,8 @@ import pytest
 import torch
 from hydra import initialize_config_module
 
-from e3va_cli.commands import data_loading, error_handling
+from e3va_cli.commands import data_loading as loading
+from e3va_cli.commands import error_handling as failures
 from e3va_cli.config.composition import CONFIG_MODULE
 from e3va_cli.data import DenseDataModule
 from e3va_cli.data.collate import collate
@@ -53,7 +54,7 @@ def batches(dataset, workers=2):
 
 def line(dataset, folder):
     """The line that a run ends with."""
-    with pytest.raises(UserError) as refused, error_handling.friendly_errors(folder, error_handling.of_evaluation):
+    with pytest.raises(UserError) as refused, failures.friendly_errors(folder, failures.evaluation_oom_message):
         batches(dataset)
     (message,) = refused.value.messages
     assert "\n" not in message
@@ -95,7 +96,7 @@ def test_a_process_that_the_system_ends_for_memory(tmp_path):
 
 def test_a_batch_that_cannot_be_handed_over(tmp_path, capfd):
     assert "data.num_workers" in line(Images(Unsendable), tmp_path)
-    assert "cannot leave its loader process: [Errno 24] Too many open files" in capfd.readouterr().err
+    assert "worker cannot send a batch: [Errno 24] Too many open files" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT, errno.EACCES, errno.ENOSYS])
@@ -118,9 +119,9 @@ def test_processes_that_cannot_be_started(monkeypatch, tmp_path):
 
 def test_too_many_open_files():
     told = RuntimeError("Too many open files. Communication with the workers is no longer possible. Please")
-    assert "ulimit -n" in data_loading.loading_failure(told)
-    assert "ulimit -n" in data_loading.loading_failure(RuntimeError("received 0 items of ancdata"))
-    assert data_loading.loading_failure(OSError(errno.EMFILE, "Too many open files", "a.png")) is None
+    assert "ulimit -n" in loading.loading_failure(told)
+    assert "ulimit -n" in loading.loading_failure(RuntimeError("received 0 items of ancdata"))
+    assert loading.loading_failure(OSError(errno.EMFILE, "Too many open files", "a.png")) is None
 
 
 def test_processes_leave_ctrl_c_to_the_run():
@@ -142,12 +143,12 @@ Space = namedtuple("Space", ["f_bavail", "f_frsize"])
 )
 def test_a_warning_before_the_first_step(config, monkeypatch, tmp_path, words, evaluates, needed):
     options = config("dataset=shapes", "data.num_workers=2", *words)
-    monkeypatch.setattr(data_loading, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(loading, "SHARED_MEMORY", tmp_path)
 
     def note(free):
-        monkeypatch.setattr(data_loading.os, "statvfs", lambda _: Space(free, 1))
+        monkeypatch.setattr(loading.os, "statvfs", lambda _: Space(free, 1))
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return data_loading.shared_memory_note(options, evaluates=evaluates)
+            return loading.shared_memory_note(options, evaluates=evaluates)
 
     assert note(needed) is None
     assert "--shm-size" in note(needed - 1) and f"{needed / 2**20:,.0f} MiB" in note(needed - 1)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hydra import initialize_config_module
 
-from e3va_cli.commands import error_handling, evaluate, memory_check, predict
+from e3va_cli.commands import error_handling, evaluate, predict
 from e3va_cli.config.composition import CONFIG_MODULE
 from e3va_cli.data.images import reading
 from e3va_cli.errors import UserError
 from e3va_cli.memory import benchmark
+from e3va_cli.training.lightning_module import BatchRecord
 from e3va_cli.training.run import build_run
-from e3va_cli.training.steps import BatchRecord
 from tests.training.small import SMALL
 
 MIB = 2**20
@@ -23,16 +23,15 @@ NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 G
 
 
 @pytest.fixture
-def planned(monkeypatch):
-    """Plans that cost nothing: 100 MiB, and 30 an image; half of it in 16 bits, a third if adapters are run again."""
+def estimated(monkeypatch):
+    """Estimates of 100 MiB, and 30 per image; half of that in 16 bits, a third with recompute."""
 
-    def plan(config, size, **_):
+    def estimate(config, size, **_):
         an_image = 30 / (1 if size.precision == "32" else 2)
         an_image /= {"keep": 1, "compress": 1, "recompute": 3}[config.adapter.activations]
         return SimpleNamespace(peak=SimpleNamespace(total_bytes=MIB * (100 + an_image * size.batch_size)))
 
-    monkeypatch.setattr(memory_check, "plan", plan)
-    monkeypatch.setattr(benchmark, "plan", plan)
+    monkeypatch.setattr(benchmark, "estimate_memory", estimate)
 
 
 @pytest.fixture
@@ -41,12 +40,12 @@ def ends(config, tmp_path):
 
     def ends(error, *words):
         trainer = SimpleNamespace(global_step=1234, strategy=SimpleNamespace(root_device=torch.device("cpu")))
-        task = SimpleNamespace(seen=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
-        of_memory = partial(error_handling.of_training, config(*words), trainer, task)
+        task = SimpleNamespace(batch_records=[BatchRecord([7, 9], [(800, 1333), (640, 427)])], evaluating=False)
+        oom_message = partial(error_handling.training_oom_message, config(*words), trainer, task)
         with (
             initialize_config_module(CONFIG_MODULE, version_base="1.3"),
             pytest.raises(UserError) as refused,
-            error_handling.friendly_errors(tmp_path, of_memory),
+            error_handling.friendly_errors(tmp_path, oom_message),
         ):
             raise error
         (message,) = refused.value.messages
@@ -56,13 +55,13 @@ def ends(config, tmp_path):
     return ends
 
 
-def test_memory_names_the_place_the_plan_and_what_would_fit(ends, planned, monkeypatch):
+def test_memory_names_the_place_the_plan_and_what_would_fit(ends, estimated, monkeypatch):
     monkeypatch.setattr(error_handling, "available_mib", lambda device: 230.0)
     message = ends(NO_MEMORY, "data.batch_size=8")
     for words in (
         "step 1,234, with images of 800x1333, 640x427",
         "Tried to allocate 2.00 GiB.",
-        "planned are 340 MiB at the largest image, 128x128, and 230 MiB",
+        "estimate 340 MiB at the largest image, 128x128; 230 MiB",
         "data.batch_size=4 trainer.accumulate_grad_batches=2",
         "trainer.precision=bf16-mixed",
         "adapter.activations=recompute",
@@ -72,7 +71,7 @@ def test_memory_names_the_place_the_plan_and_what_would_fit(ends, planned, monke
     assert "compress" not in message, "it would not fit"
 
 
-def test_where_the_plan_fits_less_than_the_plan_is_offered(ends, planned, monkeypatch):
+def test_where_the_plan_fits_less_than_the_plan_is_offered(ends, estimated, monkeypatch):
     monkeypatch.setattr(error_handling, "available_mib", lambda device: 50_000.0)
     message = ends(NO_MEMORY, "data.batch_size=8", "trainer.precision=bf16-mixed")
     assert "data.batch_size=6 " in message and "precision" not in message  # 100 + 6 x 15 <= 0.9 x 220
@@ -85,12 +84,12 @@ def test_where_the_plan_fits_less_than_the_plan_is_offered(ends, planned, monkey
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
     ],
 )
-def test_the_machine_s_own_memory(ends, planned, error):
+def test_the_machine_s_own_memory(ends, estimated, error):
     assert "out of memory in step 1,234" in ends(error)
 
 
 def test_equal_images_are_counted():
-    assert error_handling.described([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
+    assert error_handling.describe_sizes([(64, 96), (64, 64), (64, 96)]) == "64x96 (2 of them), 64x64"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +100,7 @@ def test_equal_images_are_counted():
         ("losses", 5, "in step 4, with images of 64x64 (2 of them)"),
     ],
 )
-def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_path, monkeypatch, method, call, says):
+def test_where_lightning_says_that_memory_did_not_suffice(config, estimated, tmp_path, monkeypatch, method, call, says):
     """The trainer has torn everything down by then: the model has left its device, and no stage is running."""
     options = config(*SMALL, "trainer.max_epochs=2")
     run = build_run(options, tmp_path)
@@ -120,9 +119,11 @@ def test_where_lightning_says_that_memory_did_not_suffice(config, planned, tmp_p
     with (
         initialize_config_module(CONFIG_MODULE, version_base="1.3"),
         pytest.raises(UserError) as refused,
-        error_handling.friendly_errors(tmp_path, partial(error_handling.of_training, options, run.trainer, run.task)),
+        error_handling.friendly_errors(
+            tmp_path, partial(error_handling.training_oom_message, options, run.trainer, run.lightning_module)
+        ),
     ):
-        run.trainer.fit(run.task, run.data)
+        run.trainer.fit(run.lightning_module, run.data)
     assert says in str(refused.value) and ("data.val_batch_size=1" in str(refused.value)) == (method == "predict")
     assert asked == ([] if method == "predict" else [device])
 
@@ -168,5 +169,8 @@ def test_memory_where_this_process_loads(ends, tmp_path, monkeypatch):
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(FileNotFoundError), error_handling.friendly_errors(tmp_path, error_handling.of_evaluation):
+    with (
+        pytest.raises(FileNotFoundError),
+        error_handling.friendly_errors(tmp_path, error_handling.evaluation_oom_message),
+    ):
         raise FileNotFoundError(errno.ENOENT, "gone")

@@ -1,4 +1,4 @@
-"""What `e3va evaluate` composes of what it is given, and the files that it leaves."""
+"""`e3va evaluate`: the composed configuration, and the output files."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from e3va_cli.commands import evaluate
-from e3va_cli.commands.saved_config import named_runs, with_saved_config
+from e3va_cli.commands.saved_config import referenced_runs, with_saved_config
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
@@ -77,10 +77,19 @@ def test_moved_weights_take_the_place_of_fetched_ones(config, tmp_path):
         assert backbone.weights == "FILE" and not backbone.pretrained
 
 
-def test_what_is_built_on():
-    assert named_runs("evaluate", ["checkpoint=a", "seed=1,2"]) == named_runs("evaluate", ["checkpoint=[a]"]) == ["a"]
-    assert named_runs("evaluate", ["checkpoint=['a b',7]"]) == ["a b", "7"], "a folder may be called 7"
-    assert named_runs("train", ["resume=null"]) == named_runs("train", []) == named_runs("evaluate", []) == []
+def test_runs_that_overrides_refer_to():
+    assert (
+        referenced_runs("evaluate", ["checkpoint=a", "seed=1,2"])
+        == referenced_runs("evaluate", ["checkpoint=[a]"])
+        == ["a"]
+    )
+    assert referenced_runs("evaluate", ["checkpoint=['a b',7]"]) == ["a b", "7"], "a folder may be called 7"
+    assert (
+        referenced_runs("train", ["resume=null"])
+        == referenced_runs("train", [])
+        == referenced_runs("evaluate", [])
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,16 +100,16 @@ def test_what_is_built_on():
         ("evaluate", ["checkpoint=[a,[b]]"], "checkpoint takes"),
         ("evaluate", ["checkpoint=null"], "checkpoint takes"),
         ("evaluate", ["checkpoint=[]"], "checkpoint takes"),
-        ("evaluate", ["checkpoint=[a,b]", "pictures=1,2"], "pictures=1,2: one value at a time"),
+        ("evaluate", ["checkpoint=[a,b]", "num_visualizations=1,2"], "num_visualizations=1,2: one value at a time"),
     ],
 )
-def test_what_cannot_be_built_on(command, words, says):
+def test_invalid_references_to_runs(command, words, says):
     with pytest.raises(UserError, match=says) as refused:
-        named_runs(command, words)
+        referenced_runs(command, words)
     assert len(refused.value.messages) == 1
 
 
-def test_nothing_of_a_strangers_words_is_composed(tmp_path):
+def test_overrides_of_an_adapter_from_elsewhere_are_not_composed(tmp_path):
     """The record of the overrides is for people; what is composed is made of checked values."""
     _, adapter = crafted(tmp_path, *TINY)
     path = adapter / "adapter_config.json"

@@ -9,7 +9,7 @@ import pytest
 from e3va_cli.commands import export_adapter
 from e3va_cli.config.run_config import ExportAdapterConfig
 from e3va_cli.errors import UserError
-from e3va_cli.runs.folder import locate
+from e3va_cli.runs.folder import find_checkpoint
 
 
 def refused(done, *says):
@@ -42,7 +42,7 @@ def test_export_move_evaluate(short_run, e3va, tmp_path):
     refused(e3va("evaluate", f"checkpoint='{moved}'", "backbone.seed=1", expect=2), "other weights of swin_nano")
     for option in ("resume", "checkpoint"):
         with pytest.raises(UserError, match="an exported adapter; give the run"):
-            locate(str(moved), option)
+            find_checkpoint(str(moved), option)
     # Half precision: the findings are nearly the same.
     words = [f"checkpoint={short_run}/checkpoints/best.ckpt", "output=half", "precision=fp16"]
     e3va("export-adapter", *words)

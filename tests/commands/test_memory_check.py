@@ -14,32 +14,31 @@ MIB = 2**20
 
 
 @pytest.fixture
-def planned(monkeypatch):
-    """Plans that cost nothing: 100 MiB an image for full fine-tuning, 30 for E3VA, half of it in 16 bits."""
+def estimated(monkeypatch):
+    """Estimates of 100 MiB per image for full fine-tuning, 30 for E3VA, half of that in 16 bits."""
 
-    def plan(config, size, **_):
+    def estimate_memory(config, size, **_):
         assert size.image_size == (128, 128)
         an_image = {"full": 100, "e3va": 30}[config.adapter.name] / (1 if size.precision == "32" else 2)
         return SimpleNamespace(peak=SimpleNamespace(total_bytes=MIB * (100 + an_image * size.batch_size)))
 
-    monkeypatch.setattr(memory_check, "plan", plan)
-    monkeypatch.setattr(benchmark, "plan", plan)
+    monkeypatch.setattr(benchmark, "estimate_memory", estimate_memory)
 
 
-def gate(options, budget):
+def check(options, budget):
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         memory_check.check_memory(options, budget)
 
 
-def test_a_run_that_fits_goes_on(config, planned, capsys):
-    gate(config("adapter=full", "data.batch_size=8"), "1924MiB")  # 900, and 1024 for CUDA
-    assert "planned 900 MiB" in capsys.readouterr().out
+def test_a_run_that_fits_goes_on(config, estimated, capsys):
+    check(config("adapter=full", "data.batch_size=8"), "1924MiB")  # 900, and 1024 for CUDA
+    assert "estimate 900 MiB" in capsys.readouterr().out
 
 
-def test_a_run_that_cannot_fit_is_refused_with_what_would(config, planned):
+def test_a_run_that_cannot_fit_is_refused_with_what_would(config, estimated):
     options = config("adapter=full", "data.batch_size=8", "trainer.accumulate_grad_batches=2")
     with pytest.raises(UserError) as refused:
-        gate(options, "1923MiB")
+        check(options, "1923MiB")
     (message,) = refused.value.messages
     assert "needs 900 MiB" in message and "128x128" in message
     # 7 images a step, and three steps together for the 16 that the run had in mind
@@ -47,9 +46,9 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(config, planned):
     assert "trainer.precision=bf16-mixed" in message and "adapter=e3va" in message
 
 
-def test_only_what_fits_is_offered(config, planned):
+def test_only_what_fits_is_offered(config, estimated):
     with pytest.raises(UserError) as refused:
-        gate(config("adapter=full", "data.batch_size=8"), "1100MiB")
+        check(config("adapter=full", "data.batch_size=8"), "1100MiB")
     assert refused.value.messages[0].endswith("nothing smaller fits either")
 
 

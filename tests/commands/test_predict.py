@@ -1,4 +1,4 @@
-"""`e3va predict`: what it finds, the files it leaves, and what it refuses."""
+"""`e3va predict`: predictions, output files, and refusals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import e3va_cli
 from e3va_cli import load_adapter
 from e3va_cli.commands import predict
 from e3va_cli.config.composition import load_config
@@ -54,7 +55,7 @@ def files(folder):
 
 
 def test_a_folder_with_the_real_command(e3va, runs, photos, tmp_path):
-    done = e3va("predict", f"checkpoint={runs}/shapes", f"input={photos}", "output=found", f"score={LOW}")
+    done = e3va("predict", f"checkpoint={runs}/shapes", f"input={photos}", "output=found", f"score_threshold={LOW}")
     assert "2 images" in done.stdout and not done.stderr
     assert files(tmp_path) - files(tmp_path / "photos") == {
         *(f"photos/{name}" for name in files(photos)),
@@ -65,21 +66,21 @@ def test_a_folder_with_the_real_command(e3va, runs, photos, tmp_path):
     assert [image["file"] for image in content["images"]] == [f"{photos}/one.png", f"{photos}/two.jpg"]
     model = load_adapter(runs / "shapes").adapter.model
     pixels = torch.from_numpy(np.array(Image.open(photos / "one.png"))).permute(2, 0, 1)[None]
-    expected = model.predict(pixels, [(128, 128)])[0].above(LOW)
+    expected = model.predict(pixels, [(128, 128)])[0].filter_by_score(LOW)
     detections = content["images"][0]["adapters"]["shapes"]["detections"]
     assert len(detections) == len(expected) > 0
     assert [one["score"] for one in detections] == expected.scores.tolist()
     assert [one["label"] for one in detections] == expected.labels.tolist()
     assert [one["box"] for one in detections] == expected.boxes.tolist()
-    for one, mask in zip(detections, expected.full_masks(), strict=True):
+    for one, mask in zip(detections, expected.paste_masks(), strict=True):
         assert (coco_mask.decode(one["mask"]) == mask.numpy()).all()
         assert one["class"] == content["adapters"]["shapes"]["classes"][one["label"] - 1]
     assert (content["images"][1]["width"], content["images"][1]["height"]) == (160, 120)
 
 
 def test_results_equal_those_of_python(runs, photos, tmp_path):
-    content = run(f"checkpoint={runs}/shapes", f"input={photos}", f"output={tmp_path}/a", f"score={LOW}")
-    found = load_adapter(runs / "shapes", device="cpu").predict(sorted(photos.glob("*.*")), score=LOW)
+    content = run(f"checkpoint={runs}/shapes", f"input={photos}", f"output={tmp_path}/a", f"score_threshold={LOW}")
+    found = load_adapter(runs / "shapes", device="cpu").predict(sorted(photos.glob("*.*")), score_threshold=LOW)
     assert found[0].detections
     for image, one in zip(content["images"], found, strict=True):
         boxes = [tuple(d["box"]) for d in image["adapters"]["shapes"]["detections"]]
@@ -88,21 +89,35 @@ def test_results_equal_those_of_python(runs, photos, tmp_path):
         assert masks == [d.rle for d in one.detections]
 
 
+def test_python_saves_and_returns_the_same(runs, photos, tmp_path):
+    options = (f"score_threshold={LOW}", "accelerator=cpu")
+    found = e3va_cli.predict(runs / "shapes", [photos / "one.png"], *options, output=tmp_path / "it's")
+    ((file, prediction),) = found.items()
+    assert file == photos / "one.png" and prediction.detections
+    (image,) = json.loads((tmp_path / "it's" / "predictions.json").read_text())["images"]
+    boxes = [tuple(d["box"]) for d in image["adapters"]["shapes"]["detections"]]
+    assert boxes == [d.box for d in prediction.detections]
+    with pytest.raises(UserError, match="score is now called score_threshold"):
+        e3va_cli.predict(runs / "shapes", photos, "score=0.3")
+
+
 def test_the_threshold(runs, photos, tmp_path):
-    words = [f"checkpoint={runs}/shapes", f"input={photos}/one.png", "pictures=false"]
-    low, high = (run(*words, f"output={tmp_path}/{score}", f"score={score}") for score in (LOW, 1))
+    words = [f"checkpoint={runs}/shapes", f"input={photos}/one.png", "save_images=false"]
+    low, high = (run(*words, f"output={tmp_path}/{score}", f"score_threshold={score}") for score in (LOW, 1))
     scores = [one["score"] for one in low["images"][0]["adapters"]["shapes"]["detections"]]
     assert scores and min(scores) >= LOW and not high["images"][0]["adapters"]["shapes"]["detections"]
     assert files(tmp_path / "1") == {"predictions.json"}
     middle = sorted(scores)[len(scores) // 2]
-    kept = run(*words, f"output={tmp_path}/middle", f"score={middle}")["images"][0]["adapters"]["shapes"]["detections"]
+    kept = run(*words, f"output={tmp_path}/middle", f"score_threshold={middle}")["images"][0]["adapters"]["shapes"][
+        "detections"
+    ]
     assert [one["score"] for one in kept] == [score for score in scores if score >= middle]
 
 
 def test_several_adapters_give_what_each_gives_alone(runs, photos, tmp_path):
     both = f"[{runs}/shapes,{runs}/scenes]"
     pattern = f"input={photos}/**/*"
-    content = run(f"checkpoint={both}", pattern, f"output={tmp_path}/both", f"score={LOW}")
+    content = run(f"checkpoint={both}", pattern, f"output={tmp_path}/both", f"score_threshold={LOW}")
     stems = ["one", "two", "one-2", "one-3"]
     assert files(tmp_path / "both") == {
         "predictions.json",
@@ -111,7 +126,7 @@ def test_several_adapters_give_what_each_gives_alone(runs, photos, tmp_path):
         *(f"scenes/labels/{stem}.png" for stem in stems),
     }
     for name in ("shapes", "scenes"):
-        alone = run(f"checkpoint={runs}/{name}", pattern, f"output={tmp_path}/{name}", f"score={LOW}")
+        alone = run(f"checkpoint={runs}/{name}", pattern, f"output={tmp_path}/{name}", f"score_threshold={LOW}")
         for one, other, stem in zip(content["images"], alone["images"], stems, strict=True):
             ours, theirs = one["adapters"][name], other["adapters"][name]
             if name == "scenes":
@@ -131,7 +146,7 @@ def test_several_adapters_give_what_each_gives_alone(runs, photos, tmp_path):
 def test_what_is_said_about_passes(runs, photos, tmp_path, capsys):
     craft(tmp_path / "lora", "adapter=lora", "adapter.rank=2", "backbone=swin_nano")
     checkpoints = f"checkpoint=[{runs}/shapes,{tmp_path}/lora,{runs}/scenes]"
-    run(checkpoints, f"input={photos}/one.png", f"output={tmp_path}/a", "pictures=false")
+    run(checkpoints, f"input={photos}/one.png", f"output={tmp_path}/a", "save_images=false")
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("shapes, scenes: in one pass") for line in lines)
     assert any(line.startswith("lora: on a backbone of its own, which adapter=lora changes") for line in lines)
@@ -142,7 +157,7 @@ def test_a_photo_is_predicted_as_a_viewer_shows_it(runs, photos, tmp_path):
     exif[0x0112] = 6  # by a quarter turn to the right
     lying.save(photos / "lying.png", exif=exif)
     Image.open(photos / "two.jpg").save(photos / "two.png")
-    words = [f"checkpoint={runs}/shapes", f"input=[{photos}/lying.png,{photos}/two.png]", f"score={LOW}"]
+    words = [f"checkpoint={runs}/shapes", f"input=[{photos}/lying.png,{photos}/two.png]", f"score_threshold={LOW}"]
     turned, upright = run(*words, f"output={tmp_path}/found")["images"]
     assert (turned["width"], turned["height"]) == (upright["width"], upright["height"]) == (160, 120)
     assert turned["adapters"] == upright["adapters"] and upright["adapters"]["shapes"]["detections"]
@@ -255,7 +270,7 @@ def test_label_maps_of_many_classes_have_16_bits(tmp_path):
     labels = np.array([[1, 255, 256, 300]], dtype=np.int16)
     about = {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": list(range(1, 301))}
     adapter = type("Adapter", (), about)
-    output = PredictionFiles(tmp_path, [tmp_path / "x.jpg"], [adapter], score=0, pictures=False)
+    output = PredictionFiles(tmp_path, [tmp_path / "x.jpg"], [adapter], score_threshold=0, save_images=False)
     classes = tuple(map(str, range(1, 301)))
     output.add(0, {"a": ImagePrediction(np.zeros((1, 4, 3), np.uint8), 4, 1, classes, labels=labels)})
     assert np.asarray(Image.open(tmp_path / "labels" / "x.png")).tolist() == labels.tolist()

@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 from rich.markup import escape
 
-from e3va_cli.commands import console, run_summary
+from e3va_cli.commands import console
+from e3va_cli.commands import run_summary as report
 
 EDGE = "\N{BOX DRAWINGS LIGHT VERTICAL}"
 
@@ -30,7 +31,7 @@ def cells(text):
 def test_no_name_is_cut_in_a_narrow_terminal(printed):
     of_one = {"AP": 0.5, "AP50": 1.0, "per_class": {"a_rather_long_name_of_a_class": 0.5}}
     results = {f"adapter_{number}, {kind}": of_one for number in range(4) for kind in ("box", "mask")}
-    text = printed(80, run_summary.print_results, results)
+    text = printed(80, report.print_results, results)
     assert "\N{HORIZONTAL ELLIPSIS}" not in text and "100.0" in text
     assert "a_rather_long_name_of_a_class" in "".join(row[0] for row in cells(text))
     assert max(map(len, text.splitlines())) <= 80
@@ -43,7 +44,7 @@ def test_no_number_is_broken_at_any_width(printed, width):
         kind: {**{name: (10 * row + column) / 100 for column, name in enumerate(measures)}, "per_class": {"cat": 1.0}}
         for row, kind in enumerate(("box", "mask"), start=1)
     }
-    text = printed(width, run_summary.print_results, results)
+    text = printed(width, report.print_results, results)
     wanted = {f"{10 * row + column}.0" for row in (1, 2) for column in range(len(measures))} | {"100.0"}
     assert set(re.findall(r"(?<![\d.])\d+\.\d(?!\d)", text)) == wanted
     assert all(re.fullmatch(r"\d+\.\d|-|", cell) for row in cells(text) for cell in row[1:])

@@ -7,14 +7,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from e3va_cli.commands import evaluate, run_summary, train
-from e3va_cli.commands.app import require_place
+from e3va_cli.commands import evaluate, train
+from e3va_cli.commands import run_summary as report
+from e3va_cli.commands.app import check_run_dir
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import prepare
 from e3va_cli.config.composition import parse
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.runs.folder import claim_folder, locate, new_folder, remove_unused
+from e3va_cli.runs.folder import find_checkpoint, make_run_folder, make_unique_folder, remove_empty_run
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL
 
@@ -37,23 +38,25 @@ def test_the_checkpoint_that_is_resumed_becomes_the_last_one(tmp_path):
 def test_a_run_killed_before_its_first_checkpoint_may_be_resumed(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("[]")
-    _, checkpoint = locate(str(tmp_path), "resume")
+    _, checkpoint = find_checkpoint(str(tmp_path), "resume")
     assert not checkpoint.exists()
 
 
 def test_two_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = tmp_path / "runs" / "2026-11-21_12-00-00_train"
-    assert [claim_folder(name).name[len(name.name) :] for _ in range(3)] == ["", "-2", "-3"]
-    assert new_folder(str(name)) == new_folder(str(name)) == f"{name}-4", "Hydra asks again, and means the same"
+    assert [make_unique_folder(name).name[len(name.name) :] for _ in range(3)] == ["", "-2", "-3"]
+    assert make_run_folder(str(name)) == make_run_folder(str(name)) == f"{name}-4", (
+        "Hydra asks again, and means the same"
+    )
     monkeypatch.setenv("SLURM_PROCID", "1")
-    assert new_folder(f"{name}x") == f"{name}x" and not (tmp_path / "runs" / f"{name.name}x").exists()
+    assert make_run_folder(f"{name}x") == f"{name}x" and not (tmp_path / "runs" / f"{name.name}x").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "runs").symlink_to("nowhere")
-    with pytest.raises(UserError, match=r"a: the folder cannot be made \(.*runs: File exists\)"):
-        claim_folder(tmp_path / "runs" / "a")
+    with pytest.raises(UserError, match=r"a: cannot be created \(.*runs: File exists\)"):
+        make_unique_folder(tmp_path / "runs" / "a")
 
 
 @pytest.fixture
@@ -74,20 +77,20 @@ def run_of(tmp_path):
 def test_a_run_is_not_put_over_another(run_of, tmp_path, monkeypatch):
     one, other = run_of("one"), run_of("other")
     for words in ([], [f"resume={other}"]):
-        with pytest.raises(UserError, match=f"one: holds a run already; go on with it by e3va train resume={one}"):
-            require_place([f"hydra.run.dir={one}", *words], writes=False)
-    require_place([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
-    require_place([f"hydra.run.dir={tmp_path}/new"], writes=False)
-    require_place([], writes=False)
+        with pytest.raises(UserError, match=f"one: already has a run; resume it with e3va train resume={one}"):
+            check_run_dir([f"hydra.run.dir={one}", *words], writes=False)
+    check_run_dir([f"hydra.run.dir={one}", f"resume={one}/checkpoints/last.ckpt"], writes=False)
+    check_run_dir([f"hydra.run.dir={tmp_path}/new"], writes=False)
+    check_run_dir([], writes=False)
     monkeypatch.setenv("LOCAL_RANK", "1")  # the first process may have put its checkpoint there already
-    require_place([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
+    check_run_dir([f"hydra.run.dir={one}", f"resume={other}"], writes=False)
 
 
 def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
     (tmp_path / "refused" / ".hydra").mkdir(parents=True)
     run = run_of("run")
     for folder in (run, tmp_path / "refused"):
-        remove_unused(folder)
+        remove_empty_run(folder)
     assert run.is_dir() and not (tmp_path / "refused").exists()
 
 
@@ -99,7 +102,7 @@ def test_what_a_run_was_started_with(run_of):
     assert with_saved_config("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
 
 
-def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkeypatch):
+def test_images_are_drawn_on_the_device_of_training(config, tmp_path, monkeypatch):
     """Lightning leaves the model on the CPU."""
     drawn, device = [], torch.device("meta")
 
@@ -109,21 +112,21 @@ def test_pictures_are_drawn_where_the_model_was_trained(config, tmp_path, monkey
     monkeypatch.setattr(train, "draw_predictions", draw)
     monkeypatch.setattr(train, "print_results", lambda _: None)
     run = build_run(config(*SMALL), tmp_path)
-    run.task.results, run.task.evaluated_step = {}, 0
+    run.lightning_module.results, run.lightning_module.evaluated_step = {}, 0
     monkeypatch.setattr(type(run.trainer.strategy), "root_device", device)
     train.finish(config(*SMALL), run, tmp_path)
     monkeypatch.setattr(evaluate, "draw_predictions", draw)
-    evaluator = SimpleNamespace(images=1, leave=lambda _: {})
+    evaluator = SimpleNamespace(num_images=1, save=lambda _: {})
     evaluation = SimpleNamespace(run=run, evaluators={"a": evaluator}, results={"a": {}})
-    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(pictures=1))
-    evaluate.leave(evaluation, adapter, tmp_path)
+    adapter = SimpleNamespace(name="a", model=nn.Linear(1, 1), config=SimpleNamespace(num_visualizations=1))
+    evaluate.save(evaluation, adapter, tmp_path)
     assert drawn == [device, device]
 
 
 def test_names_in_brackets_are_printed_as_they_are(config, tmp_path, capsys):
     folder = tmp_path / "[red]a" / "[" / "b]"
-    run_summary.print_next(folder, config(), {"trainer.max_epochs": 4})
-    run_summary.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
+    report.print_next(folder, config(), {"trainer.max_epochs": 4})
+    report.print_results({"[/bold]": {"AP": 0.5, "per_class": {"[x]": 0.5}}})
     out = capsys.readouterr().out
     assert f"\"resume='{folder}'\" trainer.max_epochs=4" in out and "[/bold]" in out and "[x]" in out
 
@@ -131,7 +134,7 @@ def test_names_in_brackets_are_printed_as_they_are(config, tmp_path, capsys):
 def warned(config, tmp_path, capsys, *words):
     """The start of a run, in one line, as a terminal of any width may break it."""
     options = config(*SMALL, *words)
-    run_summary.print_start(options, build_run(options, tmp_path), tmp_path)
+    report.print_start(options, build_run(options, tmp_path), tmp_path)
     return " ".join(capsys.readouterr().out.split())
 
 

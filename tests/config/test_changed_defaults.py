@@ -78,7 +78,7 @@ def test_an_evaluation_is_that_of_the_run(
     before = to_dict(load_config("train", ["optimizer.lr=2e-3"]))
     request.getfixturevalue("other_defaults")
     found = to_dict(composed("evaluate", with_saved_config("evaluate", [f"checkpoint={place}"], str(place))))
-    for group in ("backbone", "adapter", "head", "dataset", "data", "seed", "pictures"):
+    for group in ("backbone", "adapter", "head", "dataset", "data", "seed", "num_visualizations"):
         assert found[group] == before[group], group
     for option in ("precision", "limit_val_batches"):
         assert found["trainer"][option] == before["trainer"][option]

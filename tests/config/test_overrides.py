@@ -29,7 +29,7 @@ def quoted(word):
     "words",
     [
         [],
-        ["head=upernet_nano", "dataset=ade20k", "dataset.root=x", "head.window=64"],
+        ["head=upernet_nano", "dataset=ade20k", "dataset.root=x", "head.slide_window=64"],
         ["experiment=coco_cascade_swin_b", "dataset.root=x", "head.box.loss=smooth_l1"],
         [*map(quoted, OTHER)],
     ],

@@ -74,7 +74,7 @@ def test_polygons_overlap_the_resized_masks(size: tuple[int, int]) -> None:
     assert drawn.sum((1, 2)).numpy() == pytest.approx(np.array(exact), rel=0.1)
 
 
-def test_nothing_is_nothing() -> None:
+def test_empty_segmentations() -> None:
     empty = {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}
     assert EncodedMasks([empty], SIZE).at((20, 30)).sum() == 0
     assert EncodedMasks([], SIZE).at((20, 30)).shape == (0, 20, 30)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from e3va_cli.data import build_datasets
-from e3va_cli.data.file_names import find_names, match_stems
+from e3va_cli.data.file_names import match_stems, resolve_names
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.voc import VocFormat
@@ -48,10 +48,10 @@ def made(folder: Path, *names: str) -> Path:
         ("./x/../a.JPG", "a.jpg"),
     ],
 )
-def test_a_file_that_is_meant_for_certain_is_taken(tmp_path: Path, listed: str, file: str) -> None:
+def test_unambiguous_names_are_resolved(tmp_path: Path, listed: str, file: str) -> None:
     made(tmp_path, file, "other.jpg", "notes.txt")
-    found = find_names(tmp_path, [listed, "other.jpg"], SUFFIXES)
-    assert found.taken == {listed: file} and not found.missing
+    found = resolve_names(tmp_path, [listed, "other.jpg"], SUFFIXES)
+    assert found.resolved == {listed: file} and not found.missing
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,19 @@ def test_a_file_that_is_meant_for_certain_is_taken(tmp_path: Path, listed: str, 
         (["a.jpg"], [], None),
     ],
 )
-def test_what_is_not_certain_is_named(tmp_path: Path, listed: list[str], files: list[str], likely: str | None) -> None:
-    found = find_names(made(tmp_path, *files), listed, SUFFIXES)
-    assert not found.taken and set(found.missing.values()) == {likely}
+def test_ambiguous_names_have_a_suggestion(
+    tmp_path: Path, listed: list[str], files: list[str], likely: str | None
+) -> None:
+    found = resolve_names(made(tmp_path, *files), listed, SUFFIXES)
+    assert not found.resolved and set(found.missing.values()) == {likely}
 
 
-def test_nothing_outside_of_the_folder_is_looked_for(tmp_path: Path) -> None:
+def test_files_outside_the_folder_are_not_searched(tmp_path: Path) -> None:
     made(tmp_path, "outside/a.jpg", "data/b.jpg")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "outside")
     names = ["../outside/a.jpg", "..\\outside\\a.jpg", str(tmp_path / "outside" / "a.jpg"), "link/a.jpg"]
-    found = find_names(tmp_path / "data", names, SUFFIXES)
-    assert not found.taken and list(found.missing) == ["..\\outside\\a.jpg"]
+    found = resolve_names(tmp_path / "data", names, SUFFIXES)
+    assert not found.resolved and list(found.missing) == ["..\\outside\\a.jpg"]
 
 
 def test_all_missing_files_at_once_before_the_first_step(
@@ -91,13 +93,11 @@ def test_all_missing_files_at_once_before_the_first_step(
     [line] = caught.value.messages
     assert f"no such image: 29 of 30 are not in {folder}" in line and "(perhaps photo-100.jpg)" in line
     assert "photo_109.jpg" in line and "and 19 more" in line and "\n" not in line
-    [missing] = [one for one in check_coco_file(folder, file).problems if one.kind == "missing image"]
-    assert missing.count == 29 and "perhaps photo-100.jpg" in str(missing.places[0])
+    [missing] = [one for one in check_coco_file(folder, file).problems if one.type == "missing image"]
+    assert missing.count == 29 and "perhaps photo-100.jpg" in str(missing.locations[0])
 
 
-def test_images_are_read_under_the_names_that_they_have(
-    write_coco: Callable[..., tuple[Path, Path]], annotate: Any
-) -> None:
+def test_images_are_read_under_their_names_on_disk(write_coco: Callable[..., tuple[Path, Path]], annotate: Any) -> None:
     folder, file = write_coco([annotate(1, [2, 3, 10, 20]), annotate(2, [2, 3, 9, 9], image_id=5, category_id=7)])
     content = json.loads(file.read_text())
     content["images"][0]["file_name"], content["images"][1]["file_name"] = "images/A.PNG", "sub\\b%2Ejpg"
@@ -106,10 +106,10 @@ def test_images_are_read_under_the_names_that_they_have(
     plain, data = open_coco(folder, file), open_coco(folder, other)
     assert all(np.array_equal(a[0], b[0]) for a, b in zip(plain, data, strict=True))
     report = check_coco_file(folder, other)
-    assert report.ok and [(one.kind, one.count) for one in report.notes] == [
-        ("file not called quite as it is listed", 2)
+    assert report.ok and [(one.type, one.count) for one in report.notes] == [
+        ("file name differs from the listed one", 2)
     ]
-    assert "images/A.PNG, a.png is taken" in str(report.notes[0].places[0])
+    assert "images/A.PNG, a.png is used" in str(report.notes[0].locations[0])
 
 
 @pytest.mark.parametrize("lines", ["a.jpg\nB\n", "JPEGImages/a.jpg\nb.JPG\n", "JPEGImages\\a\nb%2Exml\n", "a\nb\n"])
@@ -137,7 +137,7 @@ def test_lists_of_voc(tmp_path: Path, lines: str) -> None:
         (["a"], ["A", "a "], {"a": "A"}),
     ],
 )
-def test_label_maps_that_belong_to_images(images: list[str], labels: list[str], matched: dict[str, str]) -> None:
+def test_masks_are_matched_to_images(images: list[str], labels: list[str], matched: dict[str, str]) -> None:
     assert match_stems(images, labels) == matched
 
 
@@ -150,13 +150,15 @@ def test_masks_with_an_ending(tmp_path: Path) -> None:
     folders = {f"{split}_{kind}": kind for split in ("train", "val") for kind in ("images", "labels")}
     source = Ade20kFormat(root=str(tmp_path), num_classes=2, classes=None, **folders)
     assert source.open("train")[1][1]["semantic"].tolist() == [[0, 1, 2], [2, 1, 0]]
-    assert "label map not called quite as its image" in [note.kind for note in source.check("train").notes]
+    assert "semantic mask name differs from its image" in [note.type for note in source.check("train").notes]
     (tmp_path / "labels" / "b_mask.png").rename(tmp_path / "labels" / "b_gt.png")
-    with pytest.raises(UserError, match=r"a\.jpg \(and 1 more\) has no label map a\.png in .* \(perhaps a_mask\.png\)"):
+    with pytest.raises(
+        UserError, match=r"a\.jpg \(and 1 more\) has no semantic mask a\.png .* \(perhaps a_mask\.png\)"
+    ):
         source.open("train")
 
 
-def test_the_problems_of_both_splits_at_once(tmp_path: Path, config: Any) -> None:
+def test_problems_of_both_splits_in_one_report(tmp_path: Path, config: Any) -> None:
     category = [{"id": 1, "name": "cat"}]
     for split in ("train", "val"):
         (tmp_path / split).mkdir()

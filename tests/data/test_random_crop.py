@@ -73,15 +73,15 @@ def test_sides_and_places_of_crops_are_drawn_evenly():
     image, target = tv_tensors.Image(torch.zeros(1, 12, 9, dtype=torch.uint8)), {}
     crop = RandomCropInRange(4, 6)
     torch.manual_seed(0)
-    drawn = [crop.make_params([image, target]) for _ in range(6000)]
-    assert {key: set(Counter(p[key] for p in drawn)) for key in ("height", "width")} == {
+    params = [crop.make_params([image, target]) for _ in range(6000)]
+    assert {key: set(Counter(p[key] for p in params)) for key in ("height", "width")} == {
         "height": {4, 5, 6},
         "width": {4, 5, 6},
     }
-    assert all(abs(Counter(p["height"] for p in drawn)[side] - 2000) < 200 for side in (4, 5, 6))
-    tops = Counter(p["top"] for p in drawn if p["height"] == 4)
+    assert all(abs(Counter(p["height"] for p in params)[side] - 2000) < 200 for side in (4, 5, 6))
+    tops = Counter(p["top"] for p in params if p["height"] == 4)
     assert set(tops) == set(range(9)) and max(tops.values()) < 1.5 * min(tops.values())
-    assert {p["left"] for p in drawn if p["width"] == 6} == set(range(4))
+    assert {p["left"] for p in params if p["width"] == 6} == set(range(4))
 
 
 def recipe(**options):

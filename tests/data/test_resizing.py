@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from e3va_cli.data.transforms import RandomShortestSide, ResizeShortestEdge, resized
+from e3va_cli.data.transforms import RandomResizeShortestEdge, ResizeShortestEdge, resized_shape
 
 
 def rounded(height, width, short, longest):
@@ -21,19 +21,19 @@ def rounded(height, width, short, longest):
 def test_sizes_are_rounded_to_the_nearest_pixel(short, longest):
     for height in range(32, 3000):
         expected, half = rounded(height, 640, short, longest)
-        assert half or resized((height, 640), short, longest) == expected, height
+        assert half or resized_shape((height, 640), short, longest) == expected, height
 
 
 def test_the_short_side_is_what_was_asked_for():
-    assert {min(resized((height, 3000), 800, 100_000)) for height in range(32, 3000)} == {800}
+    assert {min(resized_shape((height, 3000), 800, 100_000)) for height in range(32, 3000)} == {800}
 
 
-def test_no_side_becomes_nothing():
-    assert resized((1, 4000), 800, 1333) == (1, 1333)
+def test_sides_have_at_least_one_pixel():
+    assert resized_shape((1, 4000), 800, 1333) == (1, 1333)
 
 
 def test_training_and_evaluation_resize_alike():
     image = tv_tensors.Image(torch.zeros(3, 123, 457, dtype=torch.uint8))
-    trained = RandomShortestSide([96], max_size=300)(image)
+    trained = RandomResizeShortestEdge([96], max_size=300)(image)
     evaluated, _ = ResizeShortestEdge(96, 300)(image, {})
-    assert trained.shape == evaluated.shape == (3, *resized((123, 457), 96, 300))
+    assert trained.shape == evaluated.shape == (3, *resized_shape((123, 457), 96, 300))

@@ -25,9 +25,9 @@ def transforms(**keys: Any) -> SegmentationTransforms:
             "max_size": 160,
             "scales": [0.5, 2.0],
             "crop_size": 48,
-            "crop_one_class": 0.75,
+            "cat_max_ratio": 0.75,
             "flip": 0.5,
-            "distort": False,
+            "photometric_distortion": False,
             **keys,
         }
     )
@@ -55,7 +55,7 @@ def flat(image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(60, 90), (90, 60), (75, 75)])
-def test_the_label_map_follows_the_image(size: tuple[int, int]) -> None:
+def test_the_mask_follows_the_image(size: tuple[int, int]) -> None:
     train = transforms(short_side=60, max_size=240).train_transforms()
     sizes = set()
     for _ in range(40):
@@ -74,7 +74,7 @@ def test_the_label_map_follows_the_image(size: tuple[int, int]) -> None:
 
 def test_flip_is_of_both_and_left_to_right() -> None:
     labels = torch.arange(48).expand(40, 48) % 25
-    keys = {"short_side": 40, "scales": [1.0, 1.0], "crop_one_class": 1.0}
+    keys = {"short_side": 40, "scales": [1.0, 1.0], "cat_max_ratio": 1.0}
     image, target = transforms(flip=1.0, **keys).train_transforms()(*sample(labels))
     assert torch.equal(target["semantic"], labels.flip(1).to(torch.int16))
     assert torch.equal(image[2].int(), 10 * labels.flip(1).int())
@@ -193,18 +193,20 @@ def test_channels_are_not_permuted_and_hue_turns_by_a_tenth_at_most() -> None:
     assert -0.1 <= min(drawn) < -0.09 and 0.09 < max(drawn) <= 0.1
 
 
-def test_colours_are_left_alone_unless_wanted() -> None:
+def test_photometric_distortion_is_optional() -> None:
     labels = blocks(40, 40, 5)
     keys = {"short_side": 40, "scales": [1.0, 1.0], "flip": 0.0}
     image, _ = sample(labels)
     for _ in range(10):
-        assert torch.equal(transforms(distort=False, **keys).train_transforms()(*sample(labels))[0], image)
-    images = [transforms(distort=True, **keys).train_transforms()(*sample(labels))[0] for _ in range(10)]
+        assert torch.equal(
+            transforms(photometric_distortion=False, **keys).train_transforms()(*sample(labels))[0], image
+        )
+    images = [transforms(photometric_distortion=True, **keys).train_transforms()(*sample(labels))[0] for _ in range(10)]
     assert sum(not torch.equal(other, image) for other in images) > 5
 
 
 def test_the_seed_decides() -> None:
-    train = transforms(distort=True).train_transforms()
+    train = transforms(photometric_distortion=True).train_transforms()
     picture = sample(blocks(70, 90, 10))
 
     def draw(seed: int) -> list[Tensor]:
@@ -221,12 +223,12 @@ def test_the_input_is_left_alone() -> None:
     image, target = sample(blocks(60, 60, 10))
     copies = image.clone(), target["semantic"].clone()
     for _ in range(5):
-        transforms(distort=True).train_transforms()(image, target)
+        transforms(photometric_distortion=True).train_transforms()(image, target)
     assert torch.equal(image, copies[0]) and torch.equal(target["semantic"], copies[1])
 
 
 def test_small_images_are_padded_by_the_batch() -> None:
-    """The batch knows what is padding, so that the model can make it the mean colour."""
+    """The batch knows what is padding, so that the model can make it the mean color."""
     train = transforms(crop_size=64, scales=[0.5, 0.5]).train_transforms()
     small, large = train(*sample(torch.ones(40, 60))), transforms(crop_size=64, scales=[2, 2]).train_transforms()
     batch = collate([small, large(*sample(torch.ones(40, 60)))])

@@ -95,7 +95,7 @@ def test_classes_of_the_splits() -> None:
         check_same_classes(split((1, "cat")), split((1, "cat"), (5, "dog")))
 
 
-def test_what_is_read_is_found_by_its_suffix() -> None:
+def test_suffixes_are_those_of_the_supported_formats() -> None:
     Image.init()
     known = Image.registered_extensions()
     assert {known[suffix] for suffix in IMAGE_SUFFIXES} == set(FORMATS)

@@ -47,7 +47,7 @@ def truth_and_findings(images=12, seed=0):
 def pycocotools_stats(truth, findings, kind):
     results = []
     for image, found in findings.items():
-        for box, score, label, mask in zip(found.boxes, found.scores, found.labels, found.full_masks(), strict=True):
+        for box, score, label, mask in zip(found.boxes, found.scores, found.labels, found.paste_masks(), strict=True):
             x1, y1, x2, y2 = box.double().tolist()
             result = {"image_id": image, "category_id": IDS[label - 1], "score": score.item()}
             if kind == "bbox":
@@ -88,7 +88,7 @@ def test_equals_pycocotools(part):
             assert results[kind]["per_class"][name] == pytest.approx(of_class[of_class > -1].mean(), abs=1e-6)
 
 
-def test_nothing_found_is_zero_and_nothing_to_find_is_none():
+def test_no_detections_are_zero_and_no_objects_are_none():
     truth, findings = truth_and_findings(images=3)
     nothing = Detections(
         torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 28, 28), (128, 128)
@@ -104,7 +104,7 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none():
 
 
 @pytest.mark.parametrize("kind", ["box", "mask"])
-def test_nothing_found_is_measured_as_pycocotools_does(kind):
+def test_no_detections_equal_pycocotools(kind):
     """Only the second of two images is given: its objects are small, of some classes, and one is a crowd."""
     truth, _ = truth_and_findings(images=2)
     given = [a for a in truth["annotations"] if a["image_id"] == 2]
@@ -134,9 +134,9 @@ def test_masks_are_kept_as_rle():
     metric = AveragePrecision(truth, IDS, ("box", "mask"))
     for image, found in findings.items():
         metric.update(found, of(image))
-    assert all(isinstance(r["segmentation"]["counts"], bytes) for found in metric.found.values() for r in found)
+    assert all(isinstance(r["segmentation"]["counts"], bytes) for found in metric.predictions.values() for r in found)
     metric.reset()
-    assert metric.found == {}
+    assert metric.predictions == {}
 
 
 @pytest.mark.parametrize(("ignored", "expected"), [("ignore", 0.5), ("iscrowd", 1.0)])

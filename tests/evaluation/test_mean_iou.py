@@ -7,7 +7,7 @@ import torch
 
 from e3va_cli.evaluation.base import EVALUATORS
 from e3va_cli.evaluation.mean_iou import MeanIoU, miou
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.predictions import Segmentation
 
 NAMES = ["wall", "sky", "tree", "road", "person", "car"]  # the last never occurs
 
@@ -20,7 +20,7 @@ def certain(labels):
 
 
 def cases(images=5, seed=0):
-    """(found, annotated) label maps of several sizes: 0 is not labelled; person is found but never annotated."""
+    """(found, annotated) semantic masks of several sizes: 0 is unlabeled; person is found but never annotated."""
     random = np.random.default_rng(seed)
     sizes = [(int(random.integers(5, 30)), int(random.integers(5, 30))) for _ in range(images)]
     return [(random.integers(1, 6, size), random.integers(0, 5, size)) for size in sizes]
@@ -47,7 +47,7 @@ def confusion(pairs):
 def test_equals_a_count_pixel_by_pixel():
     metric, matrix = measured(cases()), confusion(cases())
     assert np.array_equal(metric.matrix.numpy(), matrix) and metric.matrix.dtype == torch.int64
-    assert metric.images == 5
+    assert metric.num_images == 5
     with np.errstate(invalid="ignore"):
         hits, annotated, found = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         ious = hits / (annotated + found - hits)
@@ -60,8 +60,8 @@ def test_equals_a_count_pixel_by_pixel():
     assert list(results["per_class"]) == NAMES
     assert results["per_class"]["car"] is None
     assert [results["per_class"][name] for name in NAMES[:5]] == pytest.approx(ious[:5].tolist())
-    assert metric.scores(results) == {k: results[k] for k in ("mIoU", "pixel_accuracy")}
-    assert metric.monitor in metric.scores(results)
+    assert metric.log_dict(results) == {k: results[k] for k in ("mIoU", "pixel_accuracy")}
+    assert metric.monitor in metric.log_dict(results)
 
 
 def test_classes_are_measured_over_the_whole_set_not_per_image():
@@ -81,7 +81,7 @@ def test_pixels_without_a_label_do_not_count():
     assert measured([(found, annotated)]).compute() == measured([(elsewhere, annotated)]).compute()
 
 
-def test_nothing_labelled_measures_nothing():
+def test_no_labeled_pixels():
     found, annotated = cases(images=1)[0]
     metric = measured([(found, annotated * 0)])
     results = metric.compute()
@@ -91,22 +91,22 @@ def test_nothing_labelled_measures_nothing():
         "mean_accuracy": None,
         "per_class": dict.fromkeys(NAMES),
     }
-    assert metric.scores(results) == {} and metric.images == 1
+    assert metric.log_dict(results) == {} and metric.num_images == 1
 
 
-def test_order_does_not_matter_and_reset_forgets():
+def test_order_does_not_matter_and_reset_discards():
     metric = measured(cases())
     assert metric.compute() == measured(cases()[::-1]).compute()
     metric.reset()
-    assert metric.images == 0 and metric.matrix.sum() == 0
+    assert metric.num_images == 0 and metric.matrix.sum() == 0
 
 
-def test_two_processes_together_measure_what_one_does():
-    shares = [pickle.loads(pickle.dumps(measured(part).share())) for part in (cases()[:2], cases()[2:])]
+def test_merged_states_of_two_processes_equal_one():
+    states = [pickle.loads(pickle.dumps(measured(part).state())) for part in (cases()[:2], cases()[2:])]
     ranks = [measured(cases()[:2]), measured(cases()[2:])]
     for rank in ranks:
-        rank.gather(shares)
-        assert rank.compute() == measured(cases()).compute() and rank.images == 5
+        rank.merge(states)
+        assert rank.compute() == measured(cases()).compute() and rank.num_images == 5
 
 
 def test_compares_at_the_original_size():
@@ -119,6 +119,6 @@ def test_compares_at_the_original_size():
     assert metric.matrix.tolist() == [[101 * 47, 0], [0, 0]]
 
 
-def test_is_chosen_for_data_sets_with_label_maps():
+def test_registered_for_data_sets_with_masks():
     assert EVALUATORS["miou"] == (frozenset({"semantic"}), miou)
     assert miou(SimpleNamespace(classes=NAMES), ["semantic"]).classes == NAMES

@@ -147,7 +147,7 @@ def test_equals_the_development_kit(rule, seed):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_only_images_that_were_given_count(rule):
+def test_only_updated_images_are_evaluated(rule):
     objects, found = random_data()
     part = dict(list(found.items())[7:19])
     results = evaluated(truth_of(objects), part, rule).compute()["box"]["per_class"]
@@ -196,7 +196,7 @@ def test_a_difficult_object_takes_what_overlaps_it_most(rule):
     assert evaluated(truth, {1: [(1, 0.9, plain)]}, rule).compute()["box"]["AP50"] == 1.0
 
 
-def test_a_second_finding_of_an_object_is_a_miss():
+def test_a_second_detection_of_an_object_is_a_false_positive():
     one, two = [10, 10, 60, 60], [100, 100, 160, 160]
     truth = truth_of([(1, 3, one, 0), (1, 3, two, 0)])
     found = {1: [(1, 0.7, two), (1, 0.9, one), (1, 0.8, one)]}
@@ -211,7 +211,7 @@ def test_iou_from_a_half_on():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_perfect_findings(rule):
+def test_perfect_detections(rule):
     objects, _ = random_data()
     found = {image: [] for image, *_ in objects}
     for image, category, box, _ in objects:
@@ -219,12 +219,12 @@ def test_perfect_findings(rule):
     metric = evaluated(truth_of(objects), found, rule)
     results = metric.compute()
     assert results == {"box": {"AP50": 1.0, "per_class": {"cat": 1.0, "dog": 1.0, "owl": 1.0, "yak": None}}}
-    assert metric.scores(results) == {metric.monitor: 1.0} == {"box_AP50": 1.0}
+    assert metric.log_dict(results) == {metric.monitor: 1.0} == {"box_AP50": 1.0}
     json.dumps(results, allow_nan=False)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nothing_found_is_zero_and_nothing_to_find_is_none(rule):
+def test_no_detections_are_zero_and_no_objects_are_none(rule):
     objects, found = random_data()
     results = evaluated(truth_of(objects), {image: [] for image in found}, rule).compute()
     assert results == {"box": {"AP50": 0.0, "per_class": {"cat": 0.0, "dog": 0.0, "owl": 0.0, "yak": None}}}
@@ -236,7 +236,7 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none(rule):
         evaluated(truth_of(objects), {}, rule),
     ):
         assert metric.compute() == nothing
-        assert metric.scores(nothing) == {}
+        assert metric.log_dict(nothing) == {}
 
 
 def test_boxes_of_a_resized_image_are_scaled_back():
@@ -248,7 +248,7 @@ def test_boxes_of_a_resized_image_are_scaled_back():
     assert metric.compute()["box"]["AP50"] == 1.0
 
 
-def test_shares_of_two_processes_are_the_whole():
+def test_merged_states_of_two_processes_equal_one():
     objects, found = random_data()
     found = {image: [(label, round(score, 1), box) for label, score, box in f] for image, f in found.items()}  # ties
     truth = truth_of(objects)
@@ -256,11 +256,11 @@ def test_shares_of_two_processes_are_the_whole():
     odd = evaluated(truth, {image: f for image, f in found.items() if image % 2})
     even = evaluated(truth, {image: f for image, f in found.items() if not image % 2})
     assert odd.compute() != whole.compute()
-    odd.gather([odd.share(), even.share()])
-    assert odd.images == whole.images == len(found)
+    odd.merge([odd.state(), even.state()])
+    assert odd.num_images == whole.num_images == len(found)
     assert odd.compute() == whole.compute()
     odd.reset()
-    assert odd.images == 0
+    assert odd.num_images == 0
 
 
 @pytest.mark.parametrize("rule", RULES)

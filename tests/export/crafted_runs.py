@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from e3va_cli.components.options import UNCHANGED, about, group_of
+from e3va_cli.components.options import UNCHANGED, group_of, info_of
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import kind_of
 from e3va_cli.models.model import build_model
-from e3va_cli.training.checkpoints import ABOUT, about_model, trained_state
+from e3va_cli.training.checkpoints import METADATA_KEY, build_metadata, trainable_state_dict
 
 SMALL = ["head=mask_rcnn_nano", "dataset.val_short_side=96", "dataset.max_size=128", "head.rpn.post_nms_test=20"]
 SEGMENTER = [
@@ -42,12 +42,12 @@ def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Pa
         model = build_model(config, num_classes=len(classes))
         state = {
             f"model.{name}": value + 0.03 * torch.randn_like(value) if value.is_floating_point() else value
-            for name, value in trained_state(model).items()
+            for name, value in trainable_state_dict(model).items()
         }
     numbers = [(10 if tens else 1) * k for k in range(1, len(classes) + 1)]
-    belongs_to = about_model(model.identity, config, classes, numbers)
+    belongs_to = build_metadata(model.identity, config, classes, numbers)
     (folder / "checkpoints").mkdir(parents=True)
-    torch.save({"state_dict": state, ABOUT: belongs_to, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
+    torch.save({"state_dict": state, METADATA_KEY: belongs_to, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("[]")
     return folder
@@ -59,7 +59,7 @@ def aged(config: dict[str, Any]) -> dict[str, Any]:
 
     def remove(kind: type, options: dict[str, Any]) -> None:
         for one in fields(kind):
-            if about(one).before is not UNCHANGED:
+            if info_of(one).before is not UNCHANGED:
                 del options[one.name]
             elif (group := group_of(one)) is not None:
                 remove(group, options[one.name])

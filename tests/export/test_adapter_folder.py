@@ -23,7 +23,7 @@ from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
 from e3va_cli.export.description import describe, measured
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.model import build_model
-from e3va_cli.training.checkpoints import trained_state
+from e3va_cli.training.checkpoints import trainable_state_dict
 from tests.export.crafted_runs import SEGMENTER, SMALL, craft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -187,7 +187,7 @@ def test_the_configuration_says_it_all(exported, run):
 
 def test_the_adapter_of_swin_b_is_the_papers(config, tmp_path):
     options = config("backbone=swin_b", "head=mask_rcnn_nano")
-    state = trained_state(build_model(options, num_classes=5))
+    state = trainable_state_dict(build_model(options, num_classes=5))
     run = tmp_path / "run"
     trained = read_checkpoint_or_adapter(str(craft(run, *SMALL)), "checkpoint")
     write_adapter(tmp_path / "a", state, describe(trained, outlined(trained), run), "fp32")
@@ -313,9 +313,9 @@ FORGED = {
     "normalisation is not that of": setter("normalisation", "mean", value=[0.5, 0.5, 0.5]),
     "precision is none of": setter("weights", "precision", value="int4"),
     "adapter and config.adapter contradict": setter("adapter", "rank", value=8),
-    "has other sizes or types of": both("adapter", "rank", value=8),
-    "lacks weights": both("head", "mask", "channels", value=[64, 64, 64]),
-    "has unknown weights": both("head", "mask", "channels", value=[64]),
+    "weights with a wrong shape or dtype": both("adapter", "rank", value=8),
+    "missing weights": both("head", "mask", "channels", value=[64, 64, 64]),
+    "unexpected weights": both("head", "mask", "channels", value=[64]),
     "can be built (TypeError": both("adapter", "rank", value=None),
     "config.head.box.nms_iou is missing": both("head", "box", "nms_iou", value=None),
     "config.dataset.max_size is missing": setter("config", "dataset", "max_size", value=None),
@@ -329,11 +329,11 @@ FORGED = {
     "config.trainer is of the wrong type (list)": setter("config", "trainer", value=[1]),
     "config.extra is unknown": setter("config", "extra", value=1),
     "config.dataset.metric is no plain text": setter("config", "dataset", "metric", value="${oc.env:HOME}"),
-    "not the name of an architecture": both("backbone", "timm_name", value="hf-hub:someone/something"),
-    "model_args.checkpoint_path is no number": setter(
+    "invalid architecture name": both("backbone", "timm_name", value="hf-hub:someone/something"),
+    "model_args.checkpoint_path: must be a number": setter(
         "config", "backbone", "model_args", value={"checkpoint_path": "x"}
     ),
-    "model_args.pretrained_cfg is no number": setter(
+    "model_args.pretrained_cfg: must be a number": setter(
         "config", "backbone", "model_args", value={"pretrained_cfg": {"file": "x"}}
     ),
     "of no model that can be built ": setter("config", "backbone", "model_args", value={"num_heads": [0, 2, 4, 8]}),
@@ -348,12 +348,12 @@ def test_a_forged_configuration(folder, says):
 
 def test_forged_weights(folder):
     forge(folder, lambda c: None, {"extractor.backbone.model.patch_embed.proj.bias": torch.zeros(32)})
-    assert "has unknown weights: extractor.backbone" in refusal(folder)
+    assert "unexpected weights: extractor.backbone" in refusal(folder)
 
 
 def test_weights_of_another_kind(folder):
     forge(folder, lambda c: None, {"extractor.norms.0.weight": torch.zeros(32, dtype=torch.int64)})
-    assert "other sizes or types of: extractor.norms.0.weight" in refusal(folder)
+    assert "weights with a wrong shape or dtype: extractor.norms.0.weight" in refusal(folder)
 
 
 def test_forging_itself_is_accepted(folder):

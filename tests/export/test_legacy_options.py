@@ -12,7 +12,7 @@ from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import load_adapters
-from e3va_cli.training.checkpoints import ABOUT, verify
+from e3va_cli.training.checkpoints import METADATA_KEY, check_metadata
 from tests.export.crafted_runs import SMALL, aged, craft
 from tests.export.test_adapter_folder import export, forge
 
@@ -27,9 +27,9 @@ def made_old(run):
     """Turn a run folder into one of an older version; returns it."""
     path = run / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
-    make_old(content[ABOUT])
+    make_old(content[METADATA_KEY])
     torch.save(content, path)
-    (run / "config.yaml").write_text(yaml.safe_dump(content[ABOUT]["config"]))
+    (run / "config.yaml").write_text(yaml.safe_dump(content[METADATA_KEY]["config"]))
     return run
 
 
@@ -74,12 +74,12 @@ def test_an_old_run_resumes_as_it_began(old_run):
         words = with_saved_config("train", [f"resume={old_run}"], str(old_run))
     assert "backbone.pad_before_shift=false" in words
     content = torch.load(old_run / "checkpoints" / "last.ckpt", weights_only=True)
-    about = json.loads(json.dumps(content[ABOUT]))
+    about = json.loads(json.dumps(content[METADATA_KEY]))
     about["config"]["backbone"]["pad_before_shift"] = True
-    with pytest.raises(UserError, match=r"trained with backbone.pad_before_shift=false; give it"):
-        verify(content, old_run, about)
+    with pytest.raises(UserError, match=r"trained with backbone.pad_before_shift=false; set it"):
+        check_metadata(content, old_run, about)
     about["config"]["backbone"]["pad_before_shift"] = False
-    verify(content, old_run, about)
+    check_metadata(content, old_run, about)
 
 
 @pytest.mark.filterwarnings("ignore::e3va_cli.config.run_config.LegacyWarning")

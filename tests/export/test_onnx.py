@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn.functional import interpolate
 
-from e3va_cli.commands import export_onnx
-from e3va_cli.config.composition import checked
+from e3va_cli.commands import export
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.export import onnx as deployment
 from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
@@ -99,7 +99,7 @@ def test_onnx_computes_what_prediction_uses(runs, images, tmp_path, name):
 
 
 def test_program_by_the_command(runs, images, e3va, tmp_path):
-    out = e3va("export-onnx", f"checkpoint={runs}/detector", f"image_size=[{HEIGHT},{WIDTH}]", "output=a b.pt2").stdout
+    out = e3va("export", f"checkpoint={runs}/detector", f"image_size=[{HEIGHT},{WIDTH}]", "output=a b.pt2").stdout
     assert [p.name for p in tmp_path.iterdir()] == ["a b.pt2"], "nothing else is left"
     assert f"(batch, 3, {HEIGHT}, {WIDTH})" in out and "pyramid_4  float32 (batch, 64, 2, 2)" in out
     model = load(runs / "detector")
@@ -144,7 +144,7 @@ def test_the_command_then_exits_with_1(runs, config, monkeypatch, tmp_path, caps
     monkeypatch.setitem(deployment.FORMATS, ".pt2", wrong(load(runs / "segmenter"), 0.01))
     words = [f"checkpoint={runs}/segmenter", f"output={tmp_path}/model.pt2", f"image_size=[{HEIGHT},{WIDTH}]"]
     with pytest.raises(SystemExit) as left:
-        export_onnx.run(config(*words, command="export_onnx"))
+        export.run(config(*words, command="export"))
     assert left.value.code == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("e3va: error: ") and "tolerance=0.001" in line and not list(tmp_path.iterdir())
@@ -175,7 +175,7 @@ def test_refused_before_anything_is_read(config, monkeypatch, tmp_path, words, s
     monkeypatch.chdir(tmp_path)
     Path("old.pt2").write_text("x")
     with pytest.raises(UserError, match=f"^{says}"):
-        export_onnx.run(OmegaConf.create(config("checkpoint=nowhere", *words, command="export_onnx")))
+        export.run(OmegaConf.create(config("checkpoint=nowhere", *words, command="export")))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.pt2", "x")]
 
 
@@ -206,4 +206,4 @@ def test_more_than_an_onnx_file_can_hold(runs, monkeypatch, tmp_path):
 @pytest.mark.parametrize("tolerance", ["-0.1", "nan"])
 def test_a_tolerance_below_0_is_refused(tolerance):
     with pytest.raises(UserError, match=rf"tolerance={tolerance}: must be 0 or above"):
-        checked("export_onnx", ["checkpoint=x", "image_size=[96,128]", f"tolerance={tolerance}"])
+        validate_overrides("export", ["checkpoint=x", "image_size=[96,128]", f"tolerance={tolerance}"])

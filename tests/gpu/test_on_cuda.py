@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.memory.estimate import plan
+from e3va_cli.memory.estimate import estimate_memory
 from e3va_cli.memory.measure import MeasuringProcess, Request
 from e3va_cli.memory.step import StepSize
 from e3va_cli.models.backbones.swin import build_swin
@@ -72,9 +72,9 @@ def test_the_plan_is_within_ten_percent_of_the_peak(config, process, method, pre
     words = [f"adapter={method}", "backbone=swin_t", f"head={head}", f"trainer.precision={precision}", "dataset.root=."]
     options = config(*words, command="benchmark_memory")
     size = StepSize(2, (512, 672), 20, precision, 1.0)
-    planned = plan(options, size, num_classes=80).peak.total_bytes / MIB
+    estimate = estimate_memory(options, size, num_classes=80).peak.total_bytes / MIB
     measurement = process.measure(Request(options, size, 80, "cuda", warmup=1, repeats=1))
-    assert planned == pytest.approx(measurement.peak_mib, rel=0.1)
+    assert estimate == pytest.approx(measurement.peak_mib, rel=0.1)
 
 
 def test_the_command_measures(e3va, tmp_path):

@@ -47,10 +47,10 @@ def test_a_bad_step_changes_no_weight_and_is_noted(config, tmp_path, precision, 
         return {name: value * factor for name, value in losses(*args).items()}
 
     run.model.losses = spoilt
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     assert run.trainer.optimizers[0].defaults["fused"]
     assert not weights.changed(5) and weights.changed(6)
-    steps = {entry["step"] for entry in json.loads((tmp_path / "bad_batches.json").read_text())}
+    steps = {entry["step"] for entry in json.loads((tmp_path / "skipped_steps.json").read_text())}
     assert 5 in steps
     resources = json.loads((tmp_path / "resources.json").read_text())
     assert resources["steps_measured"] == 3 and 0 < resources["step_time_s"] < 10
@@ -69,7 +69,7 @@ def test_no_step_waits_for_the_device_but_at_logging(config, tmp_path, monkeypat
     run.trainer.callbacks.insert(0, Watch())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run.trainer.fit(run.task, run.data)
+        run.trainer.fit(run.lightning_module, run.data)
     torch.cuda.set_sync_debug_mode("default")
     waits = {f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)}
     assert any("torchvision" in place or "heads" in place for place in waits), "the watch sees those of the head"
@@ -84,5 +84,5 @@ def test_a_run_begun_on_a_cpu_goes_on_on_a_gpu_and_back(config, tmp_path):
     ):
         run = build_run(config(*words), tmp_path / folder)
         checkpoint = None if resumed is None else last(tmp_path / resumed)
-        run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+        run.trainer.fit(run.lightning_module, run.data, ckpt_path=checkpoint, weights_only=True)
     assert torch.load(last(tmp_path / "back"), weights_only=True)["global_step"] == 12

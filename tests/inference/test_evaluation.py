@@ -50,8 +50,8 @@ def alone(run, config, folder):
     """Results and findings of a run by training's own evaluation."""
     reference = build_run(config, folder, evaluate_only=True)
     load_trained(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
-    reference.trainer.validate(reference.task, reference.data, verbose=False)
-    return reference.task.results, reference.task.evaluator.found
+    reference.trainer.validate(reference.lightning_module, reference.data, verbose=False)
+    return reference.lightning_module.results, reference.lightning_module.evaluator.predictions
 
 
 def test_results_are_those_of_each_by_itself(runs, tmp_path):
@@ -62,12 +62,12 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
         evaluation = build_evaluation(group, tmp_path / "together")
         backbone = evaluation.run.model.extractor.backbone
         with counted(backbone) as counts:
-            evaluation.run.trainer.validate(evaluation.run.task, evaluation.run.data, verbose=False)
+            evaluation.run.trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
         assert counts == {"stem": 3, "block": 3}, "once for each of three batches"
         for one in group:
             results, found = alone(runs / one.name, one.config, tmp_path / one.name)
             assert evaluation.results[one.name] == results
-            assert evaluation.evaluators[one.name].found == found and any(found.values()), "there is something found"
+            assert evaluation.evaluators[one.name].predictions == found and any(found.values()), "no predictions"
             assert ("mask" in results) == (one.name != "boxes")
         assert list(evaluation.results) == [one.name for one in group]
 
@@ -104,11 +104,11 @@ def test_shares_of_processes_are_gathered_by_name():
         found = {name: Segmentation(torch.rand(2, 4, 6), (4, 6), (4, 6)) for name in ("one", "other")}
         for evaluator in (whole, parts[index % 2]):
             evaluator.update(found, target)
-    shares = [part.share() for part in parts]
-    parts[0].gather(shares)
-    assert parts[0].images == whole.images == 4 and parts[0].compute() == whole.compute()
+    states = [part.state() for part in parts]
+    parts[0].merge(states)
+    assert parts[0].num_images == whole.num_images == 4 and parts[0].compute() == whole.compute()
     assert whole.compute()["one"] != whole.compute()["other"]
-    scores = whole.scores(whole.compute())
+    scores = whole.log_dict(whole.compute())
     assert scores["one/mIoU"] == whole.compute()["one"]["mIoU"] and whole.monitor in scores
     parts[0].reset()
-    assert parts[0].images == 0
+    assert parts[0].num_images == 0

@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
     craft(root / "frozen", *SMALL, "adapter=frozen", seed=3)
     craft(root / "lora", *SMALL, "adapter=lora", "adapter.rank=4", seed=4)
     craft(root / "full", *SMALL, "adapter=full", seed=5)
-    craft(root / "windows", *SEGMENTER, "head.window=64", "head.stride=40", seed=6)
+    craft(root / "windows", *SEGMENTER, "head.slide_window=64", "head.slide_stride=40", seed=6)
     craft(root / "larger", *SMALL, "dataset.max_size=160", "dataset.val_short_side=144", seed=7)
     craft(root / "elsewhere", *SMALL, "backbone.seed=1", seed=8)
     return root
@@ -84,10 +84,10 @@ def test_a_detector_and_a_segmenter_share_one_backbone_and_its_pass(runs, pictur
     backbones = {id(adapter.model.extractor.backbone) for adapter in together.adapters}
     assert len(backbones) == 1 and [len(adapters) for adapters in together.passes] == [3]
     with counted(together.adapters[0].model.extractor.backbone) as counts:
-        found = together.predict(picture, score=SCORE)
+        found = together.predict(picture, score_threshold=SCORE)
     assert counts == {"stem": 1, "block": 1} and list(found) == names
     for name in names:
-        alone = load_adapter(runs / name).predict(picture, score=SCORE)
+        alone = load_adapter(runs / name).predict(picture, score_threshold=SCORE)
         assert same(found[name], alone) and (alone.labels is not None or alone.detections)
 
 
@@ -106,9 +106,9 @@ def test_what_cannot_share_a_pass_runs_by_itself(runs, picture):
     backbones = {name: adapter.model.extractor.backbone for name, adapter in adapters.items()}
     assert backbones["windows"] is backbones["detector"] is backbones["segmenter"] is backbones["larger"]
     assert len({id(backbone) for backbone in backbones.values()}) == 3
-    found = together.predict([picture, picture], score=SCORE, batch_size=2)[1]
+    found = together.predict([picture, picture], score_threshold=SCORE, batch_size=2)[1]
     for name in names:
-        (alone,) = load_adapter(runs / name).predict([picture, picture], score=SCORE, batch_size=2)[1:]
+        (alone,) = load_adapter(runs / name).predict([picture, picture], score_threshold=SCORE, batch_size=2)[1:]
         assert same(found[name], alone), name
 
 
@@ -138,7 +138,7 @@ def test_objects_are_in_pixels_of_the_image(runs, picture):
     padded[:, :height, :width] = seen
     expected = predictor.adapter.model.predict(padded[None], [(height, width)])[0]
     kept = expected.scores >= SCORE
-    found = predictor.predict(picture, score=SCORE)
+    found = predictor.predict(picture, score_threshold=SCORE)
     assert (found.width, found.height) == (200, 150) and 0 < len(found.detections) == int(kept.sum()) < len(kept)
     assert [one.score for one in found.detections] == expected.scores[kept].tolist()
     assert [one.label for one in found.detections] == expected.labels[kept].tolist()
@@ -174,7 +174,7 @@ def test_kinds_of_images(runs, picture):
     image = Image.open(picture)
     array = np.array(image)
     kinds = [picture, str(picture), image, array, torch.from_numpy(array).permute(2, 0, 1), image.convert("RGBA")]
-    first, *others = predictor.predict(kinds, score=SCORE)
+    first, *others = predictor.predict(kinds, score_threshold=SCORE)
     assert isinstance(first, ImagePrediction) and first.detections and isinstance(first.detections[0], Detection)
     assert len(others) == 5 and all(same(first, other) for other in others)
     assert predictor.predict([]) == []
@@ -207,7 +207,7 @@ def test_what_is_no_image_is_refused(given, says):
 
 
 def test_pictures(runs, picture):
-    found = load_adapters([runs / "detector", runs / "segmenter"]).predict(picture, score=SCORE)
+    found = load_adapters([runs / "detector", runs / "segmenter"]).predict(picture, score_threshold=SCORE)
     drawn = np.array(found["detector"].draw())
     assert drawn.shape == (300, 400, 3), "a small image is drawn twice as large"
     assert (drawn != np.array(Image.open(picture)).repeat(2, 0).repeat(2, 1)).any(-1).mean() > 0.01
@@ -272,7 +272,7 @@ def test_every_line_of_the_documentation(runs, picture, tmp_path, monkeypatch):
     names = {}
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 6 and Path("found.png").is_file() and len(names["several"]) == 2
+    assert len(blocks) == 6 and Path("prediction.png").is_file() and len(names["predictions"]) == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
@@ -285,9 +285,9 @@ def test_predictions_are_computed_in_the_runs_precision(precision, picture, tmp_
     raw, _ = adapter.resize(as_image(picture), {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (expected,) = adapter.model.predict(raw[None], [tuple(raw.shape[-2:])])
-    scores = sorted(d.score for d in together.predict(picture, score=0.01)["half"].detections)
+    scores = sorted(d.score for d in together.predict(picture, score_threshold=0.01)["half"].detections)
     assert scores == pytest.approx(sorted(expected.scores.tolist())[-len(scores) :]) and scores
-    assert scores != sorted(d.score for d in other.predict(picture, score=0.01)["exact"].detections)
+    assert scores != sorted(d.score for d in other.predict(picture, score_threshold=0.01)["exact"].detections)
 
 
 def test_runs_of_different_precisions_do_not_share_a_pass(tmp_path):

@@ -1,4 +1,4 @@
-"""The command, in a process of its own, and the files that it leaves."""
+"""The command in a separate process, and the files it writes."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from e3va_cli.commands import benchmark_memory
-from e3va_cli.config.composition import checked, load_config
+from e3va_cli.config.composition import load_config, validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.memory.result import Result
 from e3va_cli.paper.claims import compare_with_paper
@@ -25,8 +25,15 @@ METHOD_KEYS = {
 }
 
 
-def test_planned(e3va, tmp_path):
-    options = ["measure=false", "methods=[full,e3va]", "budget=154MiB", "reserve_mib=0", "adapter.rank=4"]
+def test_estimated(e3va, tmp_path):
+    options = [
+        "measure=false",
+        "methods=[full,e3va]",
+        "budget=154MiB",
+        "reserve_mib=0",
+        "adapter.rank=4",
+        "claims=true",
+    ]
     done = e3va("benchmark-memory", *SMALL, *options)
     content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert set(content) == {"settings", "methods", "claims"}
@@ -44,13 +51,15 @@ def test_planned(e3va, tmp_path):
     assert details["e3va"]["largest_batch_size"] > details["full"]["largest_batch_size"] > 0
     assert Image.open(tmp_path / "out" / "memory.png").size == (1920, 1080)
     assert "adapter=e3va data.batch_size=" in done.stdout
-    assert "no GPU" in done.stdout
+    assert "without GPU" in done.stdout
 
 
 def test_measured_on_the_cpu(e3va, tmp_path):
     options = ["measure=true", "trainer.accelerator=cpu", "methods=[e3va]", "warmup=0", "repeats=2"]
     e3va("benchmark-memory", *SMALL, *options)
-    (ours,) = json.loads((tmp_path / "out" / "benchmark.json").read_text())["methods"]
+    content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    (ours,) = content["methods"]
+    assert content["claims"] == []
     (details,) = json.loads((tmp_path / "out" / "details.json").read_text())["methods"].values()
     assert ours["source"] == "measured" and ours["step_time_s"] > 0
     assert abs(ours["peak_memory_mib"] / details["planned_peak_memory_mib"] - 1) < 0.05
@@ -58,9 +67,9 @@ def test_measured_on_the_cpu(e3va, tmp_path):
     assert details["regions"] == details["planned_regions"]
 
 
-def test_what_is_printed_of_a_method_that_did_not_fit(tmp_path, capsys):
+def test_print_results_of_a_method_that_did_not_fit(tmp_path, capsys):
     failed = Result("full", "measured", 1, 1.0, None, None, {}, {"error": "[/x] gave out", "operations_tflop": 1.0})
-    benchmark_memory.show(
+    benchmark_memory.print_results(
         load_config("benchmark_memory", ["backbone=swin_nano"], complete=False),
         None,
         [failed],
@@ -69,15 +78,21 @@ def test_what_is_printed_of_a_method_that_did_not_fit(tmp_path, capsys):
         tmp_path,
     )
     out = capsys.readouterr().out
-    assert "full: [/x] gave out" in out and "memory.png" not in out, "nothing was drawn"
+    assert "full: [/x] gave out" in out and "memory.png" not in out, "no plot"
 
 
-def test_mistakes_are_one_line_each(e3va):
+def test_claims_are_compared_when_asked_and_in_the_papers_experiments():
+    compares = benchmark_memory.compares_with_paper
+    assert compares(True, []) and compares(None, ["experiment=voc_retinanet_swin_l"])
+    assert not compares(None, ["backbone=swin_b"]) and not compares(False, ["experiment=voc_retinanet_swin_l"])
+
+
+def test_unknown_method(e3va):
     done = e3va("benchmark-memory", *SMALL, "methods=[full,loar]", expect=2)
     assert "did you mean lora" in done.stderr
 
 
-def test_mistakes_in_options_are_named_and_data_is_not_asked_for():
+def test_invalid_options_are_named_and_no_data_is_required():
     with pytest.raises(UserError) as refused:
-        checked("benchmark_memory", ["measure=perhaps", "image_size=[5]", "dataset=coco"])
+        validate_overrides("benchmark_memory", ["measure=perhaps", "image_size=[5]", "dataset=coco"])
     assert [m.partition("=")[0] for m in refused.value.messages] == ["measure", "image_size"]

@@ -1,9 +1,9 @@
-"""Budgets in words, and the largest batch within one."""
+"""Budgets with units, and the largest batch within one."""
 
 import pytest
 
 from e3va_cli.errors import UserError
-from e3va_cli.memory.budget import LARGEST_BATCH, largest_batch, parse_budget
+from e3va_cli.memory.budget import MAX_BATCH_SIZE, max_batch_size, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -15,13 +15,13 @@ def test_budgets_have_units(text, mib):
 
 
 @pytest.mark.parametrize("text", ["11", "11 apples", "GiB", "-3GiB", "0GiB", ""])
-def test_anything_else_is_refused_with_what_would_be_right(text):
+def test_invalid_budgets(text):
     with pytest.raises(UserError, match="11GiB"):
         parse_budget(text)
 
 
 @pytest.mark.parametrize("limit", [50, 100, 149, 150, 1000, 1049, 1050, 3333, 10**9])
-def test_the_largest_batch_is_that_of_trying_all(limit):
+def test_max_batch_size_is_that_of_trying_all(limit):
     def line(batch):
         return 100 + 50 * (batch - 1)
 
@@ -35,6 +35,6 @@ def test_the_largest_batch_is_that_of_trying_all(limit):
             tried.append(batch)
             return peak(batch)
 
-        fitting = [b for b in range(1, LARGEST_BATCH + 1) if peak(b) <= limit]
-        assert largest_batch(asked, limit) == max(fitting, default=0)
+        fitting = [b for b in range(1, MAX_BATCH_SIZE + 1) if peak(b) <= limit]
+        assert max_batch_size(asked, limit) == max(fitting, default=0)
         assert len(tried) <= 6 and len(set(tried)) == len(tried)

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 SIZE = StepSize(2, (480, 640), 20, "32", 1.0)
 
 
-def test_one_process_measures_as_a_new_one_would_even_after_running_out_of_memory(config):
+def test_one_process_measures_as_a_new_one_after_out_of_memory(config):
     options = {m: config("backbone=swin_t", f"adapter={m}", "head=mask_rcnn") for m in ("full", "e3va")}
 
     def request(method, limit_mib=None):

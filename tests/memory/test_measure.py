@@ -21,25 +21,25 @@ def request_of(config):
 @pytest.mark.parametrize(
     "error", [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MemoryError()]
 )
-def test_running_out_of_cpu_memory_is_an_answer(monkeypatch, request_of, error):
+def test_out_of_memory_is_a_measurement_with_error(monkeypatch, request_of, error):
     def fail(_):
         raise error
 
-    monkeypatch.setattr(measure, "measure_here", fail)
-    assert measure.answer(request_of("e3va")).error == measure.OUT_OF_MEMORY
+    monkeypatch.setattr(measure, "measure_in_process", fail)
+    assert measure.measure_request(request_of("e3va")).error == measure.OUT_OF_MEMORY
 
 
 def test_another_error_is_raised(monkeypatch, request_of):
     def fail(_):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(measure, "measure_here", fail)
+    monkeypatch.setattr(measure, "measure_in_process", fail)
     with pytest.raises(RuntimeError, match="shapes"):
-        measure.answer(request_of("e3va"))
+        measure.measure_request(request_of("e3va"))
 
 
-def test_one_process_measures_all_and_is_replaced_where_it_ended(request_of):
-    here = {method: measure.measure_here(request_of(method)).peak_mib for method in ("frozen", "e3va")}
+def test_one_process_measures_all_and_is_replaced_after_it_ended(request_of):
+    here = {method: measure.measure_in_process(request_of(method)).peak_mib for method in ("frozen", "e3va")}
     with MeasuringProcess() as process:
         first = process.measure(request_of("frozen"))
         worker = process._process

@@ -1,12 +1,12 @@
 import pytest
 
-from e3va_cli.training.run import train_schedule_of
+from e3va_cli.training.run import train_schedule_from_config
 
 
 @pytest.fixture
 def course(config):
     def of(*overrides, batches_per_epoch=100, devices=1):
-        return train_schedule_of(config(*overrides), batches_per_epoch=batches_per_epoch, devices=devices)
+        return train_schedule_from_config(config(*overrides), batches_per_epoch=batches_per_epoch, devices=devices)
 
     return of
 

@@ -1,4 +1,4 @@
-"""The paper's claims, judged from made-up results."""
+"""The paper's claims, compared with made-up results."""
 
 from io import StringIO
 
@@ -7,9 +7,8 @@ from rich.console import Console
 
 from e3va_cli.commands import console
 from e3va_cli.commands.memory_tables import print_claims_table
-from e3va_cli.memory.benchmark_json import benchmark_json
-from e3va_cli.memory.result import Result
-from e3va_cli.paper.claims import Run, compare_with_paper
+from e3va_cli.memory.result import Result, benchmark_json
+from e3va_cli.paper.claims import BenchmarkRun, compare_with_paper
 from e3va_cli.paper.published import COCO, VOC
 
 
@@ -23,11 +22,13 @@ def verdicts(*runs):
 
 def coco(saved, **options):
     results = [result("full", 100.0, **options), result("e3va", 100.0 - saved, **options)]
-    return Run("swin_b", "mask_rcnn", (800, 1333), results)
+    return BenchmarkRun("swin_b", "mask_rcnn", (800, 1333), results)
 
 
 def voc(saved):
-    return Run("swin_l", "mask_rcnn", (600, 1000), [result("full", 200.0), result("e3va", 2 * (100.0 - saved))])
+    return BenchmarkRun(
+        "swin_l", "mask_rcnn", (600, 1000), [result("full", 200.0), result("e3va", 2 * (100.0 - saved))]
+    )
 
 
 def test_published_savings_average_to_the_abstracts():
@@ -41,16 +42,18 @@ def test_memory_claims_hold_or_do_not():
     assert verdicts(coco(60))[:3] == ["holds", "not measured", "not measured"]
 
 
-def test_other_images_or_backbones_tell_nothing_of_memory():
-    small = Run("swin_b", "mask_rcnn", (512, 512), coco(10).results)
-    other = Run("swin_nano", "mask_rcnn", (800, 1333), coco(10).results)
+def test_other_images_or_backbones_are_not_compared():
+    small = BenchmarkRun("swin_b", "mask_rcnn", (512, 512), coco(10).results)
+    other = BenchmarkRun("swin_nano", "mask_rcnn", (800, 1333), coco(10).results)
     assert verdicts(small)[:3] == verdicts(other)[:3] == ["not measured"] * 3
     assert set(verdicts(other)) == {"not measured"}
 
 
-def test_time_is_judged_where_it_was_measured():
+def test_only_measured_time_is_compared():
     def timed(seconds):
-        return Run("swin_b", "x", (512, 512), [result("full", 1.0, time=1.0), result("e3va", 1.0, time=seconds)])
+        return BenchmarkRun(
+            "swin_b", "x", (512, 512), [result("full", 1.0, time=1.0), result("e3va", 1.0, time=seconds)]
+        )
 
     assert verdicts(timed(0.73))[3] == "holds"
     assert verdicts(timed(0.75))[3] == "does not hold"
@@ -62,13 +65,13 @@ def test_parameters():
     assert verdicts(coco(60, pct=1.6))[4] == "does not hold"
 
 
-def test_the_card_counts_what_no_tensor_tells_of():
+def test_the_reserve_counts_on_the_card():
     def large(mib):
-        return Run("swin_l", "mask_rcnn", (800, 1333), [result("e3va", mib)])
+        return BenchmarkRun("swin_l", "mask_rcnn", (800, 1333), [result("e3va", mib)])
 
     assert verdicts(large(11264.0 - 1024))[5] == "holds"
     assert verdicts(large(11264.0 - 1023))[5] == "does not hold"
-    assert verdicts(Run("swin_l", "retinanet", (800, 1333), [result("e3va", 1.0)]))[5] == "not measured"
+    assert verdicts(BenchmarkRun("swin_l", "retinanet", (800, 1333), [result("e3va", 1.0)]))[5] == "not measured"
 
 
 def test_the_file_has_null_where_nothing_was_measured():
@@ -82,7 +85,7 @@ def test_the_file_has_null_where_nothing_was_measured():
     assert {c["found"] for c in content["claims"]} == {c["source"] for c in content["claims"]} == {None}
 
 
-def test_a_claim_says_how_its_figure_came_about(monkeypatch):
+def test_claims_have_their_source(monkeypatch):
     claims = compare_with_paper([coco(60, source="measured"), voc(70)], reserve_mib=0)
     assert [claim.source for claim in claims] == ["measured", "planned", "measured and planned", None, "planned", None]
     shown = Console(width=100, file=StringIO())

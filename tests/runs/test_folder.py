@@ -1,7 +1,7 @@
 import pytest
 
 from e3va_cli.errors import UserError
-from e3va_cli.runs.folder import locate
+from e3va_cli.runs.folder import find_checkpoint
 
 
 def test_a_checkpoint_from_wherever_one_stands(tmp_path, monkeypatch):
@@ -24,11 +24,11 @@ def test_a_checkpoint_from_wherever_one_stands(tmp_path, monkeypatch):
         (run / "checkpoints", "best.ckpt"),
     ):
         monkeypatch.chdir(folder)
-        found, checkpoint = locate(given, "checkpoint")
+        found, checkpoint = find_checkpoint(given, "checkpoint")
         assert found.samefile(run), (folder, given)
         assert checkpoint.absolute().parent.samefile(run / "checkpoints"), (folder, given)
 
 
 def test_a_device_is_no_run():
     with pytest.raises(UserError, match="resume=/dev/null: not a run"):
-        locate("/dev/null", "resume")
+        find_checkpoint("/dev/null", "resume")

@@ -10,14 +10,14 @@ import sys
 import pytest
 
 from e3va_cli.errors import UserError
-from e3va_cli.runs.folder import remove_unused
-from e3va_cli.runs.lock import hold
+from e3va_cli.runs.folder import remove_empty_run
+from e3va_cli.runs.lock import lock_folder
 from tests.training.small import SMALL
 
 HOLD = """
 import os, pathlib, sys, time
-from e3va_cli.runs.lock import hold
-hold(pathlib.Path(sys.argv[1]))
+from e3va_cli.runs.lock import lock_folder
+lock_folder(pathlib.Path(sys.argv[1]))
 if os.fork():
     print("held", flush=True)
 time.sleep(600)
@@ -41,12 +41,12 @@ def test_a_folder_has_one_writer_until_that_is_dead(tmp_path, holder):
     says = f"{tmp_path}: process {holder.pid} on {socket.gethostname()} is writing to this run"
     for _ in range(2):
         with pytest.raises(UserError) as refused:
-            hold(tmp_path)
+            lock_folder(tmp_path)
         assert says in str(refused.value)
     os.kill(holder.pid, 9)
     holder.wait()
-    hold(tmp_path)
-    hold(tmp_path)
+    lock_folder(tmp_path)
+    lock_folder(tmp_path)
     assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
@@ -67,18 +67,18 @@ def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch, capsys, numb
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "lockf", lockf)
-    hold(tmp_path)
+    lock_folder(tmp_path)
     assert f"e3va: note: {tmp_path}: no locks on this file system" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(UserError, match="gone: cannot be written: No such file"):
-        hold(tmp_path / "gone")
+        lock_folder(tmp_path / "gone")
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):
     folder = tmp_path / "run"
     (folder / ".hydra").mkdir(parents=True)
-    hold(folder)
-    remove_unused(folder)
+    lock_folder(folder)
+    remove_empty_run(folder)
     assert not folder.exists()

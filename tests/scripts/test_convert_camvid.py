@@ -43,7 +43,7 @@ def test_it_is_read_and_sound(tutorial: Path, tmp_path: Path) -> None:
         assert source(target).check(split).ok
 
 
-def test_mistakes_are_one_line(tutorial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(tutorial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def line(*places: Path) -> str:
         assert convert_camvid.main([str(place) for place in places]) == 2
         [found] = capsys.readouterr().err.splitlines()
@@ -52,7 +52,7 @@ def test_mistakes_are_one_line(tutorial: Path, tmp_path: Path, capsys: pytest.Ca
     assert "train: no PNG images" in line(tmp_path / "nowhere", tmp_path / "a")
     assert "File exists" in line(tutorial, tmp_path)
     Image.fromarray(THERE + 1).save(tutorial / "valannot" / "val_1.png")
-    assert "val_1.png: not one number from 0 to 11" in line(tutorial, tmp_path / "b")
+    assert "val_1.png: expected one number from 0 to 11" in line(tutorial, tmp_path / "b")
     (tutorial / "valannot" / "val_1.png").unlink()
     assert "No such file" in line(tutorial, tmp_path / "c")
 

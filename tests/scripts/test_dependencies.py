@@ -1,4 +1,4 @@
-"""The files in constraints/ agree with pyproject.toml and hold names and versions alone."""
+"""The files in constraints/ agree with pyproject.toml and have only names and versions."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def pins(name):
 
 
 @pytest.mark.parametrize("name", ["lowest.txt", "newest.txt"])
-def test_names_and_versions_alone(name):
+def test_only_names_and_versions(name):
     for one in pins(name).values():
         assert one.url is None and [part.operator for part in one.specifier] == ["=="]
 

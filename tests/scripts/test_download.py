@@ -1,4 +1,4 @@
-"""The download script against a server on this machine, with tiny archives that have the official inner layouts."""
+"""The download script with a local server and tiny archives in the official layouts."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(data) - start))
         self.send_header("ETag", server.etag)
-        self.end_headers()
         body = data[start:][: server.cuts.pop(0) if server.cuts else None]
-        server.log.append((name, asked, len(body)))
+        server.log.append((name, asked, len(body)))  # before the client can ask again
+        self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, *words: object) -> None:
@@ -162,7 +162,7 @@ class Run:
         self.base, self.capsys = base, capsys
 
     def __call__(self, data_set: DataSet, *options: str, name: str = "coco", expect: int = 0) -> str:
-        """What it says: the next commands on success, the one line of the error otherwise."""
+        """Return the output: the next commands on success, else the line of the error."""
         code = download.main([name, str(self.base), *options], {name: data_set})
         out, err = self.capsys.readouterr()
         assert code == expect, err
@@ -230,7 +230,7 @@ def test_every_data_set_gets_its_layout(name, server, run):
         replace(
             part,
             archives=tuple(server.archive(archive.name, tiny(archive.name)) for archive in part.archives),
-            holds=dict.fromkeys(part.holds, 1),
+            file_counts=dict.fromkeys(part.file_counts, 1),
         )
         for part in official.parts
     )
@@ -342,7 +342,7 @@ def test_broken_connection_is_taken_up_again(server, run, train2017, monkeypatch
 
 def test_retries_are_bounded(server, run, train2017):
     server.cuts = [700, 0, 0, 0, 0]
-    assert f"the connection ended after 700 of {archive_of(train2017).size:,} bytes; look at the network" in run(
+    assert f"the connection ended after 700 of {archive_of(train2017).size:,} bytes; check the network" in run(
         train2017, expect=2
     )
     assert len(server.log) == 1 + len(download.PAUSES)
@@ -365,13 +365,13 @@ def test_missing_file_is_one_line(server, run, train2017):
 
 def test_no_server_is_one_line(server, run, train2017):
     server.server_close()
-    assert "refused; look at the network" in run(train2017, expect=2)
+    assert "refused; check the network" in run(train2017, expect=2)
 
 
 @pytest.mark.parametrize("checksum", ["sha1:" + 40 * "0", "md5:" + 32 * "0"])
 def test_wrong_checksum_is_put_aside(server, run, train2017, checksum):
     error = run(one_part(replace(archive_of(train2017), checksum=checksum)), expect=2)
-    assert re.search(rf"its {checksum[:3]}\w* is [0-9a-f]+ and should be 0+; it lies at .*train2017.zip.bad now", error)
+    assert re.search(rf"its {checksum[:3]}\w* is [0-9a-f]+, expected 0+; moved to .*train2017.zip.bad", error)
     assert run.files() == {"train2017.zip.bad"}
     run(train2017)  # a new run is not led astray by what was bad
     assert run.files() == {"train2017.zip.bad", *UNPACKED}
@@ -379,14 +379,14 @@ def test_wrong_checksum_is_put_aside(server, run, train2017, checksum):
 
 def test_wrong_size_on_the_server_is_refused_before_the_download(server, run, train2017):
     error = run(one_part(replace(archive_of(train2017), size=12_345)), expect=2)
-    assert f"has {archive_of(train2017).size:,} bytes on the server and should have 12,345" in error
+    assert f"has {archive_of(train2017).size:,} bytes on the server, expected 12,345" in error
     assert run.files() == set()
 
 
 def test_bad_archive_of_the_user_is_put_aside(server, run, train2017):
     run.base.mkdir(parents=True)
     (run.base / "train2017.zip").write_bytes(b"not it")
-    assert "has 6 bytes and should have" in run(train2017, expect=2)
+    assert "has 6 bytes, expected" in run(train2017, expect=2)
     assert run.files() == {"train2017.zip.bad"}
     assert server.log == []
 
@@ -405,7 +405,7 @@ def let_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
 
 def test_no_space_for_the_download(server, run, train2017, monkeypatch):
     let_free(monkeypatch, 2 * archive_of(train2017).size - 1)
-    assert re.search(r"train2017.zip .* needs \d\.\d\d GiB and \d\.\d\d GiB are free", run(train2017, expect=2))
+    assert re.search(r"train2017.zip .* needs \d\.\d\d GiB but \d\.\d\d GiB are free", run(train2017, expect=2))
     assert run.files() == set()
     let_free(monkeypatch, 2 * archive_of(train2017).size)
     run(train2017)
@@ -455,7 +455,7 @@ def test_malicious_archive_is_refused(case, server, run, tmp_path):
     (tmp_path / "secret").write_text("secret")
     data_set = one_part(server.archive(name, build(tmp_path / "evil")), holds={})
     error = run(data_set, expect=2)
-    assert "evil" in error and "refused" in error
+    assert "evil" in error and "outside the archive's folder" in error
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()} == {
         "secret",
         f"data/base/{name}",
@@ -466,7 +466,7 @@ def test_bomb_is_refused(server, run, monkeypatch):
     data = zipped(*INSIDE["train2017.zip"], data=lambda _: bytes(10**6))
     data_set = one_part(server.archive("train2017.zip", data))
     monkeypatch.setattr(archives, "SMALL", 10**6)
-    assert re.search(r"train2017.zip: refused, as its 0.00 GiB would become 0.00 GiB", run(data_set, expect=2))
+    assert re.search(r"train2017.zip: 0.00 GiB would unpack to 0.00 GiB", run(data_set, expect=2))
     assert run.files() == {"train2017.zip"}
 
 
@@ -478,7 +478,7 @@ def test_sparse_file_counts_as_what_it_becomes(server, run):
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
     error = run(one_part(server.archive("x.tar", bytes(header) + bytes(1024)), holds={}), expect=2)
-    assert "refused, as its 0.00 GiB would become 10,240.00 GiB" in error
+    assert "0.00 GiB would unpack to 10,240.00 GiB" in error
     assert run.files() == {"x.tar"}
 
 
@@ -546,14 +546,14 @@ def test_broken_archive_leaves_nothing_half_done(name, server, run):
         del data[4000:]  # within a file
     folder = INSIDE[name][-1].split("/")[0]
     error = run(one_part(server.archive(name, bytes(data)), folder, {}), expect=2)
-    assert "cannot be unpacked" in error and "remove it" in error
+    assert "cannot be unpacked" in error and "delete it" in error
     assert run.files() == {name}
     assert not (run.base / folder).exists()
 
 
 def test_archive_with_too_little_in_it_is_refused(server, run):
     data_set = one_part(server.archive("train2017.zip", zipped("train2017/a.jpg", "else/b.jpg")))
-    assert "holds 1 of 2 files *.jpg" in run(data_set, expect=2)
+    assert "has 1 of 2 files *.jpg" in run(data_set, expect=2)
     assert run.files() == {"train2017.zip"}
 
 
@@ -568,7 +568,7 @@ def test_remains_of_a_killed_unpacking_are_removed(server, run, train2017):
 def test_folder_that_is_not_complete_is_left_alone(server, run, train2017):
     (run.base / "train2017").mkdir(parents=True)
     (run.base / "train2017" / "mine.jpg").touch()
-    assert "train2017: is there with 1 of 2 files *.jpg; move it away" in run(train2017, expect=2)
+    assert "train2017: has only 1 of 2 files *.jpg; move it away" in run(train2017, expect=2)
     assert run.files() == {"train2017/mine.jpg"}
     assert server.log == []
 

@@ -1,39 +1,39 @@
-"""What `make gpu-check` would run is what the commands take; its own working is tried on a CPU."""
+"""The steps and commands of `make gpu-check` are valid, and its reports are tested on a CPU."""
 
 import json
 
 import pytest
 import torch
 
-from benchmarks import ways
+from benchmarks import variants
 from scripts import gpu_check
 from scripts.gpu_check import Command, Step
 
 
-def test_every_step_is_one_that_the_benchmark_takes():
+def test_every_step_composes():
     steps = [check for check in gpu_check.checks() if isinstance(check, Step)]
-    assert len(steps) == len(set(steps)) > 40
+    assert len(steps) == len(set(steps))
     sizes = {}
     for step in steps:
-        config, setting = gpu_check.configured(step)
-        sizes[step.experiment] = setting.size.image_size
-        assert setting.size.batch_size == step.batch_size and setting.size.precision == step.precision
+        config, spec = gpu_check.load_step(step)
+        sizes[step.experiment] = spec.size.image_size
+        assert spec.size.batch_size == step.batch_size and spec.size.precision == step.precision
         assert config.adapter.name == step.variant.partition(":")[0]
-        assert setting.gpu_limit_mib == (10 * 1024 if step.budget else None), "11 GiB less the reserve"
+        assert spec.gpu_limit_mib == (10 * 1024 if step.budget else None), "11 GiB less the reserve"
     assert sizes["coco_cascade_swin_b"] == (800, 1333) and sizes["voc_retinanet_swin_l"] == (600, 1000)
 
 
-def test_every_command_is_one_that_python_takes():
+def test_every_profile_has_valid_arguments():
     first, *profiles = [check for check in gpu_check.checks() if isinstance(check, Command)]
     assert first.title == "tests" and len(profiles) == 2
     for profile in profiles:
         script, *words = profile.arguments
         assert (gpu_check.ROOT / script).is_file()
-        given = ways.parser(None, "").parse_intermixed_args([word for word in words if "--ways" not in word])
+        given = variants.parser(None, "").parse_intermixed_args([word for word in words if "--variants" not in word])
         assert given.size in ((800, 1333), (600, 1000))
 
 
-def test_results_lie_beside_plans_and_nothing_is_begun_too_late(tmp_path):
+def test_report_and_skipped_checks(tmp_path):
     options = ("backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[64,64]", "repeats=1", "instances_per_image=2")
     steps = [Step("coco_cascade_swin_b", v, 1, options=options, expected_s=1) for v in ("full", "e3va")]
     printed = Command("tests", ("-c", "print('3 passed')"), 1, "tests.txt")
@@ -51,13 +51,13 @@ def test_results_lie_beside_plans_and_nothing_is_begun_too_late(tmp_path):
     assert sum("`e3va " in line and saved in line for line in lines) == 1
 
 
-def test_a_command_is_ended_with_the_time(tmp_path):
+def test_a_command_is_killed_after_its_time(tmp_path):
     endless = Command("endless", ("-c", "import time; print('begun'); time.sleep(600)"), 1, "out.txt")
     assert gpu_check.run_command(endless, tmp_path, seconds=3)["exit_code"] == -9
     assert (tmp_path / "out.txt").read_text() == "begun\n"
 
 
-def test_the_list_says_what_is_skipped(capsys):
+def test_dry_run_marks_skipped_checks(capsys):
     assert gpu_check.main(["--dry-run", "--minutes", "5"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert listed[0].endswith("tests") and listed[-3].startswith("-") and not listed[1].startswith("-")

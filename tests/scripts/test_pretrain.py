@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from scripts import pretrain
-from scripts.batch_augmentation import Augmentation, resized
+from scripts.batch_augmentation import Augmentation, resize
 from scripts.labeled_images import find_images, load_images
 from tests.components import build_backbone
 from tests.conftest import NANO
@@ -59,7 +59,7 @@ def finished(data, tmp_path_factory):
     return output
 
 
-def test_it_learns_and_leaves_weights_that_the_package_loads(finished):
+def test_it_learns_and_writes_weights_that_the_package_loads(finished):
     results = json.loads((finished / "metrics.json").read_text())
     weights = finished / "swin_nano.safetensors"
     assert weights.stat().st_size < 5e6
@@ -86,7 +86,7 @@ def test_stopped_and_resumed_equals_uninterrupted(data, finished, tmp_path, monk
     monkeypatch.setattr(pretrain.Pretraining, "training_step", step)
     assert pretrain.main([*options, "--lr", "0.1"]) == 2
     assert pretrain.main(options) == 0
-    assert pretrain.main(options) == 0  # nothing is left to do
+    assert pretrain.main(options) == 0  # already complete
     first, second = (torch.load(place / "last.ckpt", weights_only=False) for place in (finished, tmp_path))
     assert first["global_step"] == second["global_step"] == 16
     for name, value in first["state_dict"].items():
@@ -100,7 +100,7 @@ def test_minutes_end_in_time(data, tmp_path, monkeypatch):
     assert rows[-1]["seconds"] >= 3 and rows[-1]["step"] > 0
 
 
-def test_images_of_folders_and_zips_are_one_set(data):
+def test_folders_and_zip_files_are_combined(data):
     files = find_images(data, "train")
     loaded = load_images(files, 16, workers=1)
     assert loaded.images.shape == (200, 3, 16, 16) and loaded.classes == ["class0", "class1"]
@@ -108,20 +108,20 @@ def test_images_of_folders_and_zips_are_one_set(data):
     assert torch.equal(loaded.images.float().mean((2, 3)).argmax(1), loaded.labels)
 
 
-def test_unfitting_data_are_told_in_a_line(data, tmp_path, capsys):
+def test_invalid_data_is_one_line(data, tmp_path, capsys):
     assert pretrain.main(words([tmp_path], tmp_path / "out", "--epochs", "1")) == 2
     assert "no images train/CLASS" in capsys.readouterr().err
     broken = tmp_path / "train" / "class0" / "a.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"no image")
     assert pretrain.main(words([tmp_path, *data], tmp_path / "out", "--epochs", "1")) == 2
-    assert "a.png is no image" in capsys.readouterr().err
+    assert "a.png cannot be decoded" in capsys.readouterr().err
 
 
 def test_a_whole_unflipped_crop_is_a_resize(monkeypatch):
     images = torch.randint(0, 256, (4, 3, 12, 12), dtype=torch.uint8)
     monkeypatch.setattr("scripts.batch_augmentation.ASPECT", 1.0)
     whole = Augmentation(least_area=1.0, color=0.0)(images, 20)
-    for out, expected in zip(whole, resized(images, 20), strict=True):
+    for out, expected in zip(whole, resize(images, 20), strict=True):
         same = [torch.allclose(out, other, atol=1e-5) for other in (expected, expected.flip(-1))]
         assert any(same)

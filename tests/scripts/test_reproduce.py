@@ -104,7 +104,7 @@ def method(tmp_path: Path, name: str) -> dict[str, Any]:
     return next(m for m in results(tmp_path)["methods"] if m["method"] == name)
 
 
-# Words
+# Arguments
 
 
 @pytest.mark.parametrize("experiment", ACCURACY)
@@ -113,17 +113,17 @@ def test_published_accuracies_are_those_of_the_documentation(experiment: str) ->
     row = next(line for line in page.read_text().splitlines() if line.startswith(f"| `{experiment}`"))
     pairs = re.findall(r"([0-9.]+) / ([0-9.]+)", row.split("|")[3])
     found = [(float(e3va), float(full)) for e3va, full in pairs]
-    assert found == [(of_method["e3va"], of_method["full"]) for of_method in ACCURACY[experiment].values()]
+    assert found == [(scores["e3va"], scores["full"]) for scores in ACCURACY[experiment].values()]
 
 
 def test_a_dry_run_prints_every_command_and_does_nothing(call, trainer, tmp_path, capsys) -> None:
     assert call("--dry-run", "--methods", "e3va,lora", "--seeds", "0,7", "data.batch_size=1") == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [
-        "Run 1 of 4: e3va, seed 0: starts",
-        "Run 2 of 4: e3va, seed 7: starts",
-        "Run 3 of 4: lora, seed 0: starts",
-        "Run 4 of 4: lora, seed 7: starts",
+        "Run 1 of 4: e3va, seed 0: starting",
+        "Run 2 of 4: e3va, seed 7: starting",
+        "Run 3 of 4: lora, seed 0: starting",
+        "Run 4 of 4: lora, seed 7: starting",
     ]
     commands = [shlex.split(line) for line in lines if line.startswith(" ")]
     assert all(command[:4] == [sys.executable, "-m", "e3va_cli", "train"] for command in commands)
@@ -157,7 +157,7 @@ def test_each_experiment_has_its_metrics(call, tmp_path, experiment) -> None:
 
 
 @pytest.mark.parametrize("word", ["backbone.pretrained=false", "backbone.weights=/some/file.pth"])
-def test_weights_of_the_users_choice(call, trainer, word) -> None:
+def test_weights_can_be_overridden(call, trainer, word) -> None:
     call("--seeds", "0", "--methods", "e3va", word)
     assert {k: v for k, v in trainer.started[0].items() if k.startswith("backbone")} == values([word])
 
@@ -175,23 +175,23 @@ def test_unusual_folders_are_quoted(trainer, tmp_path) -> None:
     ("words", "says"),
     [
         (["--methods", "lorra"], "no such adapter; did you mean adapter=lora?"),
-        (["--seeds", "0,x"], "--seeds 0,x: whole numbers"),
-        (["--seeds", "0,-1"], "--seeds 0,-1: whole numbers"),
+        (["--seeds", "0,x"], "--seeds 0,x: expected integers"),
+        (["--seeds", "0,-1"], "--seeds 0,-1: expected integers"),
         (["optimizer.lr=1e-4,1e-5"], "optimizer.lr=1e-4,1e-5: one value at a time"),
-        (["seed=3"], "seed=3: set by this script's own options"),
-        (["adapter=lora"], "adapter=lora: set by this script's own options"),
-        (["backbone=swin_nano"], "nobody publishes weights for swin_nano"),
-        (["--gather-only"], "holds no finished run"),
+        (["seed=3"], "seed=3: set by this script"),
+        (["adapter=lora"], "adapter=lora: set by this script"),
+        (["backbone=swin_nano"], "there are no published weights for swin_nano"),
+        (["--gather-only"], "no finished run"),
     ],
 )
-def test_bad_words_are_one_line(call, trainer, capsys, words, says) -> None:
+def test_invalid_arguments_are_one_line(call, trainer, capsys, words, says) -> None:
     assert call("--methods", "e3va", *words) == 2
     error = capsys.readouterr().err.strip()
     assert says in error and error.startswith("reproduce.py: error: ") and "\n" not in error
     assert not trainer.started
 
 
-def test_what_does_not_exist_is_one_line(call, trainer, capsys) -> None:
+def test_missing_experiment_or_folder(call, trainer, capsys) -> None:
     assert call(experiment="voc_retinanet") == 2
     assert f"voc_retinanet: no such experiment; choices: {', '.join(EXPERIMENTS)}" in capsys.readouterr().err
     assert call(root="nowhere") == 2
@@ -202,27 +202,27 @@ def test_what_does_not_exist_is_one_line(call, trainer, capsys) -> None:
 # Runs
 
 
-def test_what_is_finished_is_left_alone(call, trainer, tmp_path, capsys) -> None:
+def test_finished_runs_are_skipped(call, trainer, tmp_path, capsys) -> None:
     assert call("--seeds", "0,1") == 0, "e3va and full, unless said otherwise"
     assert trainer.names() == [("e3va", 0), ("e3va", 1), ("full", 0), ("full", 1)]
     assert "e3va train " in json.loads((tmp_path / "out/e3va/seed_0/finished.json").read_text())["command"]
     capsys.readouterr()
     assert call("--seeds", "0,1,2", "--methods", "e3va") == 0
     assert trainer.names()[4:] == [("e3va", 2)]
-    assert "Run 1 of 3: e3va, seed 0: is finished\n" in capsys.readouterr().out
+    assert "Run 1 of 3: e3va, seed 0: finished\n" in capsys.readouterr().out
     found = results(tmp_path)
     assert {m["method"]: m["seeds"] for m in found["methods"]} == {"e3va": [0, 1, 2], "full": [0, 1]}
     assert found["not_finished"] == []
 
 
-def test_others_go_on_where_one_fails(call, trainer, tmp_path, capsys) -> None:
+def test_a_failed_run_does_not_stop_the_rest(call, trainer, tmp_path, capsys) -> None:
     trainer.ends = {("e3va", 1): 2, ("full", 0): -9}
     assert call("--seeds", "0,1") == 1
     assert len(trainer.started) == 4
     error = capsys.readouterr().err.splitlines()
     assert [line.split(": ", 1)[1] for line in error] == [
-        "e3va, seed 1: ended with exit code 2 before it was finished",
-        "full, seed 0: ended with exit code -9 before it was finished",
+        "e3va, seed 1: ended with exit code 2 before training finished",
+        "full, seed 0: ended with exit code -9 before training finished",
     ]
     assert results(tmp_path)["not_finished"] == ["e3va, seed 1", "full, seed 0"]
     trainer.ends = {}
@@ -230,7 +230,7 @@ def test_others_go_on_where_one_fails(call, trainer, tmp_path, capsys) -> None:
     assert trainer.names()[4:] == [("e3va", 1), ("full", 0)]
 
 
-def test_an_interrupted_run_goes_on_and_a_new_one_starts_anew(call, trainer, tmp_path, capsys) -> None:
+def test_interrupted_runs_are_resumed(call, trainer, tmp_path, capsys) -> None:
     call("--seeds", "0,1", "--methods", "e3va", "--dry-run")
     words = [shlex.split(line)[4:] for line in capsys.readouterr().out.splitlines() if line.startswith(" ")]
     with_checkpoint, without = tmp_path / "out/e3va/seed_0", tmp_path / "out/e3va/seed_1"
@@ -245,22 +245,22 @@ def test_an_interrupted_run_goes_on_and_a_new_one_starts_anew(call, trainer, tmp
     assert len(trainer.started) == 2
 
 
-def test_exit_code_0_before_the_end_of_training_is_no_end(call, trainer, tmp_path, capsys) -> None:
+def test_exit_code_0_before_the_end_of_training_is_a_failure(call, trainer, tmp_path, capsys) -> None:
     trainer.ends = {("e3va", 0): "stopped"}
     assert call("--seeds", "0", "--methods", "e3va") == 1
     assert not (tmp_path / "out/e3va/seed_0/finished.json").exists()
-    assert "e3va, seed 0: ended with exit code 0 before it was finished" in capsys.readouterr().err
+    assert "e3va, seed 0: ended with exit code 0 before training finished" in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(call, trainer, tmp_path, capsys) -> None:
+def test_ctrl_c(call, trainer, tmp_path, capsys) -> None:
     trainer.ends = {("e3va", 1): KeyboardInterrupt}
     assert call("--seeds", "0,1") == 130
-    assert capsys.readouterr().err == "Interrupted; run the same command again, and it goes on where it stopped\n"
+    assert capsys.readouterr().err == "Interrupted; run the same command again to resume\n"
     assert trainer.names() == [("e3va", 0), ("e3va", 1)]
     assert [p.parent.name for p in (tmp_path / "out").rglob("finished.json")] == ["seed_0"]
 
 
-def test_ctrl_c_ends_a_run_that_has_not_heard_of_it(monkeypatch, tmp_path) -> None:
+def test_ctrl_c_ends_a_run_that_does_not_receive_it(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(reproduce, "GRACE", 0.1)
 
     def interrupt(*_: object) -> None:
@@ -285,16 +285,16 @@ def test_the_exit_code_of_a_run() -> None:
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted"])
-def test_runs_under_other_options_are_not_mixed(call, trainer, tmp_path, capsys, state) -> None:
+def test_runs_with_other_options_are_an_error(call, trainer, tmp_path, capsys, state) -> None:
     assert call("--seeds", "0", "--methods", "e3va", "trainer.max_epochs=2") == 0
     if state == "interrupted":
         (tmp_path / "out/e3va/seed_0/finished.json").unlink()
     capsys.readouterr()
     assert call("--seeds", "0", "--methods", "e3va", "data.batch_size=1") == 2
     error = capsys.readouterr().err
-    assert "was run with trainer.max_epochs=2 where there is data.batch_size=1 now" in error
+    assert "was run with trainer.max_epochs=2, not with data.batch_size=1" in error
     assert call("--seeds", "0", "--methods", "e3va") == 2
-    assert "trainer.max_epochs=2 where there is nothing now" in capsys.readouterr().err
+    assert "trainer.max_epochs=2, not with nothing" in capsys.readouterr().err
     (tmp_path / "moved").mkdir()
     assert call("--seeds", "0", "--methods", "e3va", "trainer.max_epochs=2", root="moved") == 0
     assert [words["dataset.root"] for words in trainer.started[1:]] == (
@@ -322,7 +322,7 @@ def cost(params: int, peak: float | None, step: float | None) -> dict[str, Any]:
     return {"trainable_backbone_params": params, "peak_memory_allocated_mib": peak, "step_time_s": step}
 
 
-def test_figures_over_seeds(call, finish, tmp_path, capsys) -> None:
+def test_means_over_seeds(call, finish, tmp_path, capsys) -> None:
     box, mask = {"e3va": [0.5, 0.51, 0.53], "full": [0.52, 0.525]}, {"e3va": [0.4, 0.43, 0.41], "full": [0.45, 0.44]}
     peak, step = {"e3va": [7000.0, 7010.5, 7020.0], "full": [17000.0, 17004.0]}, {"e3va": [0.5, 0.6, 0.55]}
     step["full"] = [1.0, 1.1]
@@ -362,7 +362,7 @@ def test_figures_over_seeds(call, finish, tmp_path, capsys) -> None:
     assert max(len(line.rstrip()) for line in shown.splitlines() if "full" in line or "e3va" in line) <= 80
 
 
-def test_what_is_missing_is_a_dash(call, finish, tmp_path) -> None:
+def test_missing_values_are_dashes(call, finish, tmp_path) -> None:
     """One seed, no `full`, no GPU: no deviation, no saving, no memory."""
     finish("e3va", 3, {"box": {"AP50": 0.865}}, cost(1_792_512, None, 2.0))
     finish("mona", 0, {"box": {"AP50": None}}, cost(4_160_000, None, None))
@@ -390,7 +390,7 @@ def test_mean_iou_has_the_digits_of_the_paper(call, finish, tmp_path) -> None:
     assert "| e3va | 0,1 | 49.66 ± 0.08 | 49.64 |" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_nothing_is_saved_from_one_device_to_another(call, finish, tmp_path) -> None:
+def test_no_savings_across_devices(call, finish, tmp_path) -> None:
     finish("e3va", 0, {"box": {"AP50": 0.8}}, cost(1, 4000.0, 1.0))
     finish("full", 0, {"box": {"AP50": 0.8}}, cost(1, 8000.0, 2.0) | {"device_name": "Other GPU"})
     assert call("--gather-only") == 0
@@ -399,7 +399,7 @@ def test_nothing_is_saved_from_one_device_to_another(call, finish, tmp_path) -> 
     assert "different devices" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_a_broken_file_is_named_and_left_out(call, finish, tmp_path, capsys) -> None:
+def test_a_broken_file_is_named_and_excluded(call, finish, tmp_path, capsys) -> None:
     finish("e3va", 0, {"box": {"AP50": 0.8}})
     broken = ['{"box": {', "[1]", '{"box": {"AP50": NaN}}', '{"box": {"AP50": "high"}}']
     folders = [finish("e3va", seed, text) for seed, text in enumerate(broken, start=1)]
@@ -407,13 +407,13 @@ def test_a_broken_file_is_named_and_left_out(call, finish, tmp_path, capsys) -> 
     error = capsys.readouterr().err.splitlines()
     assert len(error) == len(folders) == len(results(tmp_path)["unreadable"])
     for line, folder in zip(error, folders, strict=True):
-        assert line.startswith(f"reproduce.py: {folder}/metrics.json: ") and "left out" in line
+        assert line.startswith(f"reproduce.py: {folder}/metrics.json: ") and "excluded" in line
     found = method(tmp_path, "e3va")
     assert found["seeds"] == [0] and found["box_AP50"]["mean"] == 80
     assert f"- Left out: {folders[0]}/metrics.json: " in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_the_files_say_what_they_are_of(call, trainer, tmp_path) -> None:
+def test_results_have_settings_and_versions(call, trainer, tmp_path) -> None:
     assert call("--seeds", "4,5", "--methods", "e3va", "trainer.max_epochs=2", "data.batch_size=4") == 0
     found = results(tmp_path)
     assert found["experiment"] == "voc_retinanet_swin_l"
@@ -438,7 +438,7 @@ def test_the_files_say_what_they_are_of(call, trainer, tmp_path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["e3va", "results.json", "results.md"]
 
 
-def test_the_papers_setting_is_not_called_another(call, tmp_path) -> None:
+def test_the_papers_setting_has_no_note(call, tmp_path) -> None:
     assert call("--seeds", "0", "--methods", "e3va", "data.num_workers=4", "backbone.pretrained=true") == 0
     assert results(tmp_path)["not_the_papers"] == []
     assert "Not the paper's" not in (tmp_path / "out" / "results.md").read_text()
@@ -449,7 +449,7 @@ def test_the_papers_setting_is_not_called_another(call, tmp_path) -> None:
 SMALL = [
     *("backbone=swin_nano", "head.fpn_channels=32", "dataset.train_short_sides=[64]", "dataset.val_short_side=64"),
     *("dataset.max_size=96", "trainer.max_epochs=1", "data.num_workers=0", "trainer.accelerator=cpu"),
-    *("trainer.tensorboard=false", "backbone.pretrained=false", "pictures=0"),
+    *("trainer.tensorboard=false", "backbone.pretrained=false", "num_visualizations=0"),
 ]
 XML = """<annotation><size><width>48</width><height>40</height></size><object><name>cat</name><bndbox>
 <xmin>5</xmin><ymin>6</ymin><xmax>30</xmax><ymax>33</ymax></bndbox></object></annotation>"""
@@ -488,4 +488,4 @@ def test_a_real_run(tmp_path) -> None:
     assert results(tmp_path)["versions"] == [resources["versions"]]
     assert results(tmp_path)["settings"]["head"] == resources["settings"]["head"]
     again = run()
-    assert "Run 1 of 1: e3va, seed 0: is finished" in again and "Evaluation" not in again
+    assert "Run 1 of 1: e3va, seed 0: finished" in again and "Evaluation" not in again

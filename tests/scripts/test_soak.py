@@ -1,4 +1,4 @@
-"""Growth is seen where there is some, and a process is sampled as it is."""
+"""Growth is noticed, and samples have memory, files and threads."""
 
 import mmap
 import os
@@ -11,13 +11,13 @@ from scripts.soak import Sample, growth, sample, table
 
 
 def run(*, own=0.0, files=0.0, threads=0.0):
-    """2,000 steps with a large warm-up; then so much more per 1,000 steps."""
+    """2,000 steps with a large warm-up; then growth per 1,000 steps."""
     steps = range(0, 2000, 10)
     return [
         Sample(
             step,
             rss_mib=900.0,
-            own_mib=100 + min(step, 400) + (step % 3) + own * step / 1000,
+            private_mib=100 + min(step, 400) + (step % 3) + own * step / 1000,
             files=5 + round(files * step / 1000) + 2 * (step % 100 == 0),
             threads=3 + round(threads * step / 1000),
         )
@@ -27,17 +27,17 @@ def run(*, own=0.0, files=0.0, threads=0.0):
 
 @pytest.mark.parametrize(
     ("leak", "grown"),
-    [({}, []), ({"own": 6.0}, ["own memory"]), ({"files": 4.0}, ["files"]), ({"threads": 4.0}, ["threads"])],
+    [({}, []), ({"own": 6.0}, ["private memory"]), ({"files": 4.0}, ["files"]), ({"threads": 4.0}, ["threads"])],
 )
-def test_growth_is_told_from_warm_up_and_noise(leak, grown):
+def test_growth_after_warm_up_and_noise(leak, grown):
     samples = run(**leak)
-    found, growing = growth(samples, every=200, bound_mib=4.0)
-    assert [line.partition(":")[0] for line in found] == ["own memory", "files", "threads"]
+    lines, growing = growth(samples, every=200, bound_mib=4.0)
+    assert [line.partition(":")[0] for line in lines] == ["private memory", "files", "threads"]
     assert [line.partition(":")[0] for line in growing] == grown
     assert len(table(samples, 200).splitlines()) == 2 + 10
 
 
-def test_a_run_too_short_to_tell():
+def test_a_run_that_is_too_short():
     with pytest.raises(ValueError, match="nothing to compare"):
         growth(run()[:50], every=200, bound_mib=4.0)
 
@@ -55,7 +55,7 @@ def test_a_sample_sees_memory_files_and_threads():
     held.close()
     assert after.step == 7
     assert (after.files - before.files, after.threads - before.threads) == (2, 1)
-    assert 60 < after.own_mib - before.own_mib < 80 and after.rss_mib >= after.own_mib
+    assert 60 < after.private_mib - before.private_mib < 80 and after.rss_mib >= after.private_mib
 
 
 def test_a_process_that_ended():

@@ -10,12 +10,12 @@ from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from e3va_cli.training.checkpoints import (
-    ABOUT,
-    OF_TASK,
+    METADATA_KEY,
+    MODEL_PREFIX,
+    check_metadata,
+    check_optimizer_state,
+    check_state_dict,
     read_checkpoint,
-    require_fitting_optimizer,
-    require_same_weights,
-    verify,
 )
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last
@@ -27,7 +27,7 @@ def saved(tmp_path_factory):
     config = load_config("train", [*SMALL, "trainer.max_steps=1", "trainer.limit_val_batches=0"])
     folder = tmp_path_factory.mktemp("run")
     run = build_run(config, folder)
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     return run, last(folder)
 
 
@@ -37,21 +37,21 @@ def content(saved):
 
 
 def weights(content):
-    return {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
+    return {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
 
 
 def test_its_own_run_takes_it(saved, content):
     run, path = saved
-    require_same_weights(weights(content), run.model, path)
-    require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
+    check_state_dict(weights(content), run.model, path)
+    check_optimizer_state(content, run.lightning_module.build_optimizer(run.model), path)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state, name: state.update({f"{name}x": state.pop(name)}), "has unknown weights"),
-        (lambda state, name: state.pop(name), "lacks weights"),
-        (lambda state, name: state.update({name: state[name][:1]}), "has other sizes or types of"),
+        (lambda state, name: state.update({f"{name}x": state.pop(name)}), "unexpected weights"),
+        (lambda state, name: state.pop(name), "missing weights"),
+        (lambda state, name: state.update({name: state[name][:1]}), "weights with a wrong shape or dtype"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(saved, content, change, says):
@@ -59,15 +59,18 @@ def test_weights_that_do_not_fit_are_refused(saved, content, change, says):
     state = weights(content)
     change(state, "extractor.adapters.0.0.down.A")
     with pytest.raises(UserError, match=rf"last.ckpt: {says}: extractor.adapters.0.0.down.A"):
-        require_same_weights(state, run.model, path)
+        check_state_dict(state, run.model, path)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda state: state["state"][3].update(exp_avg=torch.zeros(2)), "moments of another size, as number 3"),
-        (lambda state: state["state"].pop(0), "lacks 1 of its moments"),
-        (lambda state: state["param_groups"][0]["params"].pop(), "parameters, not"),
+        (
+            lambda state: state["state"][3].update(exp_avg=torch.zeros(2)),
+            "state of parameter 3 has a wrong shape",
+        ),
+        (lambda state: state["state"].pop(0), "optimizer state is missing for 1 parameters"),
+        (lambda state: state["param_groups"][0]["params"].pop(), "parameters, not of"),
         (lambda state: state["state"][0].pop("exp_avg"), "no state of AdamW"),
     ],
 )
@@ -75,7 +78,7 @@ def test_an_optimizer_that_does_not_fit_is_refused(saved, content, change, says)
     run, path = saved
     change(content["optimizer_states"][0])
     with pytest.raises(UserError, match=says):
-        require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
+        check_optimizer_state(content, run.lightning_module.build_optimizer(run.model), path)
 
 
 def test_the_command_refuses_it(short_run, tmp_path, e3va):
@@ -85,7 +88,7 @@ def test_the_command_refuses_it(short_run, tmp_path, e3va):
     content["state_dict"][f"{name}_"] = content["state_dict"].pop(name)
     torch.save(content, last(run))
     done = e3va("train", f"resume={run}", "trainer.max_epochs=2", expect=2)
-    assert "last.ckpt: has unknown weights" in done.stderr
+    assert "last.ckpt: unexpected weights" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -100,21 +103,21 @@ def test_the_command_refuses_it(short_run, tmp_path, e3va):
     ],
 )
 def test_options_may_change_where_weights_do_not_depend_on_them(saved, content, part, option, binds):
-    about = copy.deepcopy(content[ABOUT])
+    about = copy.deepcopy(content[METADATA_KEY])
     about[part][option] = "another"
     if not binds:
-        verify(content, saved[1], about)
+        check_metadata(content, saved[1], about)
         return
-    with pytest.raises(UserError, match=f"another {part}; these differ: {option}"):
-        verify(content, saved[1], about)
+    with pytest.raises(UserError, match=f"another {part}; different options: {option}"):
+        check_metadata(content, saved[1], about)
 
 
 def test_the_same_word_can_bind_in_one_place_and_not_in_another(config):
-    from e3va_cli.training.checkpoints import binding
+    from e3va_cli.training.checkpoints import checkpoint_options
 
     head = to_dict(config("head=mask_rcnn_nano").head)
     changed = copy.deepcopy(head)
     changed["box"]["nms_iou"] = 0.9  # of predictions
-    assert binding("head", head) == binding("head", changed)
+    assert checkpoint_options("head", head) == checkpoint_options("head", changed)
     changed["rpn"]["nms_iou"] = 0.9  # of proposals, which training samples from
-    assert binding("head", head) != binding("head", changed)
+    assert checkpoint_options("head", head) != checkpoint_options("head", changed)

@@ -10,7 +10,7 @@ from tests.training.small import SMALL
 def test_a_run_without_an_ap_is_not_stopped(config, tmp_path, exists):
     words = ["trainer.max_epochs=4", "trainer.early_stopping_patience=1", "dataset.train_images=2"]
     run = build_run(config(*SMALL, *words), tmp_path)
-    evaluator = run.task.evaluator
-    run.task.evaluator.scores = lambda results: {evaluator.monitor: 0.0} if exists else {}
-    run.trainer.fit(run.task, run.data)
+    evaluator = run.lightning_module.evaluator
+    run.lightning_module.evaluator.log_dict = lambda results: {evaluator.monitor: 0.0} if exists else {}
+    run.trainer.fit(run.lightning_module, run.data)
     assert run.trainer.current_epoch == (2 if exists else 4)

@@ -28,7 +28,7 @@ def end(config, folder, act, *words):
     run = build_run(config(*WORDS, *words), folder)
     run.trainer.callbacks[:0] = [At(act, train=3)]
     with pytest.raises(UserError) as refused, friendly_errors(folder, str, then=lambda: ", then RESUME"):
-        run.trainer.fit(run.task, run.data)
+        run.trainer.fit(run.lightning_module, run.data)
     (line,) = refused.value.messages
     return line
 

@@ -86,7 +86,7 @@ def train(config, tmp_path, fused_on):
         run.model.losses = spoilt
         if plugin is not None:
             run.trainer.strategy.precision_plugin = plugin
-        run.trainer.fit(run.task, run.data, ckpt_path=resume, weights_only=True)
+        run.trainer.fit(run.lightning_module, run.data, ckpt_path=resume, weights_only=True)
         return run, weights
 
     return train
@@ -105,7 +105,7 @@ def train(config, tmp_path, fused_on):
 def test_a_step_that_went_wrong_changes_no_weight(train, tmp_path, capsys, spoil, words):
     _, weights = train(spoil, {2}, *words)
     assert [weights.changed(batch) for batch in range(4)] == [True, True, False, True]
-    (entry,) = json.loads((tmp_path / "bad_batches.json").read_text())
+    (entry,) = json.loads((tmp_path / "skipped_steps.json").read_text())
     assert entry["step"] == 2 and entry["image_ids"] == weights.ids[2] and len(entry["image_sizes"]) == 2
     assert entry["out_of_memory"] == bool(words)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("e3va: ")]
@@ -114,22 +114,22 @@ def test_a_step_that_went_wrong_changes_no_weight(train, tmp_path, capsys, spoil
 
 def test_what_a_bad_step_measured_is_written_as_json_can(train, tmp_path):
     train(times(torch.nan), {1})
-    (entry,) = json.loads((tmp_path / "bad_batches.json").read_text())
+    (entry,) = json.loads((tmp_path / "skipped_steps.json").read_text())
     assert entry["losses"]["loss"] == "nan" and entry["gradient_norm"] == "nan"
     assert rows(tmp_path)[1]["train/loss"] == "nan"
 
 
 def test_too_many_in_a_row_end_the_run(train, tmp_path):
-    with pytest.raises(UserError, match=r"step 3: .*3 steps in a row.*bad_batches.json.*optimizer.lr"):
+    with pytest.raises(UserError, match=r"step 3: .*3 skipped steps in a row.*skipped_steps.json.*optimizer.lr"):
         train(times(torch.inf), {1, 2, 3})
-    assert len(json.loads((tmp_path / "bad_batches.json").read_text())) == 3
+    assert len(json.loads((tmp_path / "skipped_steps.json").read_text())) == 3
     assert torch.load(last(tmp_path), weights_only=True)["global_step"] == 0, "the state from before is whole"
 
 
 def test_a_good_step_starts_the_count_again(train):
-    train(times(torch.nan), {0, 2, 3}, "trainer.max_bad_losses=3")
+    train(times(torch.nan), {0, 2, 3}, "trainer.max_nonfinite_steps=3")
     with pytest.raises(UserError):
-        train(times(torch.nan), {0, 2, 3}, "trainer.max_bad_losses=2")
+        train(times(torch.nan), {0, 2, 3}, "trainer.max_nonfinite_steps=2")
 
 
 @pytest.mark.parametrize("spoil", [times(torch.nan), no_memory_forward, no_memory_backward])
@@ -161,7 +161,7 @@ def test_the_gradient_norm_is_logged_as_it_was_before_clipping(config, tmp_path)
     gradients = Gradients()
     run = build_run(config(*SMALL, "trainer.limit_val_batches=0", "trainer.gradient_clip_norm=0.5"), tmp_path)
     run.trainer.callbacks.insert(0, gradients)
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     logged = [float(row["train/grad_norm"]) for row in rows(tmp_path)]
     assert logged == pytest.approx(gradients.before, rel=1e-4) and min(logged) > 0.5
     assert gradients.after == pytest.approx([0.5] * 4, rel=1e-4)
@@ -171,7 +171,7 @@ def test_the_scaler_of_half_precision_goes_on_where_it_was(train, tmp_path):
     def plugin():
         return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3))
 
-    words = ["trainer.skip_oom=true", "trainer.max_bad_losses=5"]
+    words = ["trainer.skip_oom=true", "trainer.max_nonfinite_steps=5"]
     run, weights = train(no_memory_backward, {1}, *words, plugin=plugin())
     assert [weights.changed(batch) for batch in range(4)] == [True, False, True, True]
     saved = torch.load(last(tmp_path), weights_only=True)["MixedPrecision"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.training.run import build_run
 from tests.training.small import SMALL, last, rows
@@ -98,7 +98,7 @@ def test_a_signal_ends_the_command_with_its_code(tmp_path, number, code, name):
     process.popen.send_signal(number)
     found, (line,) = process.end()
     assert found == code and f"stopped by {name} after step" in line
-    assert line.endswith(f"go on with: e3va train resume={tmp_path}/run")
+    assert line.endswith(f"resume with: e3va train resume={tmp_path}/run")
     assert Process(tmp_path / "run", f"resume={tmp_path}/run").end()[0] == 0
     assert [int(row["step"]) for row in rows(tmp_path / "run")] == list(range(80))
 
@@ -208,8 +208,8 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(tmp_path):
     script.write_text(SPOILT.replace("SPOIL", "return {k: v * torch.nan for k, v in found.items()}"))
     words = [*SMALL, "data.batch_size=1", *TWO, "trainer.limit_val_batches=0"]
     code, (line,) = Process(tmp_path / "run", *words, script=script).end()
-    assert code == 0 and "step 2" in line and "left out" in line
-    (entry,) = json.loads((tmp_path / "run" / "bad_batches.json").read_text())
+    assert code == 0 and "step 2" in line and "skipped" in line
+    (entry,) = json.loads((tmp_path / "run" / "skipped_steps.json").read_text())
     assert entry["losses"]["loss"] == "nan" and len(entry["image_ids"]) == 1
     assert all(value.isfinite().all() for value in torch.load(last(tmp_path / "run"))["state_dict"].values())
     script.write_text(
@@ -217,8 +217,8 @@ def test_a_loss_of_one_process_that_is_not_finite_is_left_out_by_all(tmp_path):
             "SPOIL", "return {k: v * torch.nan for k, v in found.items()}"
         )
     )
-    code, lines = Process(tmp_path / "other", *words, "trainer.max_bad_losses=2", script=script).end()
-    assert code == 2 and len(lines) == 2 and "2 steps in a row" in lines[1]
+    code, lines = Process(tmp_path / "other", *words, "trainer.max_nonfinite_steps=2", script=script).end()
+    assert code == 2 and len(lines) == 2 and "2 skipped steps in a row" in lines[1]
 
 
 @pytest.mark.slow
@@ -229,12 +229,12 @@ def test_three_processes_and_shares_of_unequal_size_give_the_run_of_one(config, 
     three = Process(tmp_path / "three", *words, "trainer.devices=3", "trainer.strategy=ddp")
     assert three.end() == (0, [])
     one = build_run(config(*words, "trainer.accumulate_grad_batches=3"), tmp_path / "one")
-    start = {name: value.clone() for name, value in one.task.state_dict().items()}
-    one.trainer.fit(one.task, one.data)
+    start = {name: value.clone() for name, value in one.lightning_module.state_dict().items()}
+    one.trainer.fit(one.lightning_module, one.data)
     ours, theirs = (torch.load(last(tmp_path / name), weights_only=True) for name in ("three", "one"))
     assert ours["global_step"] == theirs["global_step"] == 3
-    moved = sum((theirs["state_dict"][name] - start[name]).abs().sum() for name in start)
-    apart = sum((theirs["state_dict"][name] - ours["state_dict"][name]).abs().sum() for name in start)
+    moved = sum((theirs["state_dict"][name] - start[name]).abs().sum() for name in theirs["state_dict"])
+    apart = sum((theirs["state_dict"][name] - ours["state_dict"][name]).abs().sum() for name in theirs["state_dict"])
     assert moved > 1 and apart < 1e-3 * moved
     results = [json.loads((tmp_path / name / "metrics.json").read_text())["box"] for name in ("three", "one")]
     assert results[0]["AP50"] == pytest.approx(results[1]["AP50"], abs=1e-3)
@@ -261,4 +261,4 @@ def test_fewer_images_than_devices_are_refused(config, tmp_path, monkeypatch, tr
 
 def test_the_name_of_the_preemption_signal_is_checked(config):
     with pytest.raises(UserError, match=r"trainer\.preemption_signal=USR1: the name of a signal"):
-        checked("train", ["trainer.preemption_signal=USR1"])
+        validate_overrides("train", ["trainer.preemption_signal=USR1"])

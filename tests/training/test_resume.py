@@ -63,7 +63,7 @@ def start(config, monkeypatch):
         with monkeypatch.context() as patch:
             if callbacks and callbacks[0].act is kill:
                 patch.setattr(MetricsHistory, "finalize", lambda *_: None)  # which kill -9 leaves no time for
-            run.trainer.fit(run.task, run.data, ckpt_path=path, weights_only=True)
+            run.trainer.fit(run.lightning_module, run.data, ckpt_path=path, weights_only=True)
         return run
 
     return start

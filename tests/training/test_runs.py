@@ -94,7 +94,7 @@ def test_evaluate_gives_the_numbers_of_training(short_run, tmp_path, monkeypatch
     [
         (["backbone=swin_t"], "trained on the backbone swin_nano, not on swin_t"),
         (["backbone.seed=1"], "trained on other weights of swin_nano"),
-        (["adapter.rank=8"], "another adapter; these differ: rank"),
+        (["adapter.rank=8"], "another adapter; different options: rank"),
         (["head=mask_rcnn"], "another head"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_refused(short_run, e3va, tmp_path):
 
 def test_the_same_seed_gives_the_same_bits_in_another_process(short_run, config, tmp_path):
     run = build_run(config(*QUICK, "data.num_workers=1"), tmp_path)
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     ours, theirs = trained(tmp_path), trained(short_run)
     assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((short_run / "metrics.json").read_text())
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_bits_with_any_number_of_loader_processes(c
     for workers in (0, 2):
         folder = tmp_path / str(workers)
         run = build_run(config(*words, "trainer.limit_val_batches=0", f"data.num_workers={workers}"), folder)
-        run.trainer.fit(run.task, run.data)
+        run.trainer.fit(run.lightning_module, run.data)
         found.append(trained(folder))
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
@@ -153,7 +153,7 @@ def test_nothing_is_written_to_the_data(config, write_coco, annotate, tmp_path):
     run = build_run(
         config("dataset=coco", f"dataset.root={tmp_path}", *small, *words, "trainer.max_epochs=1"), tmp_path / "run"
     )
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     assert state() == before
 
 
@@ -176,7 +176,7 @@ def test_two_and_two_epochs_equal_four(config, tmp_path, schedule):
     def start(name, *callbacks, resume=None):
         run = build_run(config(*options), tmp_path / name)
         run.trainer.callbacks += callbacks
-        run.trainer.fit(run.task, run.data, ckpt_path=resume, weights_only=True)
+        run.trainer.fit(run.lightning_module, run.data, ckpt_path=resume, weights_only=True)
 
     start("straight")
     with pytest.raises(KilledError):
@@ -215,7 +215,7 @@ def test_two_processes_give_the_loss_of_one(e3va, config, tmp_path):
     e3va("train", *common, "trainer.devices=2", "trainer.strategy=ddp", f"hydra.run.dir={tmp_path}/two")
     e3va("train", *common, "trainer.accumulate_grad_batches=2", f"hydra.run.dir={tmp_path}/one")
     two, one = trained(tmp_path / "two"), trained(tmp_path / "one")
-    start = build_run(config(*common), tmp_path / "unused").task.state_dict()
+    start = build_run(config(*common), tmp_path / "unused").lightning_module.state_dict()
     moved = sum((one[name] - start[name]).abs().sum() for name in one)
     apart = sum((one[name] - two[name]).abs().sum() for name in one)
     assert moved > 1 and apart < 1e-3 * moved
@@ -237,13 +237,13 @@ def test_early_stopping(config, tmp_path):
         ),
         tmp_path,
     )
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     assert run.trainer.current_epoch == 2
 
 
 def test_mixed_precision(config, tmp_path):
     run = build_run(config(*QUICK, "trainer.precision=bf16-mixed", "trainer.max_steps=2"), tmp_path)
-    run.trainer.fit(run.task, run.data)
+    run.trainer.fit(run.lightning_module, run.data)
     assert all(torch.isfinite(v).all() for v in trained(tmp_path).values())
     assert all(v.dtype == torch.float32 for v in trained(tmp_path).values())
 
@@ -254,8 +254,8 @@ def test_a_run_of_many_short_epochs_evaluates_and_keeps_its_state_as_its_recipe_
     monkeypatch.setattr(CheckpointCallback, "save", lambda _, trainer: kept.append(trainer.global_step))
     words = ["trainer.max_epochs=null", "schedule.epochs=2", "schedule.min_steps=24"]
     run = build_run(config(*SMALL, *words), tmp_path)
-    assert run.course is not None and (run.course.epochs, run.course.stretch) == (6, 3.0)
-    run.trainer.fit(run.task, run.data)
+    assert run.train_schedule is not None and (run.train_schedule.epochs, run.train_schedule.stretch) == (6, 3.0)
+    run.trainer.fit(run.lightning_module, run.data)
     evaluated = [int(row["step"]) + 1 for row in rows(tmp_path) if row["val/box_AP"]]
     assert run.trainer.global_step == 24 and evaluated == [12, 24]
     assert sorted(set(kept)) == [0, 12, 24]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.memory.step import StepSize, make_batch, train_step
+from e3va_cli.memory.step import StepSize, random_batch, train_step
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.heads import HEADS
@@ -16,7 +16,7 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 def poison() -> None:
-    """Free memory that holds NaN, for the next tensors and workspaces of up to a megabyte."""
+    """Fill freed memory with NaN, for the next tensors and workspaces of up to a megabyte."""
     held = [torch.full((count,), float("nan")) for count in [2**power for power in range(4, 19)] * 6]
     held += [torch.full((9 * 32 * 32,), float("nan")) for _ in range(6)]
     del held
@@ -31,7 +31,7 @@ def weight_gradient(convolution, x, of_result, dtype) -> torch.Tensor:
 
 
 def case(make, size):
-    """A plain convolution, the same one guarded, maps, whole numbers as their gradients, and those of the weights."""
+    """A convolution, a guarded copy, an input, an output gradient of integers, and the exact weight gradient."""
     plain, guarded = make(), make()
     guarded.load_state_dict(plain.state_dict())
     guard_convolutions(guarded)
@@ -57,13 +57,13 @@ def case(make, size):
         (lambda: nn.ConvTranspose2d(32, 32, 3, stride=2, padding=1), (1, 1)),
     ],
 )
-def test_weight_gradients_on_tiny_maps_are_those_of_float32(make, size, dtype):
+def test_weight_gradients_on_tiny_maps_are_float32(make, size, dtype):
     plain, guarded, x, of_result, reference = case(make, size)
     for _ in range(TRIES):
         difference = weight_gradient(guarded, x, of_result, dtype) - reference
         assert difference.norm() < 1e-6 * reference.norm()
     rounded = weight_gradient(plain, x, of_result, dtype) - reference
-    assert not rounded.norm() < 1e-5 * reference.norm(), "the guard is what makes the difference; NaN counts as one"
+    assert not rounded.norm() < 1e-5 * reference.norm(), "the unguarded convolution is less accurate, or NaN"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,13 +75,13 @@ def test_weight_gradients_on_tiny_maps_are_those_of_float32(make, size, dtype):
         (lambda: nn.Conv2d(32, 32, 1), (2, 2)),
     ],
 )
-def test_from_kernel_plus_stride_on_nothing_changes(make, size, dtype):
+def test_no_change_from_kernel_plus_stride(make, size, dtype):
     plain, guarded, x, of_result, _ = case(make, size)
     found = [weight_gradient(convolution, x, of_result, dtype) for convolution in (plain, guarded)]
     assert found[0].isfinite().all() and torch.equal(*found)
 
 
-def test_without_autocast_gradients_or_training_nothing_changes():
+def test_no_change_without_autocast_gradients_or_training():
     plain, guarded, x, _, _ = case(lambda: nn.Conv2d(32, 32, 3, stride=2, padding=1), (1, 1))
     assert torch.equal(guarded(x), plain(x))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -90,13 +90,13 @@ def test_without_autocast_gradients_or_training_nothing_changes():
         assert torch.equal(guarded.requires_grad_(False)(x), plain(x))
 
 
-def options(config, *words):
-    return config("dataset=shapes", *words)
+def options(config, *overrides):
+    return config("dataset=shapes", *overrides)
 
 
-@pytest.mark.parametrize("words", [("adapter=mona", f"head={name}") for name in ("mask_rcnn_nano", "upernet_nano")])
-def test_models_to_be_trained_are_guarded_and_others_are_not(config, words):
-    plain = options(config, *words)
+@pytest.mark.parametrize("overrides", [("adapter=mona", f"head={name}") for name in ("mask_rcnn_nano", "upernet_nano")])
+def test_only_models_for_training_are_guarded(config, overrides):
+    plain = options(config, *overrides)
     assert plain.adapter.name in METHODS and plain.head.name in HEADS
 
     def guarded(model):
@@ -108,13 +108,13 @@ def test_models_to_be_trained_are_guarded_and_others_are_not(config, words):
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_a_step_has_finite_gradients_after_nans_were_freed(config, recompute):
-    """RetinaNet's coarsest maps, of which one has a single pixel; its neck may run again in the backward pass."""
-    words = ("adapter=frozen", "head=retinanet", "head.fpn_channels=32", f"head.recompute_neck={recompute}")
-    plain = options(config, *words)
+def test_finite_gradients_after_nans_were_freed(config, recompute):
+    """RetinaNet's coarsest map has one pixel; its neck may be recomputed in the backward pass."""
+    overrides = ("adapter=frozen", "head=retinanet", "head.fpn_channels=32", f"head.recompute_neck={recompute}")
+    plain = options(config, *overrides)
     model = build_model(plain, num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None, accumulates=True)
-    batch = make_batch(size, num_classes=3, needs=model.head.target_types)
+    batch = random_batch(size, num_classes=3, target_types=model.head.target_types)
     optimizer = build_optimizer(model, plain.optimizer)
     for _ in range(TRIES):
         poison()

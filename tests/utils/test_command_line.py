@@ -5,7 +5,7 @@ import shlex
 import pytest
 
 from e3va_cli.config.composition import parse
-from e3va_cli.utils.command_line import command_line
+from e3va_cli.utils.command_line import format_command
 
 PATHS = [
     "/runs/a",
@@ -24,11 +24,11 @@ PATHS = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_of_any_characters(path):
-    words = shlex.split(command_line("train", {"resume": path, "trainer.max_steps": 4, "schedule.iterations": None}))
+    words = shlex.split(format_command("train", {"resume": path, "trainer.max_steps": 4, "schedule.iterations": None}))
     assert words[:2] == ["e3va", "train"]
     assert [one.value() for one in parse(words[2:])] == [path, 4, None]
 
 
 def test_plain_names_stay_plain():
-    line = command_line("predict", {"checkpoint": "runs/a-1", "input": "IMAGES", "x": False})
+    line = format_command("predict", {"checkpoint": "runs/a-1", "input": "IMAGES", "x": False})
     assert line == "e3va predict checkpoint=runs/a-1 input=IMAGES x=false"

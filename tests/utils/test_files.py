@@ -10,7 +10,7 @@ import torch
 
 from e3va_cli.errors import UserError
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
-from e3va_cli.utils.files import UnwritableError, appending, atomic_write, make_subfolder, write_json
+from e3va_cli.utils.files import UnwritableError, atomic_append, atomic_write, make_subfolder, write_json
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -68,7 +68,7 @@ def test_errors_of_other_files_are_not_taken_for_it(tmp_path):
 def test_what_was_appended_is_cut_off_again(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("epoch,step\n")
-    with pytest.raises(UnwritableError), appending(path) as file:
+    with pytest.raises(UnwritableError), atomic_append(path) as file:
         file.write("1,")
         file.flush()
         raise FULL
@@ -89,7 +89,7 @@ def test_a_checkpoint_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(UnwritableError) as refused:
         AtomicCheckpointIO().save_checkpoint({}, path)
-    assert f"{path}: cannot be written: No space left on device; what was there before is whole" in one_line(refused)
+    assert f"{path}: cannot be written: No space left on device; the previous file is unchanged" in one_line(refused)
     assert torch.load(path, weights_only=True) == {"step": torch.ones(1)} and len(list(path.parent.iterdir())) == 1
     monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("a tensor without data")))
     with pytest.raises(RuntimeError, match="without data"):

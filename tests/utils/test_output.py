@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from e3va_cli.runs.folder import METRICS
-from e3va_cli.utils.output import OutputStream, lasting_output
+from e3va_cli.utils.output import OutputStream, robust_output
 from tests.conftest import QUICK
 
 GONE, FULL = 141, 1  # exit codes: of a shell for SIGPIPE, and of output that was lost otherwise
@@ -31,7 +31,7 @@ COMMANDS = {  # words, and the files that are there at the end
     "train": ([*QUICK, "hydra.run.dir=out"], [METRICS, "metrics.csv", "predictions.png", "checkpoints/last.ckpt"]),
     "evaluate": (["checkpoint=RUN", "hydra.run.dir=out", "trainer.accelerator=cpu"], [METRICS, "detections.json"]),
     "benchmark-memory": ([*SMALL_PLAN, "hydra.run.dir=out"], ["benchmark.json", "details.json", "memory.png"]),
-    "export-onnx": (["checkpoint=RUN", "image_size=[64,64]", "output=out/a.onnx"], ["a.onnx"]),
+    "export": (["checkpoint=RUN", "image_size=[64,64]", "output=out/a.onnx"], ["a.onnx"]),
 }
 PLACES = [
     pytest.param(command, output, marks=[] if command in quick else [SLOW])
@@ -121,7 +121,7 @@ def test_files_are_utf_8_under_any_locale(write_coco, annotate, tmp_path, enviro
     strict = {**environment, "PYTHONWARNDEFAULTENCODING": "1", "OMP_NUM_THREADS": "1"}
     done = shell(
         f"cd {tmp_path} && E3VA train {data} {rest} && E3VA export-adapter checkpoint=run output=adapter && "
-        "E3VA predict checkpoint=adapter input=images/a.png output=found score=0 accelerator=cpu",
+        "E3VA predict checkpoint=adapter input=images/a.png output=found score_threshold=0 accelerator=cpu",
         **strict,
     )
     assert done.returncode == 0, done.stderr
@@ -183,14 +183,14 @@ def test_streams_that_others_have_put_in_place_stay(monkeypatch):
     ours = io.StringIO()
     monkeypatch.setattr(sys, "stdout", ours)
     monkeypatch.setattr(sys, "stderr", ours)
-    with lasting_output():
+    with robust_output():
         assert sys.stdout is ours
 
 
 def test_a_file_is_never_opened_as_a_closed_standard_output(tmp_path):
     code = (
-        "from e3va_cli.utils.output import lasting_output\n"
-        "with lasting_output(), open('results', 'w', encoding='utf-8') as file:\n"
+        "from e3va_cli.utils.output import robust_output\n"
+        "with robust_output(), open('results', 'w', encoding='utf-8') as file:\n"
         "    print('said'); file.write('kept'); assert file.fileno() > 2, file.fileno()"
     )
     words = ["bash", "-c", '"$0" -c "$1" >&- 2>&- <&-', sys.executable, code]

@@ -1,4 +1,4 @@
-from e3va_cli.utils.text import and_more, truncate_list
+from e3va_cli.utils.text import more_suffix, truncate_list
 
 
 def test_a_few_are_named_and_the_others_counted():
@@ -8,4 +8,4 @@ def test_a_few_are_named_and_the_others_counted():
 
 
 def test_how_many_there_are_beside_the_first():
-    assert and_more(["a"]) == "" and and_more("abc") == " (and 2 more)"
+    assert more_suffix(["a"]) == "" and more_suffix("abc") == " (and 2 more)"

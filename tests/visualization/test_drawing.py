@@ -11,7 +11,7 @@ from torch import Tensor
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import coco_paths
 from e3va_cli.errors import UserError
-from e3va_cli.visualization.drawing import class_color, draw_sample, grid, save_png, to_pil
+from e3va_cli.visualization.drawing import class_color, draw_detections, grid, save_png, to_pil
 
 CLASSES = ["cat", "dog"]
 
@@ -21,7 +21,7 @@ def gray(height: int, width: int) -> Tensor:
 
 
 def draw(image: Tensor, boxes: list[list[float]], labels: list[int], **keys: Tensor) -> Tensor:
-    return draw_sample(image, torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels), CLASSES, **keys)
+    return draw_detections(image, torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels), CLASSES, **keys)
 
 
 def has_color(pixels: Tensor, label: int) -> Tensor:
@@ -144,7 +144,7 @@ def test_real_data(coco_tiny: Path, tmp_path: Path) -> None:
     pictures = []
     for index in range(4):
         image, target = data[index]
-        picture = draw_sample(image, target["boxes"], target["labels"], data.classes, masks=target["masks"])
+        picture = draw_detections(image, target["boxes"], target["labels"], data.classes, masks=target["masks"])
         assert type(picture) is Tensor
         assert picture.shape == image.shape
         for label in set(target["labels"].tolist()):

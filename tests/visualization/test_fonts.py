@@ -8,12 +8,20 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from e3va_cli.visualization import fonts
-from e3va_cli.visualization.confusion_matrix import draw_confusion
-from e3va_cli.visualization.drawing import draw_sample
-from e3va_cli.visualization.fonts import DEJAVU, NAMELESS, TextLine, families_for, fitting, fonts_for, legible_names
-from e3va_cli.visualization.labels import as_labels
-from e3va_cli.visualization.precision_recall import Curves, draw_curves
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.confusion_matrix import plot_confusion_matrix
+from e3va_cli.visualization.drawing import draw_detections
+from e3va_cli.visualization.fonts import (
+    DEJAVU,
+    NAMELESS,
+    TextLine,
+    families_for,
+    fit_text,
+    fonts_for,
+    legible_names,
+    plot_labels,
+)
+from e3va_cli.visualization.precision_recall import PrecisionRecall, plot_precision_recall
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 STIX = DEJAVU.with_name("STIXGeneral.ttf")  # which comes with matplotlib, as DejaVu does
 NAMES = ["猫", "قطة سوداء", "कुत्ता", "🚗", "x" * 300, "", "a\nb\x07", "[red]", "$a$ $b$", "_b_", "e\u0301", "👩\u200d💻"]
@@ -31,7 +39,7 @@ def installed(monkeypatch):
 
     def install(*paths):
         monkeypatch.setattr(fonts, "_installed", lambda: paths)
-        monkeypatch.setattr(fonts, "_said", set())
+        monkeypatch.setattr(fonts, "_reported", set())
         fonts.fonts_for.cache_clear()
         fonts._legible_names.cache_clear()
 
@@ -61,25 +69,25 @@ def test_names_are_shown_as_the_fonts_allow(installed, name, shown):
     assert legible_names([name]) == [shown]
 
 
-def test_what_no_font_has_is_said_once(installed, capsys):
+def test_characters_without_a_font_are_logged_once(installed, caplog):
     legible_names(["猫", "狗", "cat"])
     legible_names(["猫"])
-    said = capsys.readouterr().err
-    assert said.count("note") == 1 and "狗 猫" in said and "fonts-noto-cjk" in said
+    [message] = caplog.messages
+    assert "狗 猫" in message and "fonts-noto-cjk" in message
     legible_names(["dog", "قطة"])
-    assert not capsys.readouterr().err
+    assert len(caplog.messages) == 1
 
 
-def test_a_font_of_the_machine_is_found(installed, capsys):
+def test_an_installed_font_is_found(installed, caplog):
     letter = only_in(STIX)
     assert fonts_for(letter) == [DEJAVU]
     installed(Path("/no/such.ttf"), STIX)
     assert fonts_for(f"a{letter}") == [DEJAVU, STIX]
-    assert legible_names([letter]) == [letter] and not capsys.readouterr().err
+    assert legible_names([letter]) == [letter] and not caplog.messages
     assert families_for([letter, "a"]) == ["DejaVu Sans", "STIXGeneral"]
 
 
-def pixels_of(line):
+def rendered(line):
     canvas = Image.new("RGB", (300, 60))
     line.draw(ImageDraw.Draw(canvas), (10, 40), (255, 255, 255))
     return np.array(canvas)
@@ -88,7 +96,7 @@ def pixels_of(line):
 def test_each_part_is_drawn_in_a_font_that_has_it(installed):
     installed(STIX)
     letter = only_in(STIX)
-    drawn = pixels_of(TextLine(f"ა{letter}", 24))  # Georgian, which STIX has not
+    drawn = rendered(TextLine(f"ა{letter}", 24))  # Georgian, which STIX has not
     expected = Image.new("RGB", (300, 60))
     draw, first = ImageDraw.Draw(expected), ImageFont.truetype(DEJAVU, 24)
     draw.text((10, 40), "ა", font=first, anchor="ls")
@@ -97,36 +105,36 @@ def test_each_part_is_drawn_in_a_font_that_has_it(installed):
     assert drawn.any() and (drawn == np.array(expected)).all()
 
 
-def test_a_line_lies_in_its_box(installed):
+def test_a_line_is_inside_its_box(installed):
     line = TextLine("Ägypten, 猫", 24)
-    rows, columns = pixels_of(line)[..., 0].nonzero()
+    rows, columns = rendered(line)[..., 0].nonzero()
     left, top, right, bottom = line.box
     assert 10 + left <= columns.min() <= columns.max() <= 10 + right
     assert 40 + top <= rows.min() <= rows.max() <= 40 + bottom
 
 
-def test_a_long_name_is_cut_and_its_score_is_not(installed):
-    line = fitting("x" * 300, 20, 200, " 0.97")
+def test_long_names_are_truncated_but_not_their_scores(installed):
+    line = fit_text("x" * 300, 20, 200, " 0.97")
     (text, _), *others = line.runs
     assert not others and text.endswith("xx... 0.97") and 150 < line.length <= 200
 
 
-def test_pictures_of_any_names_come_without_warnings(installed, tmp_path, capsys):
+def test_names_in_any_script_are_drawn_without_warnings(installed, tmp_path, caplog):
     count = len(NAMES)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         boxes = torch.tensor([[5.0, 5, 60, 60]]).repeat(count, 1)
         image = torch.zeros(3, 100, 100, dtype=torch.uint8)
         labels = torch.arange(1, count + 1)
-        assert draw_sample(image, boxes, labels, NAMES, scores=torch.ones(count)).any()
-        assert draw_segments(image, labels.repeat_interleave(100)[None].repeat(100, 1)[:, ::12], NAMES).any()
-        draw_confusion(np.eye(count, dtype=np.int64), NAMES, tmp_path / "confusion.png")
-        curves = Curves(NAMES, np.ones((count, 101)), [1.0] * count)
-        draw_curves({"box": curves, "mask": curves}, tmp_path / "curves.png")
-    assert capsys.readouterr().err.count("note") == 1
+        assert draw_detections(image, boxes, labels, NAMES, scores=torch.ones(count)).any()
+        assert draw_segmentation(image, labels.repeat_interleave(100)[None].repeat(100, 1)[:, ::12], NAMES).any()
+        plot_confusion_matrix(np.eye(count, dtype=np.int64), NAMES, tmp_path / "confusion.png")
+        curves = PrecisionRecall(NAMES, np.ones((count, 101)), [1.0] * count)
+        plot_precision_recall({"box": curves, "mask": curves}, tmp_path / "curves.png")
+    assert len(caplog.messages) == 1
 
 
 def test_labels_are_no_mathematics_and_hide_no_line(installed):
-    labels, families = as_labels(["$a$", "_b_", "x" * 300])
+    labels, families = plot_labels(["$a$", "_b_", "x" * 300])
     assert labels == [r"\$a\$", " _b_", "x" * 23 + "…"]
     assert families == ["DejaVu Sans"]

@@ -10,11 +10,11 @@ from pycocotools.cocoeval import COCOeval
 
 from e3va_cli.data.formats.shapes import Shapes
 from e3va_cli.evaluation.average_precision import AveragePrecision
-from e3va_cli.evaluation.coco_results import write_detections
 from e3va_cli.evaluation.mean_iou import MeanIoU
+from e3va_cli.evaluation.prediction_store import write_detections
 from e3va_cli.evaluation.voc_average_precision import VocAveragePrecision, area_under_curve
 from e3va_cli.models.heads import Detections, Segmentation
-from e3va_cli.visualization.precision_recall import RECALL, Curves, draw_curves
+from e3va_cli.visualization.precision_recall import RECALL, PrecisionRecall, plot_precision_recall
 
 IDS = [3, 7, 8, 20, 90]
 
@@ -58,7 +58,7 @@ def test_detections_give_pycocotools_the_same_results(truth, tmp_path):
     for found, target in findings():
         metric.update(found, target)
     results = metric.compute()
-    files = metric.leave(tmp_path)
+    files = metric.save(tmp_path)
     assert set(files) == {"detections.json", "precision_recall.png"} == {p.name for p in tmp_path.iterdir()}
     for kind, iou in (("box", "bbox"), ("mask", "segm")):
         evaluation = official(truth, tmp_path / "detections.json", iou, tmp_path)
@@ -74,7 +74,7 @@ def test_detections_of_voc(truth, tmp_path):
     for found, target in findings():
         metric.update(found, target)
     value = metric.compute()["box"]["AP50"]
-    metric.leave(tmp_path)
+    metric.save(tmp_path)
     evaluation = official(truth, tmp_path / "detections.json", "bbox", tmp_path)
     assert value == pytest.approx(evaluation.stats[1], abs=0.03)  # COCO's rule is another one: 101 points of the curve
     first = json.loads((tmp_path / "detections.json").read_text())[0]
@@ -83,7 +83,9 @@ def test_detections_of_voc(truth, tmp_path):
 
 def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr("e3va_cli.evaluation.prediction_store.draw_curves", lambda kinds, path: drawn.update(kinds))
+    monkeypatch.setattr(
+        "e3va_cli.evaluation.prediction_store.plot_precision_recall", lambda kinds, path: drawn.update(kinds)
+    )
     voc, coco = VocAveragePrecision(truth, IDS, rule=area_under_curve), AveragePrecision(truth, IDS, ("box",))
     # Boxes as annotated, on the objects of others too: both definitions match them the same way.
     for found, target in findings():
@@ -92,16 +94,16 @@ def test_the_curve_of_voc_is_cocos(truth, tmp_path, monkeypatch):
         voc.update(exact, target)
         coco.update(exact, target)
     coco.compute()
-    voc.leave(tmp_path)
+    voc.save(tmp_path)
     np.testing.assert_allclose(drawn["box"].precision, coco.curves["box"].precision, atol=1e-9)
 
 
-def test_nothing_found_leaves_an_empty_list_and_a_picture(truth, tmp_path):
+def test_no_detections_write_an_empty_list_and_a_plot(truth, tmp_path):
     metric = AveragePrecision(truth, IDS, ("box",))
     nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), None, (128, 128))
     metric.update(nothing, {"image_id": 1, "original_size": (128, 128)})
     metric.compute()
-    metric.leave(tmp_path)
+    metric.save(tmp_path)
     assert json.loads((tmp_path / "detections.json").read_text()) == []
     assert Image.open(tmp_path / "precision_recall.png").size[0] > 300
 
@@ -123,16 +125,20 @@ def test_a_line_for_each_class_and_one_for_the_mean(count, tmp_path, monkeypatch
     plot = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda axes, x, y, **o: lines.append((y, o)) or plot(axes, x, y, **o))
     precision = np.random.default_rng(0).random((count, len(RECALL)))
-    curves = Curves([f"class {k}" for k in range(count)] + ["absent"], np.vstack([precision, -np.ones(101)]), [])
+    curves = PrecisionRecall(
+        [f"class {k}" for k in range(count)] + ["absent"], np.vstack([precision, -np.ones(101)]), []
+    )
     averages = [float(row.mean()) for row in precision]
-    draw_curves({"box": Curves(curves.names, curves.precision, [*averages, None])}, tmp_path / "a.png")
+    plot_precision_recall(
+        {"box": PrecisionRecall(curves.names, curves.precision, [*averages, None])}, tmp_path / "a.png"
+    )
     assert len(lines) == count + 1, "no line for the class that is absent"
     np.testing.assert_allclose(lines[-1][0], precision.mean(0))
     assert f"{100 * np.mean(averages):.1f}" in lines[-1][1]["label"]
 
 
 def test_names_are_no_mathematics(tmp_path):
-    draw_curves({"box": Curves([r"$\nothing$"], np.ones((1, 101)), [1.0])}, tmp_path / "a.png")
+    plot_precision_recall({"box": PrecisionRecall([r"$\nothing$"], np.ones((1, 101)), [1.0])}, tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").format == "PNG"
 
 
@@ -159,7 +165,7 @@ def test_confusion_is_percent_of_each_row(tmp_path, monkeypatch):
     semantic = torch.tensor([[1, 1, 1, 0], [2, 2, 2, 2]], dtype=torch.int16)
     target = {"semantic": semantic, "original_size": (2, 4)}
     metric.update(Segmentation(scores, (2, 4), (2, 4)), target)
-    assert metric.leave(tmp_path) == {"confusion.png": "which class is taken for which"}
+    assert metric.save(tmp_path) == {"confusion.png": "confusion matrix"}
     np.testing.assert_allclose(shown["values"], [[100, 0, 0], [50, 50, 0], [np.nan] * 3])
     assert [tick.get_text() for tick in shown["axes"].get_yticklabels()] == ["sky", "road", r"cost \$5"]
     assert {text.get_text() for text in shown["axes"].texts} == {"100", "50"}
@@ -169,5 +175,5 @@ def test_confusion_is_percent_of_each_row(tmp_path, monkeypatch):
 def test_confusion_of_many_classes_grows(tmp_path):
     metric = MeanIoU([f"class {k}" for k in range(150)])
     metric.matrix += torch.eye(150, dtype=torch.int64)
-    metric.leave(tmp_path)
+    metric.save(tmp_path)
     assert min(Image.open(tmp_path / "confusion.png").size) > 150 * 15, "a class has the height of its name"

@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.visualization.drawing import class_color, grid, save_png, to_pil
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 CLASSES = ["sky", "road", "car"]
 
@@ -24,7 +24,7 @@ def has_color(pixels: Tensor, label: int) -> Tensor:
 
 
 def halves() -> Tensor:
-    """Class 1 above, class 2 below, not labelled on the right."""
+    """Class 1 above, class 2 below, unlabeled on the right."""
     labels = torch.zeros(200, 400, dtype=torch.int16)
     labels[:80, :300], labels[80:, :300] = 1, 2
     return labels
@@ -32,7 +32,7 @@ def halves() -> Tensor:
 
 def test_segments_are_tinted_and_outlined() -> None:
     image = gray(200, 400)
-    picture = draw_segments(image, halves(), CLASSES)
+    picture = draw_segmentation(image, halves(), CLASSES)
     assert picture.shape[0] == 3 and picture.shape[1] > 200 and picture.shape[2] == 400
     assert picture.dtype == torch.uint8
     for label, inside in ((1, picture[:, 2:78, 2:298]), (2, picture[:, 82:198, 2:298])):
@@ -41,22 +41,22 @@ def test_segments_are_tinted_and_outlined() -> None:
         assert torch.allclose(inside[:, 0, 0].float(), mixed, atol=1)
     assert has_color(picture, 1)[79, :300].all() and has_color(picture, 2)[80, :300].all()
     assert has_color(picture, 1)[:80, 299].all() and not has_color(picture, 1)[:79, :299].any()
-    assert torch.equal(picture[:, :200, 300:], image[:, :, 300:])  # not labelled
+    assert torch.equal(picture[:, :200, 300:], image[:, :, 300:])  # unlabeled
     assert (image == 100).all()  # the input is left alone
 
 
 def test_a_line_one_pixel_wide_stays_visible() -> None:
     labels = torch.ones(200, 400, dtype=torch.uint8)
     labels[:, 100] = 3
-    assert has_color(draw_segments(gray(200, 400), labels, CLASSES), 3)[:200, 100].all()
+    assert has_color(draw_segmentation(gray(200, 400), labels, CLASSES), 3)[:200, 100].all()
 
 
 def legend(labels: Tensor, classes: list[str]) -> Tensor:
-    return draw_segments(gray(*labels.shape), labels, classes)[:, labels.shape[0] :]
+    return draw_segmentation(gray(*labels.shape), labels, classes)[:, labels.shape[0] :]
 
 
 def squares(picture: Tensor, labels: range) -> list[int]:
-    """The classes whose colours a legend shows, in reading order."""
+    """The classes whose colors a legend shows, in reading order."""
     corners = {label: has_color(picture, label).nonzero() for label in labels}
     first = {label: tuple(places[0].tolist()) for label, places in corners.items() if len(places)}
     return sorted(first, key=lambda label: first[label])
@@ -105,8 +105,8 @@ def test_a_name_too_long_is_cut() -> None:
     assert (long != 255).any(0).sum() > (short != 255).any(0).sum()
 
 
-def test_nothing_labelled() -> None:
-    picture = draw_segments(gray(200, 400), torch.zeros(200, 400, dtype=torch.int16), CLASSES)
+def test_no_labels() -> None:
+    picture = draw_segmentation(gray(200, 400), torch.zeros(200, 400, dtype=torch.int16), CLASSES)
     assert torch.equal(picture[:, :200], gray(200, 400)) and (picture[:, 200:] == 255).all()
 
 
@@ -114,7 +114,7 @@ def test_a_small_image_is_enlarged_until_names_can_be_read() -> None:
     labels = torch.zeros(48, 64, dtype=torch.int16)
     labels[10:20, 10:20] = 2
     image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
-    picture = draw_segments(tv_tensors.Image(image), tv_tensors.Mask(labels), CLASSES)
+    picture = draw_segmentation(tv_tensors.Image(image), tv_tensors.Mask(labels), CLASSES)
     assert type(picture) is Tensor and picture.shape[2] == 320
     assert torch.equal(picture[:, :50:5, :320:5], image[:, :10])
     assert has_color(picture, 2)[50, 50:100].all() and not has_color(picture, 2)[51:99, 51:99].any()
@@ -135,7 +135,7 @@ def test_real_data(tmp_path: Path, real_data: Callable[[str], Path], folder: str
     pictures = []
     for index in range(3):
         image, target = data[index]
-        picture = draw_segments(image, target["semantic"], data.classes)
+        picture = draw_segmentation(image, target["semantic"], data.classes)
         assert picture.shape[2] == image.shape[2]
         largest = int(torch.bincount(target["semantic"].flatten().int())[1:].argmax()) + 1
         assert has_color(picture[:, image.shape[1] :], largest).any()

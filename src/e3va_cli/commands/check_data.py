@@ -18,21 +18,21 @@ from e3va_cli.data.dataset import check_same_classes
 from e3va_cli.data.formats.base import check_class_count
 from e3va_cli.data.validation.issues import Report
 from e3va_cli.errors import UserError
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.heads import HEADS
-from e3va_cli.utils.terminal import Bars
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.terminal import TerminalProgress
+from e3va_cli.utils.text import pluralize
 
 
 def run(config: CheckDataConfig, *, folder: Path) -> None:
     """Report all problems of both splits, draw samples, compare classes; exit code 1 if there are problems.
 
     Raises:
-        UserError: a split is not there or cannot be looked at; the other one is reported on before.
+        UserError: a split is missing or unreadable, once the other is reported.
     """
     source = config.dataset
     targets = HEADS[config.head.name].target_types
-    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, the report says
+    warnings.filterwarnings("ignore", module="PIL")  # the report has them
     sound, refusals, opened, left_out = True, [], [], 0
     for split in SPLITS:
         try:
@@ -51,9 +51,9 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
             continue
         opened.append(dataset)
         left_out += print_left_out(dataset, split)
-        print_warnings([limit_note(dataset, config.head)])
+        print_warnings([detection_limit_warning(dataset, config.head)])
         picture = folder / f"{split}.png"
-        if draw_annotations(dataset, config.pictures, picture):
+        if draw_annotations(dataset, config.num_visualizations, picture):
             console.print(f"Annotated samples: {escape(str(picture))}\n")
     if len(opened) == len(SPLITS):
         try:
@@ -69,35 +69,35 @@ def run(config: CheckDataConfig, *, folder: Path) -> None:
             "file that is broken."
         )
         sys.exit(1)
-    but = f" Left out, as said above: {count_of(left_out, 'annotation')}." if left_out else ""
+    but = f" Left out, as said above: {pluralize(left_out, 'annotation')}." if left_out else ""
     console.print(f"[green]No problems.[/]{but}")
 
 
 def check_with_progress(source: DatasetFormat, split: Split, targets: Collection[str]) -> Report:
-    """The report on a split for a head that needs `targets`, with a bar while its images are decoded."""
-    with Bars(console=console, transient=True) as bar:
+    """Check a split for a head that needs `targets`, with a progress bar, and return the report."""
+    with TerminalProgress(console=console, transient=True) as bar:
         task = bar.add_task(f"Checking {split} images", total=None)
         return source.check(split, lambda done, total: bar.update(task, completed=done, total=total), targets=targets)
 
 
 def print_left_out(dataset: DenseDataset, split: Split) -> int:
-    """How many annotations a run does without, by reason; returns how many."""
+    """Print how many annotations a run skips, by reason, and return their number."""
     if not dataset.dropped:
         return 0
     total = sum(dataset.dropped.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dataset.dropped.items())
     what = "not trained on" if split == "train" else "ignored in evaluation"
-    console.print(f"{count_of(total, 'annotation')} of {split} {'is' if total == 1 else 'are'} {what}: {reasons}")
+    console.print(f"{pluralize(total, 'annotation')} of {split} {'is' if total == 1 else 'are'} {what}: {reasons}")
     return total
 
 
 def print_refusal(error: UserError) -> None:
-    """Why `e3va train` would refuse the data."""
-    console.print(f"[red]Cannot be trained on:[/] {escape(str(error))}\n")
+    """Print why `e3va train` would refuse the data."""
+    console.print(f"[red]Cannot be used for training:[/] {escape(str(error))}\n")
 
 
 def print_report(report: Report) -> None:
-    """The findings, then how many objects each class has."""
+    """Print the issues and the number of objects of each class."""
     for line in report.lines():
         console.print(line, markup=False)
     ranked = sorted(report.per_class.items(), key=lambda item: -item[1])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from e3va_cli import data
-from e3va_cli.commands.memory_check import setting_of_run
+from e3va_cli.commands.memory_check import run_spec
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.errors import first_line
 from e3va_cli.models.heads import HEADS
@@ -34,7 +34,7 @@ def shared_memory_note(config: RunConfig, *, evaluates: bool = False) -> str | N
         config: of the run.
         evaluates: whether only evaluation is wanted, whose masks stay encoded.
     """
-    options, size = config.data, setting_of_run(config).size
+    options, size = config.data, run_spec(config).size
     if not options.num_workers or not SHARED_MEMORY.is_dir():
         return None
     space = os.statvfs(SHARED_MEMORY)

@@ -11,23 +11,23 @@ from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
-from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, locate
+from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_checkpoint
 from e3va_cli.utils.environment import MIB
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.text import pluralize
 
 WHAT = {
-    ADAPTER_WEIGHTS: "all that was trained, and nothing else",
-    ADAPTER_CONFIG: "what it belongs to: backbone, method, head, classes, results",
-    ADAPTER_CARD: "the card, for people",
+    ADAPTER_WEIGHTS: "the trained weights",
+    ADAPTER_CONFIG: "backbone, method, head, classes, results",
+    ADAPTER_CARD: "model card",
 }
 
 
 def run(config: ExportAdapterConfig) -> None:
-    """Make an adapter's folder of a run, and say what is in it."""
+    """Export a run's adapter and print the files."""
     if not config.output:
         raise UserError("output: the name of a folder is needed")
     folder = Path(config.output)
-    run_folder, _ = locate(config.checkpoint, "checkpoint")
+    run_folder, _ = find_checkpoint(config.checkpoint, "checkpoint")
     require_new(folder)
     trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
     description = describe(trained, outlined(trained), run_folder)
@@ -36,14 +36,14 @@ def run(config: ExportAdapterConfig) -> None:
 
 
 def print_summary(folder: Path, counts: dict[str, int], config: RunConfig) -> None:
-    """The files with their sizes, the number of weights, and the commands that use them."""
+    """Print files with sizes, number of weights, and the next commands."""
     console.print(f"Adapter: {folder} (MiB: 2^20 bytes)", markup=False)
     for name, what in WHAT.items():
         size = (folder / name).stat().st_size
         text = f"{size / MIB:,.2f} MiB" if size >= MIB / 100 else f"{size:,} bytes"
         console.print(f"  {name:<26} {text:>12}  {what}")
     console.print(
-        f"{count_of(counts['stored'], 'number')}: {counts['stored_on_backbone']:,} on the backbone, "
+        f"{pluralize(counts['stored'], 'number')}: {counts['stored_on_backbone']:,} on the backbone, "
         f"{counts['stored_neck_and_head']:,} in neck and head"
     )
     console.print(f"\nNext ({PLACEHOLDER}):")

@@ -14,8 +14,8 @@ from e3va_cli.inference.images import as_image
 from e3va_cli.inference.prediction import prediction_of
 from e3va_cli.inference.predictor import LEAST_SCORE
 from e3va_cli.models.model import DenseModel
-from e3va_cli.visualization.drawing import draw_sample, grid, save_png, to_pil
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.drawing import draw_detections, grid, save_png, to_pil
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 COLUMNS = 4
 
@@ -29,10 +29,10 @@ def draw_annotations(dataset: DenseDataset, count: int, path: Path) -> bool:
         except UserError:
             continue  # reported by the check already
         if "semantic" in target:
-            drawn.append(draw_segments(image, target["semantic"], dataset.classes))
+            drawn.append(draw_segmentation(image, target["semantic"], dataset.classes))
         else:
             masks = target.get("masks")
-            drawn.append(draw_sample(image, target["boxes"], target["labels"], dataset.classes, masks=masks))
+            drawn.append(draw_detections(image, target["boxes"], target["labels"], dataset.classes, masks=masks))
     return _save(drawn, path)
 
 
@@ -48,7 +48,7 @@ def draw_predictions(model: DenseModel, dataset: DenseDataset, evaluated: int, c
         batch = collate([(image, target)]).to(device)
         (found,) = model.predict(batch.images, batch.image_sizes)
         prediction = prediction_of(
-            found, image, size, classes=dataset.classes, category_ids=dataset.category_ids, score=LEAST_SCORE
+            found, image, size, classes=dataset.classes, category_ids=dataset.category_ids, score_threshold=LEAST_SCORE
         )
         drawn.append(as_image(prediction.draw()))
     return _save(drawn, path)

@@ -5,24 +5,25 @@ from __future__ import annotations
 from e3va_cli.commands.console import print_table
 from e3va_cli.config.run_config import BenchmarkMemoryConfig
 from e3va_cli.memory.benchmark import BenchmarkSpec
-from e3va_cli.memory.budget import LARGEST_BATCH
+from e3va_cli.memory.budget import MAX_BATCH_SIZE
 from e3va_cli.memory.result import Result, relative_saving
-from e3va_cli.memory.tracker import KINDS
+from e3va_cli.memory.tracker import CATEGORIES
 from e3va_cli.paper.claims import Claim
 from e3va_cli.paper.published import published_setting
 
 SHORT = {
     "gradients": "grads",
     "optimizer": "optim.",
-    "transient": "passing",
+    "transient": "temp.",
     "workspaces": "cuBLAS",
+    "planned": "estimated",
     "measured and planned": "both",
 }
-COLOURS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
+COLORS = {"holds": "green", "does not hold": "red", "not measured": "dim"}
 
 
 def print_results_table(results: list[Result], backbone: str) -> None:
-    """Parameters, memory and time of each method, the published figures beside ours."""
+    """Print parameters, memory and time of each method, with the published values."""
     published = published_setting(backbone)
     timed = any(r.step_time_s is not None for r in results)
     columns = ["method", "trainable", "%", "peak MiB", "saved"]
@@ -43,57 +44,57 @@ def print_results_table(results: list[Result], backbone: str) -> None:
             params = published.methods.get(result.method)
             row += ["-" if params is None else f"{params[0]:.2f} M", percent(published.saved_pct(result.method))]
         rows.append(row)
-    title = "Backbone parameters with output norms; memory in MiB (2^20 bytes); saved: against full fine-tuning"
+    title = "Backbone parameters include output norms; memory in MiB (2^20 bytes); saved against full fine-tuning"
     styles = ["bold" if result.method == "e3va" else "" for result in results]
     print_table(title, columns, rows, compact=True, styles=styles)
 
 
 def measured_lines(results: list[Result]) -> list[str]:
-    """The spread of measured step times, and what the plan said of measured peaks."""
+    """Return the spread of step times and the estimated peaks, of measured methods."""
     measured = [r for r in results if r.source == "measured" and r.peak_mib is not None]
     if not measured:
         return []
     spreads = [f"{r.method} {number(r.details['step_time_interquartile_range_s'], 3)} s" for r in measured]
-    plans = [f"{r.method} {number(r.details['planned_peak_memory_mib'], 0)} MiB" for r in measured]
-    return [f"Interquartile range of step times: {', '.join(spreads)}", f"Planned peaks: {', '.join(plans)}"]
+    estimates = [f"{r.method} {number(r.details['planned_peak_memory_mib'], 0)} MiB" for r in measured]
+    return [f"Interquartile range of step times: {', '.join(spreads)}", f"Estimated peaks: {', '.join(estimates)}"]
 
 
-def operations_line(results: list[Result]) -> str:
-    """What arithmetic a step holds, which is what bounds its time where nothing else does."""
+def flops_line(results: list[Result]) -> str:
+    """Return the floating-point operations of a step."""
     counts = {r.method: r.details["operations_tflop"] for r in results}
     full = counts.get("full")
     shares = [f"{m} {count:.2f}" + (f" ({count / full:.0%})" if full else "") for m, count in counts.items()]
-    return f"Operations of a step (matrix products, convolutions), TFLOP: {', '.join(shares)}"
+    return f"TFLOPs per step (matrix products, convolutions): {', '.join(shares)}"
 
 
-def print_kinds_table(results: list[Result]) -> None:
-    """What holds the memory at the peak."""
-    shown = [kind for kind in KINDS if any(r.by_kind_mib.get(kind, 0) >= 1 for r in results)]
-    rows = [[result.method, *(number(result.by_kind_mib.get(kind), 0) for kind in shown)] for result in results]
-    header = ["method", *(SHORT.get(kind, kind) for kind in shown)]
-    print_table("What holds the memory at the peak, MiB", header, rows, compact=True)
+def print_breakdown_table(results: list[Result]) -> None:
+    """Print the breakdown of each peak."""
+    shown = [c for c in CATEGORIES if any(r.by_category_mib.get(c, 0) >= 1 for r in results)]
+    rows = [[result.method, *(number(result.by_category_mib.get(c), 0) for c in shown)] for result in results]
+    header = ["method", *(SHORT.get(c, c) for c in shown)]
+    print_table("Memory breakdown at the peak, MiB", header, rows, compact=True)
 
 
 def peak_lines(results: list[Result]) -> list[str]:
-    """Where the peak falls, one line for each place."""
-    places: dict[str, list[str]] = {}
+    """Return where the peak occurs, one line per location."""
+    locations: dict[str, list[str]] = {}
     for result in results:
         if result.peak_mib is not None:
-            places.setdefault(result.details["peak_at"], []).append(result.method)
-    return [f"The peak falls in the {place}: {', '.join(methods)}" for place, methods in places.items()]
+            locations.setdefault(result.details["peak_at"], []).append(result.method)
+    return [f"Peak in {location}: {', '.join(methods)}" for location, methods in locations.items()]
 
 
-def print_budget_table(config: BenchmarkMemoryConfig, setting: BenchmarkSpec, batches: dict[str, int]) -> None:
-    """Which methods fit, how large a batch does, and the words to use."""
-    height, width = setting.size.image_size
+def print_budget_table(config: BenchmarkMemoryConfig, spec: BenchmarkSpec, batches: dict[str, int]) -> None:
+    """Print which methods fit the budget, the largest batch of each, and the overrides for it."""
+    height, width = spec.size.image_size
     rows = []
     for method, batch in batches.items():
-        fits = "[green]yes[/]" if batch >= setting.size.batch_size else "[red]no[/]"
-        largest = f"{batch} or more" if batch >= LARGEST_BATCH else str(batch)
-        words = f"adapter={method} data.batch_size={batch}" if batch else "-"
-        rows.append([method, fits, largest, words])
+        fits = "[green]yes[/]" if batch >= spec.size.batch_size else "[red]no[/]"
+        largest = f"{batch} or more" if batch >= MAX_BATCH_SIZE else str(batch)
+        overrides = f"adapter={method} data.batch_size={batch}" if batch else "-"
+        rows.append([method, fits, largest, overrides])
     print_table(
-        f"Within {config.budget}, {config.reserve_mib:.0f} MiB of it kept for CUDA's context and workspaces; "
+        f"Budget {config.budget}, of which {config.reserve_mib:.0f} MiB are reserved for CUDA context and workspaces; "
         f"images of {height}x{width}",
         ["method", "fits", "largest batch", "overrides"],
         rows,
@@ -101,22 +102,22 @@ def print_budget_table(config: BenchmarkMemoryConfig, setting: BenchmarkSpec, ba
 
 
 def print_claims_table(claims: list[Claim]) -> None:
-    """The paper's claims."""
+    """Print the paper's claims."""
     rows = []
     for claim in claims:
         bound = "" if claim.at_least else "≤ "
         source = SHORT.get(claim.source or "-", claim.source or "-")
-        verdict = f"[{COLOURS[claim.verdict]}]{claim.verdict}[/]"
-        rows.append([claim.claim, f"{bound}{claim.published:g}", number(claim.found, 1), source, verdict])
-    header = ["claim", "published", "found", "source", "verdict"]
+        verdict = f"[{COLORS[claim.verdict]}]{claim.verdict}[/]"
+        rows.append([claim.claim, f"{bound}{claim.published:g}", number(claim.value, 1), source, verdict])
+    header = ["claim", "published", "ours", "source", "verdict"]
     print_table("The paper's claims (arXiv 2306.09729)", header, rows)
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number, or a dash."""
+    """Return a number as text, None as a dash."""
     return "-" if value is None else f"{value:,.{digits}f}"
 
 
 def percent(value: float | None) -> str:
-    """A percentage, or a dash."""
+    """Return a percentage as text, None as a dash."""
     return "-" if value is None else f"{value:.1f} %"

@@ -13,24 +13,33 @@ from rich.markup import escape
 
 from e3va_cli.commands.console import console, print_table
 from e3va_cli.config.run_config import RunConfig
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions
-from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule, is_complete, longer
-from e3va_cli.runs.folder import BAD_BATCHES, BEST, CHECKPOINTS, LAST, METRICS, METRICS_HISTORY, PICTURES, RESOURCES
-from e3va_cli.training.resume import Resumed
-from e3va_cli.training.run import Run
-from e3va_cli.utils.command_line import command_line
-from e3va_cli.utils.text import count_of, truncate_list
+from e3va_cli.optim.train_schedule import ScheduleOptions, TrainSchedule, extended_length, is_complete
+from e3va_cli.runs.folder import (
+    BEST_CHECKPOINT,
+    CHECKPOINTS,
+    LAST_CHECKPOINT,
+    METRICS,
+    METRICS_HISTORY,
+    PREDICTIONS_PLOT,
+    RESOURCES,
+    SKIPPED_STEPS,
+)
+from e3va_cli.training.resume import ResumeCheckpoint
+from e3va_cli.training.run import TrainingRun
+from e3va_cli.utils.command_line import format_command
+from e3va_cli.utils.text import pluralize, truncate_list
 
 CLASSES_SHOWN = 20
-PLACEHOLDER = "IMAGES stands for an image file or a folder of them"
+PLACEHOLDER = "IMAGES: an image or a folder of images"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
 
 def hide_lightning_hints() -> None:
-    """Leave out Lightning's advice to programmers: nothing there for the user of a command."""
+    """Hide Lightning's hints for programmers."""
     logging.getLogger("lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for text in (
@@ -44,37 +53,40 @@ def hide_lightning_hints() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | None = None) -> None:
-    """What is about to be trained, on what, and where it will lie."""
+def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: ResumeCheckpoint | None = None) -> None:
+    """Print model, data, schedule and run folder."""
     counts = parameter_counts(run.model)
     assert run.train is not None
-    empty = run.train.left_out_images
+    empty = run.train.num_filtered_images
     left_out = f" ({empty:,} without objects left out)" if empty else ""
-    assert run.course is not None
-    course, schedule = run.course, config.schedule
+    assert run.train_schedule is not None
+    course, schedule = run.train_schedule, config.schedule
     on_head = counts["trainable_params"] - counts["trainable_backbone_params"]
     lines = {
-        "Backbone": f"{config.backbone.name}, {count_of(counts['backbone_params'], 'parameter')}, {drop_path(config)}",
+        "Backbone": f"{config.backbone.name}, {pluralize(counts['backbone_params'], 'parameter')}, "
+        f"{describe_drop_path(config)}",
         "Method": f"{config.adapter.name}, {counts['trainable_backbone_params']:,} trainable "
         f"({counts['trainable_backbone_pct']:.2f} % of the backbone)",
         "Head": f"{config.head.name}, {on_head:,} trainable",
-        "Data": f"{config.dataset.name}, {count_of(len(run.train), 'image')} to train on{left_out}, "
+        "Data": f"{config.dataset.name}, {pluralize(len(run.train), 'image')} to train on{left_out}, "
         f"{len(run.val):,} to evaluate",
-        "Classes": named(run.val.classes),
-        "Schedule": described(course, schedule.name),
-        "Memory": memory_shown(run.trainer),
+        "Classes": describe_classes(run.val.classes),
+        "Schedule": describe_schedule(course, schedule.name),
+        "Memory": describe_memory(run.trainer),
         "Run folder": str(folder),
     }
     if resumed is not None:
-        lines["Resumes"] = f"{resumed.path}, after {count_of(resumed.step, 'step')}"
+        lines["Resumes"] = f"{resumed.path}, after {pluralize(resumed.step, 'step')}"
     for name, text in lines.items():
         console.print(f"{name:<12}{text}", markup=False)
-    print_warnings(warnings_of(course, schedule))
+    print_warnings(schedule_warnings(course, schedule))
     if resumed is not None:
         print_warnings(f"resumed with {change}" for change in resumed.changes)
     if resumed is not None and is_complete(course, resumed.epochs, resumed.step, config.trainer.max_steps):
-        further = command_line("train", {"resume": str(folder), **longer(schedule, course, config.trainer.max_steps)})
-        done = f"{count_of(resumed.epochs, 'epoch')} and {count_of(resumed.step, 'step')}"
+        further = format_command(
+            "train", {"resume": str(folder), **extended_length(schedule, course, config.trainer.max_steps)}
+        )
+        done = f"{pluralize(resumed.epochs, 'epoch')} and {pluralize(resumed.step, 'step')}"
         console.print(f"Training is complete after {done}; to train longer: {further}", markup=False)
     if run.model.identity.weights == "random":
         console.print(
@@ -84,57 +96,57 @@ def print_start(config: RunConfig, run: Run, folder: Path, resumed: Resumed | No
     if run.train.dropped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
-    print_warnings([*run.train.notes, *run.val.notes, limit_note(run.val, config.head)])
+    print_warnings([*run.train.notes, *run.val.notes, detection_limit_warning(run.val, config.head)])
 
 
-def memory_shown(trainer: L.Trainer) -> str:
-    """What the memory beside the progress is."""
+def describe_memory(trainer: L.Trainer) -> str:
+    """Return which memory the progress bar shows."""
     what = "of tensors on the GPU" if trainer.strategy.root_device.type == "cuda" else "of this process"
     return f"peak {what}, shown beside the progress in MiB (2^20 bytes)"
 
 
-def drop_path(config: RunConfig) -> str:
-    """What `backbone.drop_path_rate` comes to under the method."""
+def describe_drop_path(config: RunConfig) -> str:
+    """Return the drop path rate in use, as text."""
     if issubclass(METHODS[config.adapter.name], FrozenBackbone):
         return "frozen, so without drop path"
     backbone = config.backbone
     return f"drop path {backbone.model_args.get('drop_path_rate', backbone.drop_path_rate):g}"
 
 
-def named(classes: list[str]) -> str:
-    """Their number and names, as far as a few lines hold them."""
+def describe_classes(classes: list[str]) -> str:
+    """Return number and names of classes, truncated."""
     return f"{len(classes)}: {truncate_list(classes, CLASSES_SHOWN)}"
 
 
-def described(course: TrainSchedule, schedule: str) -> str:
-    """How long the run will be and how fast it will learn."""
+def describe_schedule(course: TrainSchedule, schedule: str) -> str:
+    """Return length and learning rate of a run, as text."""
     epochs = course.total_steps / course.steps_per_epoch
     adapted = f" (the recipe's is for a total batch of {course.recipe_batch})" if course.rescaled else ""
     return (
-        f"{count_of(course.total_steps, 'step')} of {count_of(course.total_batch, 'image')}: "
-        f"{count_of(epochs, 'epoch')} of {count_of(course.steps_per_epoch, 'step')}; {schedule} from "
-        f"{course.lr:.3g}{adapted} after {count_of(course.warmup_steps, 'step')} of warm-up"
+        f"{pluralize(course.total_steps, 'step')} of {pluralize(course.total_batch, 'image')}: "
+        f"{pluralize(epochs, 'epoch')} of {pluralize(course.steps_per_epoch, 'step')}; {schedule} from "
+        f"{course.lr:.3g}{adapted} after {pluralize(course.warmup_steps, 'step')} of warm-up"
     )
 
 
-def warnings_of(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[str]:
-    """What of a schedule does not fit a run of this length, a line each."""
+def schedule_warnings(course: TrainSchedule, schedule: ScheduleOptions) -> Iterator[str]:
+    """Yield a warning for each part of a schedule that does not fit the run's length."""
     if course.warmup_steps < course.recipe_warmup:
         yield (
             f"the warm-up is shortened from {course.recipe_warmup:,} to {course.warmup_steps:,} of the run's "
-            f"{count_of(course.total_steps, 'step')} (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
+            f"{pluralize(course.total_steps, 'step')} (schedule.warmup_max_fraction={schedule.warmup_max_fraction:g})"
         )
     milestones = schedule.milestones if isinstance(schedule, MultiStepOptions) else []
     late = [epoch for epoch in milestones if round(epoch * course.stretch) >= course.epochs]
     if late:
         yield (
-            f"the run ends after {count_of(course.epochs, 'epoch')}, before the learning rate falls at "
+            f"the run ends after {pluralize(course.epochs, 'epoch')}, before the learning rate falls at "
             f"{' and '.join(map(str, late))}; give schedule.milestones=[...] for its length"
         )
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """A table of results over all classes, and one of each class."""
+    """Print a table of results over all classes, and one of each class."""
     kinds = results if "per_class" not in results else {"all pixels": results}
     names = [name for name in next(iter(kinds.values())) if name != "per_class"]
     rows = [[escape(kind), *(_percent(values[name]) for name in names)] for kind, values in kinds.items()]
@@ -146,7 +158,7 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 def print_warnings(notes: Iterable[str | None]) -> None:
-    """What is worth a warning, each once."""
+    """Print each warning once."""
     for note in dict.fromkeys(filter(None, notes)):
         console.print(f"[yellow]Warning:[/] {escape(note)}")
 
@@ -155,20 +167,20 @@ FILES = {
     METRICS: "results of the last evaluation",
     METRICS_HISTORY: "history of losses and results",
     RESOURCES: "memory, step time, parameters",
-    PICTURES: "validation images with what was found",
-    BAD_BATCHES: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
-    f"{CHECKPOINTS}/{LAST}": "the last state",
-    f"{CHECKPOINTS}/{BEST}": "the state with the best evaluation",
+    PREDICTIONS_PLOT: "validation images with predictions",
+    SKIPPED_STEPS: "batches that changed no weight: NaN or infinite losses, or out-of-memory errors",
+    f"{CHECKPOINTS}/{LAST_CHECKPOINT}": "the last checkpoint",
+    f"{CHECKPOINTS}/{BEST_CHECKPOINT}": "the checkpoint with the best evaluation",
 }
 
 
 def print_next(folder: Path, config: RunConfig, further: dict[str, Any]) -> None:
-    """Where everything lies, and the commands that use it.
+    """Print the outputs of a run, and the next commands.
 
     Args:
         folder: of the run.
-        config: its plain configuration.
-        further: the options by which it goes on.
+        config: its configuration.
+        further: overrides with which it trains longer.
     """
     console.print(f"\nRun folder: {folder}", markup=False)
     for name, what in FILES.items():
@@ -183,13 +195,13 @@ def print_next(folder: Path, config: RunConfig, further: dict[str, Any]) -> None
 
 
 def needed_to_evaluate(config: RunConfig) -> dict[str, Any]:
-    """The options without which an evaluation of what was trained with a configuration would be refused."""
+    """Return the overrides that an evaluation of a run needs."""
     return {"trainer.limit_val_batches": None} if config.trainer.limit_val_batches == 0 else {}
 
 
 def print_command(command: str, options: dict[str, Any]) -> None:
-    """One of the next commands."""
-    console.print(f"  {command_line(command, options)}", markup=False)
+    """Print a command."""
+    console.print(f"  {format_command(command, options)}", markup=False)
 
 
 def _percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The jobs of `-m`: one that fails does not keep the others from running, and the end names it."""
+"""Jobs of `-m`: the others run when one fails, and the failed ones are listed at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 
 from e3va_cli.config.composition import parse
-from e3va_cli.errors import UserError, print_mistakes
-from e3va_cli.utils.text import count_of
+from e3va_cli.errors import UserError, print_errors
+from e3va_cli.utils.text import pluralize
 
 STOPPED = 128  # exit codes above it are of signals, which end the whole sweep
 
 
 class FailedJobsError(CompactHydraException):
-    """A job failed. Hydra prints the first one once all jobs have run, so that it then tells of all of them."""
+    """A job failed. Hydra prints the first such error once all jobs have run; it then lists all failed jobs."""
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__()
@@ -27,22 +27,22 @@ class FailedJobsError(CompactHydraException):
     def __str__(self) -> str:
         """The summary of the sweep."""
         failed = self.sweep.failed
-        return f"e3va: error: {len(failed)} of {count_of(self.sweep.begun, 'job')} failed: {', '.join(failed)}"
+        return f"e3va: error: {len(failed)} of {pluralize(self.sweep.begun, 'job')} failed: {', '.join(failed)}"
 
 
 class Sweep:
     """Keeps count of the jobs of a sweep.
 
     Args:
-        words: of the command, which vary from job to job.
+        overrides: of the command, sweeps included.
 
     Attributes:
         begun: jobs so far.
         failed: of them, number and values of each that failed.
     """
 
-    def __init__(self, words: list[str]) -> None:
-        self.words = words
+    def __init__(self, overrides: list[str]) -> None:
+        self.overrides = overrides
         self.begun = 0
         self.failed: list[str] = []
 
@@ -62,19 +62,19 @@ class Sweep:
 
     def _name(self) -> str:
         """Number and values of the job at hand, as in `1 (adapter.rank=4)`."""
-        varied = {override.key_or_group for override in parse(self.words) if override.is_sweep_override()}
+        varied = {override.key_or_group for override in parse(self.overrides) if override.is_sweep_override()}
         overrides = parse(list(HydraConfig.get().overrides.task))
         own = [override.input_line or "" for override in overrides if override.key_or_group in varied]
         return f"{HydraConfig.get().job.num} ({', '.join(own)})"
 
 
 def _is_done(job: Callable[[], None], name: str) -> bool:
-    """Run a job and print what it fails of; an exception that went on from here would keep the job's model."""
+    """Run a job and print its error; an exception raised further would keep the job's model in memory."""
     try:
         job()
         return True
     except UserError as error:
-        print_mistakes(UserError(*(f"job {name}: {message}" for message in error.messages)))
+        print_errors(UserError(*(f"job {name}: {message}" for message in error.messages)))
     except SystemExit as error:
         if not error.code:
             return True

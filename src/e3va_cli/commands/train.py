@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from e3va_cli.commands.console import console
 from e3va_cli.commands.data_loading import shared_memory_note
-from e3va_cli.commands.error_handling import friendly_errors, of_training
+from e3va_cli.commands.error_handling import friendly_errors, training_oom_message
 from e3va_cli.commands.image_grids import draw_predictions
 from e3va_cli.commands.memory_check import check_memory
 from e3va_cli.commands.run_summary import (
@@ -24,99 +24,120 @@ from e3va_cli.commands.run_summary import (
 )
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.evaluation import Results
-from e3va_cli.evaluation.limits import limit_note
-from e3va_cli.optim.train_schedule import is_complete, longer
-from e3va_cli.runs.folder import CHECKPOINTS, CONFIG, LAST, OVERRIDES, PICTURES, is_rank_zero, locate, write_notes
-from e3va_cli.runs.lock import hold
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
+from e3va_cli.optim.train_schedule import extended_length, is_complete
+from e3va_cli.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LAST_CHECKPOINT,
+    OVERRIDES,
+    PREDICTIONS_PLOT,
+    find_checkpoint,
+    is_rank_zero,
+    write_hydra_config,
+)
+from e3va_cli.runs.lock import lock_folder
 from e3va_cli.training.history import histories
-from e3va_cli.training.resume import read_resumed
-from e3va_cli.training.run import Run, build_run
-from e3va_cli.utils.command_line import command_line
+from e3va_cli.training.resume import read_resume_checkpoint
+from e3va_cli.training.run import TrainingRun, build_run
+from e3va_cli.utils.command_line import format_command
 from e3va_cli.utils.files import atomic_write, make_subfolder
 
 
 def run(config: TrainConfig, *, folder: Path) -> Results | None:
-    """Train, evaluate after every epoch, and say where the results lie."""
+    """Train, evaluate after every epoch, print the outputs, and return the last results."""
     hide_lightning_hints()
     resume = config.resume
     if config.budget is not None:
         check_memory(config, config.budget)
     if is_rank_zero():
-        hold(folder)
+        lock_folder(folder)
     run = build_run(config, folder)
-    last = None if resume is None else locate(resume, "resume")[1]
+    last = None if resume is None else find_checkpoint(resume, "resume")[1]
     checkpoint = last if last is not None and last.is_file() else None  # the run may have been killed before its first
-    resumed = None if checkpoint is None else read_resumed(checkpoint, run, config)
+    resumed = None if checkpoint is None else read_resume_checkpoint(checkpoint, run, config)
     step = 0 if resumed is None else resumed.step
     for history in histories(run.trainer):
         history.drop_from(step)
     with friendly_errors(
-        folder, partial(of_training, config, run.trainer, run.task), then=partial(how_to_go_on, folder)
+        folder,
+        partial(training_oom_message, config, run.trainer, run.lightning_module),
+        then=partial(resume_hint, folder),
     ):
         if run.trainer.is_global_zero:
             write_config(config, folder)
             print_start(config, run, folder, resumed)
             print_warnings([shared_memory_note(config)])
             prepare(folder / CHECKPOINTS, checkpoint)
-        run.trainer.fit(run.task, run.data, ckpt_path=checkpoint, weights_only=True)
+        run.trainer.fit(run.lightning_module, run.data, ckpt_path=checkpoint, weights_only=True)
         finish(config, run, folder)
-    return run.task.results
+    return run.lightning_module.results
 
 
-def finish(config: TrainConfig, run: Run, folder: Path) -> None:
-    """Evaluate what has not been evaluated, and say where the results lie."""
+def finish(config: TrainConfig, run: TrainingRun, folder: Path) -> None:
+    """Evaluate the last step unless it was evaluated, and print results and outputs."""
     for history in histories(run.trainer):
         history.last_step = run.trainer.global_step - 1
     # A run that max_steps ends before its first epoch's end is a trial: an evaluation would take longer than the run.
-    assert run.course is not None
-    is_trial = run.trainer.global_step < run.course.steps_per_epoch
-    if run.task.evaluated_step != run.trainer.global_step and not is_trial and run.trainer.limit_val_batches:
-        run.trainer.validate(run.task, run.data, verbose=False)
+    assert run.train_schedule is not None
+    is_trial = run.trainer.global_step < run.train_schedule.steps_per_epoch
+    if (
+        run.lightning_module.evaluated_step != run.trainer.global_step
+        and not is_trial
+        and run.trainer.limit_val_batches
+    ):
+        run.trainer.validate(run.lightning_module, run.data, verbose=False)
     if not run.trainer.is_global_zero:
         return
-    if run.task.results is None:
+    if run.lightning_module.results is None:
         reason = "the run stopped in its first epoch" if is_trial else "trainer.limit_val_batches=0"
         console.print(f"Not evaluated: {reason}.")
     else:
-        print_results(run.task.results)
-        print_warnings([limit_note(run.val, config.head)])
+        print_results(run.lightning_module.results)
+        print_warnings([detection_limit_warning(run.val, config.head)])
         model = run.model.to(run.trainer.strategy.root_device)  # from which Lightning has moved it
-        draw_predictions(model, run.val, run.task.evaluator.images, config.pictures, folder / PICTURES)
-    print_next(folder, config, further_options(config, run))
+        draw_predictions(
+            model,
+            run.val,
+            run.lightning_module.evaluator.num_images,
+            config.num_visualizations,
+            folder / PREDICTIONS_PLOT,
+        )
+    print_next(folder, config, options_to_continue(config, run))
 
 
-def how_to_go_on(folder: Path) -> str:
-    """What to do once the run folder can be written again."""
+def resume_hint(folder: Path) -> str:
+    """Return how to continue once the run folder is writable again."""
     if not folder.is_dir():
         return ""
     if not (folder / OVERRIDES).is_file():
         return ", then start the run again"
-    return f", then go on with: {command_line('train', {'resume': str(folder)})}"
+    return f", then go on with: {format_command('train', {'resume': str(folder)})}"
 
 
-def further_options(config: TrainConfig, run: Run) -> dict[str, Any]:
-    """The options by which a run that has ended goes on."""
-    assert run.course is not None
+def options_to_continue(config: TrainConfig, run: TrainingRun) -> dict[str, Any]:
+    """Return the overrides with which a completed run trains longer."""
+    assert run.train_schedule is not None
     stopping = run.trainer.early_stopping_callback
     early = {"trainer.early_stopping_patience": None} if stopping is not None and stopping.stopped_epoch else {}
     epochs = cast(Any, run.trainer.fit_loop.epoch_progress.current).processed
-    if early and not is_complete(run.course, epochs, run.trainer.global_step, config.trainer.max_steps):
+    if early and not is_complete(run.train_schedule, epochs, run.trainer.global_step, config.trainer.max_steps):
         return early
-    return {**longer(config.schedule, run.course, config.trainer.max_steps), **early}
+    return {**extended_length(config.schedule, run.train_schedule, config.trainer.max_steps), **early}
 
 
 def prepare(folder: Path, checkpoint: Path | None) -> None:
-    """Clear a folder of checkpoints of what was half written; the checkpoint that is resumed becomes its last one."""
+    """Remove incomplete files from a checkpoint folder, and copy the resumed checkpoint to its `last.ckpt`."""
     for unfinished in folder.glob(".*.tmp"):
         unfinished.unlink()
-    if checkpoint is not None and checkpoint.resolve() != (folder / LAST).resolve():
+    if checkpoint is not None and checkpoint.resolve() != (folder / LAST_CHECKPOINT).resolve():
         make_subfolder(folder)
-        with atomic_write(folder / LAST) as temporary:
+        with atomic_write(folder / LAST_CHECKPOINT) as temporary:
             shutil.copyfile(checkpoint, temporary)
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
-    """Keep the resolved configuration in the run folder, once it is known that the run can go on."""
-    write_notes(config, folder)
+    """Write the resolved configuration to the run folder."""
+    write_hydra_config(config, folder)
     with atomic_write(folder / CONFIG) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(config))), encoding="utf-8")

@@ -15,13 +15,13 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from e3va_cli.errors import UserError
 
-ABOUT: Final = "about"  # the key of a field's metadata
+INFO: Final = "info"  # the key of a field's metadata
 MAX_SEED: Final = 2**32 - 1
 UNCHANGED: Final = object()  # of an option as old as its component
 
 
 @dataclass(frozen=True)
-class Under:
+class Condition:
     """What an option is read under: a value of another option of the same dataclass, and what to do about it."""
 
     option: str
@@ -30,7 +30,7 @@ class Under:
 
 
 @dataclass(frozen=True)
-class About:
+class OptionInfo:
     """What is known of an option beside its type and default.
 
     Attributes:
@@ -41,6 +41,7 @@ class About:
         free: whether weights may be used with any value of it, however they were trained.
         of_training: whether it concerns training alone, not how trained weights are used.
         before: its value before it existed, which weights from then were trained with.
+        formerly: its name before it was renamed; saved configurations may still have it.
         under: what it is read under; given where it does nothing, it is refused.
     """
 
@@ -53,7 +54,8 @@ class About:
     free: bool = False
     of_training: bool = False
     before: Any = UNCHANGED
-    under: tuple[Under, ...] = ()
+    formerly: str = ""
+    under: tuple[Condition, ...] = ()
 
     def error(self, value: Any) -> str:
         """Return what is wrong with a value, or nothing."""
@@ -76,15 +78,15 @@ class About:
         return ""
 
 
-def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
+def option(default: Any = MISSING, help: str = "", **info: Any) -> Any:
     """Declare an option.
 
     Args:
         default: its value where the YAML has none; a list or dict is copied, a dataclass is a group of options.
         help: one line for `--help`.
-        about: further attributes of `About`.
+        info: further attributes of `OptionInfo`.
     """
-    metadata = {ABOUT: About(help=help, **about)}
+    metadata = {INFO: OptionInfo(help=help, **info)}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list | dict):
@@ -92,10 +94,10 @@ def option(default: Any = MISSING, help: str = "", **about: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
-def about(one: Field[Any]) -> About:
+def info_of(one: Field[Any]) -> OptionInfo:
     """Return what is known of an option."""
-    known = one.metadata.get(ABOUT)
-    return known if isinstance(known, About) else About()
+    known = one.metadata.get(INFO)
+    return known if isinstance(known, OptionInfo) else OptionInfo()
 
 
 def group_of(one: Field[Any]) -> type | None:
@@ -150,7 +152,7 @@ def groups_in(options: Any, at: str = "") -> Iterator[tuple[str, Any]]:
 def errors_of(options: Any, at: str = "") -> Iterator[str]:
     """Yield every error of options that types alone do not show, missing values being None, one line each."""
     for key, value, one in walk(options, f"{at}." if at else ""):
-        if error := about(one).error(value):
+        if error := info_of(one).error(value):
             yield f"{key}={str(value).lower() if isinstance(value, bool) else value}: {error}"
     for key, group in groups_in(options, at):
         for kind in type(group).__mro__:
@@ -171,7 +173,7 @@ def idle_options(given: set[str], options: Any) -> Iterator[str]:
         if key not in given or value is None:
             continue
         path = key.rpartition(".")[0]
-        for condition in about(one).under:
+        for condition in info_of(one).under:
             other = getattr(owners[path], condition.option)
             if not condition.holds(other):
                 name = f"{path}.{condition.option}" if path else condition.option
@@ -185,19 +187,31 @@ def binding_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     binding: dict[str, Any] = {}
     for name, value in options.items():
         one = declared.get(name)
-        if one is not None and about(one).free:
+        if one is not None and info_of(one).free:
             continue
         group = None if one is None else group_of(one)
         binding[name] = binding_options(group, value) if group and isinstance(value, dict) else value
     return binding
 
 
-def older_options(kind: type, options: dict[str, Any], at: str) -> Iterator[tuple[str, Any, About]]:
+def older_options(kind: type, options: dict[str, Any], at: str) -> Iterator[tuple[str, Any, OptionInfo]]:
     """Yield the options that plain ones lack and are younger than they: dotted key, value before, and what is known."""
     for one in fields(kind):
-        known, group = about(one), group_of(one)
+        known, group = info_of(one), group_of(one)
         if one.name not in options:
             if known.before is not UNCHANGED:
                 yield f"{at}.{one.name}", copy.deepcopy(known.before), known
         elif group and isinstance(options[one.name], dict):
             yield from older_options(group, options[one.name], f"{at}.{one.name}")
+
+
+def with_current_names(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return plain options, nested ones too, under their current names."""
+    declared = {name: one for one in fields(kind) for name in (one.name, info_of(one).formerly) if name}
+    renamed: dict[str, Any] = {}
+    for name, value in options.items():
+        one = declared.get(name)
+        group = None if one is None else group_of(one)
+        current = name if one is None or one.name in options else one.name
+        renamed[current] = with_current_names(group, value) if group and isinstance(value, dict) else value
+    return renamed

@@ -20,15 +20,15 @@ def check_compatibility(config: RunConfig) -> None:
     check_targets(config, config.dataset.target_types)
 
 
-def check_targets(config: RunConfig, target_types: frozenset[str]) -> None:
-    """Check that a data set has the targets that the configured head is trained on; as `check_compatibility`."""
+def check_targets(config: RunConfig, offers: frozenset[str]) -> None:
+    """Check that what a data set `offers` is what the configured head is trained on; as `check_compatibility`."""
     name, needs = config.head.name, HEADS[config.head.name].target_types
-    if needs <= target_types:
+    if needs <= offers:
         return
     dataset = config.dataset.name
-    heads = [head for head, kind in HEADS.items() if kind.target_types <= target_types]
+    heads = [head for head, kind in HEADS.items() if kind.target_types <= offers]
     sets = [source for source, kind in DATASET_FORMATS.items() if needs <= kind.target_types]
-    missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - target_types))
+    missing = ", ".join("label maps" if what == "semantic" else what for what in sorted(needs - offers))
     advice = f"for this data: head={' or '.join(heads)}"
     if dataset not in sets:  # it is not these files alone
         advice += f"; for this head: dataset={' or '.join(sets)}"

@@ -7,6 +7,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,8 +20,9 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.components.options import about, idle_options, instantiate, walk
-from e3va_cli.config.run_config import COMMANDS, NEEDED, errors_in, typed
+from e3va_cli.components.options import idle_options, info_of, instantiate, walk
+from e3va_cli.config.hydra_private import child_config
+from e3va_cli.config.run_config import COMMANDS, NEEDED, RunConfig, errors_in, renamed_options, typed
 from e3va_cli.errors import UserError, first_line
 
 CONFIG_MODULE = "e3va_cli.conf"
@@ -74,32 +76,41 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def groups_as_text() -> str:
-    """The groups and their choices, for the help."""
-    return "\n".join(f"  {group}={'|'.join(choices)}" for group, choices in groups().items() if len(choices) > 1)
+def unread_groups(config_name: str) -> tuple[str, ...]:
+    """Return the groups that a command does not read."""
+    unread: tuple[str, ...] = getattr(COMMANDS[config_name], "unread_groups", ())
+    return unread
 
 
 def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
-    """Every option of a command with its value under `overrides` and one line on it, for the help."""
+    """Return the choices and options of a command with their values under `overrides`, for its `--help`."""
     config: Any = typed(compose(config_name, overrides=list(overrides)), COMMANDS[config_name], complete=False)
+    unread = unread_groups(config_name)
+    listed = groups() if issubclass(COMMANDS[config_name], RunConfig) else {}
+    choices = [
+        f"  {group}={'|'.join(names)}" for group, names in listed.items() if len(names) > 1 and group not in unread
+    ]
+    heading = ["Choices (GROUP=NAME):", "", *choices, ""] if choices else []
+    heading.append("Options and their values (KEY=VALUE):")
     columns = max(HELP_COLUMNS, shutil.get_terminal_size().columns - 1)
     lines, group = [], ""
-    for key, value, one in walk(config):
-        if one.name in NAMES_OF_CHOICES:
+    shared = {one.name for one in fields(RunConfig)} if choices else set()  # listed after the command's own
+    for key, value, one in sorted(walk(config), key=lambda option: option[0].split(".")[0] in shared):
+        if one.name in NAMES_OF_CHOICES or key.split(".")[0] in unread:
             continue
         if (head := key.rpartition(".")[0]) != group:
             group = head
             lines.append("")
         text = f"  {key}={as_value(value)}"
-        if not about(one).help:
+        if not info_of(one).help:
             lines.append(text)
             continue
         room = max(HELP_AT, len(text) + 2) if len(text) < HELP_MOST else HELP_AT
         needed = "needed; " if value == MISSING else ""
-        wrapped = textwrap.wrap(needed + about(one).help, columns - room)
+        wrapped = textwrap.wrap(needed + info_of(one).help, columns - room)
         lines.append(text if len(text) >= HELP_MOST else f"{text:<{room}}{wrapped.pop(0)}")
         lines += [" " * room + line for line in wrapped]
-    return "\n".join(lines).strip("\n")
+    return "\n".join([*heading, "", "\n".join(lines).strip("\n")])
 
 
 def as_value(value: Any) -> str:
@@ -117,9 +128,8 @@ def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a configuration."""
     for key in map(str, cfg):
         yield f"{prefix}{key}"
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none():
-            yield from known_keys(node, f"{prefix}{key}.")
+        if (group := child_config(cfg, key)) is not None:
+            yield from known_keys(group, f"{prefix}{key}.")
 
 
 def format_override_error(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
@@ -127,6 +137,8 @@ def format_override_error(config_name: str, override: Override, error: Exception
     key, word = override.key_or_group, override.input_line
     names = [*groups(), *known_keys(cfg)]
     if key not in names:
+        if current := renamed_options(config_name).get(key):
+            return f"{word}: {key} is now called {current}"
         group = key.partition(".")[0]
         if owners := choices_with(config_name, key):
             current = OmegaConf.select(cfg, f"{group}.name")
@@ -152,37 +164,47 @@ def no_such_choice(group: str, value: str, choices: list[str]) -> str:
     return f"{group}={value}: no such {group}; {hint}choices: {', '.join(choices)}"
 
 
-def checked(config_name: str, words: list[str], typed: list[str] | None = None) -> None:
-    """Compose `config_name` under the overrides `words` and check the result.
+def validate_overrides(config_name: str, overrides: list[str], given: list[str] | None = None) -> None:
+    """Compose a command's configuration under overrides and check it.
 
-    Of those that the user has `typed` himself (None for all), none may be without effect.
+    Args:
+        config_name: the command, such as `check_data`.
+        overrides: such as `adapter.rank=8`.
+        given: the overrides that the user gave, each of which must have an effect; all of them by default.
 
     Raises:
-        UserError: with one line for every mistake: unknown or misspelt keys and choices, wrong types, values out of
-            range, values that exclude each other, options that do nothing.
+        UserError: one line for each error: unknown options and choices, wrong types, values out of range, values that
+            exclude each other, options without effect.
     """
-    overrides = parse(words)
-    own = overrides if typed is None else parse(typed)
+    parsed = parse(overrides)
+    own = parsed if given is None else parse(given)
+    refused = unread_groups(config_name) if getattr(COMMANDS[config_name], "refuses_unread", True) else ()
+    command = config_name.replace("_", "-")
+    unread = [
+        f"{override.input_line}: e3va {command} does not read {group} options; leave it out"
+        for override in own
+        if (group := override.key_or_group.split(".")[0]) in refused
+    ]
     GlobalHydra.instance().clear()
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-        unknown, overrides = _unknown_choices(overrides)
+        unknown, parsed = _unknown_choices(parsed)
         try:
-            sweep_free = [next(single_values(o), "") for o in overrides]
+            sweep_free = [next(single_values(o), "") for o in parsed]
             cfg = compose(config_name, overrides=[word for word in sweep_free if word])
         except (HydraException, OmegaConfBaseException) as whole:
-            raise UserError(*unknown, *(_one_by_one(config_name, overrides) or [first_line(whole)])) from None
-        mistakes = [*unknown, *errors_in(cfg)]
-        if not any(override.is_sweep_override() for override in overrides):
-            given = {o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in mistakes)}
-            mistakes += idle_options(given, instantiate(cfg, missing=None))
-        for override in overrides:
+            raise UserError(*unread, *unknown, *(_one_by_one(config_name, parsed) or [first_line(whole)])) from None
+        errors = [*unread, *unknown, *errors_in(cfg)]
+        if not any(override.is_sweep_override() for override in parsed):
+            keys = {o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in errors)}
+            errors += idle_options(keys, instantiate(cfg, missing=None))
+        for override in parsed:
             for word in list(single_values(override))[1:]:  # the further values of a sweep
                 try:
-                    mistakes += errors_in(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
+                    errors += errors_in(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
                 except (HydraException, OmegaConfBaseException) as error:
-                    mistakes.append(format_override_error(config_name, parse([word])[0], error, cfg))
-    if mistakes:
-        raise UserError(*dict.fromkeys(mistakes))
+                    errors.append(format_override_error(config_name, parse([word])[0], error, cfg))
+    if errors:
+        raise UserError(*dict.fromkeys(errors))
 
 
 def _unknown_choices(overrides: list[Override]) -> tuple[list[str], list[Override]]:
@@ -223,7 +245,7 @@ def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool =
     """Return the typed configuration of a command, such as `train`, under overrides.
 
     Args:
-        command: `train`, `evaluate`, `predict`, `export_adapter`, `export_onnx`, `check_data` or `benchmark_memory`.
+        command: `train`, `evaluate`, `predict`, `export_adapter`, `export`, `check_data` or `benchmark_memory`.
         overrides: such as `adapter.rank=8`.
         complete: raise a UserError where a value is missing that has no default, such as the place of data.
     """

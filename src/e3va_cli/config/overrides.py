@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from e3va_cli.utils.command_line import as_value
+from e3va_cli.utils.command_line import to_override_value
 
 COUNTS_CLASSES = ("ade20k", "shapes")  # data sets whose number of classes is an option
 FREE = "backbone.model_args"  # its keys are no part of the schema
@@ -26,7 +26,7 @@ def overrides_of_config(config: dict[str, Any]) -> list[str]:
 
 def _leaves(key: str, value: Any) -> Iterator[str]:
     for name, inner in leaves(key, value):
-        yield f"{'++' if name.startswith(FREE) else ''}{name}={as_value(inner)}"
+        yield f"{'++' if name.startswith(FREE) else ''}{name}={to_override_value(inner)}"
 
 
 def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -7,11 +7,9 @@ something else is text where the option is one.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shlex
-import typing
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,8 +19,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
-from e3va_cli.components.options import about, group_of
-from e3va_cli.config.run_config import COMMANDS, REGISTRIES
+from e3va_cli.components.options import info_of
+from e3va_cli.config.run_config import COMMANDS, declared_options
 from e3va_cli.errors import UserError
 
 KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@-]*", re.ASCII)
@@ -32,7 +30,7 @@ ONE_OR_SEVERAL = ("checkpoint", "input", "classes")  # options of any type that 
 OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 
 
-def quoted_words(command: str, words: Sequence[str], *, multirun: bool = False) -> list[str]:
+def quote_overrides(command: str, words: Sequence[str], *, multirun: bool = False) -> list[str]:
     """Return the words of a command with quotes around values where Hydra needs them to read what was typed.
 
     Args:
@@ -50,23 +48,13 @@ def quoted_words(command: str, words: Sequence[str], *, multirun: bool = False) 
 @cache
 def text_options(command: str) -> dict[str, bool]:
     """Return the options of a command that take any text, such as a path, and whether they take a list of such too."""
-    return {**dict.fromkeys(OF_HYDRA, False), **dict(_texts_of(COMMANDS[command.replace("-", "_")], ""))}
-
-
-def _texts_of(kind: type, at: str) -> Iterator[tuple[str, bool]]:
-    hints = typing.get_type_hints(kind)
-    for one in dataclasses.fields(kind):
-        key, hint = f"{at}{one.name}", hints[one.name]
-        groups = [group_of(one)]
-        if not at and one.name in REGISTRIES and groups == [None]:
-            registry = REGISTRIES[one.name]
-            groups = [registry.options(name) for name in registry]
-        for group in filter(None, groups):
-            yield from _texts_of(group, f"{key}.")
+    texts = dict.fromkeys(OF_HYDRA, False)
+    for key, one, hint in declared_options(COMMANDS[command.replace("-", "_")]):
         if hint == list[str] or (hint is Any and one.name in ONE_OR_SEVERAL):
-            yield key, True
-        elif hint in (str, str | None) and not about(one).choices:
-            yield key, False
+            texts[key] = True
+        elif hint in (str, str | None) and not info_of(one).choices:
+            texts[key] = False
+    return texts
 
 
 def quoted(text: str) -> str:

@@ -6,14 +6,26 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, TypeVar, cast, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from e3va_cli.components.options import MAX_SEED, About, Options, Under, errors_of, instantiate, older_options, option
+from e3va_cli.components.options import (
+    MAX_SEED,
+    Condition,
+    OptionInfo,
+    Options,
+    errors_of,
+    group_of,
+    info_of,
+    instantiate,
+    older_options,
+    option,
+    with_current_names,
+)
 from e3va_cli.components.registry import Registry
 from e3va_cli.config.trainer import TrainerOptions
 from e3va_cli.data import DATASET_FORMATS, DatasetFormat, LoaderOptions
@@ -31,7 +43,7 @@ NEEDED = "a value is needed"
 COMPUTED_IN = {"16-mixed": "float16", "bf16-mixed": "bfloat16"}
 EXPORT_PRECISIONS = ("fp32", "fp16")
 LENGTHS = ("trainer.max_epochs", "schedule.epochs", "schedule.iterations")
-ONLY_MEASURED = (Under("measure", lambda value: value is not False, "plans have no steps; set measure=true"),)
+ONLY_MEASURED = (Condition("measure", lambda value: value is not False, "plans have no steps; set measure=true"),)
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.group: registry for registry in (BACKBONES, METHODS, HEADS, DATASET_FORMATS, SCHEDULES)
 }
@@ -44,6 +56,8 @@ class RunConfig(ModelConfig):
     """Everything that a run depends on."""
 
     reads_data: ClassVar[bool] = True
+    unread_groups: ClassVar[tuple[str, ...]] = ()  # not listed in --help
+    refuses_unread: ClassVar[bool] = True  # whether an override of an unread group is an error
 
     dataset: DatasetFormat = option()
     data: LoaderOptions = option()
@@ -53,8 +67,10 @@ class RunConfig(ModelConfig):
     seed: int = option(
         help="of the order of images, transforms, and what is drawn at random inside a step", least=0, most=MAX_SEED
     )
-    pictures: int = option(
-        help="validation images drawn with what was found, or with their annotations; 0 for none", least=0
+    num_visualizations: int = option(
+        help="validation images drawn with predictions, or with their annotations; 0 for none",
+        least=0,
+        formerly="pictures",
     )
 
     def errors(self, at: str) -> Iterator[str]:
@@ -67,7 +83,7 @@ class RunConfig(ModelConfig):
                 f"backbone.dtype={computed_in} or float32, or trainer.precision=32"
             )
         lengths = (self.trainer.max_epochs, self.schedule.epochs, self.schedule.iterations)
-        if self.reads_data and all(length is None for length in lengths):
+        if self.reads_data and "schedule" not in self.unread_groups and all(length is None for length in lengths):
             yield f"trainer.max_epochs=null: set one of {', '.join(LENGTHS)}"
 
 
@@ -85,12 +101,17 @@ class TrainConfig(RunConfig):
 class EvaluateConfig(RunConfig):
     """`e3va evaluate`."""
 
+    unread_groups: ClassVar[tuple[str, ...]] = ("optimizer", "schedule")
+
     checkpoint: Any = option(help="a run folder, a checkpoint in it, or an exported adapter; or a list of them")
 
 
 @dataclass
 class CheckDataConfig(RunConfig):
-    """`e3va check-data`."""
+    """`e3va check-data`, which takes the overrides of a training command."""
+
+    unread_groups: ClassVar[tuple[str, ...]] = ("optimizer", "schedule")
+    refuses_unread: ClassVar[bool] = False
 
 
 @dataclass
@@ -119,6 +140,10 @@ class BenchmarkMemoryConfig(RunConfig):
     reserve_mib: float = option(
         help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", least=0
     )
+    claims: bool | None = option(
+        None,
+        help="compare with the paper's claims, exit code 1 if one fails; null: with an experiment of the paper",
+    )
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield what is wrong with the size."""
@@ -142,10 +167,12 @@ class PredictConfig(Options):
     output: str | None = option(
         None, help="folder for the results; nothing in it is overwritten; null: a new one under runs/"
     )
-    score: float = option(help="least score of an object that is drawn and written", least=0, most=1)
+    score_threshold: float = option(
+        formerly="score", help="least score of an object that is drawn and written", least=0, most=1
+    )
     batch_size: int = option(help="images at once; memory grows with it", above=0)
     accelerator: str = option(help="gpu, cpu, or auto for a gpu if there is one", choices=("auto", "cpu", "gpu"))
-    pictures: bool = option(help="draw what is found")
+    save_images: bool = option(formerly="pictures", help="draw what is found")
     backbone: MovedBackbone = option(MovedBackbone)
 
 
@@ -159,8 +186,8 @@ class ExportAdapterConfig(Options):
 
 
 @dataclass
-class ExportOnnxConfig(Options):
-    """`e3va export-onnx`."""
+class ExportConfig(Options):
+    """`e3va export`."""
 
     checkpoint: str = option(help="a run folder, a checkpoint in it, or an exported adapter")
     output: str | None = option(None, help="the file to make: .onnx, or .pt2 for a program of torch.export")
@@ -180,7 +207,7 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "predict": PredictConfig,
     "export_adapter": ExportAdapterConfig,
-    "export_onnx": ExportOnnxConfig,
+    "export": ExportConfig,
     "check_data": CheckDataConfig,
     "benchmark_memory": BenchmarkMemoryConfig,
 }
@@ -196,6 +223,22 @@ def _register() -> None:
 
 
 _register()
+
+
+def declared_options(kind: type, at: str = "") -> Iterator[tuple[str, Field[Any], Any]]:
+    """Yield every option that a command can take, of all components: dotted key, field and type."""
+    hints = get_type_hints(kind)
+    for one in dataclasses.fields(kind):
+        group = group_of(one)
+        registry = REGISTRIES.get(one.name) if not at and group is None else None
+        groups = (
+            [registry.options(name) for name in registry]
+            if registry
+            else [group or (SINGLE.get(one.name) if not at else None)]
+        )
+        for inner in filter(None, groups):
+            yield from declared_options(inner, f"{at}{one.name}.")
+        yield f"{at}{one.name}", one, hints[one.name]
 
 
 def image_size_errors(size: list[int] | None) -> Iterator[str]:
@@ -279,7 +322,7 @@ class LegacyWarning(UserWarning):
     """Weights are used as they were trained, which differs from how new ones are."""
 
 
-def _older(config: dict[str, Any]) -> Iterator[tuple[str, Any, About]]:
+def _older(config: dict[str, Any]) -> Iterator[tuple[str, Any, OptionInfo]]:
     for group in (one.name for one in dataclasses.fields(RunConfig)):
         options = config.get(group)
         kind = kind_of(group, options) if isinstance(options, dict) else None
@@ -292,8 +335,36 @@ def missing_options(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value, _ in _older(config)}
 
 
+def renamed_options(command: str) -> dict[str, str]:
+    """Return the current names of the options of a command that have been renamed, by old name, both dotted."""
+    options = declared_options(COMMANDS[command])
+    return {
+        f"{key.removesuffix(one.name)}{info_of(one).formerly}": key for key, one, _ in options if info_of(one).formerly
+    }
+
+
+def in_current_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved configuration, such as of a run made by an older version, under current option names."""
+    return with_current_names(RunConfig, {group: _part_in_current_names(group, one) for group, one in config.items()})
+
+
+def metadata_in_current_names(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a checkpoint or an exported adapter under current option names."""
+    parts: dict[str, Any] = {
+        part: _part_in_current_names(part, metadata[part]) for part in ("adapter", "head") if part in metadata
+    }
+    config = metadata.get("config")
+    return {**metadata, **parts, **({"config": in_current_names(config)} if isinstance(config, dict) else {})}
+
+
+def _part_in_current_names(group: str, options: Any) -> Any:
+    kind = kind_of(group, options) if isinstance(options, dict) else None
+    return options if kind is None else with_current_names(kind, options)
+
+
 def with_older_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a plain configuration with the options that it is older than, at what they were before."""
+    """Return a saved configuration under current names, with newer options at the values they had before."""
+    config = in_current_names(config)
     filled = cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.create(config)))
     for key, value in missing_options(config).items():
         *path, name = key.split(".")

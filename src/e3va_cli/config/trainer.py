@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from e3va_cli.components.options import Options, Under, option
+from e3va_cli.components.options import Condition, Options, option
 
 PRECISIONS = ("32", "16-mixed", "bf16-mixed")
 
@@ -25,7 +25,7 @@ class TrainerOptions(Options):
     val_every_epochs: int = option(
         help="from one evaluation to the next",
         above=0,
-        under=(Under("limit_val_batches", lambda value: value != 0, "set it to null or above 0"),),
+        under=(Condition("limit_val_batches", lambda value: value != 0, "set it to null or above 0"),),
     )
     accelerator: str = option(help="cpu, gpu, or auto")
     devices: Any = option(help="a count, auto, or a list of indices such as [0,1]")
@@ -46,8 +46,9 @@ class TrainerOptions(Options):
     preemption_signal: str | None = option(
         None, help="preemption signal of a cluster; SIGTERM and Ctrl-C are handled anyway"
     )
-    max_bad_losses: int | None = option(
+    max_nonfinite_steps: int | None = option(
         None,
+        formerly="max_bad_losses",
         help="steps in a row with a NaN or infinite loss or gradient that end the run; they change no weight",
         above=0,
     )

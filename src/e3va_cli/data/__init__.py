@@ -1,4 +1,4 @@
-"""Data sets, what happens to their images before a step, and checks of what is wrong with them."""
+"""Data sets in several formats, their transforms and loaders, and their validation."""
 
 from e3va_cli.data.collate import Batch, collate
 from e3va_cli.data.datamodule import DenseDataModule, LoaderOptions

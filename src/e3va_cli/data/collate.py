@@ -1,4 +1,4 @@
-"""Images of several sizes in one padded tensor."""
+"""Batches: images of several sizes in one padded tensor."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SIZE_DIVISOR = 32  # the coarsest feature map's stride
 
 @dataclass
 class Batch:
-    """What one step works on.
+    """A batch of padded images with their targets.
 
     Attributes:
-        images: uint8 (B, 3, H, W), each image in the upper left corner; H and W are multiples of 32.
-        image_sizes: (height, width) of each image without its padding.
-        targets: one for each image.
+        images: uint8 (B, 3, H, W), padded at the right and bottom; H and W are multiples of 32.
+        image_sizes: (height, width) of each image without padding.
+        targets: of each image; see `dataset.Target`.
     """
 
     images: Tensor
@@ -32,7 +32,7 @@ class Batch:
         return len(self.targets)
 
     def to(self, device: torch.device | str, **options: Any) -> Batch:
-        """The batch with all tensors on `device`."""
+        """Return the batch with all tensors on `device`."""
         targets = [
             {k: v.to(device, **options) if isinstance(v, Tensor) else v for k, v in target.items()}
             for target in self.targets
@@ -40,17 +40,17 @@ class Batch:
         return Batch(self.images.to(device, **options), self.image_sizes, targets)
 
     def share_memory(self) -> None:
-        """Move all tensors to shared memory, in which another process finds them.
+        """Move all tensors to shared memory.
 
         Raises:
-            RuntimeError: it does not suffice.
+            RuntimeError: out of shared memory.
         """
         for tensor in (self.images, *(v for target in self.targets for v in target.values() if isinstance(v, Tensor))):
             if tensor.numel():
                 tensor.share_memory_()
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which a copy to the GPU does not block."""
+        """Return the batch in pinned memory, for asynchronous copies to the GPU."""
         targets = [
             {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in target.items()} for target in self.targets
         ]
@@ -58,7 +58,7 @@ class Batch:
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Pad images (3, h, w) with zeros to the largest of them, rounded up to a multiple of 32."""
+    """Pad images (3, h, w) with zeros to the largest height and width, rounded up to multiples of 32."""
     sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image, _ in samples]
     height, width = (-(-max(side) // SIZE_DIVISOR) * SIZE_DIVISOR for side in zip(*sizes, strict=True))
     images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)

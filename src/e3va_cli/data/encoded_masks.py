@@ -1,7 +1,6 @@
-"""Masks of the objects of an image as polygons and run lengths, drawn at the size that is worked on.
+"""Masks kept as polygons or RLE until the image is resized, and rasterized at the new size.
 
-At the size of a large image, the masks of its objects take gigabytes (300 objects in 6000 x 4000 pixels: 6.7 GiB), of
-which nothing is left once the image is resized.
+Full-size masks of a large image take gigabytes: 6.7 GiB for 300 objects in 6000 x 4000 pixels.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ import torch
 from pycocotools import mask as coco_mask
 from torchvision import tv_tensors
 
-from e3va_cli.data.formats.coco_file import encoded
-from e3va_cli.data.formats.rle import uncompressed
+from e3va_cli.data.formats.coco_segmentation import decode_counts, to_rle
 
 Size = tuple[int, int]
 
 
 class EncodedMasks:
-    """N masks, each a list of polygons or COCO's RLE, of an image of `size` (H, W)."""
+    """N masks, each polygons or RLE in COCO's format, of an image of `size` (H, W)."""
 
     def __init__(self, segmentations: Sequence[Any], size: Size) -> None:
         self.segmentations, self.size = list(segmentations), size
@@ -30,14 +28,14 @@ class EncodedMasks:
         return len(self.segmentations)
 
     def at(self, size: Size) -> tv_tensors.Mask:
-        """The masks of the image resized to (h, w): uint8 [N, h, w].
+        """Return the masks of the image resized to (h, w): uint8 [N, h, w].
 
-        Polygons are scaled and then filled; of run lengths, each pixel is the nearest one, as in torchvision's resize.
+        Polygons are scaled before rasterization; RLE is sampled at the nearest pixel, as in torchvision's resize.
         """
         masks = np.zeros((len(self), *size), dtype=np.uint8)
         for mask, segmentation in zip(masks, self.segmentations, strict=True):
             if isinstance(segmentation, list):
-                mask[:] = coco_mask.decode(encoded(self._scaled(segmentation, size), *size))
+                mask[:] = coco_mask.decode(to_rle(self._scaled(segmentation, size), *size))
             else:
                 self._draw_runs(mask, segmentation)
         return tv_tensors.Mask(torch.from_numpy(masks))
@@ -49,12 +47,12 @@ class EncodedMasks:
         return [(np.array(polygon).reshape(-1, 2) * (width, height)).ravel().tolist() for polygon in polygons]
 
     def _draw_runs(self, mask: np.ndarray, rle: dict[str, Any]) -> None:
-        """Look up the pixels of a resized mask [h, w], and only those near the object, in its run lengths."""
+        """Fill the bounding box of a resized mask [h, w] by looking its pixels up in the run lengths."""
         counts = rle["counts"]
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
-        ends = np.cumsum(np.array(counts, dtype=np.int64) if isinstance(counts, list) else uncompressed(counts))
-        x, y, w, h = coco_mask.toBbox(encoded(rle, *self.size)).tolist()
+        ends = np.cumsum(np.array(counts, dtype=np.int64) if isinstance(counts, list) else decode_counts(counts))
+        x, y, w, h = coco_mask.toBbox(to_rle(rle, *self.size)).tolist()
         height, width = self.size
         rows, columns = (
             np.arange(mask.shape[0]) * height // mask.shape[0],
@@ -62,5 +60,5 @@ class EncodedMasks:
         )
         top, bottom = np.searchsorted(rows, [y, y + h])
         left, right = np.searchsorted(columns, [x, x + w])
-        places = columns[left:right] * height + rows[top:bottom, None]  # of pixels down the columns
-        mask[top:bottom, left:right] = np.searchsorted(ends, places, side="right") % 2
+        indices = columns[left:right] * height + rows[top:bottom, None]  # column-major
+        mask[top:bottom, left:right] = np.searchsorted(ends, indices, side="right") % 2

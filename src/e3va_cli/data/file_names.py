@@ -1,7 +1,7 @@
-"""Files that are not called quite as they are listed: other separators, URL escapes, cases, Unicode forms, folders.
+"""Matching listed file names that differ from those on disk: separators, URL escapes, case, Unicode form, folders.
 
-What lists them was often written on another system, or by a web page. A file is taken for a name only where it is
-certain: no other file could be meant, and no other name could mean it. Otherwise the likely one is named.
+Annotations are often written on another system or by a web page. A name is matched only if that is unambiguous: no
+other file matches it, and no other name matches the file. Otherwise the closest file is suggested.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from urllib.parse import unquote
 from e3va_cli.data.paths import safe_join
 from e3va_cli.utils.text import escape_text, truncate_list
 
-GUESSED = 10  # names for which a likely file is looked for
-CLOSE = 0.75  # of difflib's ratio, from 0 to 1
+MAX_SUGGESTIONS = 10
+MIN_SIMILARITY = 0.75  # of difflib, 0..1
 
 
 @dataclass(frozen=True)
-class FoundNames:
-    """Where listed files lie.
+class ResolvedNames:
+    """Files of listed names.
 
     Attributes:
-        taken: the file that is meant, by each name that is not quite its own.
-        missing: the likely file, or None, by each name that means none for certain.
+        resolved: file by listed name, where they differ.
+        missing: suggested file or None, by listed name without a file.
     """
 
-    taken: dict[str, str] = field(default_factory=dict)
+    resolved: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str | None] = field(default_factory=dict)
 
-    def describe_missing(self, most: int = GUESSED) -> str:
-        """The first few of what is missing, with what may be meant."""
+    def describe_missing(self, most: int = MAX_SUGGESTIONS) -> str:
+        """Return the first few missing names, with suggestions."""
         named = [
             f"{escape_text(name)}{f' (perhaps {escape_text(likely)})' if likely else ''}"
             for name, likely in list(self.missing.items())[:most]
@@ -43,35 +43,34 @@ class FoundNames:
         return truncate_list([*named, *[""] * (len(self.missing) - len(named))], most)
 
 
-def find_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> FoundNames:
-    """Look for listed files in a folder; those that lie outside of it, or cannot be listed, are passed over.
+def resolve_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> ResolvedNames:
+    """Find listed files in a folder; names outside the folder, or in unreadable folders, are skipped.
 
     Args:
         folder: that the names are relative to.
-        names: as they are listed.
-        suffixes: of files that can be meant, in lower case.
+        names: as listed.
+        suffixes: of candidate files, in lower case.
     """
     absent, present = _absent(folder, dict.fromkeys(names))
     if not absent:
-        return FoundNames()
+        return ResolvedNames()
     files = sorted(name for name in _files_below(folder) if PurePosixPath(name).suffix.lower() in suffixes)
     by_base: dict[str, list[str]] = defaultdict(list)
     for name in files:
         by_base[normal_form(name).rpartition("/")[2]].append(name)
-    meant = {name: _meant(name, by_base) for name in absent}
-    claims = Counter([*present, *(one for [one] in (found for found in meant.values() if len(found) == 1))])
-    taken = {name: found[0] for name, found in meant.items() if len(found) == 1 and claims[found[0]] == 1}
-    missing: dict[str, str | None] = dict.fromkeys(name for name in absent if name not in taken)
-    for name in list(missing)[:GUESSED]:
-        missing[name] = meant[name][0] if meant[name] else likely_name(name, files)
-    return FoundNames(taken, missing)
+    candidates = {name: _candidates(name, by_base) for name in absent}
+    claims = Counter([*present, *(one for [one] in (files for files in candidates.values() if len(files) == 1))])
+    resolved = {name: one[0] for name, one in candidates.items() if len(one) == 1 and claims[one[0]] == 1}
+    missing: dict[str, str | None] = dict.fromkeys(name for name in absent if name not in resolved)
+    for name in list(missing)[:MAX_SUGGESTIONS]:
+        missing[name] = candidates[name][0] if candidates[name] else likely_name(name, files)
+    return ResolvedNames(resolved, missing)
 
 
 def match_stems(images: Collection[str], labels: Collection[str]) -> dict[str, str]:
-    """The label map that belongs to each image, by the names without their suffixes; what has none is left out.
+    """Return the stem of the semantic mask of each image stem; images without one are missing.
 
-    They are the same, or the same but for what systems write otherwise, or each label map has one ending more, such as
-    `_mask`.
+    Stems are equal, or equal in `normal_form`, or all masks have the same additional ending, such as `_mask`.
     """
     matched = {stem: stem for stem in images if stem in labels}
     rest, unused = [stem for stem in images if stem not in matched], [stem for stem in labels if stem not in matched]
@@ -79,9 +78,9 @@ def match_stems(images: Collection[str], labels: Collection[str]) -> dict[str, s
     for stem in unused:
         forms[normal_form(stem)].append(stem)
     for stem in rest:
-        found = forms[normal_form(stem)]
-        if len(found) == 1 == wanted[normal_form(stem)]:
-            matched[stem] = found[0]
+        equal = forms[normal_form(stem)]
+        if len(equal) == 1 == wanted[normal_form(stem)]:
+            matched[stem] = equal[0]
     if not matched and rest:
         endings = [stem.removeprefix(rest[0]) for stem in unused if stem.startswith(rest[0])]
         complete = [ending for ending in endings if all(f"{stem}{ending}" in labels for stem in rest)]
@@ -91,14 +90,14 @@ def match_stems(images: Collection[str], labels: Collection[str]) -> dict[str, s
 
 
 def likely_name(name: str, others: Iterable[str]) -> str | None:
-    """The one of some file names that is most like another, suffixes aside; None where none is."""
+    """Return the file name most similar to `name`, ignoring suffixes, or None."""
     by_stem: dict[str, str] = {}
     for other in sorted(others):
         by_stem.setdefault(_stem(other), other)
     stem = _stem(name)
     longer = [one for one in by_stem if one.startswith(stem) and not one[len(stem) : len(stem) + 1].isalnum()]
-    found = longer[:1] or get_close_matches(stem, by_stem, n=1, cutoff=CLOSE)
-    return by_stem[found[0]] if found else None
+    closest = longer[:1] or get_close_matches(stem, by_stem, n=1, cutoff=MIN_SIMILARITY)
+    return by_stem[closest[0]] if closest else None
 
 
 def _stem(name: str) -> str:
@@ -106,12 +105,12 @@ def _stem(name: str) -> str:
 
 
 def normal_form(name: str) -> str:
-    """What names have in common that mean one file on some system."""
+    """Return a name with `/` separators, unquoted, in Unicode NFC, case-folded."""
     return unicodedata.normalize("NFC", unquote(name.replace("\\", "/"))).casefold()
 
 
 def _absent(folder: Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The names that no file has, and the others as they lie in the folder; each folder is listed once."""
+    """Return the names without a file, and the paths of the others; each folder is listed once."""
     listed: dict[Path, set[str] | None] = {}
     absent, present = [], []
     for name in names:
@@ -129,7 +128,7 @@ def _absent(folder: Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _names_in(folder: Path) -> set[str] | None:
-    """All names in a folder; none where it does not exist, None where it cannot be listed."""
+    """Return all names in a folder: none if it does not exist, None if it cannot be listed."""
     try:
         return set(os.listdir(folder))  # noqa: PTH208 (a Path for each of many costs seconds)
     except (FileNotFoundError, NotADirectoryError):
@@ -139,17 +138,17 @@ def _names_in(folder: Path) -> set[str] | None:
 
 
 def _files_below(folder: Path) -> Iterable[str]:
-    for place, _, names in os.walk(folder):  # which follows no links
-        inner = Path(place).relative_to(folder).as_posix()
+    for parent, _, names in os.walk(folder):  # follows no links
+        inner = Path(parent).relative_to(folder).as_posix()
         yield from (names if inner == "." else (f"{inner}/{name}" for name in names))
 
 
-def _meant(name: str, by_base: dict[str, list[str]]) -> Sequence[str]:
-    """The files that a name can mean: the same but for what systems write otherwise, or for folders before it."""
+def _candidates(name: str, by_base: dict[str, list[str]]) -> Sequence[str]:
+    """Return files equal to the name in `normal_form`, or else after leading folders are removed from either."""
     wanted = normal_form(name).strip("/")
-    candidates = by_base.get(wanted.rpartition("/")[2], [])
-    same = [file for file in candidates if normal_form(file) == wanted]
-    return same or [file for file in candidates if _ends(wanted, normal_form(file)) or _ends(normal_form(file), wanted)]
+    same_base = by_base.get(wanted.rpartition("/")[2], [])
+    same = [file for file in same_base if normal_form(file) == wanted]
+    return same or [file for file in same_base if _ends(wanted, normal_form(file)) or _ends(normal_form(file), wanted)]
 
 
 def _ends(path: str, end: str) -> bool:

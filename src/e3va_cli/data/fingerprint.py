@@ -1,4 +1,4 @@
-"""What a split of a data set held, in a few bytes: a resumed run compares it with what it finds."""
+"""Fingerprints of data sets, by which a resumed run detects changed data."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from e3va_cli.data.sampling import evenly_spaced
+from e3va_cli.utils.text import pluralize
 
-from e3va_cli.utils.text import count_of
-
-SAMPLE = 256  # files whose sizes are looked at
-PLAIN = 2  # marshal's version in which equal values are equal bytes
+SAMPLE = 256  # files whose sizes are read
+MARSHAL_VERSION = 2  # the last in which equal values have equal bytes
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Of one split; where the folder lies is no part of it.
+    """Fingerprint of one split, independent of the location of its folder.
 
     Attributes:
-        images: how many.
-        files: digest of the names of the images, and of the sizes of some files.
-        annotations: digest of what is to be found in them.
+        images: number of images.
+        files: digest of image names, and of the sizes of some files.
+        annotations: digest of the annotations.
     """
 
     images: int
@@ -32,28 +31,27 @@ class Fingerprint:
     annotations: str
 
     def changes(self, before: dict[str, Any]) -> Iterator[str]:
-        """What differs from the fingerprint, as a dictionary, that the split had before."""
+        """Yield the differences to an earlier fingerprint, given as a dictionary."""
         if self.images != before.get("images"):
-            yield f"{count_of(self.images, 'image')}, {before.get('images'):,} before"
+            yield f"{pluralize(self.images, 'image')}, {before.get('images'):,} before"
         elif self.files != before.get("files"):
-            yield "other image files than before, by their names or sizes"
+            yield "image files changed (names or sizes)"
         elif self.annotations != before.get("annotations"):
-            yield "other annotations than before, of the same images"
+            yield "annotations changed"
 
 
 def digest(*parts: Iterable[Any]) -> str:
-    """A digest of plain values; SHA-256, in hexadecimal digits."""
-    found = hashlib.sha256()
+    """Return the SHA-256 digest of built-in values, in hexadecimal."""
+    sha = hashlib.sha256()
     for part in parts:
         for item in part:
-            found.update(marshal.dumps(item, PLAIN))
-    return found.hexdigest()
+            sha.update(marshal.dumps(item, MARSHAL_VERSION))
+    return sha.hexdigest()
 
 
-def sizes_of(length: int, file_of: Callable[[int], Path]) -> list[int]:
-    """Bytes of some of so many files, evenly spread; -1 for one that cannot be looked at."""
-    chosen = np.linspace(0, length - 1, min(SAMPLE, length)).round().astype(int)
-    return [_size(file_of(index)) for index in chosen.tolist()]
+def sample_file_sizes(length: int, file_of: Callable[[int], Path]) -> list[int]:
+    """Return the sizes in bytes of evenly spaced files, -1 for inaccessible ones."""
+    return [_size(file_of(index)) for index in evenly_spaced(length, SAMPLE)]
 
 
 def _size(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Names of files that come from annotations, and what there is in place of a file that is missing."""
+"""Paths from annotations, and descriptions of missing ones."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ NAMES_SHOWN = 10
 
 
 def safe_join(folder: Path, file_name: str) -> Path | None:
-    """Where a file lies, without any `..`, or None where its name leads out of the folder.
+    """Join a folder and a file name without `..`; return None if the name leads outside the folder.
 
-    A name comes from whoever wrote the annotations. A link in the folder comes from its owner, who may well keep the
-    images on another disk: links are followed, but never upwards again.
+    File names come from the author of the annotations and are not trusted. Links come from the owner of the folder, who
+    may keep the images on another disk, and are followed.
     """
     base = Path(os.path.normpath(folder.absolute()))
     path = Path(os.path.normpath(base / file_name))
@@ -20,10 +20,10 @@ def safe_join(folder: Path, file_name: str) -> Path | None:
 
 
 def describe_directory(path: Path) -> str:
-    """The first names in the nearest folder above the path that exists."""
+    """Return the first names in the nearest existing parent folder."""
     folder = next(parent for parent in path.parents if parent.is_dir())
     try:
         names = sorted(escape_text(entry.name) + "/" * entry.is_dir() for entry in folder.iterdir())
     except OSError as error:
         return f"{folder} cannot be listed: {error.strerror}"
-    return f"{folder} holds {truncate_list(names, NAMES_SHOWN) or 'nothing'}"
+    return f"{folder} contains {truncate_list(names, NAMES_SHOWN) or 'nothing'}"

@@ -1,4 +1,4 @@
-"""Which image comes when: a function of (seed, epoch, rank) alone, so that a run can be repeated and resumed."""
+"""Samplers that depend on (seed, epoch, rank) only, so that runs can be reproduced and resumed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Key = tuple[int, int]  # epoch, index
 
 
 class EpochSampler(Sampler[Key]):
-    """Yields (epoch, index): every rank its share of one shuffled or ordered pass over the data.
+    """Yields (epoch, index) of this rank's part of a shuffled or sequential pass over the data.
 
-    Training shares are equally long (what is left over waits for another epoch's order); evaluation leaves nothing out
-    and repeats nothing.
+    In training, all ranks get the same number of samples and the remainder is dropped; in evaluation, each sample is
+    used exactly once.
 
     Attributes:
-        start: samples of the share that the next pass leaves out, as a run that was stopped has seen them.
+        start: samples to skip in the next pass, as an interrupted run has used them.
     """
 
     def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -28,7 +28,7 @@ class EpochSampler(Sampler[Key]):
         self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Set the epoch; called by Lightning before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class EpochSampler(Sampler[Key]):
 
     def __iter__(self) -> Iterator[Key]:
         if self.shuffle:
-            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
             order = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = list(range(self.length))
@@ -47,11 +47,11 @@ class EpochSampler(Sampler[Key]):
 
 
 class Reproducible(Dataset[Any]):
-    """A data set whose random transforms depend on (seed, epoch, index), whichever process runs them.
+    """Makes random transforms depend on (seed, epoch, index) only, not on the process that runs them.
 
     Args:
-        dataset: looked up by index.
-        seed: another seed, other transforms.
+        dataset: map-style.
+        seed: of the transforms.
     """
 
     def __init__(self, dataset: Any, seed: int) -> None:
@@ -63,10 +63,16 @@ class Reproducible(Dataset[Any]):
     def __getitem__(self, key: Key) -> Any:
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix(self.seed, epoch, index))
+            torch.manual_seed(derive_seed(self.seed, epoch, index))
             return self.dataset[index]
 
 
-def mix(*numbers: int) -> int:
-    """One seed of several numbers, such that neighbours share nothing."""
+def derive_seed(*numbers: int) -> int:
+    """Return a seed made of several numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """Return up to `count` evenly spaced indices below `length`, in ascending order."""
+    chosen: list[int] = np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+    return chosen

@@ -1,4 +1,4 @@
-"""A list that costs a forked worker no memory."""
+"""A list that forked workers share without copying."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -10,10 +10,10 @@ Item = TypeVar("Item")
 
 
 class SerializedList(Generic[Item]):
-    """A read-only list whose items lie pickled in one array.
+    """A read-only list of items pickled in one array, as detectron2's `TorchSerializedList`.
 
-    Reading a Python object writes its reference count, so that each DataLoader worker would in time copy
-    every page of a list of annotations (https://github.com/pytorch/pytorch/issues/13246). An array is shared.
+    Reading a Python object writes its reference count, so each DataLoader worker would in time copy every page of a
+    list (https://github.com/pytorch/pytorch/issues/13246). An array stays shared.
     """
 
     def __init__(self, items: Iterable[Item]) -> None:

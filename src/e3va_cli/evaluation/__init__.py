@@ -1,4 +1,4 @@
-"""Quality of predictions: each evaluation one file, all behind the protocol of `base.py`."""
+"""Evaluation metrics: one file each, behind the protocol in `base.py`."""
 
 from e3va_cli.evaluation import mean_iou, voc_average_precision
 from e3va_cli.evaluation.average_precision import AveragePrecision

@@ -1,7 +1,7 @@
 """Average precision of boxes and masks by COCO's definition.
 
-Definition: https://cocodataset.org/#detection-eval, as pycocotools computes it; the computation here is
-faster-coco-eval's, which gives the same numbers in less time.
+Definition: https://cocodataset.org/#detection-eval, as in pycocotools; computed by faster-coco-eval, which returns the
+same numbers faster.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from e3va_cli.data import DetectionDataset, Target
 from e3va_cli.evaluation.base import Results, register
 from e3va_cli.evaluation.prediction_store import PredictionStore, save_predictions
 from e3va_cli.models.heads import Detections
-from e3va_cli.visualization.precision_recall import Curves
+from e3va_cli.visualization.precision_recall import PrecisionRecall
 
-KINDS = {"boxes": "box", "masks": "mask"}  # what is found, and what its results are called
-IOU_TYPES = {"box": "bbox", "mask": "segm"}
+RESULT_KEYS = {"boxes": "box", "masks": "mask"}  # of each target type
+COCO_IOU_TYPES = {"box": "bbox", "mask": "segm"}
 SUMMARY = {"AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5, "AR100": 8}
-FIRST_AR = 6  # of the summary: AR at each of three numbers of detections
-COUNTED = [1, 10, 100]  # detections of a class in an image, by COCO's definition
+FIRST_AR = 6  # index in COCO's summary: AR at each of three maxDets
+MAX_DETS = [1, 10, 100]  # COCO's, per class and image
 LOGGED = ("AP", "AP50")
-BEYOND = 1e11  # pixels; pycocotools ignores single objects that are larger than its largest area, 1e10
+IGNORED_AREA = 1e11  # pixels; pycocotools ignores objects beyond its largest area range, 1e10
 
 
 class AveragePrecision(PredictionStore[list[Results]]):
-    """Collects findings image by image and measures them against a COCO-format ground truth.
+    """Average precision of detections against a ground truth in COCO's format.
 
-    Masks are encoded as they come: memory grows with the number of objects, not with image sizes. COCO counts 100
-    detections of a class in an image; where a head gives more, all of them count.
+    Masks are stored as RLE, so memory grows with the number of objects, not with image size. COCO evaluates 100
+    detections per class and image; if a head returns more, all of them are evaluated.
 
     Args:
-        ground_truth: `images`, `annotations` and `categories` in COCO's format; those with `ignore` are single objects
-            that count as neither hit nor miss, which pycocotools knows of crowds alone.
-        category_ids: the ground truth's id of label k at index k - 1.
-        kinds: which of box and mask to measure.
+        ground_truth: `images`, `annotations` and `categories` in COCO's format. Annotations with `ignore` are single
+            objects that count neither as hit nor as miss (pycocotools has this for crowds only).
+        category_ids: ground-truth id of label k at index k - 1.
+        iou_types: box, mask or both.
     """
 
-    def __init__(self, ground_truth: Results, category_ids: Sequence[int], kinds: Sequence[str]) -> None:
+    def __init__(self, ground_truth: Results, category_ids: Sequence[int], iou_types: Sequence[str]) -> None:
         super().__init__()
         self.ground_truth = ground_truth
         self.category_ids = list(category_ids)
-        self.kinds = list(kinds)
-        self.monitor = f"{self.kinds[-1]}_AP"
-        self.curves: dict[str, Curves] = {}  # of the last measurement, at IoU 0.5
+        self.iou_types = list(iou_types)
+        self.monitor = f"{self.iou_types[-1]}_AP"
+        self.curves: dict[str, PrecisionRecall] = {}  # of the last `compute`, at IoU 0.5
 
-    def update(self, found: Detections, target: Target) -> None:
-        """Add what was found in one image."""
+    def update(self, prediction: Detections, target: Target) -> None:
+        """Add the detections in one image."""
         image_id = target["image_id"]
-        detections = found.cpu().rescaled(target["original_size"])
+        detections = prediction.cpu().rescaled(target["original_size"])
         corners = detections.boxes.double().numpy()
         results: list[Results] = [
             {"image_id": image_id, "category_id": self.category_ids[label - 1], "score": score, "bbox": box}
@@ -67,81 +67,82 @@ class AveragePrecision(PredictionStore[list[Results]]):
                 strict=True,
             )
         ]
-        if "mask" in self.kinds:
-            for result, mask in zip(results, detections.full_masks(), strict=True):
+        if "mask" in self.iou_types:
+            for result, mask in zip(results, detections.paste_masks(), strict=True):
                 result["segmentation"] = rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
-        self.found[image_id] = results
+        self.predictions[image_id] = results
 
-    def scores(self, results: Results) -> dict[str, float]:
-        """AP and AP50 of boxes and masks."""
+    def log_dict(self, results: Results) -> dict[str, float]:
+        """Return AP and AP50 of boxes and masks."""
         return {
-            f"{kind}_{name}": values[name]
-            for kind, values in results.items()
+            f"{iou_type}_{name}": values[name]
+            for iou_type, values in results.items()
             for name in LOGGED
             if values[name] is not None
         }
 
     def compute(self) -> Results:
-        """`{"box": {"AP": .., "AP50": .., ..., "per_class": {name: AP}}, "mask": {...}}`; None where nothing counts."""
-        return {kind: self._measure(kind) for kind in self.kinds}
+        """Return `{"box": {"AP": .., "AP50": .., ..., "per_class": {name: AP}}, "mask": {...}}`; None if undefined."""
+        return {iou_type: self._evaluate(iou_type) for iou_type in self.iou_types}
 
-    def leave(self, folder: Path) -> dict[str, str]:
-        """All findings in COCO's results format, and precision-recall curves."""
-        return save_predictions(chain.from_iterable(self.found.values()), self.curves, folder)
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write all detections in COCO's results format, and precision-recall curves."""
+        return save_predictions(chain.from_iterable(self.predictions.values()), self.curves, folder)
 
-    def _measure(self, kind: str) -> Results:
-        annotations = [a for a in self.ground_truth["annotations"] if a["image_id"] in self.found]
-        if kind == "mask":
+    def _evaluate(self, iou_type: str) -> Results:
+        annotations = [a for a in self.ground_truth["annotations"] if a["image_id"] in self.predictions]
+        if iou_type == "mask":
             annotations = [a for a in annotations if a.get("segmentation")]
-        annotations = [{**a, "iscrowd": 0, "area": BEYOND} if a.get("ignore") else a for a in annotations]
+        annotations = [{**a, "iscrowd": 0, "area": IGNORED_AREA} if a.get("ignore") else a for a in annotations]
         truth = {**self.ground_truth, "annotations": annotations}
-        truth["images"] = [image for image in truth["images"] if image["id"] in self.found]
-        # bbox and segmentation apart: with a bbox present, masks would be sorted into sizes by the area of their box.
-        left_out = {"box": "segmentation", "mask": "bbox"}[kind]
-        findings = [
-            {key: value for key, value in result.items() if key != left_out}
-            for result in chain.from_iterable(self.found.values())
+        truth["images"] = [image for image in truth["images"] if image["id"] in self.predictions]
+        # Either bbox or segmentation: with a bbox present, pycocotools takes a mask's area from its box.
+        other = {"box": "segmentation", "mask": "bbox"}[iou_type]
+        results = [
+            {key: value for key, value in result.items() if key != other}
+            for result in chain.from_iterable(self.predictions.values())
         ]
         with contextlib.redirect_stdout(io.StringIO()):
-            reference = COCO(truth)
-            # Not every release loads an empty list: 1.6.7 does not.
-            found = reference.loadRes(findings) if findings else COCO({**truth, "annotations": []})
-            evaluation = COCOeval_faster(reference, found, IOU_TYPES[kind], print_function=lambda *_: None)
+            coco_gt = COCO(truth)
+            # faster-coco-eval 1.6.7 fails on an empty list.
+            coco_dt = coco_gt.loadRes(results) if results else COCO({**truth, "annotations": []})
+            evaluation = COCOeval_faster(coco_gt, coco_dt, COCO_IOU_TYPES[iou_type], print_function=lambda *_: None)
             evaluation.params.catIds = self.category_ids
-            evaluation.params.imgIds = sorted(self.found)
-            evaluation.params.maxDets = counted = self._counted()
+            evaluation.params.imgIds = sorted(self.predictions)
+            evaluation.params.maxDets = max_dets = self._max_dets()
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all sizes, all findings
-        at_half = precision[0].T  # class, recall
-        of_id = distinct_names(truth["categories"])
-        names = [of_id[i] for i in self.category_ids]
-        self.curves[kind] = Curves(names, at_half, [_or_none(of_class.mean()) for of_class in at_half])
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; all areas, largest maxDets
+        precision50 = precision[0].T  # class, recall
+        names_by_id = unique_category_names(truth["categories"])
+        names = [names_by_id[i] for i in self.category_ids]
+        self.curves[iou_type] = PrecisionRecall(names, precision50, [_or_none(row.mean()) for row in precision50])
         return {
             **{name: _or_none(evaluation.stats[index]) for name, index in SUMMARY.items()},
-            "AR100": _or_none(evaluation.stats[FIRST_AR + counted.index(100)]),
+            "AR100": _or_none(evaluation.stats[FIRST_AR + max_dets.index(100)]),
             "per_class": {name: _or_none(precision[:, :, k].mean()) for k, name in enumerate(names)},
         }
 
-    def _counted(self) -> list[int]:
-        """How many detections of an image count: COCO's numbers, or the last one as many as there are."""
-        most = max(map(len, self.found.values()), default=0)
-        return COUNTED if most <= COUNTED[-1] else [COUNTED[0], COUNTED[-1], most]
+    def _max_dets(self) -> list[int]:
+        """Return COCO's maxDets, the largest raised to the most detections in an image."""
+        most = max(map(len, self.predictions.values()), default=0)
+        return MAX_DETS if most <= MAX_DETS[-1] else [MAX_DETS[0], MAX_DETS[-1], most]
 
 
-def distinct_names(categories: Sequence[Results]) -> dict[int, str]:
-    """The name of each category by its id; of those with the same name, followed by the id."""
-    times = Counter(category["name"] for category in categories)
-    return {c["id"]: c["name"] if times[c["name"]] == 1 else f"{c['name']} (id {c['id']})" for c in categories}
+def unique_category_names(categories: Sequence[Results]) -> dict[int, str]:
+    """Return category names by id; names that occur more than once are followed by the id."""
+    counts = Counter(category["name"] for category in categories)
+    return {c["id"]: c["name"] if counts[c["name"]] == 1 else f"{c['name']} (id {c['id']})" for c in categories}
 
 
-@register("coco", needs="boxes")
-def coco(dataset: DetectionDataset, kinds: Sequence[str]) -> AveragePrecision:
-    """COCO's average precision of what a head finds."""
-    return AveragePrecision(dataset.ground_truth(kinds), dataset.category_ids, [KINDS[k] for k in KINDS if k in kinds])
+@register("coco", target_type="boxes")
+def coco(dataset: DetectionDataset, target_types: Sequence[str]) -> AveragePrecision:
+    """Build COCO's average precision of boxes and, if predicted, masks."""
+    iou_types = [key for target_type, key in RESULT_KEYS.items() if target_type in target_types]
+    return AveragePrecision(dataset.ground_truth(target_types), dataset.category_ids, iou_types)
 
 
 def _or_none(value: float) -> float | None:
-    """COCO's -1 for "nothing to measure" as None."""
+    """Return None for COCO's -1, "undefined"."""
     return None if value == -1 else float(value)

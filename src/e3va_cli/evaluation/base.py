@@ -1,4 +1,4 @@
-"""The one interface of evaluations, and the registry that the `dataset.metric=` option chooses from."""
+"""The evaluator protocol, and the registry behind `dataset.metric`."""
 
 from __future__ import annotations
 
@@ -13,44 +13,45 @@ Results = dict[str, Any]
 
 
 class Evaluator(Protocol):
-    """Collects what a head finds, image by image, and measures it against the annotations.
+    """Collects predictions image by image and compares them with the annotations.
 
     Attributes:
-        images: how many were given since the last reset.
-        monitor: the one of `scores` that decides which state of a run is best; higher is better.
+        monitor: key of `log_dict` that selects the best checkpoint; higher is better.
     """
 
     monitor: str
 
     @property
-    def images(self) -> int: ...
+    def num_images(self) -> int:
+        """Images since the last reset."""
+        ...
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard all predictions."""
         ...
 
-    def update(self, found: Any, target: Target) -> None:
-        """Add what a head found in one image."""
+    def update(self, prediction: Any, target: Target) -> None:
+        """Add a head's prediction for one image."""
         ...
 
-    def share(self) -> Any:
-        """What was collected, for other processes."""
+    def state(self) -> Any:
+        """Return the collected predictions in a form that can be pickled."""
         ...
 
-    def gather(self, shares: Sequence[Any]) -> None:
-        """Take the shares of all processes, this one included, for what was collected."""
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replace the collected predictions by those of all ranks, this one included."""
         ...
 
     def compute(self) -> Results:
-        """All results, as `metrics.json` has them; None where there was nothing to measure."""
+        """Return all results as written to `metrics.json`; None where there is nothing to evaluate."""
         ...
 
-    def scores(self, results: Results) -> dict[str, float]:
-        """Those results that are worth a curve, by name."""
+    def log_dict(self, results: Results) -> dict[str, float]:
+        """Return the results to log, by name."""
         ...
 
-    def leave(self, folder: Path) -> dict[str, str]:
-        """Write what is more than numbers, once they are computed: what each file holds, by its name."""
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write predictions and plots after `compute`; return a description of each file by its name."""
         ...
 
 
@@ -59,26 +60,28 @@ BuilderType = TypeVar("BuilderType", bound=Builder)
 EVALUATORS: dict[str, tuple[frozenset[str], Builder]] = {}
 
 
-def register(name: str, *, needs: str) -> Callable[[BuilderType], BuilderType]:
-    """Make an evaluation choosable as `dataset.metric=name` for data sets that offer `needs`.
+def register(name: str, *, target_type: str) -> Callable[[BuilderType], BuilderType]:
+    """Register a function of (dataset, predicted target types) as `dataset.metric=name`.
 
-    What is registered builds the evaluator from a data set and the kinds of findings, of boxes, masks and semantic.
+    Args:
+        name: of the metric.
+        target_type: what a data set must have: boxes, masks or semantic.
     """
 
     def add(builder: BuilderType) -> BuilderType:
-        EVALUATORS[name] = frozenset({needs}), builder
+        EVALUATORS[name] = frozenset({target_type}), builder
         return builder
 
     return add
 
 
-def build_evaluator(metric: str, dataset: DenseDataset, kinds: Sequence[str]) -> Evaluator:
-    """The evaluation called `metric` of findings of `kinds` on `dataset`.
+def build_evaluator(metric: str, dataset: DenseDataset, target_types: Sequence[str]) -> Evaluator:
+    """Build the evaluator of predictions of `target_types` (boxes, masks, semantic) on `dataset`.
 
     Raises:
-        UserError: there is none of that name for this kind of data.
+        UserError: the metric is unknown, or does not apply to this data set.
     """
-    choices = [name for name, (needs, _) in EVALUATORS.items() if needs <= dataset.target_types]
+    choices = [name for name, (required, _) in EVALUATORS.items() if required <= dataset.target_types]
     if metric not in choices:
         raise UserError(f"dataset.metric={metric}: one of {', '.join(choices)}")
-    return EVALUATORS[metric][1](dataset, kinds)
+    return EVALUATORS[metric][1](dataset, target_types)

@@ -15,8 +15,8 @@ from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.models.backbones import BackboneFingerprint, ResidualBackbone, build_backbone
 from e3va_cli.models.model import DenseModel, build_from_backbone, build_meta_model
-from e3va_cli.runs.folder import ADAPTER_CONFIG, adapter_folder, locate
-from e3va_cli.training.checkpoints import ABOUT, OF_TASK, read_checkpoint, require_same_weights, verify
+from e3va_cli.runs.folder import ADAPTER_CONFIG, find_adapter_folder, find_checkpoint
+from e3va_cli.training.checkpoints import METADATA_KEY, MODEL_PREFIX, check_metadata, check_state_dict, read_checkpoint
 
 EXTRACTOR = "extractor."  # what names begin with of what was trained on the backbone: adapters and output norms
 
@@ -50,12 +50,12 @@ def read_checkpoint_or_adapter(given: str, option: str) -> AdapterCheckpoint:
     Raises:
         UserError: there is none, or it is damaged; names `option`.
     """
-    folder = adapter_folder(given)
+    folder = find_adapter_folder(given)
     if folder is not None:
         config, state = read_adapter(folder)
         trained = AdapterCheckpoint(folder, _about(folder, config), state, config["steps"])
         model = outlined(trained)
-        require_same_weights(trained.state, model, folder)
+        check_state_dict(trained.state, model, folder)
         backbone = model.extractor.backbone
         if config["normalisation"] != {"mean": list(backbone.mean), "std": list(backbone.std)}:
             raise UserError(
@@ -63,13 +63,13 @@ def read_checkpoint_or_adapter(given: str, option: str) -> AdapterCheckpoint:
                 f"use timm {config['versions'].get('timm')}, which it was trained with"
             )
         return trained
-    _, path = locate(given, option)
+    _, path = find_checkpoint(given, option)
     content = read_checkpoint(path)
-    state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-    if found := next(about_mistakes(content[ABOUT]), None):
+    state = {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
+    if found := next(about_mistakes(content[METADATA_KEY]), None):
         raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
-    trained = AdapterCheckpoint(path, _about(path, content[ABOUT]), state, content["global_step"])
-    require_same_weights(trained.state, outlined(trained), path)
+    trained = AdapterCheckpoint(path, _about(path, content[METADATA_KEY]), state, content["global_step"])
+    check_state_dict(trained.state, outlined(trained), path)
     return trained
 
 
@@ -105,7 +105,7 @@ def backbone_of(
 
 def require_same_backbone(trained: AdapterCheckpoint, identity: BackboneFingerprint) -> None:
     """Raises UserError unless this is the backbone that the weights were trained on."""
-    verify({ABOUT: trained.about}, trained.path, {**trained.about, "backbone": vars(identity)})
+    check_metadata({METADATA_KEY: trained.about}, trained.path, {**trained.about, "backbone": vars(identity)})
 
 
 def build_trained(trained: AdapterCheckpoint, backbone: ResidualBackbone, identity: BackboneFingerprint) -> DenseModel:
@@ -125,7 +125,7 @@ def load_trained(model: DenseModel, trained: AdapterCheckpoint) -> None:
     Raises:
         UserError: weights are missing, too many, or of other sizes.
     """
-    require_same_weights(trained.state, model, trained.path)
+    check_state_dict(trained.state, model, trained.path)
     model.load_state_dict(trained.state, strict=False)
 
 

@@ -19,12 +19,13 @@ from e3va_cli.config.run_config import (
     RunConfig,
     errors_in,
     kind_of,
+    metadata_in_current_names,
     structured,
     with_older_options,
 )
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.runs.folder import ADAPTER_CONFIG
-from e3va_cli.utils.text import is_name, shorten
+from e3va_cli.utils.text import is_printable_name, shorten
 
 FORMAT = "e3va-adapter"
 VERSION = 1
@@ -36,7 +37,7 @@ ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "category_ids": [int],
     "config": dict,
 }
-CONFIG_FORM = {one.name: int if one.name in ("seed", "pictures") else dict for one in fields(RunConfig)}
+CONFIG_FORM = {one.name: int if one.name in ("seed", "num_visualizations") else dict for one in fields(RunConfig)}
 FORM: dict[str, Any] = {
     **ABOUT_FORM,
     "format": str,
@@ -63,7 +64,12 @@ def config_digest(config: dict[str, Any]) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checked content of a folder's `adapter_config.json`.
+    """Return the checked content of a folder's `adapter_config.json` under current option names; as `read_written`."""
+    return metadata_in_current_names(read_written(folder))
+
+
+def read_written(folder: Path) -> dict[str, Any]:
+    """Return the checked content of a folder's `adapter_config.json` as written, which its digest covers.
 
     Raises:
         UserError: there is none, or it is not what an export writes; one line with the first thing that is wrong.
@@ -82,7 +88,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: format_version {content.get('format_version')!r}, but this e3va reads {VERSION}; "
             "use the e3va that wrote it, or export the adapter again"
         )
-    found = next(_mistakes(content), None)
+    found = next(_mistakes(metadata_in_current_names(content)), None)
     if found:
         raise UserError(f"{path}: {found}; it is not as `e3va export-adapter` wrote it")
     return content
@@ -116,7 +122,7 @@ def about_mistakes(content: Any) -> Iterator[str]:
         yield "backbone.fingerprint is no SHA-256"
     if not content["classes"]:
         yield "classes is empty"
-    if wrong := [name for name in content["classes"] if not is_name(name)]:
+    if wrong := [name for name in content["classes"] if not is_printable_name(name)]:
         yield f"classes has {shorten(wrong[0])}, which is no name"
     if not len(content["classes"]) == len(content["category_ids"]) == len(set(content["category_ids"])):
         yield "category_ids has not one number of its own for each class"

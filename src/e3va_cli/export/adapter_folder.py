@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from e3va_cli.config.run_config import EXPORT_PRECISIONS
+from e3va_cli.config.run_config import EXPORT_PRECISIONS, metadata_in_current_names
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.export.adapter_config import FORMAT, VERSION, config_digest, read_config
+from e3va_cli.export.adapter_config import FORMAT, VERSION, config_digest, read_written
 from e3va_cli.export.model_card import card
 from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from e3va_cli.utils.files import UnwritableError, atomic_write, write_json
@@ -68,7 +68,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         UserError: a file is missing, cut, damaged, or not the one that the other was written with.
     """
-    config = read_config(folder)
+    config = read_written(folder)
     path, written = folder / ADAPTER_WEIGHTS, config["weights"]
     if not path.is_file():
         raise UserError(f"{folder}: no {ADAPTER_WEIGHTS} in it; copy the whole exported folder")
@@ -88,7 +88,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder / ADAPTER_CONFIG}: changed after the export, or of other weights than {ADAPTER_WEIGHTS}; "
             "export the adapter again"
         )
-    return config, state
+    return metadata_in_current_names(config), state
 
 
 def _require_readable(temporary: Path, folder: Path) -> None:

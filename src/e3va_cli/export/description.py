@@ -15,8 +15,8 @@ from e3va_cli.config.run_config import RunConfig
 from e3va_cli.export.adapter_checkpoint import EXTRACTOR, AdapterCheckpoint
 from e3va_cli.export.adapter_config import FORMAT, VERSION
 from e3va_cli.models.model import DenseModel, parameter_counts
-from e3va_cli.runs.folder import METRICS, METRICS_HISTORY, overrides_of
-from e3va_cli.utils.environment import versions
+from e3va_cli.runs.folder import METRICS, METRICS_HISTORY, read_overrides
+from e3va_cli.utils.environment import package_versions
 
 NOT_OF_TRAINING = ("hydra", "resume", "checkpoint", "budget")
 SIZES = ("short_side", "val_short_side", "train_short_sides", "max_size", "crop_size")  # keys of data sets, in pixels
@@ -49,9 +49,9 @@ def describe(trained: AdapterCheckpoint, model: DenseModel, run: Path) -> dict[s
         "parameters": {**counts(trained.state), **parameter_counts(model)},
         "steps": trained.steps,
         "metrics": measured(run, trained.steps),
-        "versions": versions(),
+        "versions": package_versions(),
         "overrides": [
-            word for word in overrides_of(run) if not parse([word])[0].key_or_group.startswith(NOT_OF_TRAINING)
+            word for word in read_overrides(run) if not parse([word])[0].key_or_group.startswith(NOT_OF_TRAINING)
         ],
         "config": {field.name: config[field.name] for field in fields(RunConfig)},
     }

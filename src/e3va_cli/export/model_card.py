@@ -8,7 +8,7 @@ from typing import Any
 from e3va_cli.models.heads import HEADS
 from e3va_cli.runs.folder import ADAPTER_WEIGHTS
 from e3va_cli.utils.environment import MIB
-from e3va_cli.utils.text import count_of
+from e3va_cli.utils.text import pluralize
 
 TASKS = {"masks": "instance segmentation", "boxes": "object detection", "semantic": "semantic segmentation"}
 PLACES = {"dataset.root": "DATA", "backbone.weights": "FILE"}
@@ -61,7 +61,7 @@ def _results(config: dict[str, Any]) -> str:
     measures = [key for key in next(iter(kinds.values())) if key != "per_class"]
     lines = [
         f"On the validation images of `{config['config']['dataset']['name']}`, in percent, after "
-        f"{count_of(config['steps'], 'step')} of training:\n",
+        f"{pluralize(config['steps'], 'step')} of training:\n",
         f"| | {' | '.join(measure.replace('_', ' ') for measure in measures)} |",
         f"|---|{'--:|' * len(measures)}",
         *(f"| {kind} | {' | '.join(_percent(values.get(m)) for m in measures)} |" for kind, values in kinds.items()),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from e3va_cli.data.collate import SIZE_DIVISOR
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.models.model import DenseModel
-from e3va_cli.models.necks.fpn import pyramid_of
+from e3va_cli.models.necks.fpn import build_pyramid
 from e3va_cli.utils.files import UnwritableError, atomic_write
 
 ABOUT = "e3va"  # what the file calls the JSON on its use
@@ -45,7 +45,7 @@ class ExportModule(nn.Module):
         features = self.extractor((images - self.mean) / self.std)
         if self.segmenter is not None:
             return (self.segmenter.scores(features),)
-        return tuple(pyramid_of(self.neck, features).values())
+        return tuple(build_pyramid(self.neck, features).values())
 
     def names(self, outputs: Sequence[Tensor]) -> list[str]:
         """What the file calls its outputs."""

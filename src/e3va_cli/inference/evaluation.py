@@ -25,8 +25,8 @@ from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_inpu
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.heads import HEADS
 from e3va_cli.models.model import DenseModel, build_from_backbone
-from e3va_cli.training.checkpoints import ABOUT, about_model, verify
-from e3va_cli.training.run import Run, build_run
+from e3va_cli.training.checkpoints import METADATA_KEY, build_metadata, check_metadata
+from e3va_cli.training.run import TrainingRun, build_run
 
 OPTION = "checkpoint"
 
@@ -68,9 +68,9 @@ class MultiEvaluator:
         self.first, self.monitor = first, f"{name}/{first.monitor}"
 
     @property
-    def images(self) -> int:
+    def num_images(self) -> int:
         """Images that were given since the last reset; all evaluators get the same."""
-        return self.first.images
+        return self.first.num_images
 
     def reset(self) -> None:
         """Forget everything."""
@@ -82,33 +82,33 @@ class MultiEvaluator:
         for name, evaluator in self.evaluators.items():
             evaluator.update(found[name], target)
 
-    def share(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """What was collected."""
-        return {name: evaluator.share() for name, evaluator in self.evaluators.items()}
+        return {name: evaluator.state() for name, evaluator in self.evaluators.items()}
 
-    def gather(self, shares: Sequence[dict[str, Any]]) -> None:
+    def merge(self, states: Sequence[dict[str, Any]]) -> None:
         """Take the shares of all processes."""
         for name, evaluator in self.evaluators.items():
-            evaluator.gather([share[name] for share in shares])
+            evaluator.merge([state[name] for state in states])
 
     def compute(self) -> Results:
         """All results."""
         return {name: evaluator.compute() for name, evaluator in self.evaluators.items()}
 
-    def scores(self, results: Results) -> dict[str, float]:
+    def log_dict(self, results: Results) -> dict[str, float]:
         """Those that are worth a curve."""
         return {
             f"{name}/{score}": value
             for name, evaluator in self.evaluators.items()
-            for score, value in evaluator.scores(results[name]).items()
+            for score, value in evaluator.log_dict(results[name]).items()
         }
 
-    def leave(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path) -> dict[str, str]:
         """The files of each evaluator, in a folder of its name."""
         return {
             f"{name}/{file}": what
             for name, evaluator in self.evaluators.items()
-            for file, what in evaluator.leave(folder / name).items()
+            for file, what in evaluator.save(folder / name).items()
         }
 
 
@@ -182,15 +182,15 @@ def by_image_size(candidates: Sequence[EvalSpec]) -> list[list[EvalSpec]]:
 class Evaluation:
     """A run whose validation measures several adapters; evaluators and results are by their names."""
 
-    run: Run
+    run: TrainingRun
     adapters: list[Adapter]
     evaluators: dict[str, Evaluator]
 
     @property
     def results(self) -> Results:
         """Of each adapter, once they are measured."""
-        assert self.run.task.results is not None
-        return self.run.task.results
+        assert self.run.lightning_module.results is not None
+        return self.run.lightning_module.results
 
 
 def build_evaluation(candidates: Sequence[EvalSpec], folder: Path) -> Evaluation:
@@ -207,18 +207,18 @@ def build_evaluation(candidates: Sequence[EvalSpec], folder: Path) -> Evaluation
     for one in candidates:
         is_first = one is first
         model = run.model if is_first else _model(one, run)
-        about = about_model(model.identity, one.config, run.val.classes, run.val.category_ids)
-        verify({ABOUT: one.trained.about}, one.trained.path, about)
+        about = build_metadata(model.identity, one.config, run.val.classes, run.val.category_ids)
+        check_metadata({METADATA_KEY: one.trained.about}, one.trained.path, about)
         load_trained(model, one.trained)
         adapters.append(Adapter(one.name, one.trained.path, model, one.config, run.val.classes, run.val.category_ids))
         kinds = sorted(model.head.target_types)
-        evaluators[one.name] = run.task.evaluator if is_first else build_evaluator(metric, run.val, kinds)
-    run.task.model = cast(DenseModel, MultiModel(adapters))
-    run.task.evaluator = MultiEvaluator(evaluators)
+        evaluators[one.name] = run.lightning_module.evaluator if is_first else build_evaluator(metric, run.val, kinds)
+    run.lightning_module.model = cast(DenseModel, MultiModel(adapters))
+    run.lightning_module.evaluator = MultiEvaluator(evaluators)
     return Evaluation(run, adapters, evaluators)
 
 
-def _model(candidate: EvalSpec, run: Run) -> DenseModel:
+def _model(candidate: EvalSpec, run: TrainingRun) -> DenseModel:
     """The model of a candidate, on the backbone of the run's own model if both leave it as it is."""
     if candidate.can_share_backbone:
         backbone, identity = run.model.extractor.backbone, run.model.identity

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
-from e3va_cli.data.images.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES, describe_unread
+from e3va_cli.data.images.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES, describe_unsupported
 from e3va_cli.errors import UserError
 
 
@@ -38,7 +38,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         if not files:
             mistakes.append(f"input={given}: {reason}")
         elif path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
-            mistakes.append(f"input={given}: {describe_unread(file.name for file in files)}")
+            mistakes.append(f"input={given}: {describe_unsupported(file.name for file in files)}")
         for file in files:
             found.setdefault(file.resolve(), file)
     if mistakes or not found:

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.orientation import orientation_of
-from e3va_cli.data.images.reading import USUAL_SCALING, RawImage, pixels_of, read_raw
+from e3va_cli.data.images.reading import DEFAULT_SCALING, RawImage, pil_to_pixels, read_raw
 from e3va_cli.errors import UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor | RawImage
 DEEP_ARRAYS = (np.uint16, np.int32, np.float32)
 
 
-def as_image(given: ImageLike, scaling: IntensityScaling = USUAL_SCALING) -> Tensor:
+def as_image(given: ImageLike, scaling: IntensityScaling = DEFAULT_SCALING) -> Tensor:
     """An image as a viewer shows it, uint8 (3, H, W) in RGB: an orientation in its EXIF is applied.
 
     Args:
@@ -32,7 +32,7 @@ def as_image(given: ImageLike, scaling: IntensityScaling = USUAL_SCALING) -> Ten
     if isinstance(given, str | Path):
         given = read_raw(Path(given))
     if isinstance(given, Image.Image):
-        given = RawImage(pixels_of(given), orientation_of(given))
+        given = RawImage(pil_to_pixels(given), orientation_of(given))
     if isinstance(given, RawImage):
         return scaling(given.displayed())
     if isinstance(given, np.ndarray):

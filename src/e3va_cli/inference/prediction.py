@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from e3va_cli.data.images.intensity import IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING
+from e3va_cli.data.images.reading import DEFAULT_SCALING
 from e3va_cli.inference.images import ImageLike, as_image
 from e3va_cli.models.heads import Detections, Segmentation
-from e3va_cli.visualization.drawing import draw_sample, to_pil
-from e3va_cli.visualization.segmentation import draw_segments
+from e3va_cli.visualization.drawing import draw_detections, to_pil
+from e3va_cli.visualization.segmentation import draw_segmentation
 
 PICTURE_SIDE = 1600  # pixels of a drawn picture's longer side at most: masks are drawn all at once, as floats
 
@@ -68,7 +68,7 @@ class ImagePrediction:
     classes: tuple[str, ...] = field(repr=False)
     detections: tuple[Detection, ...] = ()
     labels: np.ndarray | None = field(default=None, repr=False)
-    scaling: IntensityScaling = field(default=USUAL_SCALING, repr=False)
+    scaling: IntensityScaling = field(default=DEFAULT_SCALING, repr=False)
 
     @property
     def shares(self) -> dict[int, float]:
@@ -86,7 +86,7 @@ class ImagePrediction:
         if scale < 1:
             pixels = interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
         if self.labels is not None:
-            drawn = draw_segments(pixels, _nearest(self.labels, size), self.classes)
+            drawn = draw_segmentation(pixels, _nearest(self.labels, size), self.classes)
         else:
             drawn = self._draw_objects(pixels, size)
         return to_pil(drawn)
@@ -95,7 +95,7 @@ class ImagePrediction:
         height, width = size[0] / self.height, size[1] / self.width
         boxes = torch.tensor([found.box for found in self.detections]).reshape(-1, 4)
         masks = [_nearest(found.mask, size) for found in self.detections if found.mask is not None]
-        return draw_sample(
+        return draw_detections(
             pixels,
             boxes * boxes.new_tensor([width, height, width, height]),
             torch.tensor([found.label for found in self.detections]),
@@ -112,8 +112,8 @@ def prediction_of(
     *,
     classes: Sequence[str],
     category_ids: Sequence[int],
-    score: float,
-    scaling: IntensityScaling = USUAL_SCALING,
+    score_threshold: float,
+    scaling: IntensityScaling = DEFAULT_SCALING,
 ) -> ImagePrediction:
     """What a head found, brought to the image's own pixels.
 
@@ -122,15 +122,15 @@ def prediction_of(
         image: as it was given.
         size: (height, width) of it, in pixels.
         classes, category_ids: of label k at index k - 1.
-        score: least one of the objects that are kept.
+        score_threshold: least one of the objects that are kept.
         scaling: of an image of more than 8 bits.
     """
     height, width = size
     if isinstance(found, Segmentation):
         labels = found.labels(size).cpu().numpy()
         return ImagePrediction(image, width, height, tuple(classes), labels=labels, scaling=scaling)
-    found = found.above(score).cpu().rescaled(size)
-    encoded = [_encoded(mask) for mask in found.full_masks()] if found.masks is not None else [None] * len(found)
+    found = found.filter_by_score(score_threshold).cpu().rescaled(size)
+    encoded = [_encoded(mask) for mask in found.paste_masks()] if found.masks is not None else [None] * len(found)
     values = zip(found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), encoded, strict=True)
     detections = tuple(
         Detection(label, classes[label - 1], category_ids[label - 1], value, (x1, y1, x2, y2), mask)

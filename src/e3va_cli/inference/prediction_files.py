@@ -31,18 +31,24 @@ class PredictionFiles:
         folder: that is made.
         files: the images.
         adapters: whose findings will be added.
-        score: least one of the objects that will be added.
-        pictures: whether to draw.
+        score_threshold: least one of the objects that will be added.
+        save_images: whether to draw.
 
     Raises:
         UserError: the folder cannot be made, or holds a file of a name that will be written.
     """
 
     def __init__(
-        self, folder: Path, files: Sequence[Path], adapters: Sequence[Adapter], *, score: float, pictures: bool
+        self,
+        folder: Path,
+        files: Sequence[Path],
+        adapters: Sequence[Adapter],
+        *,
+        score_threshold: float,
+        save_images: bool,
     ) -> None:
         self.folder, self.files, self.adapters = folder, files, adapters
-        self.score, self.pictures = score, pictures
+        self.score_threshold, self.save_images = score_threshold, save_images
         self.stems = unique_names(file.stem for file in files)
         self.images: list[dict[str, Any]] = []
         self.skipped: list[dict[str, str]] = []
@@ -61,7 +67,7 @@ class PredictionFiles:
         yield self.folder / PREDICTIONS
         for adapter in self.adapters:
             for stem in self.stems:
-                if self.pictures:
+                if self.save_images:
                     yield self._place(adapter.name) / f"{stem}.png"
                 if adapter.task == "segmentation":
                     yield self._place(adapter.name) / LABELS / f"{stem}.png"
@@ -79,7 +85,7 @@ class PredictionFiles:
         entries: dict[str, Any] = {}
         for name, prediction in found.items():
             place, file = self._place(name), f"{self.stems[index]}.png"
-            if self.pictures:
+            if self.save_images:
                 save_png(prediction.draw(), place / file)
             if prediction.labels is None:
                 entries[name] = {"detections": [as_json(one) for one in prediction.detections]}
@@ -111,7 +117,7 @@ class PredictionFiles:
         }
         content = {
             "adapters": adapters,
-            "score": self.score,
+            "score": self.score_threshold,
             "images": self.images,
             "skipped": self.skipped,
         }

@@ -22,7 +22,7 @@ from e3va_cli.inference.images import ImageLike, as_image
 from e3va_cli.inference.prediction import ImagePrediction, prediction_of
 from e3va_cli.inference.shared_backbone import can_share_backbone
 from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, names_of
-from e3va_cli.training.checkpoints import binding
+from e3va_cli.training.checkpoints import checkpoint_options
 from e3va_cli.utils.amp import mixed_precision
 
 LEAST_SCORE = 0.5  # of an object, unless another is asked for
@@ -48,29 +48,31 @@ class MultiPredictor:
 
     @overload
     def predict(
-        self, images: list[Any], *, score: float = ..., batch_size: int = ...
+        self, images: list[Any], *, score_threshold: float = ..., batch_size: int = ...
     ) -> list[dict[str, ImagePrediction]]: ...
     @overload
     def predict(
-        self, images: ImageLike, *, score: float = ..., batch_size: int = ...
+        self, images: ImageLike, *, score_threshold: float = ..., batch_size: int = ...
     ) -> dict[str, ImagePrediction]: ...
-    def predict(self, images: Any, *, score: float = LEAST_SCORE, batch_size: int = 1) -> Any:
+    def predict(self, images: Any, *, score_threshold: float = LEAST_SCORE, batch_size: int = 1) -> Any:
         """What each adapter finds, by its name: for an image, or for each of a list.
 
         Args:
             images: one or a list of what `as_image` takes.
-            score: least one of the objects that are kept; nothing below the head's own threshold is ever found.
+            score_threshold: least score of the objects that are kept; the head's own threshold applies too.
             batch_size: images at once. They are padded to the largest of their batch, which can change scores a little.
 
         Raises:
             UserError: an image cannot be read.
         """
         if not isinstance(images, list | tuple):
-            return self._predict_batch([images], score)[0]
+            return self._predict_batch([images], score_threshold)[0]
         starts = range(0, len(images), batch_size)
-        return [one for start in starts for one in self._predict_batch(images[start : start + batch_size], score)]
+        return [
+            one for start in starts for one in self._predict_batch(images[start : start + batch_size], score_threshold)
+        ]
 
-    def _predict_batch(self, given: Sequence[ImageLike], score: float) -> list[dict[str, ImagePrediction]]:
+    def _predict_batch(self, given: Sequence[ImageLike], score_threshold: float) -> list[dict[str, ImagePrediction]]:
         raw = [read_raw(Path(one)) if isinstance(one, str | Path) else one for one in given]
         shapes = [as_image(one).shape for one in raw]
 
@@ -90,7 +92,7 @@ class MultiPredictor:
                     (shape[1], shape[2]),
                     classes=adapter.classes,
                     category_ids=adapter.category_ids,
-                    score=score,
+                    score_threshold=score_threshold,
                     scaling=adapter.scaling,
                 )
                 for adapter in self.adapters
@@ -112,12 +114,14 @@ class Predictor:
         return self.adapter.classes
 
     @overload
-    def predict(self, images: list[Any], *, score: float = ..., batch_size: int = ...) -> list[ImagePrediction]: ...
+    def predict(
+        self, images: list[Any], *, score_threshold: float = ..., batch_size: int = ...
+    ) -> list[ImagePrediction]: ...
     @overload
-    def predict(self, images: ImageLike, *, score: float = ..., batch_size: int = ...) -> ImagePrediction: ...
-    def predict(self, images: Any, *, score: float = LEAST_SCORE, batch_size: int = 1) -> Any:
+    def predict(self, images: ImageLike, *, score_threshold: float = ..., batch_size: int = ...) -> ImagePrediction: ...
+    def predict(self, images: Any, *, score_threshold: float = LEAST_SCORE, batch_size: int = 1) -> Any:
         """What is found in an image, or in each of a list; arguments and errors are those of `Together.predict`."""
-        found = self._together.predict(images, score=score, batch_size=batch_size)
+        found = self._together.predict(images, score_threshold=score_threshold, batch_size=batch_size)
         if isinstance(found, list):
             return [one[self.adapter.name] for one in found]
         return found[self.adapter.name]
@@ -178,7 +182,7 @@ def require_one_backbone(trained: Sequence[AdapterCheckpoint], option: str) -> N
             f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
             f"{apart}"
         )
-    computed = {one.path: binding("backbone", one.about["config"]["backbone"]) for one in trained}
+    computed = {one.path: checkpoint_options("backbone", one.about["config"]["backbone"]) for one in trained}
     for key in next(iter(computed.values())):
         values = {path: str(options.get(key)).lower() for path, options in computed.items()}
         if len(set(values.values())) > 1:

@@ -28,7 +28,7 @@ class IdentityHighway(E3VA):
 
     def __init__(self, frozen: Frozen) -> None:
         FrozenBackbone.__init__(self, frozen.backbone)
-        self.norms, self.stages = frozen.norms, frozen.stages
+        self.norms, self.out_indices = frozen.norms, frozen.out_indices
         self.adapters = [[Tensor.add_ for _ in stage.branches] for stage in frozen.backbone.stages]
 
 

@@ -15,7 +15,7 @@ from e3va_cli.data.transforms import ResizeShortestEdge
 from e3va_cli.inference.shared_backbone import can_share_backbone, predict_shared
 from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.models.model import DenseModel
-from e3va_cli.runs.folder import CHECKPOINTS, adapter_folder
+from e3va_cli.runs.folder import CHECKPOINTS, find_adapter_folder
 
 Found = Detections | Segmentation
 
@@ -84,7 +84,7 @@ def exclusive_reason(config: RunConfig) -> str:
     method = config.adapter.name
     if not can_share_backbone(method):
         return f"on a backbone of its own, which adapter={method} changes"
-    return "in passes of its own, as its windows slide" if getattr(config.head, "window", None) else ""
+    return "in passes of its own, as its windows slide" if getattr(config.head, "slide_window", None) else ""
 
 
 def group_by_input(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
@@ -118,7 +118,7 @@ def names_of(paths: Iterable[str | Path]) -> list[str]:
 
 def _name(path: Path) -> str:
     """A run's or folder's name; of a checkpoint given by itself, with its own."""
-    path = (adapter_folder(str(path)) or path).absolute()  # a link keeps the name that it was given by
+    path = (find_adapter_folder(str(path)) or path).absolute()  # a link keeps the name that it was given by
     path = path.resolve() if path.name == ".." else path
     if path.is_file() and path.parent.name == CHECKPOINTS:
         return f"{path.parent.parent.name}-{path.stem}"

@@ -1,1 +1,1 @@
-"""Where the memory of a training step goes: followed op by op, planned without running, measured, judged."""
+"""Memory of a training step: tracked op by op, estimated without running it, or measured."""

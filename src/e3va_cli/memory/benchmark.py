@@ -1,4 +1,4 @@
-"""Methods side by side under one setting, each planned or measured."""
+"""Compare tuning methods under one specification, each estimated or measured."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from e3va_cli.config.compatibility import check_compatibility
 from e3va_cli.config.run_config import BenchmarkMemoryConfig, RunConfig
-from e3va_cli.memory.budget import largest_batch, parse_budget
-from e3va_cli.memory.estimate import Semantics, plan
+from e3va_cli.memory.budget import max_batch_size, parse_budget
+from e3va_cli.memory.estimate import DeviceType, MemoryEstimate, estimate_memory
 from e3va_cli.memory.measure import Measurement, MeasuringProcess, Request
-from e3va_cli.memory.result import Result, measured, planned
+from e3va_cli.memory.result import Result, estimated_result, measured_result
 from e3va_cli.memory.step import StepSize
 from e3va_cli.utils.environment import MIB
 
-ON_CPU_AT_MOST = 0.9  # of the free memory, before a measurement on the CPU is not even tried
+MAX_CPU_FRACTION = 0.9  # of the free memory; larger steps are not measured on a CPU
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class BenchmarkSpec:
     Attributes:
         size: of the step.
         num_classes: of the head.
-        device: that is measured on, `None` to plan only.
-        warmup, repeats: steps that are not timed, and that are.
-        gpu_limit_mib: what the allocator may take of a GPU in a measurement: a budget less its reserve.
+        device: to measure on, `None` to estimate only.
+        warmup, repeats: untimed and timed steps.
+        gpu_limit_mib: limit of the CUDA allocator in a measurement, the budget less its reserve.
     """
 
     size: StepSize
@@ -41,13 +41,17 @@ class BenchmarkSpec:
     gpu_limit_mib: float | None = None
 
     @property
-    def semantics(self) -> Semantics:
-        """Whose rules plans follow: the measured device's, a GPU's if nothing is measured."""
+    def device_type(self) -> DeviceType:
+        """Return the device to estimate for: the measured one, else a GPU."""
         return "cpu" if self.device == "cpu" else "cuda"
+
+    def estimate(self, config: RunConfig) -> MemoryEstimate:
+        """Estimate a step of one method."""
+        return estimate_memory(config, self.size, num_classes=self.num_classes, device_type=self.device_type)
 
 
 def benchmark_spec(config: BenchmarkMemoryConfig) -> BenchmarkSpec:
-    """Return the setting of a configuration of `e3va benchmark-memory`."""
+    """Return the specification of a configuration of `e3va benchmark-memory`."""
     check_compatibility(config)
     image_size = config.image_size or config.dataset.largest_image
     size = StepSize(
@@ -65,45 +69,44 @@ def benchmark_spec(config: BenchmarkMemoryConfig) -> BenchmarkSpec:
     return BenchmarkSpec(size, config.dataset.planned_classes, device, config.warmup, config.repeats, limit)
 
 
-def results_of(configs: Mapping[str, RunConfig], setting: BenchmarkSpec) -> Iterator[Result]:
-    """The result of each method, as it comes in."""
+def run_benchmark(configs: Mapping[str, RunConfig], spec: BenchmarkSpec) -> Iterator[Result]:
+    """Yield the result of each method."""
     with MeasuringProcess() as process:
         for method, config in configs.items():
-            of_plan = plan(config, setting.size, num_classes=setting.num_classes, semantics=setting.semantics)
-            if setting.device is None:
-                yield planned(method, of_plan)
+            estimate = spec.estimate(config)
+            if spec.device is None:
+                yield estimated_result(method, estimate)
                 continue
-            needed = of_plan.peak.total_bytes / MIB
-            if setting.device == "cpu" and needed > ON_CPU_AT_MOST * free_mib():
+            needed = estimate.peak.total_bytes / MIB
+            if spec.device == "cpu" and needed > MAX_CPU_FRACTION * free_mib():
                 reason = f"needs {needed:.0f} MiB, {free_mib():.0f} MiB are free"
                 measurement = Measurement(device_name="cpu", parameters={}, error=reason)
             else:
                 request = Request(
                     config,
-                    setting.size,
-                    setting.num_classes,
-                    device=setting.device,
-                    warmup=setting.warmup,
-                    repeats=setting.repeats,
-                    memory_limit_mib=setting.gpu_limit_mib,
+                    spec.size,
+                    spec.num_classes,
+                    device=spec.device,
+                    warmup=spec.warmup,
+                    repeats=spec.repeats,
+                    memory_limit_mib=spec.gpu_limit_mib,
                 )
                 measurement = process.measure(request)
-            yield measured(method, measurement, of_plan)
+            yield measured_result(method, measurement, estimate)
 
 
-def largest_batch_of(config: RunConfig, setting: BenchmarkSpec, limit_mib: float) -> int:
-    """The most images that a step of one method can take within `limit_mib` of tensors."""
+def find_max_batch_size(config: RunConfig, spec: BenchmarkSpec, limit_mib: float) -> int:
+    """Return the largest batch of one method whose step stays within `limit_mib`."""
 
     def peak_mib(batch_size: int) -> float:
-        size = dataclasses.replace(setting.size, batch_size=batch_size)
-        followed = plan(config, size, num_classes=setting.num_classes, semantics=setting.semantics)
-        return followed.peak.total_bytes / MIB
+        sized = dataclasses.replace(spec, size=dataclasses.replace(spec.size, batch_size=batch_size))
+        return sized.estimate(config).peak.total_bytes / MIB
 
-    return largest_batch(peak_mib, limit_mib)
+    return max_batch_size(peak_mib, limit_mib)
 
 
 def free_mib() -> float:
-    """Memory that this machine could give a process now."""
+    """Return the memory available to a new process, in MiB."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         available = next(line for line in lines if line.startswith("MemAvailable:"))

@@ -1,7 +1,7 @@
-"""What CUDA's autocast does otherwise than the CPU's, so that a step planned on fake CPU tensors is that of a GPU.
+"""Emulate CUDA's autocast on fake CPU tensors.
 
-A fake CUDA tensor cannot run a backward pass without a GPU, a fake CPU tensor can; both autocasts put matrix products
-and convolutions into 16 bits, but CUDA's keeps norms, softmax, losses and interpolation in float32, which costs memory.
+A fake CUDA tensor cannot run a backward pass without a GPU, a fake CPU tensor can. Both autocasts run matrix products
+and convolutions in 16 bits, but CUDA's keeps norms, softmax, losses and interpolation in float32, which costs memory.
 https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32
 """
 
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+
+from e3va_cli.memory.torch_private import tree_map_only
 
 FLOAT32 = frozenset(
     [
@@ -40,17 +41,17 @@ FLOAT32 = frozenset(
 
 
 class CudaAutocast(TorchFunctionMode):
-    """Casts what CUDA's autocast runs in float32; to be entered inside `torch.autocast("cpu", ...)`."""
+    """Cast the arguments of operators that CUDA's autocast runs in float32; enter it inside `torch.autocast("cpu")`."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`, on float32 if it is one of those."""
+        """Run `func`, in float32 if it is one of these operators."""
         if getattr(func, "__name__", "") in FLOAT32:
-            args, kwargs = tree_map_only(Tensor, widened, (args, dict(kwargs or {})))
+            args, kwargs = tree_map_only(Tensor, to_float32, (args, dict(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """A 16-bit tensor in float32; others as they are."""
+def to_float32(tensor: Tensor) -> Tensor:
+    """Return a 16-bit tensor in float32, any other unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,7 +1,7 @@
-"""Count a step's floating-point operations, by PyTorch's own formulas.
+"""Count the floating-point operations of a step with PyTorch's formulas.
 
-PyTorch's `FlopCounterMode` counts by module as well, with hooks that do not allow a backward pass within the forward
-pass, as detectors have it here (`heads/backward_at_once.py`).
+PyTorch's `FlopCounterMode` also counts by module, with hooks that do not allow a backward pass inside the forward
+pass, which detectors run here (`heads/eager_backward.py`).
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from e3va_cli.memory.torch_private import TorchDispatchMode, overload_packet
 
-class Operations(TorchDispatchMode):
-    """Counts those of matrix products, convolutions and fused attention, forward and backward.
+
+class FlopCounter(TorchDispatchMode):
+    """Count matrix products, convolutions and fused attention, forward and backward.
 
     Attributes:
-        total: of floating-point operations so far.
+        total: floating-point operations so far.
     """
 
     def __init__(self) -> None:
@@ -27,8 +28,8 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run `func`, and count it if there is a formula for it."""
+        """Run `func` and add its operations."""
         result = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
+        if formula := flop_registry.get(overload_packet(func)):
             self.total += formula(*args, **(kwargs or {}), out_val=result)
         return result

@@ -1,10 +1,10 @@
-"""Measure the memory and the time of a training step by running it, in a separate process.
+"""Measure memory and time of a training step by running it, in a separate process.
 
-    python -m e3va_cli.memory.measure        # requests on stdin, answers on stdout, a line of JSON each
+    python -m e3va_cli.memory.measure        # reads requests from stdin, writes results to stdout, one JSON per line
 
-On CUDA the peak is the allocator's. One process measures several steps one after another: each ends with an empty
-allocator, or the next one gets a new process. On a CPU the tensors of one step are followed op by op, as in a plan; the
-times are those of other steps, which nothing watches.
+On CUDA the peak is the allocator's. One process measures several steps in turn; where a step leaves memory allocated,
+the next one runs in a new process. On a CPU the tracker follows the tensors of one step, as in an estimate, and the
+times are those of further steps without the tracker.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Self
@@ -24,27 +25,28 @@ from typing import Any, Self
 import torch
 
 from e3va_cli.config.run_config import RunConfig, from_dict
-from e3va_cli.memory.regions import counted_regions, matching_proposals
-from e3va_cli.memory.step import StepSize, init_optimizer_state, make_batch, train_step
+from e3va_cli.memory.rois import add_matching_proposals, count_rois
+from e3va_cli.memory.step import StepSize, init_optimizer_state, random_batch, train_step
+from e3va_cli.memory.torch_private import clear_cublas_workspaces
 from e3va_cli.memory.trace import trace_step
 from e3va_cli.models.model import build_random_model, parameter_counts
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.utils.environment import MIB, device_name, is_out_of_memory, synchronize
 
 OUT_OF_MEMORY = "out of memory"
-BUSY_MIB = 1200  # in use on a GPU before we start: more than this process's own CUDA context
+BUSY_MIB = 1200  # in use on a GPU at the start: more than one CUDA context, so other processes use it
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to measure.
+    """A step to measure.
 
     Attributes:
-        config: of the run; of it `backbone`, `adapter`, `head` and `optimizer`.
+        config: of a run; `backbone`, `adapter`, `head` and `optimizer` are used.
         size: of the step.
         device: cpu or cuda.
-        warmup, repeats: steps that are not timed, and that are.
-        memory_limit_mib: no more of a GPU than this may be used.
+        warmup, repeats: untimed and timed steps.
+        memory_limit_mib: limit of the CUDA allocator.
     """
 
     config: RunConfig
@@ -58,15 +60,15 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What was measured; `None` where the device does not tell, or where there was not enough memory.
+    """Memory and times of a step; `None` where the device does not report it or memory ran out.
 
     Attributes:
         step_times_s: of each timed step, in seconds.
-        outside_allocator_mib: in use on the GPU beside what PyTorch's allocator reserved: the CUDA context and loaded
-            kernels, and other programs.
-        by_kind_mib: what held the memory at the peak, on a CPU.
-        regions: cut out of the feature maps in a step, by pooling layer.
-        error: why nothing was measured.
+        outside_allocator_mib: used on the GPU outside PyTorch's allocator: CUDA context, loaded kernels and other
+            processes.
+        by_category_mib: breakdown of the peak, on a CPU.
+        rois: number of pooled RoIs, by pooling layer.
+        error: reason of a failure.
     """
 
     device_name: str
@@ -74,21 +76,21 @@ class Measurement:
     peak_mib: float | None = None
     peak_reserved_mib: float | None = None
     outside_allocator_mib: float | None = None
-    by_kind_mib: dict[str, float] | None = None
+    by_category_mib: dict[str, float] | None = None
     peak_at: str = ""
     step_times_s: list[float] = dataclasses.field(default_factory=list)
-    regions: dict[str, int] = dataclasses.field(default_factory=dict)
+    rois: dict[str, int] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
     error: str = ""
 
     @property
     def step_time_s(self) -> float | None:
-        """The median."""
+        """Return the median."""
         return statistics.median(self.step_times_s) if self.step_times_s else None
 
     @property
-    def spread_s(self) -> float | None:
-        """Between the first and the third quartile."""
+    def interquartile_range_s(self) -> float | None:
+        """Return the distance of the first and the third quartile."""
         if len(self.step_times_s) < 2:
             return None
         first, _, third = statistics.quantiles(self.step_times_s, n=4, method="inclusive")
@@ -96,9 +98,9 @@ class Measurement:
 
 
 class MeasuringProcess:
-    """A process that measures one request after another, within a `with` block.
+    """A process that measures requests in turn, within a `with` block.
 
-    It is replaced where it ended, or where a measurement left memory allocated on the GPU.
+    A new process replaces it if it ended, or if a measurement left memory allocated on the GPU.
     """
 
     def __init__(self) -> None:
@@ -115,7 +117,7 @@ class MeasuringProcess:
         self._errors.close()
 
     def measure(self, request: Request) -> Measurement:
-        """Measure one step; a failure is a `Measurement` with its `error`."""
+        """Measure one step; after a failure, return a `Measurement` with its `error`."""
         if self._process is None:
             self._errors.seek(0)
             self._errors.truncate()
@@ -129,16 +131,16 @@ class MeasuringProcess:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         print(json.dumps(dataclasses.asdict(request)), file=process.stdin, flush=True)
-        answer = process.stdout.readline()
-        if not answer:
+        line = process.stdout.readline()
+        if not line:
             return Measurement(request.device, parameters={}, error=self._end())
-        content = json.loads(answer)
+        content = json.loads(line)
         if not content.pop("clean"):
             self._end()
         return Measurement(**content)
 
     def _end(self) -> str:
-        """End the process; return why it had ended, if it had."""
+        """End the process; return the reason if it ended by itself."""
         if self._process is None:
             return ""
         self._process.communicate()  # closes its input, which ends it
@@ -150,17 +152,17 @@ class MeasuringProcess:
         return f"exit code {code}: {lines[-1]}"
 
 
-def measure_here(request: Request) -> Measurement:
+def measure_in_process(request: Request) -> Measurement:
     """Measure in this process."""
     device = torch.device(request.device)
     torch.manual_seed(0)
-    with device:  # a large network is made on a GPU in a fraction of the time
+    with device:  # building a large model is much faster on a GPU
         model = build_random_model(request.config, num_classes=request.num_classes).to(device).train()
     optimizer = build_optimizer(model, request.config.optimizer)
-    batch = make_batch(
-        request.size, num_classes=request.num_classes, needs=model.head.target_types, device=request.device
+    batch = random_batch(
+        request.size, num_classes=request.num_classes, target_types=model.head.target_types, device=request.device
     )
-    about: dict[str, Any] = {
+    common: dict[str, Any] = {
         "device_name": device_name(device),
         "parameters": parameter_counts(model),
     }
@@ -170,35 +172,35 @@ def measure_here(request: Request) -> Measurement:
     def step() -> None:
         train_step(model, optimizer, batch, request.size, device=device.type, scaler=scaler)
 
-    with matching_proposals(model):
+    with add_matching_proposals(model):
         if device.type == "cpu":
-            followed = trace_step(model, optimizer, batch, request.size)
-            peak = followed.peak
-            about |= {
+            trace = trace_step(model, optimizer, batch, request.size)
+            peak = trace.peak
+            common |= {
                 "peak_mib": peak.total_bytes / MIB,
-                "by_kind_mib": {kind: nbytes / MIB for kind, nbytes in peak.by_kind.items()},
-                "peak_at": peak.place,
-                "regions": followed.regions,
+                "by_category_mib": {kind: nbytes / MIB for kind, nbytes in peak.by_category.items()},
+                "peak_at": peak.location,
+                "rois": trace.rois,
             }
-            return Measurement(**about, step_times_s=timed(step, request, device))
-        with counted_regions(model) as regions:
+            return Measurement(**common, step_times_s=time_steps(step, request, device))
+        with count_rois(model) as rois:
             init_optimizer_state(optimizer, accumulates=request.size.accumulates)
             for _ in range(request.warmup):
                 step()
             torch.cuda.reset_peak_memory_stats(device)
-            times = timed(step, dataclasses.replace(request, warmup=0), device)
+            times = time_steps(step, dataclasses.replace(request, warmup=0), device)
     return Measurement(
-        **about,
+        **common,
         peak_mib=torch.cuda.max_memory_allocated(device) / MIB,
         peak_reserved_mib=torch.cuda.max_memory_reserved(device) / MIB,
         outside_allocator_mib=outside_allocator_mib(),
         step_times_s=times,
-        regions=regions,
+        rois=rois,
     )
 
 
-def timed(step: Any, request: Request, device: torch.device) -> list[float]:
-    """Seconds of each of `repeats` steps, after `warmup` others."""
+def time_steps(step: Callable[[], None], request: Request, device: torch.device) -> list[float]:
+    """Return the seconds of each of `repeats` steps, after `warmup` steps."""
     times = []
     for index in range(request.warmup + request.repeats):
         synchronize(device)
@@ -211,27 +213,27 @@ def timed(step: Any, request: Request, device: torch.device) -> list[float]:
 
 
 def outside_allocator_mib() -> float:
-    """Return the memory in use on the GPU that PyTorch's allocator has not reserved, in MiB."""
+    """Return the memory in use on the GPU outside PyTorch's allocator, in MiB."""
     free, total = torch.cuda.mem_get_info()
     return (total - free - torch.cuda.memory_reserved()) / MIB
 
 
 def prepare_gpu(request: Request) -> list[str]:
-    """Cap this process's share of the GPU if asked to; warn if others are on it."""
+    """Set the allocator's limit; return a warning if other processes use the GPU."""
     _, total = torch.cuda.mem_get_info()
     limit = total if request.memory_limit_mib is None else request.memory_limit_mib * MIB
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
     used = outside_allocator_mib()
     if used <= BUSY_MIB:
         return []
-    return [f"{used:.0f} MiB of the GPU are in use, by other programs too: times and limits mean less"]
+    return [f"{used:.0f} MiB of the GPU are in use by other processes; times and limits are less reliable"]
 
 
-def answer(request: Request) -> Measurement:
-    """Measure in this process; running out of memory is an answer, too."""
+def measure_request(request: Request) -> Measurement:
+    """Measure in this process; return out of memory as a `Measurement` with its `error`."""
     warnings = prepare_gpu(request) if request.device == "cuda" else []
     try:
-        measurement = measure_here(request)
+        measurement = measure_in_process(request)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -239,27 +241,27 @@ def answer(request: Request) -> Measurement:
     return dataclasses.replace(measurement, warnings=[*measurement.warnings, *warnings])
 
 
-def released() -> bool:
-    """Give back all memory; return whether nothing is left allocated on the GPU, so that its peak can be reset."""
+def free_memory() -> bool:
+    """Free unused memory; return whether the GPU has none allocated, so that its peak can be reset."""
     gc.collect()
     if not torch.cuda.is_initialized():
         return True
-    torch._C._cuda_clearCublasWorkspaces()  # they count as allocated, and are made again at the next product
+    clear_cublas_workspaces()  # they count as allocated; the next matrix product allocates them again
     torch.cuda.empty_cache()
     return torch.cuda.memory_allocated() == 0
 
 
 def main() -> None:
-    """Answer each line of the standard input with one of the standard output."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    """Measure the request of each line of standard input; write its result as a line of standard output."""
+    output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries may print
     for line in sys.stdin:
         content = json.loads(line)
         size = content.pop("size")
         size = StepSize(**{**size, "image_size": tuple(size["image_size"])})
         config = from_dict(content.pop("config"))
-        found = dataclasses.asdict(answer(Request(**content, config=config, size=size)))
-        print(json.dumps({**found, "clean": released()}), file=answers, flush=True)
+        measurement = dataclasses.asdict(measure_request(Request(**content, config=config, size=size)))
+        print(json.dumps({**measurement, "clean": free_memory()}), file=output, flush=True)
 
 
 if __name__ == "__main__":

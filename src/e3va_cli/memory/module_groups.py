@@ -1,4 +1,4 @@
-"""Which part of the network keeps an activation: backbone, adapters, neck or head."""
+"""Assign each module to the group whose activations it keeps: backbone, adapters, neck or head."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from e3va_cli.models import adapters
 from e3va_cli.models.model import DenseModel
 
 
-def kinds_of(model: nn.Module) -> dict[nn.Module, str]:
-    """The part that each module of a `DenseModel` belongs to.
+def module_groups(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the group of each module of a `DenseModel`.
 
-    What a tuning method adds counts as adapters, wherever it sits: output norms, the highway, and modules of its own
-    inside the backbone; the backbone's own modules inside those stay the backbone's.
+    All modules that a tuning method adds count as adapters: output norms, the highway and modules inserted into the
+    backbone. The backbone's own modules inside those remain the backbone's.
     """
     assert isinstance(model, DenseModel)
-    kinds: dict[nn.Module, str] = {}
+    groups: dict[nn.Module, str] = {}
 
-    def visit(module: nn.Module, kind: str) -> None:
+    def visit(module: nn.Module, group: str) -> None:
         if type(module).__module__.startswith(adapters.__name__):
-            kind = "adapters"
+            group = "adapters"
         elif module is model.extractor.backbone:
-            kind = "backbone"
+            group = "backbone"
         elif module is getattr(model.head, "neck", None):
-            kind = "neck"
+            group = "neck"
         elif module is model.head:
-            kind = "head"
-        kinds[module] = kind
+            group = "head"
+        groups[module] = group
         for child in module.children():
-            visit(child, kind)
+            visit(child, group)
 
     visit(model, "transient")
-    return kinds
+    return groups

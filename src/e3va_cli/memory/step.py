@@ -1,4 +1,4 @@
-"""One training step as Lightning runs it, on a batch made up to a given size: what is planned and what is measured."""
+"""One training step as Lightning runs it, on random data of a given size; estimated, or run and measured."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ DTYPES = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  
 
 @dataclass(frozen=True)
 class StepSize:
-    """What the memory of a step depends on, beside the network.
+    """Sizes that the memory of a step depends on, besides the model's.
 
     Attributes:
         batch_size: images.
         image_size: height and width in pixels, before padding to multiples of 32.
-        instances_per_image: annotated objects in every image.
-        precision: as `trainer.precision` has it.
-        clip_norm: gradients are clipped to this norm, if any.
-        accumulates: gradients of earlier batches are there all the time, as all but the first of an accumulation
-            have it.
+        instances_per_image: ground-truth boxes of each image.
+        precision: of `trainer.precision`.
+        clip_norm: maximum gradient norm, None without clipping.
+        accumulates: gradients exist before the step, as in gradient accumulation.
     """
 
     batch_size: int
@@ -42,21 +41,22 @@ class StepSize:
 
     @property
     def padded_size(self) -> tuple[int, int]:
-        """Height and width as the network sees them."""
+        """Return height and width after padding."""
         height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in self.image_size)
         return height, width
 
 
-def make_batch(size: StepSize, *, num_classes: int, needs: frozenset[str], device: str = "cpu") -> Batch:
-    """Random images of the given size with what training `needs`, of boxes, masks and semantic.
+def random_batch(size: StepSize, *, num_classes: int, target_types: frozenset[str], device: str = "cpu") -> Batch:
+    """Return random images and targets of the given size.
 
-    Boxes are `instances_per_image` of a tenth to a half of the image's sides; label maps are random.
+    Args:
+        target_types: of boxes, masks and semantic. The sides of a box are a tenth to a half of the image's.
     """
     height, width = size.image_size
     images = torch.randint(0, 256, (size.batch_size, 3, *size.padded_size), dtype=torch.uint8, device=device)
     targets: list[Target] = []
     for _ in range(size.batch_size):
-        if "semantic" in needs:
+        if "semantic" in target_types:
             labels = torch.randint(1, num_classes + 1, size.image_size, dtype=torch.int16, device=device)
             targets.append({"semantic": labels})
             continue
@@ -67,27 +67,27 @@ def make_batch(size: StepSize, *, num_classes: int, needs: frozenset[str], devic
             "boxes": torch.cat((corner, corner + extent), dim=1),
             "labels": torch.randint(1, num_classes + 1, (size.instances_per_image,), device=device),
         }
-        if "masks" in needs:
+        if "masks" in target_types:
             target["masks"] = boxes_to_masks(target["boxes"], height, width)
         targets.append(target)
     return Batch(images, [size.image_size] * size.batch_size, targets)
 
 
 def boxes_to_masks(boxes: Tensor, height: int, width: int) -> Tensor:
-    """A mask of each box, uint8 (N, H, W)."""
+    """Return the mask of each box (N, 4): (N, H, W), uint8."""
     x1, y1, x2, y2 = (edge[:, None] for edge in boxes.unbind(1))
     rows, columns = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
     inside = ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None, :]
     return inside.to(torch.uint8)
 
 
-def tensors_of(batch: Batch) -> list[Tensor]:
-    """All tensors of a batch."""
+def batch_tensors(batch: Batch) -> list[Tensor]:
+    """Return all tensors of a batch."""
     return [batch.images, *(v for target in batch.targets for v in target.values() if isinstance(v, Tensor))]
 
 
 def init_optimizer_state(optimizer: Optimizer, *, accumulates: bool = False) -> None:
-    """Bring an optimizer to where every step but the first begins: with its state, and gradients to add to or none."""
+    """Create the optimizer's state with a step of zero gradients; keep the gradients if it `accumulates`."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -96,8 +96,8 @@ def init_optimizer_state(optimizer: Optimizer, *, accumulates: bool = False) -> 
         optimizer.zero_grad()
 
 
-def state_of(optimizer: Optimizer) -> list[Tensor]:
-    """All tensors of an optimizer's state."""
+def optimizer_tensors(optimizer: Optimizer) -> list[Tensor]:
+    """Return all tensors of an optimizer's state."""
     return [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
 
 
@@ -108,22 +108,20 @@ def train_step(
     size: StepSize,
     *,
     device: str = "cpu",
-    rules: AbstractContextManager[Any] | None = None,
+    autocast_mode: AbstractContextManager[Any] | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Forward, backward, clipping and optimizer step.
-
-    The gradients are dropped after the step, as `DenseLightningModule` has it.
+    """Run forward, backward, clipping and the optimizer, then set gradients to None.
 
     Args:
-        rules: entered for the forward pass, inside autocast.
-        phase: entered with the name of each part of the step.
-        scaler: of the loss, under 16-mixed on a GPU.
+        autocast_mode: entered for the forward pass, inside autocast.
+        phase: entered with the name of each phase: forward, backward, optimizer.
+        scaler: of the loss, for 16-mixed on a GPU.
     """
     dtype = DTYPES[size.precision]
     autocast = nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
-    with phase("forward"), autocast, rules or nullcontext():
+    with phase("forward"), autocast, autocast_mode or nullcontext():
         losses = model.losses(batch.images, batch.image_sizes, batch.targets)
         total = torch.stack(list(losses.values())).sum()
     with phase("backward"):

@@ -1,4 +1,4 @@
-"""One step under the tracker, with or without contents: what plans and measurements have in common."""
+"""Run one step under the storage tracker, for estimates and for measurements on a CPU."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 from torch.optim import Optimizer
 
 from e3va_cli.data.collate import Batch
-from e3va_cli.memory.module_groups import kinds_of
-from e3va_cli.memory.regions import counted_regions
-from e3va_cli.memory.step import StepSize, init_optimizer_state, state_of, tensors_of, train_step
+from e3va_cli.memory.module_groups import module_groups
+from e3va_cli.memory.rois import count_rois
+from e3va_cli.memory.step import StepSize, batch_tensors, init_optimizer_state, optimizer_tensors, train_step
 from e3va_cli.memory.tracker import Peak, StorageTracker
 from e3va_cli.models.model import DenseModel
 
 
 @dataclass(frozen=True)
 class StepTrace:
-    """What a step held.
+    """Memory of all tensors in a step.
 
     Attributes:
-        peak: of the memory that tensors hold.
-        resting_bytes: held between steps.
-        regions: cut out of the feature maps, by pooling layer.
+        peak: of the step.
+        between_steps_bytes: after the step.
+        rois: number of pooled RoIs, by pooling layer.
     """
 
     peak: Peak
-    resting_bytes: int
-    regions: dict[str, int]
+    between_steps_bytes: int
+    rois: dict[str, int]
 
 
 def trace_step(
@@ -36,14 +36,14 @@ def trace_step(
     optimizer: Optimizer,
     batch: Batch,
     size: StepSize,
-    rules: AbstractContextManager[Any] | None = None,
+    autocast_mode: AbstractContextManager[Any] | None = None,
 ) -> StepTrace:
-    """Follow one step of the kind that every step but the first is: with the optimizer's state."""
+    """Trace a step that is not a run's first: the optimizer has its state."""
     init_optimizer_state(optimizer, accumulates=size.accumulates)
     tracker = StorageTracker()
-    tracker.own(tensors_of(batch), "batch")
-    tracker.own(state_of(optimizer), "optimizer")
-    with counted_regions(model) as regions, tracker.follow(model, kinds_of), tracker:
-        tracker.restart()
-        train_step(model, optimizer, batch, size, rules=rules, phase=tracker.phase)
-    return StepTrace(tracker.peak, tracker.current_bytes, regions)
+    tracker.track(batch_tensors(batch), "batch")
+    tracker.track(optimizer_tensors(optimizer), "optimizer")
+    with count_rois(model) as rois, tracker.track_model(model, module_groups), tracker:
+        tracker.reset_peak()
+        train_step(model, optimizer, batch, size, autocast_mode=autocast_mode, phase=tracker.phase)
+    return StepTrace(tracker.peak, tracker.current_bytes, rois)

@@ -1,16 +1,19 @@
-"""Follow the memory of a program storage by storage, op by op: on real CPU tensors or on fake ones without data.
+"""Track the memory of a program storage by storage, op by op: real CPU tensors, or fake tensors without data.
 
-Every operator that PyTorch dispatches passes through the tracker. A storage counts from the operator that made it
-until its last tensor is gone, however many views share it. Each has a kind:
+The tracker sees every operator that PyTorch dispatches. A storage counts from the operator that allocates it until its
+last tensor is deleted, once for all its views. Each storage has a category:
 
-    weights, buffers, gradients, optimizer   told by `own`, and by hooks on what is trained
-    batch                                    told by `own`: images and targets
-    backbone, adapters, neck, head           activations: what autograd keeps, under the kind of the module keeping it
-    transient                                everything else: results in passing, gradients of activations
-    workspaces                               told by `Peak.with_kind`: what libraries hold beside all tensors
+    weights, buffers, gradients, optimizer   set by `track`, and by hooks on trainable parameters
+    batch                                    set by `track`: images and targets
+    backbone, adapters, neck, head           activations saved for the backward pass, by the module that saves them
+    transient                                everything else: temporaries, gradients of activations
+    workspaces                               set by `Peak.with_category`: workspaces of libraries
 
-Not seen: memory that an operator takes and gives back inside itself (workspaces of convolutions), and what an
-allocator holds beyond the tensors (fragmentation).
+`torch.distributed._tools.mem_tracker.MemTracker` (torch 2.15) is no replacement: it registers gradient hooks on frozen
+parameters, which raises an error for every method but full fine-tuning, it has one category for all activations, and
+rounds sizes only on a GPU. For full fine-tuning the peaks agree up to that rounding.
+
+Not tracked: memory that an operator allocates and frees internally (workspaces of convolutions), and fragmentation.
 """
 
 from __future__ import annotations
@@ -24,187 +27,187 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from e3va_cli.memory.torch_private import TorchDispatchMode, storage_id, tree_leaves
 
 OWNED = ("weights", "buffers", "gradients", "optimizer", "batch")
 ACTIVATIONS = ("backbone", "adapters", "neck", "head")
 TRANSIENT = "transient"
 WORKSPACES = "workspaces"
-KINDS = (*OWNED, *ACTIVATIONS, TRANSIENT, WORKSPACES)
-CUDA_GRANULARITY = 512  # bytes; CUDA's caching allocator rounds every tensor up to a multiple of it
+CATEGORIES = (*OWNED, *ACTIVATIONS, TRANSIENT, WORKSPACES)
+CUDA_GRANULARITY = 512  # bytes; CUDA's caching allocator rounds up to a multiple of it
 
 
 @dataclass
 class Peak:
-    """The moment at which most memory was held.
+    """The moment of peak memory.
 
     Attributes:
         total_bytes: at that moment.
-        by_kind: bytes of each kind at that moment; they add up to the total.
+        by_category: bytes of each category at that moment; they sum to the total.
         phase: forward, backward or optimizer.
-        module: the module that was running, or whose backward was.
-        operator: the operator whose result made it the peak.
+        module: the module whose forward or backward ran.
+        operator: the operator that allocated the last storage.
     """
 
     total_bytes: int = 0
-    by_kind: dict[str, int] = field(default_factory=dict)
+    by_category: dict[str, int] = field(default_factory=dict)
     phase: str = ""
     module: str = ""
     operator: str = ""
 
-    def with_kind(self, kind: str, nbytes: int) -> Peak:
-        """The same with `nbytes` more of a kind, held all the time."""
-        held = {**self.by_kind, kind: self.by_kind.get(kind, 0) + nbytes}
-        return replace(self, total_bytes=self.total_bytes + nbytes, by_kind=held)
+    def with_category(self, category: str, nbytes: int) -> Peak:
+        """Return the peak with `nbytes` of a category added."""
+        by_category = {**self.by_category, category: self.by_category.get(category, 0) + nbytes}
+        return replace(self, total_bytes=self.total_bytes + nbytes, by_category=by_category)
 
     @property
-    def place(self) -> str:
-        """Phase and module, for people."""
-        return f"{self.phase} of {self.module}" if self.module else f"{self.phase}, outside of any layer (losses)"
+    def location(self) -> str:
+        """Return phase and module as text."""
+        return f"{self.phase} of {self.module}" if self.module else f"{self.phase}, outside of all layers (losses)"
 
 
 @dataclass
 class _Storage:
     nbytes: int
-    kind: str
-    module_kind: str  # of the module that was running when it was made
+    category: str
+    module_category: str  # of the module whose forward or backward allocated it
     reference: weakref.ref[Any]
 
 
 class StorageTracker(TorchDispatchMode):
-    """Counts the bytes of all living storages while it is entered.
+    """Count the bytes of all live storages while it is entered.
 
     Args:
-        granularity: each storage counts as a multiple of so many bytes; 512 is what CUDA's allocator rounds to.
+        granularity: sizes are rounded up to a multiple of this many bytes; 512 for CUDA's allocator.
 
     Attributes:
-        current_bytes: held now.
-        by_kind: the same by kind.
-        peak: the largest that `current_bytes` was since the last `restart`.
+        current_bytes: now.
+        by_category: the same by category.
+        peak: maximum of `current_bytes` since the last `reset_peak`.
     """
 
     def __init__(self, *, granularity: int = CUDA_GRANULARITY) -> None:
         super().__init__()
         self.granularity = granularity
         self.current_bytes = 0
-        self.by_kind: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.by_category: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         self.peak = Peak()
         self._storages: dict[int, _Storage] = {}
         self._phase = ""
-        self._running: list[tuple[str, str]] = []  # name and kind of the modules whose forward runs, outermost first
+        self._running: list[tuple[str, str]] = []  # (name, category) of modules whose forward runs, outermost first
         self._backward = ("", TRANSIENT)  # of the module whose backward runs
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the operator and count what it made."""
+        """Run the operator and count its results."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self._see(leaf)
+                self._count(leaf)
         if self.current_bytes > self.peak.total_bytes:
             module = self._where()[0]
-            self.peak = Peak(self.current_bytes, dict(self.by_kind), self._phase, module, str(func))
+            self.peak = Peak(self.current_bytes, dict(self.by_category), self._phase, module, str(func))
         return result
 
-    def own(self, tensors: Iterable[Tensor | None], kind: str) -> None:
-        """Count `tensors` as of `kind`, whether or not they were seen before."""
+    def track(self, tensors: Iterable[Tensor | None], category: str) -> None:
+        """Count `tensors` in `category`, whatever their category was."""
         for tensor in tensors:
             if tensor is not None:
-                self._see(tensor)
-                self._mark(self._storages[tensor.untyped_storage()._cdata], kind)
+                self._count(tensor)
+                self._set_category(self._storages[storage_id(tensor.untyped_storage())], category)
 
-    def restart(self) -> None:
-        """Forget the peak; what is held stays counted."""
-        self.peak = Peak(self.current_bytes, dict(self.by_kind), self._phase, self._where()[0])
+    def reset_peak(self) -> None:
+        """Set the peak to the current memory."""
+        self.peak = Peak(self.current_bytes, dict(self.by_category), self._phase, self._where()[0])
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Name the part of a step that the block is."""
+        """Label the block as a phase of a step."""
         self._phase = name
-        if name == "backward":  # what no saved tensor explains but outlived the forward pass
+        if name == "backward":  # still alive, but not saved through autograd's hooks
             for storage in self._storages.values():
-                if storage.kind == TRANSIENT and storage.module_kind in ACTIVATIONS:
-                    self._mark(storage, storage.module_kind)
+                if storage.category == TRANSIENT and storage.module_category in ACTIVATIONS:
+                    self._set_category(storage, storage.module_category)
         try:
             yield
         finally:
             self._phase, self._backward = "", ("", TRANSIENT)
 
     @contextmanager
-    def follow(self, model: nn.Module, kind_of: Callable[[nn.Module], dict[nn.Module, str]]) -> Iterator[None]:
-        """Count what `model` consists of, and tell by its modules what the storages of a step are for.
+    def track_model(self, model: nn.Module, groups_of: Callable[[nn.Module], dict[nn.Module, str]]) -> Iterator[None]:
+        """Count the tensors of `model`, and assign activations to its modules.
 
         Args:
-            kind_of: the kind of activation, one of `ACTIVATIONS`, that each module of a model keeps.
+            groups_of: returns each module's category of activations, one of `ACTIVATIONS`.
         """
-        kinds = kind_of(model)
-        self.own(model.buffers(), "buffers")
-        self.own(model.parameters(), "weights")
-        self.own((p.grad for p in model.parameters()), "gradients")
+        groups = groups_of(model)
+        self.track(model.buffers(), "buffers")
+        self.track(model.parameters(), "weights")
+        self.track((p.grad for p in model.parameters()), "gradients")
         with ExitStack() as hooks:
             for name, module in model.named_modules():
-                where = (name or "(model)", kinds.get(module, TRANSIENT))
+                where = (name or "(model)", groups.get(module, TRANSIENT))
                 for handle in (
                     module.register_forward_pre_hook(lambda *_, where=where: self._running.append(where)),
-                    module.register_forward_hook(self._leave, always_call=True),
+                    module.register_forward_hook(self._pop, always_call=True),
                 ):
                     hooks.callback(handle.remove)
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    handle = parameter.register_post_accumulate_grad_hook(lambda p: self.own((p.grad,), "gradients"))
+                    handle = parameter.register_post_accumulate_grad_hook(lambda p: self.track((p.grad,), "gradients"))
                     hooks.callback(handle.remove)
-            hooks.enter_context(saved_tensors_hooks(self._keep, self._use))
+            hooks.enter_context(saved_tensors_hooks(self._pack, self._unpack))
             yield
 
-    def _leave(self, *_: Any) -> None:
+    def _pop(self, *_: Any) -> None:
         self._running.pop()
 
-    def _keep(self, tensor: Tensor) -> tuple[Tensor, tuple[str, str]]:
-        """Autograd keeps `tensor` for the backward pass."""
+    def _pack(self, tensor: Tensor) -> tuple[Tensor, tuple[str, str]]:
+        """Count a tensor that autograd saves for the backward pass."""
         where = self._where()
-        self._see(tensor)
-        storage = self._storages[tensor.untyped_storage()._cdata]
-        if storage.kind == TRANSIENT:
-            self._mark(storage, where[1])
+        self._count(tensor)
+        storage = self._storages[storage_id(tensor.untyped_storage())]
+        if storage.category == TRANSIENT:
+            self._set_category(storage, where[1])
         return tensor, where
 
-    def _use(self, kept: tuple[Tensor, tuple[str, str]]) -> Tensor:
-        """The backward pass has come to the operator that kept the tensor."""
-        tensor, self._backward = kept
+    def _unpack(self, saved: tuple[Tensor, tuple[str, str]]) -> Tensor:
+        """Return a saved tensor; the backward pass has reached the operator that saved it."""
+        tensor, self._backward = saved
         return tensor
 
     def _where(self) -> tuple[str, str]:
         return self._running[-1] if self._running else self._backward
 
-    def _see(self, tensor: Tensor) -> None:
+    def _count(self, tensor: Tensor) -> None:
         if tensor.layout is not torch.strided:
             return
         storage = tensor.untyped_storage()
-        key, nbytes = storage._cdata, self._rounded(storage.nbytes())
+        key, nbytes = storage_id(storage), self._rounded(storage.nbytes())
         known = self._storages.get(key)
         if known is None:
-            kind_of_module = self._where()[1]
-            reference = weakref.ref(storage, lambda _: self._forget(key))
-            self._storages[key] = _Storage(nbytes, TRANSIENT, kind_of_module, reference)
+            category = self._where()[1]
+            reference = weakref.ref(storage, lambda _: self._release(key))
+            self._storages[key] = _Storage(nbytes, TRANSIENT, category, reference)
             self._add(TRANSIENT, nbytes)
         elif known.nbytes != nbytes:  # resized in place
-            self._add(known.kind, nbytes - known.nbytes)
+            self._add(known.category, nbytes - known.nbytes)
             known.nbytes = nbytes
 
-    def _forget(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         gone = self._storages.pop(key, None)
         if gone is not None:
-            self._add(gone.kind, -gone.nbytes)
+            self._add(gone.category, -gone.nbytes)
 
-    def _mark(self, storage: _Storage, kind: str) -> None:
-        self._add(storage.kind, -storage.nbytes)
-        self._add(kind, storage.nbytes)
-        storage.kind = kind
+    def _set_category(self, storage: _Storage, category: str) -> None:
+        self._add(storage.category, -storage.nbytes)
+        self._add(category, storage.nbytes)
+        storage.category = category
 
-    def _add(self, kind: str, nbytes: int) -> None:
-        self.by_kind[kind] += nbytes
+    def _add(self, category: str, nbytes: int) -> None:
+        self.by_category[category] += nbytes
         self.current_bytes += nbytes
 
     def _rounded(self, nbytes: int) -> int:

@@ -1,4 +1,4 @@
-"""The whole network: a tuned backbone with a head on it."""
+"""The dense prediction model: a backbone under a tuning method, with a head."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from e3va_cli.utils.amp import guard_convolutions
 
 @dataclass
 class ModelConfig(Options):
-    """What a model is made from: a backbone, the tuning method and the head on it."""
+    """Options of a model: backbone, tuning method and head."""
 
     backbone: BackboneOptions = option()
     adapter: AdapterOptions = option()
@@ -32,12 +32,12 @@ class ModelConfig(Options):
 
 
 class DenseModel(nn.Module):
-    """Images to losses or findings. Knows neither the tuning method nor the head, only their protocols.
+    """Compute losses or predictions of images, with any tuning method and head.
 
     Attributes:
         extractor: the backbone under its tuning method.
         head: a detection or segmentation head, with its neck.
-        identity: the backbone that the extractor's adapters belong to.
+        identity: fingerprint of the backbone.
     """
 
     mean: Tensor
@@ -52,7 +52,7 @@ class DenseModel(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(extractor.backbone.std).view(3, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> ImageList:
-        """Uint8 (B, 3, H, W) to what the backbone was trained with; the padding becomes zero, the mean colour."""
+        """Normalize uint8 (B, 3, H, W) by the backbone's mean and std; padding becomes zero, the mean color."""
         normalized = (images - self.mean) / self.std
         for image, (height, width) in zip(normalized, image_sizes, strict=True):
             image[:, height:] = 0
@@ -60,51 +60,51 @@ class DenseModel(nn.Module):
         return ImageList(normalized, image_sizes)
 
     def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
-        """Named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
+        """Return named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
         batch = self.normalize(images, image_sizes)
         return self.head.losses(self.extractor(batch.tensors), batch, targets)
 
     @torch.no_grad()
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections] | list[Segmentation]:
-        """What is found in each image, in pixels of the images as given."""
+        """Return the predictions for each image, in its pixels."""
         return self.head.predict(self.extractor, self.normalize(images, image_sizes))
 
 
 def check_frozen(config: ModelConfig) -> None:
-    """Check that no gradient goes through a backbone kept in 16 bits or compiled.
+    """Check that a backbone in 16 bits or compiled has a tuning method without gradients through it.
 
     Raises:
-        UserError: it does; names the methods that go with such a backbone.
+        UserError: it has another method; names those that are supported.
     """
     method = config.adapter.name
     if issubclass(METHODS[method], FrozenBackbone):
         return
-    methods = " or ".join(name for name, kind in METHODS.items() if issubclass(kind, FrozenBackbone))
-    for name, usual in (("dtype", "float32"), ("compile", False)):
+    methods = " or ".join(name for name, one in METHODS.items() if issubclass(one, FrozenBackbone))
+    for name, default in (("dtype", "float32"), ("compile", False)):
         value = getattr(config.backbone, name)
-        if value != usual:
-            given, needed = (f"backbone.{name}={str(one).lower()}" for one in (value, usual))
+        if value != default:
+            given, needed = (f"backbone.{name}={str(one).lower()}" for one in (value, default))
             raise UserError(
-                f"{given}: adapter={method} sends gradients through the backbone, which takes {needed}; "
-                f"with {given}: adapter={methods}"
+                f"{given}: not supported by adapter={method}, which computes gradients through the backbone; "
+                f"set {needed}, or adapter={methods}"
             )
 
 
 def build_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
-    """The model of a configuration, to be trained."""
+    """Build the model of a configuration, for training."""
     model = build_from_backbone(config, *build_backbone(config.backbone), num_classes)
     guard_convolutions(model)
     return model
 
 
 def build_random_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
-    """The same model on random weights, whatever the configuration says: for measurements."""
+    """Build the model with random weights, for measurements."""
     backbone = replace(config.backbone, pretrained=False, weights=None)
     return build_model(replace(config, backbone=backbone), num_classes=num_classes)
 
 
 def build_meta_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
-    """The same model as shapes only, on the meta device."""
+    """Build the model on the meta device, without weights."""
     with torch.device("meta"):
         return build_from_backbone(config, *build_meta_backbone(config.backbone), num_classes)
 
@@ -112,19 +112,19 @@ def build_meta_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
 def build_from_backbone(
     config: ModelConfig, backbone: ResidualBackbone, identity: BackboneFingerprint, num_classes: int
 ) -> DenseModel:
-    """The model of a configuration on a backbone that is there already."""
+    """Build the model of a configuration on a given backbone."""
     check_frozen(config)
     extractor = tune(backbone, config.adapter)
-    head = build_head(config.head, channels=backbone.widths, num_classes=num_classes)
-    extractor.set_out_indices(head.stages)
+    head = build_head(config.head, channels=backbone.out_channels, num_classes=num_classes)
+    extractor.set_out_indices(head.out_indices)
     return DenseModel(extractor, head, identity)
 
 
 def parameter_counts(model: DenseModel) -> dict[str, int | float]:
-    """Trainable parameters of the tuned backbone and of everything.
+    """Count the parameters of the backbone with adapters, and of the model.
 
-    The backbone's are counted as the published tables do: adapters, output norms and what of the network itself is
-    trained, without neck and head; the percentage is of the backbone's own parameters.
+    As in published tables, the backbone's trainable parameters include adapters and output norms, without neck and
+    head; the percentage is relative to the backbone's own parameters.
     """
 
     def count(module: nn.Module, *, trainable: bool) -> int:

@@ -1,1 +1,1 @@
-"""What moves the weights: the optimizer, the learning rate over a run, and how long a run is."""
+"""The optimizer, learning rate schedules, and the length of a run."""

@@ -1,4 +1,4 @@
-"""Learning rate over a run, as a factor of the step: a linear warm-up, then the curve chosen by `schedule=`."""
+"""Learning rate schedules: a factor of the learning rate at each step, after a linear warm-up."""
 
 from __future__ import annotations
 
@@ -17,60 +17,60 @@ SCHEDULES: Registry[Callable[[TrainSchedule, Any], Factor]] = Registry("schedule
 
 @dataclass
 class MultiStepOptions(ScheduleOptions):
-    """Options of the learning rate that falls in steps."""
+    """Options of `multistep`."""
 
     milestones: list[int] = option(
-        help="epochs after which the learning rate falls, of `epochs` where min_steps makes them more"
+        help="epochs after which the learning rate is reduced; scaled where min_steps adds epochs"
     )
-    gamma: float = option(help="factor of each fall")
+    gamma: float = option(help="factor of each reduction")
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with the milestones."""
+        """Yield an error for milestones that do not increase."""
         if self.milestones is not None and list(self.milestones) != sorted(set(self.milestones)):
-            yield f"{at}.milestones={self.milestones}: must rise"
+            yield f"{at}.milestones={self.milestones}: must increase"
 
 
 @dataclass
 class CosineOptions(ScheduleOptions):
-    """Options of the learning rate that falls along a half cosine."""
+    """Options of `cosine`."""
 
-    min_ratio: float = option(help="of the learning rate, at the last step")
+    min_ratio: float = option(help="ratio of the last learning rate to the highest")
 
 
 @dataclass
 class PolyOptions(CosineOptions):
-    """Options of the learning rate that falls as a power of what is left of the run."""
+    """Options of `poly`."""
 
-    power: float = option(help="of the part of the run that is left")
+    power: float = option(help="exponent of the remaining fraction of the run")
 
 
 @SCHEDULES.register("multistep", MultiStepOptions)
-def multistep(course: TrainSchedule, options: MultiStepOptions) -> Factor:
-    """Falls by `gamma` at the end of each milestone epoch, which moves back where the course is stretched."""
-    boundaries = [round(epoch * course.stretch) * course.steps_per_epoch for epoch in options.milestones]
+def multistep(schedule: TrainSchedule, options: MultiStepOptions) -> Factor:
+    """Reduce by `gamma` after each milestone epoch; milestones are scaled as the run's epochs are."""
+    boundaries = [round(epoch * schedule.stretch) * schedule.steps_per_epoch for epoch in options.milestones]
     return lambda step: options.gamma ** sum(step >= boundary for boundary in boundaries)
 
 
 @SCHEDULES.register("cosine", CosineOptions)
-def cosine(course: TrainSchedule, options: CosineOptions) -> Factor:
-    """Falls along a half cosine from 1 to `min_ratio` (arXiv 1608.03983, without restarts)."""
-    total, least = course.total_steps, options.min_ratio
+def cosine(schedule: TrainSchedule, options: CosineOptions) -> Factor:
+    """Decay along a half cosine from 1 to `min_ratio` (arXiv 1608.03983, without restarts)."""
+    total, least = schedule.total_steps, options.min_ratio
     return lambda step: least + (1 - least) * (1 + math.cos(math.pi * min(1, step / total))) / 2
 
 
 @SCHEDULES.register("poly", PolyOptions)
-def poly(course: TrainSchedule, options: PolyOptions) -> Factor:
-    """Falls as (1 - step / total) ** power from 1 to `min_ratio`."""
-    return lambda step: max(options.min_ratio, (1 - min(1, step / course.total_steps)) ** options.power)
+def poly(schedule: TrainSchedule, options: PolyOptions) -> Factor:
+    """Decay as (1 - step / total) ** power from 1 to `min_ratio`."""
+    return lambda step: max(options.min_ratio, (1 - min(1, step / schedule.total_steps)) ** options.power)
 
 
-def build_schedule(options: ScheduleOptions, course: TrainSchedule) -> Factor:
-    """Return the schedule of the options, with a linear rise from `warmup_ratio` to 1 over the course's warm-up."""
-    after = SCHEDULES[options.name](course, options)
-    warmup, ratio = course.warmup_steps, options.warmup_ratio
+def build_schedule(options: ScheduleOptions, train_schedule: TrainSchedule) -> Factor:
+    """Return the factor of the learning rate at each step, with a linear warm-up from `warmup_ratio`."""
+    decay = SCHEDULES[options.name](train_schedule, options)
+    warmup, ratio = train_schedule.warmup_steps, options.warmup_ratio
 
     def factor(step: int) -> float:
         rise = 1.0 if step >= warmup else ratio + (1 - ratio) * step / warmup
-        return rise * after(step)
+        return rise * decay(step)
 
     return factor

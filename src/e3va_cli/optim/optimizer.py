@@ -1,8 +1,8 @@
-"""AdamW (arXiv 1711.05101) over what is trainable; what is not decayed.
+"""AdamW (arXiv 1711.05101) over the trainable parameters, and which of them have no weight decay.
 
-Norms and relative position biases never are. Of biases two rules are in use: timm and Swin's classification code leave
-them alone, and so does this by default; mmdetection's Swin configurations (`custom_keys` for `norm` and
-`relative_position_bias_table`), which the paper's group trains with, decay them: `decay_biases`.
+Norms and relative position biases never have. For biases there are two rules: timm and Swin's classification code do
+not decay them, which is the default here; mmdetection's Swin configurations (`custom_keys` for `norm` and
+`relative_position_bias_table`), which the paper's authors train with, do: `decay_biases`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 from e3va_cli.components.options import Options, option
 from e3va_cli.models.backbones import ResidualBackbone
 
-FUSED_ON = frozenset({"cuda"})  # kinds of devices
+FUSED_ON = frozenset({"cuda"})  # device types
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -26,25 +26,25 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm2d, nn.SyncBatchNor
 class OptimizerOptions(Options):
     """Options of AdamW."""
 
-    lr: float = option(help="the highest learning rate, at the schedule's total_batch", above=0)
-    weight_decay: float = option(help="norms and relative position biases have none", least=0)
-    betas: list[float] = option(help="of the two moments")
+    lr: float = option(help="highest learning rate, at the total batch size schedule.total_batch", above=0)
+    weight_decay: float = option(help="of all but norms, relative position biases and, by default, biases", least=0)
+    betas: list[float] = option(help="decay rates of the moving averages of the gradient and its square")
     decay_biases: bool = option(
-        False, help="true: biases and other vectors are decayed too, as mmdetection does", before=False
+        False, help="true: biases and other vectors have weight decay too, as in mmdetection", before=False
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with the moments."""
+        """Yield an error for invalid betas."""
         betas = self.betas
         if betas is not None and (len(betas) != 2 or not all(0 <= beta < 1 for beta in betas)):
             yield f"{at}.betas={betas}: two numbers from 0 to below 1"
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
-    """AdamW in two groups, with weight decay and without.
+    """Return AdamW with two parameter groups, with weight decay and without.
 
-    Never decayed are norms and what a backbone exempts; all other vectors only if `decay_biases`. On a GPU it is fused:
-    one kernel for all parameters, no temporary copies, and steps that can be left out on the device (`NonFiniteGuard`).
+    Norms and the parameters that a backbone exempts have none; other vectors only if `decay_biases`. On a GPU it is
+    fused: one kernel for all parameters, no temporary copies, and `NonFiniteGuard` can skip a step on the device.
     """
     exempt = {
         id(module.get_parameter(name))
@@ -62,25 +62,28 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
     return AdamW(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), fused=fused or None)
 
 
-def fit_to_device(optimizer_state: dict[str, Any], device: torch.device) -> None:
-    """Make the saved state of an optimizer, from whatever device, that of one built for `device`."""
+def set_fused(optimizer_state: dict[str, Any], device: torch.device) -> None:
+    """Set whether the optimizer of a saved state is fused, as one built for `device` is; in place."""
     for group in optimizer_state["param_groups"]:
         group["fused"] = device.type in FUSED_ON or None
 
 
-def take_options(
-    optimizer_state: dict[str, Any], scheduler_state: dict[str, Any], fresh: Optimizer, factor: Callable[[int], float]
+def update_options(
+    optimizer_state: dict[str, Any],
+    scheduler_state: dict[str, Any],
+    optimizer: Optimizer,
+    factor: Callable[[int], float],
 ) -> None:
-    """Put the options of a new optimizer and schedule into saved states, which PyTorch would put in their place.
+    """Replace the options in saved states, in place: loading a state replaces those of an optimizer and its schedule.
 
     Args:
-        optimizer_state: of an optimizer with the same groups.
+        optimizer_state: of an optimizer with the same parameter groups.
         scheduler_state: of its `LambdaLR`.
-        fresh: the new optimizer.
-        factor: the learning rate's, at each step.
+        optimizer: the new one, with the options to use.
+        factor: of the learning rate at each step.
     """
-    bases = [group["lr"] for group in fresh.param_groups]
+    bases = [group["lr"] for group in optimizer.param_groups]
     lrs = [base * factor(scheduler_state["last_epoch"]) for base in bases]
-    for saved, group, base, lr in zip(optimizer_state["param_groups"], fresh.param_groups, bases, lrs, strict=True):
+    for saved, group, base, lr in zip(optimizer_state["param_groups"], optimizer.param_groups, bases, lrs, strict=True):
         saved |= {"weight_decay": group["weight_decay"], "betas": group["betas"], "initial_lr": base, "lr": lr}
     scheduler_state |= {"base_lrs": bases, "_last_lr": lrs}

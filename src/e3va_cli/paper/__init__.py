@@ -1,1 +1,1 @@
-"""The paper's published figures, its claims, and how results compare with them."""
+"""The paper's published results and claims, and their comparison with ours."""

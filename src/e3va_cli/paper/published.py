@@ -1,28 +1,28 @@
-"""What the paper's tables say (arXiv 2306.09729, by way of V-PETL Bench, README lines 461-496).
+"""The paper's results (arXiv 2306.09729), from the tables of V-PETL Bench (README, lines 461-496).
 
-Batch size, precision and GPU behind the memory columns are published nowhere that we could read, so only ratios to full
-fine-tuning can be compared.
+Batch size, precision and GPU of the memory columns are not published, so only savings against full fine-tuning are
+compared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-MEMORY_SAVED_PCT = 62.2  # by E3VA against full fine-tuning, on average over the two settings
-TIME_SAVED_PCT = 26.2  # the same of training time
+MEMORY_SAVED_PCT = 62.2  # of E3VA against full fine-tuning, mean of the two settings
+TIME_SAVED_PCT = 26.2  # of training time
 TRAINABLE_PCT = 1.5  # of the backbone's parameters, at most
 CARD_MIB = 11 * 1024  # of a GTX 1080 Ti, on which Swin-L Cascade Mask R-CNN trains
 
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """One of the two settings.
+    """A setting of the paper's memory tables.
 
     Attributes:
-        experiment: `experiment=` of ours.
-        backbone, head: by our names.
-        title: for people.
-        image_size: height and width at most, in pixels.
+        experiment: our `experiment=`.
+        backbone, head: our names.
+        title: printed name.
+        image_size: maximum height and width, in pixels.
         methods: trainable backbone parameters in millions and memory in MB, by method.
     """
 
@@ -34,7 +34,7 @@ class PublishedSetting:
     methods: dict[str, tuple[float, float]]
 
     def saved_pct(self, method: str) -> float | None:
-        """Memory saved against full fine-tuning."""
+        """Return the memory saved against full fine-tuning in percent, None for an unpublished method."""
         if method not in self.methods:
             return None
         return 100 * (1 - self.methods[method][1] / self.methods["full"][1])
@@ -79,7 +79,7 @@ VOC = PublishedSetting(
     },
 )
 SETTINGS = (COCO, VOC)
-ACCURACY: dict[str, dict[str, dict[str, float]]] = {  # percent, by experiment, metric and method; from the same tables
+ACCURACY: dict[str, dict[str, dict[str, float]]] = {  # percent, by experiment, metric and method
     "coco_cascade_swin_b": {
         "box_AP": {
             "full": 51.9,
@@ -135,8 +135,9 @@ ACCURACY: dict[str, dict[str, dict[str, float]]] = {  # percent, by experiment, 
         },
     },
 }
+EXPERIMENTS = (*ACCURACY, "coco_cascade_swin_l")  # of conf/experiment/, with the paper's settings
 
 
 def published_setting(backbone: str) -> PublishedSetting | None:
-    """The published setting with this backbone."""
+    """Return the published setting with this backbone."""
     return next((s for s in SETTINGS if s.backbone == backbone), None)

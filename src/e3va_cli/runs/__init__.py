@@ -1,1 +1,1 @@
-"""Run folders: the files in them, and the lock that gives each one writer."""
+"""The folder of a run: its files, and the lock that keeps out a second writer."""

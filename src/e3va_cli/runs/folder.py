@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, and the words that made it."""
+"""The files of a run folder, and how runs, checkpoints and adapters are found."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.command_line import command_line
+from e3va_cli.utils.command_line import format_command
 from e3va_cli.utils.files import atomic_write, make_subfolder
-from e3va_cli.utils.text import is_name, shorten
+from e3va_cli.utils.text import is_printable_name, shorten
 
 CONFIG = "config.yaml"
 METRICS_HISTORY = "metrics.csv"
 METRICS = "metrics.json"
 RESOURCES = "resources.json"
-BAD_BATCHES = "bad_batches.json"
-PICTURES = "predictions.png"
+SKIPPED_STEPS = "skipped_steps.json"
+PREDICTIONS_PLOT = "predictions.png"
 DETECTIONS = "detections.json"
-CURVES = "precision_recall.png"
-CONFUSION = "confusion.png"
+PRECISION_RECALL_PLOT = "precision_recall.png"
+CONFUSION_MATRIX_PLOT = "confusion.png"
 LOCK = ".lock"
-NOTES = ".hydra"  # Hydra's name for it
-OVERRIDES = f"{NOTES}/overrides.yaml"
+HYDRA_FOLDER = ".hydra"  # as Hydra names it
+OVERRIDES = f"{HYDRA_FOLDER}/overrides.yaml"
 CHECKPOINTS = "checkpoints"
-LAST = "last.ckpt"
-BEST = "best.ckpt"
-ADAPTER_CONFIG = "adapter_config.json"  # these three make an exported adapter
+LAST_CHECKPOINT = "last.ckpt"
+BEST_CHECKPOINT = "best.ckpt"
+ADAPTER_CONFIG = "adapter_config.json"  # of an exported adapter, as the next two
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CARD = "README.md"
 
 
-def claim_folder(path: Path) -> Path:
-    """Make a folder that was not there before: `path`, or that with -2, -3, ... at its end; two runs never share one.
+def make_unique_folder(path: Path) -> Path:
+    """Create a new folder and return it: `path`, or if it exists, `path` with the suffix -2, -3, ...
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be created.
     """
     for number in count(1):
         folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
@@ -53,132 +53,135 @@ def claim_folder(path: Path) -> Path:
             return folder
         except OSError as error:
             if not os.path.lexists(folder):
-                raise UserError(f"{folder}: the folder cannot be made ({error.filename}: {error.strerror})") from None
+                raise UserError(f"{folder}: cannot be created ({error.filename}: {error.strerror})") from None
     raise AssertionError("unreachable")
 
 
 @cache
-def new_folder(path: str) -> str:
-    """The folder of this process's run: Hydra asks for it more than once.
-
-    Of the processes that a cluster starts for one run, the first claims it.
-    """
-    return str(claim_folder(Path(path))) if is_rank_zero() else path
+def make_run_folder(path: str) -> str:
+    """Return the run folder of this process, which rank 0 creates. Cached, as Hydra resolves it more than once."""
+    return str(make_unique_folder(Path(path))) if is_rank_zero() else path
 
 
 def is_rank_zero() -> bool:
-    """Whether this is not one of the further processes of a run, whoever started them."""
+    """Return whether this process is rank 0 of a run, or the only one, by its environment variables."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
 
 
-def require_unused(folder: Path, resumed: Path | None) -> None:
-    """Raises UserError if a run is to lie in a folder that holds another one than the one that it goes on with."""
+def check_unused(folder: Path, resumed: Path | None) -> None:
+    """Check that a run folder has no checkpoints, except those of the run that is resumed.
+
+    Raises:
+        UserError: it has.
+    """
     if any((folder / CHECKPOINTS).glob("*.ckpt")) and not (resumed and folder.samefile(resumed)):
         raise UserError(
-            f"hydra.run.dir={folder}: holds a run already; go on with it by "
-            f"{command_line('train', {'resume': str(folder)})}, or give another folder"
+            f"hydra.run.dir={folder}: already has a run; resume it with "
+            f"{format_command('train', {'resume': str(folder)})}, or use another folder"
         )
 
 
-def remove_unused(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it left anything but Hydra's notes and its lock."""
-    if {path.name for path in folder.iterdir()} <= {NOTES, LOCK}:
+def remove_empty_run(folder: Path) -> None:
+    """Remove a run folder if it has nothing but Hydra's files and the lock."""
+    if {path.name for path in folder.iterdir()} <= {HYDRA_FOLDER, LOCK}:
         shutil.rmtree(folder)
 
 
-def write_notes(config: Any, folder: Path) -> None:
-    """Write what Hydra would write of a command into its folder; without Hydra, the configuration alone.
+def write_hydra_config(config: Any, folder: Path) -> None:
+    """Write the files that Hydra writes to `.hydra`; without Hydra, the configuration alone.
 
-    Hydra itself would write over the notes of a run that is resumed before it is known whether it can be, and leave
-    empty files where the disk is full.
+    Hydra itself would overwrite the files of a resumed run before the checkpoint is checked, and leave empty files on a
+    full disk.
 
     Args:
         config: a dataclass.
-        folder: of the command.
+        folder: of the run.
 
     Raises:
-        UnwritableError: they cannot be written; those from before are whole.
+        UnwritableError: they cannot be written; the previous files are unchanged.
     """
-    notes: dict[str, Any] = {"config": asdict(config)}
+    files: dict[str, Any] = {"config": asdict(config)}
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
-        notes |= {"hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
-    make_subfolder(folder / NOTES)
-    for name, content in notes.items():
-        with atomic_write(folder / NOTES / f"{name}.yaml") as temporary:
+        files |= {"hydra": {"hydra": hydra}, "overrides": hydra.overrides.task}
+    make_subfolder(folder / HYDRA_FOLDER)
+    for name, content in files.items():
+        with atomic_write(folder / HYDRA_FOLDER / f"{name}.yaml") as temporary:
             temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
 
 
-def adapter_folder(path: str) -> Path | None:
-    """The exported adapter that `path` means, by its folder or a file in it; None if it means something else."""
+def find_adapter_folder(path: str) -> Path | None:
+    """Return the folder of an exported adapter from its path or that of a file in it; None if it is no adapter."""
     given = Path(path)
     if given.is_file():
         return given.parent if given.name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS) else None
     return given if any((given / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)) else None
 
 
-def locate(path: str, option: str) -> tuple[Path, Path]:
-    """The run folder and the checkpoint that `option=path` means: a run folder (its last one) or a file in it.
+def find_checkpoint(path: str, option: str) -> tuple[Path, Path]:
+    """Return the run folder and the checkpoint of `option=path`, the path of a run (its last checkpoint) or checkpoint.
 
-    With `resume=`, a run killed before its first checkpoint is one too; it starts from its beginning.
+    With `resume=`, the checkpoint may be missing: a run killed before its first one starts from the beginning.
 
     Raises:
-        UserError: neither of them, or a run that left no checkpoint.
+        UserError: there is no run or checkpoint.
     """
     given = Path(path)
-    whole = Path(os.path.abspath(given))  # noqa: PTH100 (resolve() would leave the run by a link in it)
-    run = whole.parent.parent if given.is_file() else given
-    checkpoint = given if given.is_file() else given / CHECKPOINTS / LAST
+    absolute = Path(os.path.abspath(given))  # noqa: PTH100 (resolve() would follow a link out of the run)
+    run = absolute.parent.parent if given.is_file() else given
+    checkpoint = given if given.is_file() else given / CHECKPOINTS / LAST_CHECKPOINT
     if not given.exists():
         raise UserError(f"{option}={path}: no such run folder or checkpoint")
-    if adapter_folder(path):
-        raise UserError(f"{option}={path}: an exported adapter; give the run that it was made of")
+    if find_adapter_folder(path):
+        raise UserError(f"{option}={path}: an exported adapter; use the run that it was exported from")
     if not (run / OVERRIDES).is_file():
         empty = "an empty folder, " if run.is_dir() and not any(run.iterdir()) else ""
         raise UserError(
-            f"{option}={path}: {empty}not a run of `e3va train`; give its folder, or a file under its {CHECKPOINTS}/"
+            f"{option}={path}: {empty}not a run of `e3va train`; use the run folder, or a file in its {CHECKPOINTS}/"
         )
     if not checkpoint.is_file() and option != "resume":
-        raise UserError(f"{option}={path}: the run has no {CHECKPOINTS}/{LAST}: it stopped before its first one")
+        raise UserError(
+            f"{option}={path}: no {CHECKPOINTS}/{LAST_CHECKPOINT}: the run stopped before its first checkpoint"
+        )
     return run, checkpoint
 
 
-def config_of(run: Path) -> dict[str, Any] | None:
-    """The plain configuration of a run; None for one that was killed before it was written."""
+def read_run_config(run: Path) -> dict[str, Any] | None:
+    """Return the configuration of a run as plain values; None if the run was killed before it was written."""
     path = run / CONFIG
     return cast("dict[str, Any]", _read_yaml(path, dict)) if path.is_file() else None
 
 
-def write_overrides(run: Path, words: list[str]) -> None:
-    """Keep the overrides that a run was started with, where Hydra does."""
-    make_subfolder(run / NOTES)
+def write_overrides(run: Path, overrides: list[str]) -> None:
+    """Write the overrides that a run is started with, as Hydra does."""
+    make_subfolder(run / HYDRA_FOLDER)
     with atomic_write(run / OVERRIDES) as temporary:
-        temporary.write_text(yaml.safe_dump(words, allow_unicode=True), encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(overrides, allow_unicode=True), encoding="utf-8")
 
 
-def overrides_of(run: Path) -> list[str]:
-    """The command-line overrides that a run was started with, nothing of them looked up."""
+def read_overrides(run: Path) -> list[str]:
+    """Return the overrides that a run was started with, interpolations not resolved."""
     path = run / OVERRIDES
-    words = _read_yaml(path, list)
-    if wrong := [word for word in words if not is_name(word)]:
-        raise UserError(f"{path}: {shorten(wrong[0])} is no option")
-    return cast("list[str]", words)
+    overrides = _read_yaml(path, list)
+    if wrong := [override for override in overrides if not is_printable_name(override)]:
+        raise UserError(f"{path}: {shorten(wrong[0])} is not an override")
+    return cast("list[str]", overrides)
 
 
-def _read_yaml(path: Path, kind: type) -> Any:
-    """The plain content of a file that a run has left, which may come from anywhere; nothing in it is looked up.
+def _read_yaml(path: Path, expected: type) -> Any:
+    """Return the plain content of an untrusted YAML file, interpolations not resolved.
 
     Raises:
-        UserError: it cannot be read, holds something else, or repeats its own parts by name: a kilobyte of such
-            repetitions can become gigabytes.
+        UserError: it cannot be read, is not of the `expected` type, or has aliases, by which a kilobyte can become
+            gigabytes.
     """
     try:
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it repeats its own parts")
+            raise ValueError("aliases are not allowed")
         content = OmegaConf.to_container(OmegaConf.create(text))
     except (OSError, ValueError, AssertionError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: cannot be read as YAML ({first_line(error)})") from None
-    if not isinstance(content, kind):
-        raise UserError(f"{path}: it holds no {kind.__name__}; it is not as `e3va train` wrote it")
+    if not isinstance(content, expected):
+        raise UserError(f"{path}: not a {expected.__name__}; the file was changed after `e3va train` wrote it")
     return content

@@ -1,4 +1,4 @@
-"""One writer for each run folder: a lock that ends with its process, however that ends."""
+"""A lock by which one process at a time writes to a run folder; the system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 from pathlib import Path
 
 from e3va_cli.errors import UserError
 from e3va_cli.runs.folder import LOCK
 from e3va_cli.utils.files import UnwritableError
+from e3va_cli.utils.output import log
 
-HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # a file system or its server has none
+HELD = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # the file system has no locks
 
-_held: dict[tuple[int, int], int] = {}  # device and inode of each lock file of this process, and its descriptor
+_held: dict[tuple[int, int], int] = {}  # descriptors by device and inode
 
 
-def hold(folder: Path) -> None:
-    """Make this process the only one that writes to a run folder, until it ends; again for the same folder is nothing.
+def lock_folder(folder: Path) -> None:
+    """Lock a run folder until this process ends; do nothing if this process has locked it already.
 
-    The lock is `fcntl`'s of a record, not `flock`'s: loader processes do not inherit it, so that a killed run can be
-    resumed while they still end. The file stays, with the host and the process that held it last.
+    The lock is of `fcntl`, not `flock`: loader processes do not inherit it, so that a killed run can be resumed while
+    they are still exiting. The lock file stays, with the host and the process that locked it last.
 
     Raises:
-        UserError: another process writes there, or nobody can.
+        UserError: another process has locked the folder, or it cannot be written.
     """
     path = folder / LOCK
     try:
         if path.exists() and _identity(path) in _held:
-            return  # to open and close the file once more would release the lock
+            return  # opening and closing the file again would release the lock
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
@@ -40,11 +40,11 @@ def hold(folder: Path) -> None:
     except OSError as error:
         holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
-        if error.errno in HELD_ELSEWHERE:
-            raise UserError(f"{folder}: {holder} is writing to this run; wait for it to end, or stop it") from None
+        if error.errno in HELD:
+            raise UserError(f"{folder}: {holder} is writing to this run; wait until it ends, or stop it") from None
         if error.errno not in NO_LOCKS:
             raise
-        print(f"e3va: note: {folder}: no locks on this file system; never resume a run twice at once", file=sys.stderr)
+        log.info(f"{folder}: no locks on this file system; do not resume a run twice at the same time")
         return
     _held[_identity(path)] = descriptor
     try:

@@ -1,1 +1,1 @@
-"""Training and evaluation with Lightning: the task, its schedule, checkpoints, resources and results."""
+"""Training and evaluation with Lightning: LightningModule, callbacks, checkpoints and resuming."""

@@ -1,4 +1,4 @@
-"""The history of a run's metrics as one CSV file, one row per step; a resumed run goes on in it."""
+"""The metrics of a run: every row in `metrics.csv`, the last evaluation in `metrics.json`."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from e3va_cli.training.steps import is_optimizer_step
-from e3va_cli.utils.files import appending, atomic_write
+from e3va_cli.training.lightning_private import is_optimizer_step
+from e3va_cli.utils.files import atomic_append, atomic_write, write_json
 
-FIRST = ("epoch", "step")
+FIRST_COLUMNS = ("epoch", "step")
 
 
 class MetricsHistory(Logger):
-    """Writes every logged metric to a CSV file: a row per step, a column per metric.
+    """Logs all metrics to a CSV file: a row per step, a column per metric. A resumed run continues the file.
 
-    Rows are appended; a new metric, or one more value in a row that is on disk, rewrites the file as a whole. The row
-    of the current step is written once the next step begins. Lightning's CSVLogger deletes the file of a folder that
-    is used again; this one goes on in it.
+    Rows are appended; a new metric, or a value for a row already on disk, rewrites the file as a whole. The row of the
+    current step is written when the next step begins. (Lightning's CSVLogger deletes an existing file.)
 
     Args:
         path: of the file.
 
     Attributes:
-        last_step: after training, its last step, to whose row an evaluation then belongs.
+        last_step: after training, its last step: a later evaluation is logged in that row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,40 +36,40 @@ class MetricsHistory(Logger):
         self.path = path
         self.last_step: int | None = None
         self.rows: list[dict[str, Any]] = []
-        self.columns = list(FIRST)
+        self.columns = list(FIRST_COLUMNS)
         if path.is_file():
             text = path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]  # a full disk may leave half a row, and half a number in it
+            whole = text[: text.rfind("\n") + 1]  # a full disk may have cut the last row
             reader = csv.DictReader(whole.splitlines())
             self.rows = [row for row in reader if (row["step"] or "").isdigit()]
-            self.columns = list(reader.fieldnames or FIRST)
-            if self.rows and self.rows[0].get("epoch") == "0":  # as an older e3va counted
-                self.rows = [counted_from_one(row) for row in self.rows]
-        self.written = len(self.rows)  # rows that the file holds, under the columns that it has
-        self.outdated = True  # whether the file lacks something of these rows
+            self.columns = list(reader.fieldnames or FIRST_COLUMNS)
+            if self.rows and self.rows[0].get("epoch") == "0":  # written by an older version
+                self.rows = [one_based_epoch(row) for row in self.rows]
+        self.written = len(self.rows)  # rows in the file
+        self.outdated = True  # whether a row in the file has new values
 
     @property
     def name(self) -> str:
-        """Of the logger."""
+        """Name of the logger."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """There is one."""
+        """Version of the logger: none."""
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration has a file of its own."""
+        """Do nothing: the configuration is in `config.yaml`."""
 
     def drop_from(self, step: int) -> None:
-        """Forget the rows from `step` on: the resumed run will make those steps again."""
+        """Remove the rows from `step` on, which a resumed run repeats."""
         self.rows = [row for row in self.rows if int(row["step"]) < step]
         self.written = len(self.rows)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add values to the row of `step`."""
-        metrics = counted_from_one(metrics)
+        metrics = one_based_epoch(metrics)
         if self.last_step is not None:
             step, metrics = self.last_step, {name: value for name, value in metrics.items() if name != "epoch"}
         if not self.rows or int(self.rows[-1]["step"]) != step:
@@ -86,7 +85,7 @@ class MetricsHistory(Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Write the current step's row too, though more may come to it."""
+        """Write the row of the current step too, which may get more values."""
         self._write(len(self.rows))
 
     @rank_zero_only
@@ -107,46 +106,58 @@ class MetricsHistory(Logger):
                 writer.writerows(self.rows[:end])
             self.outdated = False
         elif unwritten:
-            with appending(self.path) as file:
+            with atomic_append(self.path) as file:
                 csv.DictWriter(file, self.columns).writerows(unwritten)
         self.written = end
 
 
-def counted_from_one(values: dict[str, Any]) -> dict[str, Any]:
-    """Metrics with their epoch as users see it everywhere; Lightning counts from 0."""
+def one_based_epoch(values: dict[str, Any]) -> dict[str, Any]:
+    """Return metrics with the epoch counted from 1, as in all output; Lightning counts from 0."""
     return {**values, "epoch": int(values["epoch"]) + 1} if values.get("epoch") not in (None, "") else dict(values)
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger, with epochs counted from 1."""
+    """Lightning's TensorBoard logger, with epochs counted from 1."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Add values at `step`."""
-        super().log_metrics(counted_from_one(metrics), step)
+        """Log values of `step`."""
+        super().log_metrics(one_based_epoch(metrics), step)
 
 
 def histories(trainer: L.Trainer) -> list[MetricsHistory]:
-    """Those of a trainer's loggers that keep a history."""
+    """Return the loggers of a trainer that write a history."""
     return [logger for logger in trainer.loggers if isinstance(logger, MetricsHistory)]
 
 
 class StepLog(L.Callback):
-    """Logs what a step has measured, before the step's checkpoint is written.
+    """Logs the metrics of a step before its checkpoint is saved.
 
-    Lightning logs it after that, so that a run killed between the two would lack the step's row for good.
+    Lightning would log them afterwards, so that a run killed in between would never get the row.
 
     Args:
-        window: steps between two rows.
+        every_n_steps: optimizer steps between two rows.
     """
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log what the batches of a step measured on the mean."""
-        if trainer.global_step % self.window == 0 and is_optimizer_step(trainer):
-            values = {name: float(value) for name, value in pl_module.measured().items()}
+        """Log the means over the batches of a step."""
+        if trainer.global_step % self.every_n_steps == 0 and is_optimizer_step(trainer):
+            values = {name: float(value) for name, value in pl_module.step_metrics().items()}
             for logger in trainer.loggers:
                 logger.log_metrics({**values, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
                 logger.save()
+
+
+class MetricsFile(L.Callback):
+    """Writes the results of each evaluation to a JSON file, in place of those of the one before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write the file on rank 0."""
+        if trainer.is_global_zero and pl_module.results is not None:
+            write_json(self.path, pl_module.results)

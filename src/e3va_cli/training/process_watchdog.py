@@ -1,11 +1,9 @@
-"""The processes of a run on several devices: the first one starts the others on its machine, and none outlives it."""
+"""The processes of a run on several devices: rank 0 starts the others of its machine, and none outlives it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-import sys
 import threading
 import time
 from typing import NoReturn
@@ -13,95 +11,84 @@ from typing import NoReturn
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch.distributed as dist
 from lightning.fabric.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
 from e3va_cli.errors import UserError, first_line
+from e3va_cli.training.lightning_private import child_processes, kill_children, launcher_log
+from e3va_cli.utils.output import log
 
-OBSERVER = "lightning.fabric.strategies.launchers.subprocess_script"  # says when a process has died, then ends all
-LOOK_EVERY_S = 1.0
+POLL_INTERVAL_S = 1.0
 LOST = ("gloo", "nccl", "connection", "broken pipe", "socket", "timed out")  # in errors of collective operations
 
 
 def is_child(trainer: L.Trainer) -> bool:
-    """Whether another process of the run has started this one; not so where a cluster or torchrun starts them all."""
+    """Return whether rank 0 has started this process; False if a cluster or torchrun starts all processes."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return isinstance(environment, LightningEnvironment) and trainer.local_rank != 0
 
 
-def end_children(trainer: L.Trainer) -> bool:
-    """End the processes that this one has started; returns whether there were any."""
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher) or not launcher.procs:
-        return False
-    launcher.kill(signal.SIGKILL)
-    return True
-
-
 def raise_on_all_ranks(trainer: L.Trainer, error: UserError) -> NoReturn:
-    """Raise an error that all processes have come to: the first one says it, the others end without a word."""
+    """Raise an error that all ranks have detected: rank 0 reports it, the others exit silently."""
     raise error if trainer.is_global_zero else SystemExit(0)
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error means that another process of the run no longer answers."""
+    """Return whether an error means that another process of the run does not respond."""
     running = dist.is_available() and dist.is_initialized()
     return running and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
 
 
 class ProcessWatchdog(L.Callback):
-    """Ends all processes of a run, with a message, when one of them dies.
+    """Ends all processes of a run, with an error message, when one of them dies.
 
-    Lightning ends them where a process that it has started dies, but without a word; the first one may learn of it
-    earlier, from an operation that they do together. Where the first one dies, the others may wait for it for half an
-    hour, the time that PyTorch gives an operation.
+    Lightning silently kills all processes when one that it has started dies; rank 0 may detect it earlier by a failed
+    collective operation. When rank 0 dies, the others might wait until PyTorch's timeout, half an hour.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look after each other, where there are several."""
+        """Watch the other processes, if there are any."""
         if is_child(trainer):
-            threading.Thread(target=_end_with_parent, args=(trainer.local_rank,), daemon=True).start()
+            threading.Thread(target=_exit_with_parent, args=(trainer.local_rank,), daemon=True).start()
         elif trainer.world_size > 1:
-            observer = logging.getLogger(OBSERVER)
-            observer.setLevel(logging.INFO)
-            observer.handlers, observer.propagate = [_Announcement()], False
+            launcher_log.setLevel(logging.INFO)
+            launcher_log.handlers, launcher_log.propagate = [_LauncherHandler()], False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """End at once: nothing that is left to do works without the process that died."""
+        """Exit at once if another process is lost: Lightning's teardown would wait for it."""
         if not is_lost_process(exception):
             return
         if is_child(trainer):
-            time.sleep(2 * LOOK_EVERY_S)  # it is for the first one to say it, unless that is the one that died
+            time.sleep(2 * POLL_INTERVAL_S)  # rank 0 reports it, unless rank 0 is the one that died
         else:
-            _say(_dead_children(trainer) or f"another process no longer answers ({first_line(exception)})")
-            end_children(trainer)
+            _report(_describe_dead(trainer) or f"another process does not respond ({first_line(exception)})")
+            kill_children(trainer)
         os._exit(1)
 
 
-class _Announcement(logging.Handler):
-    """Says why Lightning is about to end all processes."""
+class _LauncherHandler(logging.Handler):
+    """Reports what Lightning's launcher logs before it kills all processes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say(record.getMessage().partition(". ")[0])
+        _report(record.getMessage().partition(". ")[0])
 
 
-def _say(what: str) -> None:
-    print(f"e3va: error: {what}; the run ends", file=sys.stderr, flush=True)
+def _report(what: str) -> None:
+    log.error(f"{what}; training stopped")
 
 
-def _dead_children(trainer: L.Trainer) -> str:
-    """Say which of the processes that this one has started have died; a connection may end a moment before they do."""
-    procs = getattr(trainer.strategy.launcher, "procs", [])
-    until = time.monotonic() + LOOK_EVERY_S
-    while procs and time.monotonic() < until and not any(proc.poll() for proc in procs):
-        time.sleep(LOOK_EVERY_S / 20)
-    dead = [f"process {rank} ended with code {proc.returncode}" for rank, proc in enumerate(procs, 1) if proc.poll()]
-    return ", ".join(dead)
+def _describe_dead(trainer: L.Trainer) -> str:
+    """Return which child processes have died; a connection may fail a moment before its process ends."""
+    processes = child_processes(trainer)
+    deadline = time.monotonic() + POLL_INTERVAL_S
+    while processes and time.monotonic() < deadline and not any(process.poll() for process in processes):
+        time.sleep(POLL_INTERVAL_S / 20)
+    codes = enumerate((process.poll() for process in processes), 1)
+    return ", ".join(f"process {rank} ended with code {code}" for rank, code in codes if code)
 
 
-def _end_with_parent(local_rank: int) -> None:
+def _exit_with_parent(local_rank: int) -> None:
     parent = os.getppid()
     while os.getppid() == parent:
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
     if local_rank == 1:
-        _say("the first process has ended")
+        _report("the first process has ended")
     os._exit(1)

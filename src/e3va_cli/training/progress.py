@@ -1,4 +1,4 @@
-"""The progress bar: loss, memory and images per second beside Lightning's own columns; lines where there is none."""
+"""The progress bar of a run: loss, memory and images per second; lines of text without a terminal."""
 
 from __future__ import annotations
 
@@ -10,66 +10,65 @@ from lightning.pytorch.callbacks import RichProgressBar
 from rich import get_console
 
 from e3va_cli.training.resources import Resources
-from e3va_cli.utils.terminal import Pace, has_bars
+from e3va_cli.utils.terminal import Throttle, is_interactive
 
-ROOMY = 100  # characters in which time and speed have room beside the values
-BASIC_COLUMNS = 3
-REFRESH_S = 1.0  # the values come from the device, and reading one waits for it
+MIN_WIDTH = 100  # characters of a terminal that shows time and speed beside the metrics
+NARROW_COLUMNS = 3
+REFRESH_S = 1.0  # reading a metric synchronizes with the device
 
 
-class Progress(RichProgressBar):
-    """Lightning's rich bar without the version number; without a terminal, a line per epoch and every 30 s.
+class TrainingProgressBar(RichProgressBar):
+    """Lightning's Rich progress bar; without a terminal, prints a line per epoch and every 30 s.
 
-    Epochs are counted from 1. The values beside the bar are read at most once a second, so that hardly a step waits for
-    a GPU.
+    Epochs are counted from 1. Metrics are read at most once a second, so that few steps wait for a GPU.
 
     Args:
-        resources: whose memory and rate are shown in training.
+        resources: measures the memory and speed that are shown in training.
     """
 
     def __init__(self, resources: Resources | None = None) -> None:
         super().__init__()
         self.resources = resources
-        self.speaks = not has_bars()
-        if self.speaks:
+        self.prints_lines = not is_interactive()
+        if self.prints_lines:
             self.disable()
-        self._pace = Pace()
-        self._values: dict[str, Any] = {}
+        self._throttle = Throttle()
+        self._metrics: dict[str, Any] = {}
         self._loss: dict[str, float] = {}  # of the last training step that was read
         self._read_at = -REFRESH_S
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
-        """Return the values shown beside the bar, at most a second old."""
+        """Return the metrics beside the bar, at most a second old."""
         if time.monotonic() - self._read_at >= REFRESH_S:
-            self._values = self._current(trainer, pl_module)
+            self._metrics = self._read(trainer, pl_module)
             self._read_at = time.monotonic()
-        return self._values
+        return self._metrics
 
-    def _current(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
-        values = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
+    def _read(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+        metrics = {k: v for k, v in super().get_metrics(trainer, pl_module).items() if k != "v_num"}
         if self.resources is None:
-            return values
-        # A metric that Lightning logs for the bar is read after each batch, which waits for a GPU each time.
-        losses = {name.removeprefix("train/"): value for name, value in pl_module.measured().items()}
+            return metrics
+        # Logged by Lightning with prog_bar=True, the loss would be read after each batch.
+        losses = {name.removeprefix("train/"): value for name, value in pl_module.step_metrics().items()}
         if "loss" in losses:
             self._loss = {"loss": float(losses["loss"])}
         memory = {"memory": f"{self.resources.shown_mib:,.0f} MiB"} if self.resources.shown_mib else {}
-        return {**self._loss, **values, "img/s": self.resources.rate, **memory}
+        return {**self._loss, **metrics, "img/s": self.resources.rate, **memory}
 
     def configure_columns(self, trainer: L.Trainer) -> Any:
-        """Lightning's columns, as many as have room: description, bar, batches; then time and speed."""
-        return super().configure_columns(trainer)[: None if get_console().width >= ROOMY else BASIC_COLUMNS]
+        """Return Lightning's columns: description, bar, batches, and in a wide terminal time and speed."""
+        return super().configure_columns(trainer)[: None if get_console().width >= MIN_WIDTH else NARROW_COLUMNS]
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """The epoch, as long as the bar of an evaluation has it."""
-        return f"{epoch_of(self.trainer):{len(self.validation_description)}}"
+        """Return the epoch, padded to the width of an evaluation's description."""
+        return f"{format_epoch(self.trainer):{len(self.validation_description)}}"
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the bar, or write a line where it is due."""
+        """Update the bar, or print a line every 30 s."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if self.speaks and trainer.is_global_zero and self._pace.due():
-            place = f"{epoch_of(trainer)}, batch {batch_idx + 1:,} of {trainer.num_training_batches:,}"
-            print(f"{place}: {as_text(self._current(trainer, pl_module))}", flush=True)
+        if self._prints(trainer) and self._throttle.ready():
+            position = f"{format_epoch(trainer)}, batch {batch_idx + 1:,} of {trainer.num_training_batches:,}"
+            self.print(f"{position}: {format_values(self._read(trainer, pl_module))}", flush=True)
 
     def on_validation_batch_end(
         self,
@@ -80,28 +79,31 @@ class Progress(RichProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Move the bar, or write a line where it is due."""
+        """Update the bar, or print a line every 30 s."""
         super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        if self.speaks and trainer.is_global_zero and self._pace.due():
-            print(f"Validation: batch {batch_idx + 1:,} of {sum(trainer.num_val_batches):,}", flush=True)
+        if self._prints(trainer) and self._throttle.ready():
+            self.print(f"Validation: batch {batch_idx + 1:,} of {sum(trainer.num_val_batches):,}", flush=True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read what the training steps measured, before the evaluation's batches take their place."""
-        self._current(trainer, pl_module)
+        """Read the metrics of the last training step before the evaluation replaces its batches."""
+        self._read(trainer, pl_module)
         super().on_validation_start(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print what the bar would have shown."""
+        """Print a line if there is no bar."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self.speaks and trainer.is_global_zero:
-            print(f"{epoch_of(trainer)}: {as_text(self._current(trainer, pl_module))}", flush=True)
+        if self._prints(trainer):
+            self.print(f"{format_epoch(trainer)}: {format_values(self._read(trainer, pl_module))}", flush=True)
+
+    def _prints(self, trainer: L.Trainer) -> bool:
+        return self.prints_lines and trainer.is_global_zero
 
 
-def epoch_of(trainer: L.Trainer) -> str:
-    """The epoch at hand, counted from 1."""
+def format_epoch(trainer: L.Trainer) -> str:
+    """Return the current epoch, counted from 1, and the number of epochs."""
     return f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
 
-def as_text(values: dict[str, Any]) -> str:
-    """Names and values in a row."""
+def format_values(values: dict[str, Any]) -> str:
+    """Return names and values separated by commas."""
     return ", ".join(f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in values.items())

@@ -1,4 +1,4 @@
-"""Peak memory, step time and parameter counts of a run: logged, shown, and written to `resources.json`."""
+"""Peak memory, step time and parameter counts of a run: logged, and written to `resources.json`."""
 
 from __future__ import annotations
 
@@ -13,73 +13,73 @@ import torch
 import torch.distributed as dist
 
 from e3va_cli.models.model import parameter_counts
-from e3va_cli.training.steps import is_optimizer_step
-from e3va_cli.utils.environment import MIB, Moment, device_name, process_peak_rss_mib, versions
+from e3va_cli.training.lightning_private import is_optimizer_step
+from e3va_cli.utils.environment import MIB, DeviceEvent, device_name, package_versions, process_peak_rss_mib
 from e3va_cli.utils.files import write_json
 
-WARMUP = 5  # steps that are not counted
-RECENT = 10_000  # steps whose times are kept: bounds what they take of memory and of each checkpoint
+WARMUP_STEPS = 5  # not measured
+MAX_TIMES = 10_000  # steps whose times are kept, in memory and in each checkpoint
 
 
 @dataclass
 class StepTiming:
-    """When the batches of a step were begun and done, on the device's clock.
+    """Times of the batches of a step, on the device's clock.
 
     Attributes:
-        batches: of each batch the moments when the one before was done, when it was on the device, and when it was
-            done.
-        images: in them, over all ranks.
+        batches: of each batch, the end of the previous one, its start (when it is on the device) and its end.
+        images: number of images in the batches of all ranks.
     """
 
-    batches: list[tuple[Moment, Moment, Moment]] = field(default_factory=list)
+    batches: list[tuple[DeviceEvent, DeviceEvent, DeviceEvent]] = field(default_factory=list)
     images: int = 0
 
     @property
-    def is_past(self) -> bool:
-        """Whether all of it can be read without waiting."""
-        return all(done.is_past for *_, done in self.batches)
+    def is_complete(self) -> bool:
+        """Whether the device has finished the step, so that its times can be read without synchronization."""
+        return all(end.query() for *_, end in self.batches)
 
     def seconds(self) -> tuple[float, float]:
-        """Return the seconds of the step itself and of loading, for which the device had nothing to do."""
-        steps = [done.seconds_since(begun) for _, begun, done in self.batches]
-        loads = [begun.seconds_since(before) for before, begun, _ in self.batches]
+        """Return the seconds of the step, and those for which the device waited for its batches to be loaded."""
+        steps = [end.seconds_since(start) for _, start, end in self.batches]
+        loads = [start.seconds_since(previous) for previous, start, _ in self.batches]
         return sum(steps), sum(loads)
 
 
 class Resources(L.Callback):
-    """Measures each training step.
+    """Measures the memory and time of training steps.
 
-    A step is forward and backward of each of its batches and the optimizer, on the device's clock: on a GPU by CUDA
-    events, which are read when the GPU has passed them, so that no step waits for it. Loading is timed apart. The
-    first steps of each start are not counted. On CUDA peaks are reset with each logging window, and
-    the run's peak is the largest window's, over all ranks. On a CPU only what is true there is reported: the process's
-    peak resident memory. What is measured goes into checkpoints, so that a resumed run's file covers the whole run: the
-    largest peaks, and the number and time of all steps that led to its state; medians are those of the last 10,000.
+    A step is the forward and backward pass of each of its batches and the optimizer's step, timed on the device's
+    clock: on a GPU by CUDA events, read once the GPU has passed them, without synchronization. Loading is timed
+    separately. The first `WARMUP_STEPS` of each start are not measured.
+
+    On CUDA, peaks of memory are reset with each logging window, and the run's peak is the largest of all windows and
+    ranks. On a CPU only the peak resident memory of the process is known. Measurements are saved in checkpoints, so
+    that `resources.json` covers all starts of a resumed run. Medians are those of the last `MAX_TIMES` steps.
 
     Args:
         path: of `resources.json`.
-        settings: what was run, for the file.
-        window: steps between two lines of the log.
+        settings: configuration of the run, for the file.
+        window: optimizer steps between two logged rows.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, window: int) -> None:
         self.path, self.settings, self.window = path, settings, window
-        self.step_times: deque[float] = deque(maxlen=RECENT)
-        self.load_times: deque[float] = deque(maxlen=RECENT)
+        self.step_times: deque[float] = deque(maxlen=MAX_TIMES)
+        self.load_times: deque[float] = deque(maxlen=MAX_TIMES)
         self.steps = self.images = 0
         self.measured_time = 0.0
         self.peak_allocated = self.peak_reserved = self.peak_rss = 0.0
         self.starts = 1
-        self.seen = 0  # steps of this start
-        self.rate = 0.0  # images per second, in the last step that was read
+        self.steps_of_start = 0
+        self.rate = 0.0  # images per second of the last step that was read
         self.shown_mib = 0.0
-        self.done: Moment | None = None  # when the last batch was
-        self.begun: Moment | None = None  # when the current one was
+        self.previous_end: DeviceEvent | None = None  # of the last batch
+        self.start: DeviceEvent | None = None  # of the current batch
         self.step = StepTiming()
         self.unread: deque[StepTiming] = deque()
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been measured."""
+        """Return the measurements of all steps so far."""
         self._read(wait=True)
         return {
             "step_times": torch.tensor(self.step_times),
@@ -92,7 +92,7 @@ class Resources(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what was measured since the run was first started."""
+        """Restore the measurements of the resumed run."""
         self.step_times.extend(state_dict["step_times"].tolist())
         self.load_times.extend(state_dict["load_times"].tolist())
         self.steps, self.measured_time = state_dict["steps"], state_dict["measured_time"]
@@ -100,19 +100,19 @@ class Resources(L.Callback):
         self.images, self.starts = state_dict["images"], state_dict["starts"] + 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Start with a clean peak."""
-        self._restart_window(pl_module.device)
-        self.done = Moment(pl_module.device)
+        """Reset the peak."""
+        self._reset_peak(pl_module.device)
+        self.previous_end = DeviceEvent(pl_module.device)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """The batch is loaded and on the device."""
-        self.begun = Moment(pl_module.device)
+        """Record the start of a batch, which is on the device now."""
+        self.start = DeviceEvent(pl_module.device)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The batch is done, and at times the step with it."""
-        assert self.begun is not None and self.done is not None
-        before, self.done = self.done, Moment(pl_module.device)
-        self.step.batches.append((before, self.begun, self.done))
+        """Record the end of a batch, and log the measurements of a step if they are due."""
+        assert self.start is not None and self.previous_end is not None
+        previous, self.previous_end = self.previous_end, DeviceEvent(pl_module.device)
+        self.step.batches.append((previous, self.start, self.previous_end))
         self.step.images += len(batch) * trainer.world_size
         memory = self._memory(pl_module.device)
         self.shown_mib = memory.pop("shown")
@@ -120,26 +120,26 @@ class Resources(L.Callback):
             return
         self.unread.append(self.step)
         self.step = StepTiming()
-        logs = trainer.global_step % self.window == 0
-        latest = self._read(wait=logs)
-        if logs:
+        due = trainer.global_step % self.window == 0
+        latest = self._read(wait=due)
+        if due:
             recent = list(self.step_times)[-self.window :] or [latest]
             logged = {f"resources/{name}": value for name, value in memory.items()}
             logged["resources/step_time_s"] = statistics.median(recent)
             logged["resources/images_per_second"] = self.rate
             for logger in trainer.loggers:
                 logger.log_metrics(logged, step=trainer.global_step - 1)
-            self._restart_window(pl_module.device)
+            self._reset_peak(pl_module.device)
 
     def _read(self, *, wait: bool) -> float:
-        """Count the steps that the device has done, or wait for all; returns the seconds of the last one."""
+        """Add the steps that the device has finished, or wait for all; return the seconds of the last one."""
         latest = 0.0
-        while self.unread and (wait or self.unread[0].is_past):
+        while self.unread and (wait or self.unread[0].is_complete):
             step = self.unread.popleft()
             latest, loading = step.seconds()
             self.rate = step.images / max(1e-9, latest + loading)
-            self.seen += 1
-            if self.seen > WARMUP:
+            self.steps_of_start += 1
+            if self.steps_of_start > WARMUP_STEPS:
                 self.steps += 1
                 self.step_times.append(latest)
                 self.load_times.append(loading)
@@ -148,16 +148,16 @@ class Resources(L.Callback):
         return latest
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Keep the training peak apart from the evaluation's."""
+        """Read the peak of training before the evaluation starts."""
         self._memory(pl_module.device)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Neither memory nor time of an evaluation counts as training's."""
-        self._restart_window(pl_module.device)
-        self.done = Moment(pl_module.device)
+        """Exclude the memory and time of the evaluation."""
+        self._reset_peak(pl_module.device)
+        self.previous_end = DeviceEvent(pl_module.device)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Write the file, as the run may be killed before its end."""
+        """Write the file after each epoch, as the run may be killed."""
         self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -192,13 +192,13 @@ class Resources(L.Callback):
                 "load_time_s": statistics.median(self.load_times) if self.load_times else None,
                 "images_per_second": self.images / self.measured_time if self.steps else None,
                 **parameter_counts(pl_module.model),
-                "versions": versions(),
+                "versions": package_versions(),
                 "settings": self.settings,
             },
         )
 
     def _memory(self, device: torch.device) -> dict[str, float]:
-        """Peaks of the current window in MiB, which also count towards the run's."""
+        """Return the peaks of the current window in MiB, and update those of the run."""
         if device.type != "cuda":
             rss = process_peak_rss_mib()
             return {"shown": rss, "process_peak_rss_mib": rss}
@@ -213,6 +213,6 @@ class Resources(L.Callback):
         }
 
     @staticmethod
-    def _restart_window(device: torch.device) -> None:
+    def _reset_peak(device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

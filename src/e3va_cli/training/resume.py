@@ -1,4 +1,4 @@
-"""A checkpoint that a run goes on from, and what is not as it was: data, seed, batches, optimizer and schedule."""
+"""Resuming: the checkpoint that a run continues, and the options and data that have changed since."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from e3va_cli.config.run_config import RunConfig, to_dict, with_older_options
 from e3va_cli.data.fingerprint import Fingerprint
 from e3va_cli.errors import UserError
 from e3va_cli.training.checkpoints import (
-    ABOUT,
-    DATA,
-    OF_TASK,
+    FINGERPRINTS_KEY,
+    METADATA_KEY,
+    MODEL_PREFIX,
+    check_metadata,
+    check_optimizer_state,
+    check_state_dict,
     read_checkpoint,
-    require_fitting_optimizer,
-    require_same_weights,
-    verify,
 )
-from e3va_cli.training.run import Run
-from e3va_cli.utils.command_line import as_value
+from e3va_cli.training.lightning_private import completed_epochs
+from e3va_cli.training.run import TrainingRun
+from e3va_cli.utils.command_line import to_override_value
 
-SAID = re.compile(  # options that training depends on; where the data lie is none, what they hold is told apart
+REPORTED = re.compile(  # options that training depends on; not where the data are, whose contents are compared
     r"seed|data\.batch_size|optimizer\..+|schedule\.(?!epochs|min_steps|iterations).+"
     r"|trainer\.(accumulate_grad_batches|devices|num_nodes|precision|gradient_clip_norm|limit_train_batches)"
     r"|dataset\.(?!root$|(train|val)_(images|annotations|labels|set)$|num_classes$).+"
 )
+NEW_SCHEDULE = "the steps of an epoch and the learning rate change, see the schedule above"
 CONSEQUENCES = {
-    "seed": "images come in another order, with other random transforms",
-    "data.batch_size": "steps of an epoch and the learning rate follow, as the schedule above says",
-    "trainer.accumulate_grad_batches": "steps of an epoch and the learning rate follow, as the schedule above says",
-    "trainer.devices": "steps of an epoch and the learning rate follow, as the schedule above says",
+    "seed": "the order of images and the random transforms change",
+    "data.batch_size": NEW_SCHEDULE,
+    "trainer.accumulate_grad_batches": NEW_SCHEDULE,
+    "trainer.devices": NEW_SCHEDULE,
 }
-GROUPS = "optimizer.decay_biases"  # decides which parameters share a state
+GROUPS = "optimizer.decay_biases"  # decides the parameter groups
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """A checkpoint that a run goes on from.
+class ResumeCheckpoint:
+    """The checkpoint that a run continues.
 
     Attributes:
         path: of the file.
-        step: optimizer steps that made it.
-        epochs: that were completed.
-        changes: a line for each thing that the run goes on with that the checkpoint was not made with.
+        step: number of optimizer steps done.
+        epochs: number of epochs completed.
+        changes: a line for each change of options or data since the checkpoint was saved.
     """
 
     path: Path
@@ -54,55 +56,63 @@ class Resumed:
     changes: list[str]
 
 
-def read_resumed(path: Path, run: Run, config: RunConfig) -> Resumed:
-    """Read the checkpoint that a run goes on from.
+def read_resume_checkpoint(path: Path, run: TrainingRun, config: RunConfig) -> ResumeCheckpoint:
+    """Read and check the checkpoint that a run continues.
 
     Raises:
-        UserError: unreadable, or of another backbone, method, head, classes or groups of the optimizer.
+        UserError: it cannot be read, or is of another backbone, method, head, classes or parameter groups.
     """
     content = read_checkpoint(path)
-    verify(content, path, run.task.about)
-    require_same_groups(content, config)
-    state = {name.removeprefix(OF_TASK): value for name, value in content["state_dict"].items()}
-    require_same_weights(state, run.model, path)
-    require_fitting_optimizer(content, run.task.build_optimizer(run.model), path)
+    check_metadata(content, path, run.checkpoint_contents[METADATA_KEY])
+    check_param_groups(content, config)
+    state = {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
+    check_state_dict(state, run.model, path)
+    check_optimizer_state(content, run.lightning_module.build_optimizer(run.model), path)
     try:
-        epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"][
-            "processed"
-        ]  # completed only after it was saved
-    except (KeyError, TypeError):
-        raise UserError(f"{path}: it does not tell how far the run came; the file is damaged") from None
-    return Resumed(path, content["global_step"], epochs, list(changes(content, config, run.task.data)))
+        epochs = completed_epochs(content)
+    except (LookupError, TypeError):
+        raise UserError(f"{path}: no number of completed epochs in the checkpoint; the file is damaged") from None
+    changes = config_changes(content, config, run.checkpoint_contents[FINGERPRINTS_KEY])
+    return ResumeCheckpoint(path, content["global_step"], epochs, list(changes))
 
 
-def changes(checkpoint: dict[str, Any], config: RunConfig, data: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Return a line for each thing that a resumed run goes on with that its checkpoint was not made with.
+def config_changes(
+    checkpoint: dict[str, Any], config: RunConfig, fingerprints: dict[str, dict[str, Any]]
+) -> Iterator[str]:
+    """Yield a line for each option and split of the data that has changed since a checkpoint was saved.
 
     Args:
-        checkpoint: that is resumed.
-        config: to go on with.
-        data: the fingerprint of each split now.
+        checkpoint: to be resumed.
+        config: of the resumed run.
+        fingerprints: of its data, by split.
     """
-    before = checkpoint.get(DATA) or {}  # none in a checkpoint of an older e3va
-    for split, now in data.items():
+    before = checkpoint.get(FINGERPRINTS_KEY) or {}  # older checkpoints have none
+    for split, now in fingerprints.items():
         if split in before:
             for change in Fingerprint(**now).changes(before[split]):
                 yield f"dataset: {split} has {change}; results before and after are of different data"
-    was, now_ = (dict(_leaves(one)) for one in (with_older_options(checkpoint[ABOUT]["config"]), to_dict(config)))
+    was, now_ = (
+        dict(_leaves(one)) for one in (with_older_options(checkpoint[METADATA_KEY]["config"]), to_dict(config))
+    )
     for key in now_:
-        if key in was and was[key] != now_[key] and SAID.fullmatch(key):
-            so = f"; {CONSEQUENCES[key]}" if key in CONSEQUENCES else ""
-            yield f"{key}={as_value(now_[key])}, {as_value(was[key])} before{so}"
+        if key in was and was[key] != now_[key] and REPORTED.fullmatch(key):
+            consequence = f": {CONSEQUENCES[key]}" if key in CONSEQUENCES else ""
+            yield f"{key}={to_override_value(now_[key])} (was {to_override_value(was[key])}){consequence}"
 
 
-def require_same_groups(checkpoint: dict[str, Any], config: RunConfig) -> None:
-    """Raises UserError where the state of the optimizer belongs to other groups of parameters."""
-    was = with_older_options(checkpoint[ABOUT]["config"])["optimizer"]["decay_biases"]
+def check_param_groups(checkpoint: dict[str, Any], config: RunConfig) -> None:
+    """Check that the optimizer of a checkpoint has the parameter groups of `config`.
+
+    Raises:
+        UserError: it has others.
+    """
+    was = with_older_options(checkpoint[METADATA_KEY]["config"])["optimizer"]["decay_biases"]
     now = config.optimizer.decay_biases
     if was != now:
+        given, saved = (f"{GROUPS}={to_override_value(one)}" for one in (now, was))
         raise UserError(
-            f"{GROUPS}={as_value(now)}: the run began with {as_value(was)}, and its optimizer's state fits no other; "
-            f"give {GROUPS}={as_value(was)}, or start another run"
+            f"{given}: the run was started with {saved}, and the state of its optimizer has other parameter groups; "
+            f"use {saved}, or start a new run"
         )
 
 

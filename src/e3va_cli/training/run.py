@@ -1,10 +1,11 @@
-"""A run put together from a configuration: data, model, task and trainer."""
+"""A run built from a configuration: data, model, LightningModule and trainer."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
@@ -19,32 +20,42 @@ from e3va_cli.models.model import DenseModel, build_model
 from e3va_cli.optim.lr_schedules import build_schedule
 from e3va_cli.optim.optimizer import build_optimizer
 from e3va_cli.optim.train_schedule import TrainSchedule, build_train_schedule
-from e3va_cli.runs.folder import BAD_BATCHES
 from e3va_cli.training.checkpoint_callback import CheckpointCallback
-from e3va_cli.training.checkpoints import about_model
+from e3va_cli.training.checkpoints import FINGERPRINTS_KEY, METADATA_KEY, build_metadata
 from e3va_cli.training.lightning_module import DenseLightningModule
-from e3va_cli.training.nonfinite_guard import NonFiniteGuard
 from e3va_cli.training.trainer import build_trainer
 
 
 @dataclass
-class Run:
-    """Everything that training or evaluation needs; `train` and `course` are None where only evaluation is wanted."""
+class TrainingRun:
+    """Everything that training or evaluation needs.
+
+    Attributes:
+        train: training images; None for an evaluation alone.
+        val: validation images.
+        model: the network.
+        lightning_module: trains and evaluates it.
+        data: loads batches of both splits.
+        trainer: Lightning's, with the callbacks of the run folder.
+        train_schedule: length and learning rate of the run; None for an evaluation alone.
+        checkpoint_contents: metadata of the model and fingerprints of the data, which each checkpoint has.
+    """
 
     train: DenseDataset | None
     val: DenseDataset
     model: DenseModel
-    task: DenseLightningModule
+    lightning_module: DenseLightningModule
     data: DenseDataModule
     trainer: L.Trainer
-    course: TrainSchedule | None
+    train_schedule: TrainSchedule | None
+    checkpoint_contents: dict[str, Any]
 
 
-def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> Run:
-    """Open the data first, as that fails fastest, then build the model and the trainer.
+def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> TrainingRun:
+    """Open the data, whose errors show fastest, then build the model and the trainer.
 
     Raises:
-        UserError: data or weights that cannot be used.
+        UserError: data, weights or devices cannot be used.
     """
     check_compatibility(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -56,32 +67,43 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     model = build_model(config, num_classes=len(val.classes))
     evaluator = build_evaluator(config.dataset.metric, val, sorted(model.head.target_types))
     data = DenseDataModule(train, val, config.data, seed=config.seed)
-    trainer = build_trainer(config, folder, monitor=f"val/{evaluator.monitor}", evaluate_only=evaluate_only)
-    options = config.trainer
-    require_enough(trainer.world_size, train, val, skip_oom=options.skip_oom)
-    course = schedule = None
+    splits = {} if train is None else {"train": train, "val": val}
+    contents = {
+        METADATA_KEY: build_metadata(model.identity, config, val.classes, val.category_ids),
+        FINGERPRINTS_KEY: {name: asdict(split.fingerprint()) for name, split in splits.items()},
+    }
+    monitor = f"val/{evaluator.monitor}"
+    trainer = build_trainer(config, folder, monitor=monitor, evaluate_only=evaluate_only, checkpoint_contents=contents)
+    check_devices(trainer.world_size, train, val, skip_oom=config.trainer.skip_oom)
+    train_schedule = factor = None
     optimizer = config.optimizer
     if not evaluate_only:
         devices = trainer.world_size
-        course = train_schedule_of(config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices)
-        follow(course, trainer)
-        optimizer = replace(optimizer, lr=course.lr)
-        schedule = build_schedule(config.schedule, course)
-    task = DenseLightningModule(
+        train_schedule = train_schedule_from_config(
+            config, batches_per_epoch=data.batches_per_epoch(devices), devices=devices
+        )
+        apply_train_schedule(train_schedule, trainer)
+        optimizer = replace(optimizer, lr=train_schedule.lr)
+        factor = build_schedule(config.schedule, train_schedule)
+    lightning_module = DenseLightningModule(
         model,
         evaluator,
         optimizer=partial(build_optimizer, options=optimizer),
-        schedule=schedule,
-        about=about_model(model.identity, config, val.classes, val.category_ids),
+        schedule=factor,
         seed=config.seed,
-        guard=NonFiniteGuard(folder / BAD_BATCHES, options.max_bad_losses, skip_oom=options.skip_oom),
-        data={name: asdict(split.fingerprint()) for name, split in (("train", train), ("val", val)) if split and train},
+        skip_oom=config.trainer.skip_oom,
     )
-    return Run(train, val, model, task, data, trainer, course)
+    return TrainingRun(train, val, model, lightning_module, data, trainer, train_schedule, contents)
 
 
-def train_schedule_of(config: RunConfig, *, batches_per_epoch: int, devices: int) -> TrainSchedule:
-    """Return the course of a run whose devices get so many batches each of one pass over the training images."""
+def train_schedule_from_config(config: RunConfig, *, batches_per_epoch: int, devices: int) -> TrainSchedule:
+    """Return the schedule of a run.
+
+    Args:
+        config: of the run.
+        batches_per_epoch: batches of each device in one pass over the training images.
+        devices: number of devices that share the images.
+    """
     trainer = config.trainer
     return build_train_schedule(
         config.schedule,
@@ -95,29 +117,31 @@ def train_schedule_of(config: RunConfig, *, batches_per_epoch: int, devices: int
     )
 
 
-def follow(course: TrainSchedule, trainer: L.Trainer) -> None:
-    """Give the trainer the length of the run, known only now that the devices are counted.
+def apply_train_schedule(schedule: TrainSchedule, trainer: L.Trainer) -> None:
+    """Set the length of the run, which depends on the trainer's number of devices.
 
-    A run with more and shorter epochs than its recipe evaluates as often as the recipe does, and keeps its state.
+    A run with more and shorter epochs than its recipe evaluates and saves its state as often as the recipe.
     """
-    trainer.fit_loop.max_epochs = course.epochs
+    trainer.fit_loop.max_epochs = schedule.epochs
     assert trainer.check_val_every_n_epoch is not None
-    trainer.check_val_every_n_epoch = max(1, round(trainer.check_val_every_n_epoch * course.stretch))
+    trainer.check_val_every_n_epoch = max(1, round(trainer.check_val_every_n_epoch * schedule.stretch))
     if isinstance(trainer.checkpoint_callback, CheckpointCallback):
-        trainer.checkpoint_callback.every_epochs = max(1, round(course.stretch))
+        trainer.checkpoint_callback.every_epochs = max(1, round(schedule.stretch))
 
 
-def require_enough(devices: int, train: DenseDataset | None, val: DenseDataset, *, skip_oom: bool) -> None:
-    """Check what several devices need.
+def check_devices(devices: int, train: DenseDataset | None, val: DenseDataset, *, skip_oom: bool) -> None:
+    """Check that a run can use this number of devices.
 
     Raises:
-        UserError: an image for each of them, and no step that one leaves out while the others wait for it.
+        UserError: there are fewer images than devices, or `skip_oom` is set for more than one device.
     """
     for name, split in (("train", train), ("val", val)):
         if split is not None and len(split) < devices:
-            raise UserError(f"trainer.devices: {devices} devices cannot share {len(split)} {name} images; use fewer")
+            raise UserError(
+                f"trainer.devices: {devices} devices for {len(split)} {name} images; use at most one device per image"
+            )
     if devices > 1 and skip_oom:
         raise UserError(
-            f"trainer.skip_oom=true: works on one device, not on {devices}; those that have the memory for a step "
-            "would wait for the one that has not"
+            f"trainer.skip_oom=true: does not work on {devices} devices, as a device that skips a step would leave the "
+            "others waiting; use trainer.skip_oom=false"
         )

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as the configuration wants it, with the callbacks and loggers of a run folder."""
+"""Lightning's Trainer for a configuration, with the callbacks and loggers of a run folder."""
 
 from __future__ import annotations
 
@@ -13,59 +13,88 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from e3va_cli.config.run_config import RunConfig, to_dict
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.runs.folder import CHECKPOINTS, METRICS_HISTORY, RESOURCES
+from e3va_cli.runs.folder import CHECKPOINTS, METRICS, METRICS_HISTORY, RESOURCES, SKIPPED_STEPS
 from e3va_cli.training.checkpoint_callback import CheckpointCallback
 from e3va_cli.training.checkpoints import AtomicCheckpointIO
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
-from e3va_cli.training.history import MetricsHistory, StepLog, TensorBoard
+from e3va_cli.training.history import MetricsFile, MetricsHistory, StepLog, TensorBoard
+from e3va_cli.training.nonfinite_guard import NonFiniteGuard
 from e3va_cli.training.process_watchdog import ProcessWatchdog
-from e3va_cli.training.progress import Progress
+from e3va_cli.training.progress import TrainingProgressBar
 from e3va_cli.training.resources import Resources
-from e3va_cli.training.results import Results
-from e3va_cli.training.steps import StepLimit
-from e3va_cli.utils.files import writing
+from e3va_cli.utils.files import report_write_errors
 
 
-def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_only: bool = False) -> L.Trainer:
-    """A trainer that leaves its files in `folder`.
+class StepLimit(L.Callback):
+    """Ends a run after a number of optimizer steps.
+
+    The trainer gets the limit after a checkpoint has been loaded: with a limit from the start, Lightning resumes from
+    the end of an epoch as if from its middle, and counts that epoch twice.
+    """
+
+    def __init__(self, max_steps: int) -> None:
+        self.max_steps = max_steps
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the limit."""
+        trainer.fit_loop.epoch_loop.max_steps = self.max_steps
+
+
+def build_trainer(
+    config: RunConfig,
+    folder: Path,
+    *,
+    monitor: str,
+    evaluate_only: bool = False,
+    checkpoint_contents: dict[str, Any] | None = None,
+) -> L.Trainer:
+    """Return a trainer that writes to `folder`.
 
     Args:
         config: of the run.
         folder: the run folder.
-        monitor: the metric that decides what is best; higher is better.
-        evaluate_only: without what only training needs.
+        monitor: metric that decides which state is best; higher is better.
+        evaluate_only: omit what only training needs.
+        checkpoint_contents: entries of each checkpoint beside Lightning's.
 
     Raises:
-        UserError: there is no such accelerator, device or strategy on this machine.
+        UserError: this machine does not have the accelerator, devices or strategy.
     """
     options = config.trainer
-    with writing(folder):
+    with report_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    stop = GracefulShutdown(None if evaluate_only else folder, options.preemption_signal)
+    shutdown = GracefulShutdown(None if evaluate_only else folder, options.preemption_signal)
     resources = (
         None if evaluate_only else Resources(folder / RESOURCES, to_dict(config), window=options.log_every_n_steps)
     )
-    callbacks: list[Callback] = [ProcessWatchdog(), Progress(resources), Results(folder), stop]
+    callbacks: list[Callback] = [
+        ProcessWatchdog(),
+        TrainingProgressBar(resources),
+        MetricsFile(folder / METRICS),
+        shutdown,
+    ]
     loggers: list[Logger] = []
     if resources is not None:
         loggers.append(MetricsHistory(folder / METRICS_HISTORY))
         if options.tensorboard:
             loggers.append(TensorBoard(folder, name="tensorboard", version=""))
+        checkpoints, every_steps = folder / CHECKPOINTS, options.checkpoint_every_steps
         callbacks += [
+            NonFiniteGuard(folder / SKIPPED_STEPS, options.max_nonfinite_steps),
             resources,
             LearningRateMonitor("step"),
             StepLog(options.log_every_n_steps),
-            CheckpointCallback(folder / CHECKPOINTS, monitor, options.checkpoint_every_steps, stop),
+            CheckpointCallback(checkpoints, monitor, every_steps, shutdown, checkpoint_contents or {}),
         ]
         if options.max_steps is not None:
             callbacks.append(StepLimit(options.max_steps))
         if options.early_stopping_patience is not None:
-            # Not strict: an evaluation without anything to measure neither stops the run nor counts as a worse one.
+            # Not strict: an evaluation without results neither stops the run nor counts as a worse one.
             patience = options.early_stopping_patience
             callbacks.append(EarlyStopping(monitor, mode="max", patience=patience, strict=False))
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the midst of a step; see StopSignals
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save within a step; see GracefulShutdown
     try:
         return L.Trainer(
             default_root_dir=folder,
@@ -83,7 +112,7 @@ def build_trainer(config: RunConfig, folder: Path, *, monitor: str, evaluate_onl
             deterministic=options.deterministic,
             log_every_n_steps=options.log_every_n_steps,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the data module shares out the images itself
+            use_distributed_sampler=False,  # the data module has samplers of its own
             callbacks=callbacks,
             logger=loggers or False,
             plugins=plugins,

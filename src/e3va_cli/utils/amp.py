@@ -1,4 +1,4 @@
-"""What autocast does at a place of the program."""
+"""Autocast: its state, contexts, and a workaround for convolutions on CPUs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast computes products with `x` in here; None where it is off or the device has none."""
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    """Return the dtype of autocast on the device of `x`; None if disabled or unavailable."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
     return None
 
 
 def mixed_precision(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """A context that computes as a run with this `trainer.precision` does on `device`; a CPU has bfloat16 alone."""
+    """Return the autocast context of `trainer.precision` on `device`; CPUs use bfloat16 only."""
     if precision == "32":
         return nullcontext()
     half = torch.float16 if precision == "16-mixed" and device.type != "cpu" else torch.bfloat16
@@ -28,20 +28,19 @@ def mixed_precision(precision: str, device: torch.device) -> AbstractContextMana
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which products with `x` keep its own dtype."""
+    """Return a context with autocast disabled on the device of `x`."""
     return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def guard_convolutions(model: nn.Module) -> None:
-    """Have each trained convolution of `model` computed in float32 where it meets a tiny map under a CPU's autocast.
+    """Compute each trained convolution of `model` in float32 on tiny maps under CPU autocast.
 
-    Weight gradients of 16-bit convolutions in oneDNN (seen up to 3.13) depend there on memory that nothing has written,
-    and so are NaN by chance. With AVX-512 it is so on maps narrower than the stride: a phase of the stride without a
-    pixel gets no row in the transposed input (`jit_trans_iw_ic_t`). With AMX it has been seen on 2x2 maps under a
-    stride of 2 as well, where rows of the kernel meet padding alone. From a side of kernel + stride - 1 on, one place
-    of the kernel lies inside the map whatever the padding, so that neither is the case.
+    Weight gradients of oneDNN's 16-bit convolutions (up to 3.13) read uninitialized memory there, and may be NaN: with
+    AVX-512 on maps narrower than the stride, where a phase of the stride without a pixel gets no row in the transposed
+    input (`jit_trans_iw_ic_t`); with AMX also on 2x2 maps at stride 2, where kernel rows cover only padding. With sides
+    of kernel + stride - 1 or more, some position of the kernel is inside the map at any padding, and neither occurs.
 
-    Nothing changes on other devices, in float32, and where no gradients are taken.
+    No effect on other devices, in float32, and without gradients.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -51,7 +50,7 @@ def guard_convolutions(model: nn.Module) -> None:
 def _guarded(
     convolution: nn.Conv2d | nn.ConvTranspose2d, forward: Callable[..., Tensor], x: Tensor, *args: Any
 ) -> Tensor:
-    """The convolution's own `forward`, in float32 if it has to be; the result is in autocast's dtype all the same."""
+    """Call `forward`, in float32 on tiny maps; the output has autocast's dtype in any case."""
     trained = torch.is_grad_enabled() and convolution.weight.requires_grad
     dtype = autocast_dtype(x) if trained and x.device.type == "cpu" else None
     if dtype is None or not is_tiny(x, convolution):
@@ -61,7 +60,7 @@ def _guarded(
 
 
 def is_tiny(x: Tensor, convolution: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Whether a side of the maps (B, C, H, W) is less than kernel + stride: one pixel more than `guard_convolutions`
-    asks for."""
+    """Return whether a side of the maps (B, C, H, W) is less than kernel + stride, one pixel above the bound of
+    `guard_convolutions`."""
     sides = zip(x.shape[-2:], convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
     return any(side < dilation * (kernel - 1) + 1 + stride for side, kernel, dilation, stride in sides)

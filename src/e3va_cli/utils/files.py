@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, never half of it."""
+"""Atomic writes: a file is either the old one or the whole new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from e3va_cli.errors import UserError, first_line
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a disk, whatever is written to it
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of the disk
 REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space within your quota",
@@ -22,28 +22,28 @@ REMEDIES = {
 
 
 class UnwritableError(UserError):
-    """A file cannot be written, for a reason outside this program: a full disk, missing permissions, a folder gone.
+    """A file cannot be written: the disk is full, permissions are missing, or its folder was deleted.
 
     Attributes:
-        reason: what the system said, and what to do.
+        reason: the system's message, and what to do.
     """
 
     def __init__(self, path: Path, error: OSError) -> None:
         remedy = REMEDIES.get(error.errno or 0, "make its folder writable")
-        said = f"{error.strerror or first_line(error)}; what was there before is whole"
+        message = f"{error.strerror or first_line(error)}; the previous file is unchanged"
         if not path.parent.is_dir():
-            said = f"{path.parent} was deleted or moved while the command ran"
-            remedy = "start again, or go on with it in its new place"
-        self.reason = f"{said}; {remedy}"
+            message = f"{path.parent} was deleted or moved while the command ran"
+            remedy = "start again, or resume from its new path"
+        self.reason = f"{message}; {remedy}"
         super().__init__(f"{path}: cannot be written: {self.reason}")
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Say in one line what keeps a file from being written; errors of files in other folders are none of that.
+def report_write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of writing a file into one line; errors of files in other folders are raised as they are.
 
     Raises:
-        UnwritableError: the disk is full, the folder read-only or gone, or the like.
+        UnwritableError: the disk is full, or the folder read-only or deleted.
     """
     try:
         yield
@@ -56,15 +56,15 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
+    """Yield a temporary path beside `path`, which is renamed to `path` at the end, and deleted after an error.
 
-    The folder must be there: a run whose folder is deleted must not go on in an empty one.
+    The folder must exist: a run whose folder is deleted must not continue in an empty one.
 
     Raises:
-        UnwritableError: the disk is full, the folder read-only or gone, or the like.
+        UnwritableError: the disk is full, or the folder read-only or deleted.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with report_write_errors(path):
         try:
             yield temporary
             with temporary.open("rb") as file:
@@ -76,24 +76,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def make_subfolder(path: Path) -> Path:
-    """Make a folder in one that must be there.
+    """Create a folder in an existing one, and return its path.
 
     Raises:
-        UnwritableError: the disk is full, or the folder that it is in is read-only or gone.
+        UnwritableError: the disk is full, or the parent is read-only or deleted.
     """
-    with writing(path):
+    with report_write_errors(path):
         path.mkdir(exist_ok=True)
     return path
 
 
 @contextmanager
-def appending(path: Path) -> Iterator[IO[str]]:
-    """A text file to append lines to; what was appended is cut off again if anything goes wrong.
+def atomic_append(path: Path) -> Iterator[IO[str]]:
+    """Yield a text file to append to, which is truncated to its previous size after an error.
 
     Raises:
-        UnwritableError: the disk is full, the file read-only, or the like.
+        UnwritableError: the disk is full, or the file is read-only.
     """
-    with writing(path):
+    with report_write_errors(path):
         size = path.stat().st_size
         try:
             with path.open("a", encoding="utf-8", newline="") as file:
@@ -104,18 +104,18 @@ def appending(path: Path) -> Iterator[IO[str]]:
             raise
 
 
-def require_regular(path: Path) -> None:
-    """Make sure that reading comes to an end: opening a pipe would wait for ever, and some devices never end.
+def check_regular_file(path: Path) -> None:
+    """Check that a path is a regular file: opening a pipe would block, and some devices never end.
 
     Raises:
-        OSError: there is nothing, or a folder, pipe or device.
+        OSError: it does not exist, or is a folder, pipe or device.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "a folder, pipe or device, not a file")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON; a NaN is refused, as JSON has none."""
+    """Write `content` as indented JSON; a NaN raises a ValueError, as JSON has none."""
     text = json.dumps(content, indent=2, allow_nan=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

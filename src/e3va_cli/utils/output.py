@@ -1,7 +1,7 @@
-"""Standard output and standard error, to which printing ends no command: files of results come before what is said.
+"""Standard output and standard error that never raise, and the log of the library.
 
-A reader that has gone (`| head`, a terminal that has closed), a full disk under `> log`, a descriptor that was closed
-from the start (`>&-`), and an encoding that lacks a character are all the same to what prints.
+A command that prints must still write its results if nobody reads its output (`| head`, a terminal that is closed), the
+disk is full (`> log`), the descriptor is closed (`>&-`), or the encoding lacks a character.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import errno
 import io
+import logging
 import os
 import select
 import sys
@@ -17,20 +18,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ESHUTDOWN)  # nobody reads it any more; EIO of a terminal
-SIGPIPE_EXIT = 141  # a shell's code for a program whose reader has gone, as of `git log | head`
+GONE = (errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ESHUTDOWN)  # without a reader; EIO of a terminal
+SIGPIPE_EXIT = 141  # a shell's code for a program whose reader has exited
 UNWRITTEN_EXIT = 1
 LOOKALIKES = {
-    **{"…": "...", "•": "*", "·": ".", "–": "-", "—": "-", "−": "-"},  # noqa: RUF001 (they are what is replaced)
+    **{"…": "...", "•": "*", "·": ".", "–": "-", "—": "-", "−": "-"},  # noqa: RUF001 (replaced here)
     **{"→": "->", "←": "<-", "≤": "<=", "≥": ">=", "×": "x", "‘": "'", "’": "'", "“": '"', "”": '"'},  # noqa: RUF001
 }
 
 
 class OutputStream(io.FileIO):
-    """A descriptor that takes whatever is written: once that fails, all goes to the null device instead.
+    """A descriptor whose writes never fail: after an error, it is redirected to the null device.
 
     Attributes:
-        lost: why it failed, or None.
+        lost: the error, or None.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -38,46 +39,46 @@ class OutputStream(io.FileIO):
         self.lost: OSError | None = None
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
-        """Write some of `data` and return how much."""
+        """Write some of `data` and return the number of bytes."""
         try:
-            while (written := super().write(data)) is None:  # whoever made the pipe made it non-blocking
+            while (written := super().write(data)) is None:  # a non-blocking pipe that is full
                 select.select([], [self], [])
             return written
         except OSError as error:
             self.lost = error
-            discard([self.fileno()])
+            redirect_to_devnull([self.fileno()])
             return len(data)
 
 
-def discard(descriptors: list[int]) -> None:
-    """Let whatever is written to these descriptors from now on vanish, by child processes too."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
+def redirect_to_devnull(descriptors: list[int]) -> None:
+    """Redirect descriptors to the null device, for child processes too."""
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in descriptors:
-        os.dup2(nowhere, descriptor)
-    if nowhere not in descriptors:
-        os.close(nowhere)
+        os.dup2(null, descriptor)
+    if null not in descriptors:
+        os.close(null)
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
-    """Within the block, a command prints to streams that cannot fail.
+def robust_output() -> Iterator[None]:
+    """Replace standard output and standard error by streams that never raise.
 
     Raises:
-        SystemExit: the command succeeded, but not all that it printed could be written. Where its reader has gone,
-            without a word and with a shell's code for it; otherwise one line on standard error says why.
+        SystemExit: the command succeeded, but some of its output could not be written. If its reader has exited, the
+            code is a shell's for SIGPIPE; otherwise an error is printed to standard error.
     """
     _fill_closed()
     output, _ = _replace("stdout", 1), _replace("stderr", 2)
     try:
         yield
     except SystemExit as error:
-        if error.code in (1, 2):  # not where a signal has stopped it
+        if error.code in (1, 2):  # not after a signal
             _hint_at_locale()
         if error.code:
             raise
     sys.stdout.flush()
     lost = None if output is None else output.lost
-    if lost is None or os.environ.get("LOCAL_RANK", "0") != "0":  # whose end would end the other processes of a run
+    if lost is None or os.environ.get("LOCAL_RANK", "0") != "0":  # a child that fails would end the other processes
         return
     if lost.errno in GONE:
         sys.exit(SIGPIPE_EXIT)
@@ -86,24 +87,24 @@ def lasting_output() -> Iterator[None]:
 
 
 def _fill_closed() -> None:
-    """Give the standard descriptors that are closed to the null device, lest a file of results is opened as one."""
+    """Redirect closed standard descriptors to the null device, so that no file is opened as one of them."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            discard([descriptor])
+            redirect_to_devnull([descriptor])
 
 
 def _hint_at_locale() -> None:
-    """Say what may be behind a failure: files that the locale cannot name, which are not found."""
+    """Print a hint after an error: files whose names the locale cannot encode are not found."""
     encoding = sys.getfilesystemencoding()
     if encoding != "utf-8":
-        hint = f"arguments and names of files are read as {encoding} here; where that is wrong, set PYTHONUTF8=1"
+        hint = f"file names are decoded as {encoding}; if they are UTF-8, set PYTHONUTF8=1"
         print(f"e3va: note: {hint}", file=sys.stderr)
 
 
 def _replace(name: str, descriptor: int) -> OutputStream | None:
-    """Put a stream that cannot fail in place of `sys.stdout` or `sys.stderr`, unless it is none of Python's own."""
+    """Replace `sys.stdout` or `sys.stderr`, unless it is not the descriptor's own stream."""
     stream: TextIO | None = getattr(sys, name)
     encoding, errors, by_line = "utf-8", "strict", True
     if stream is not None:
@@ -121,12 +122,12 @@ def _replace(name: str, descriptor: int) -> OutputStream | None:
 def _descriptor_of(stream: TextIO) -> int | None:
     try:
         return stream.fileno()
-    except OSError:  # of a notebook or a test, which keep what is written
+    except OSError:  # of a notebook or a test, which capture output
         return None
 
 
 def _legible(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace a character that the encoding lacks by one that resembles it, or by its escape: `\\u732b`."""
+    """Replace a character that the encoding lacks by a similar one, or by its escape: `\\u732b`."""
     assert isinstance(error, UnicodeEncodeError)
     letter = error.object[error.start]
     plain = LOOKALIKES.get(letter) or _frame(letter) or letter.encode("ascii", "backslashreplace").decode()
@@ -134,7 +135,7 @@ def _legible(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _legible_or_byte(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write a byte of a file's name that was no character as that byte again, as Python does in the C locale."""
+    """Write an undecodable byte of a file name as that byte, as Python does in the C locale."""
     assert isinstance(error, UnicodeEncodeError)
     letter = error.object[error.start]
     if "\udc80" <= letter <= "\udcff":
@@ -143,7 +144,7 @@ def _legible_or_byte(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _frame(letter: str) -> str:
-    """What stands for a piece of a table's frame or of a progress bar, or nothing."""
+    """Return the ASCII character for a box drawing character, else an empty string."""
     name = unicodedata.name(letter, "")
     if not name.startswith("BOX DRAWINGS"):
         return ""
@@ -153,5 +154,17 @@ def _frame(letter: str) -> str:
     return "|" if directions <= {"VERTICAL", "UP", "DOWN"} else "+"
 
 
+class _LogHandler(logging.Handler):
+    """Prints a message to standard error as one line: `e3va: warning: ...`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = {logging.INFO: "note"}.get(record.levelno, record.levelname.lower())
+        print(f"e3va: {level}: {record.getMessage()}", file=sys.stderr, flush=True)
+
+
+log = logging.getLogger("e3va_cli")
+log.setLevel(logging.INFO)
+log.propagate = False
+log.handlers = [_LogHandler()]
 codecs.register_error("legible", _legible)
 codecs.register_error("legible_or_byte", _legible_or_byte)

@@ -1,4 +1,4 @@
-"""Progress bars where there is a terminal for them; in a pipe or a log file, a line now and then."""
+"""Progress bars in a terminal; in a pipe or a log file, a line every 30 s."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
-LINE_EVERY_S = 30.0
+LINE_INTERVAL_S = 30.0
 
 
-def has_bars() -> bool:
-    """Whether standard output is a terminal that a bar can be redrawn on."""
+def is_interactive() -> bool:
+    """Return whether standard output is a terminal that can redraw a progress bar."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
-class Pace:
-    """Says when the next line is due."""
+class Throttle:
+    """Limits how often a line is printed."""
 
-    def __init__(self, every_s: float = LINE_EVERY_S) -> None:
-        self.every_s = every_s
+    def __init__(self, interval_s: float = LINE_INTERVAL_S) -> None:
+        self.interval_s = interval_s
         self.last = time.monotonic()
 
-    def due(self) -> bool:
-        """Whether so many seconds have passed since the start or the last time that this was true."""
-        if time.monotonic() - self.last < self.every_s:
+    def ready(self) -> bool:
+        """Return whether the interval has passed since the start or the last call that returned True."""
+        if time.monotonic() - self.last < self.interval_s:
             return False
         self.last = time.monotonic()
         return True
 
 
-class Bars(Progress):
-    """Rich's bars; where there is no terminal for them, a line such as `Predicting: 1,200 of 5,000` every 30 s."""
+class TerminalProgress(Progress):
+    """Rich's progress bars; without a terminal, prints a line such as `Predicting: 1,200 of 5,000` every 30 s."""
 
     def __init__(self, *columns: Any, **options: Any) -> None:
-        super().__init__(*columns, **options, disable=not has_bars())
-        self.pace = Pace()
+        super().__init__(*columns, **options, disable=not is_interactive())
+        self.throttle = Throttle()
 
     def update(self, task_id: TaskID, **values: Any) -> None:
-        """As Rich does, and write the line where it is due."""
+        """Update a bar, or print a line."""
         super().update(task_id, **values)
-        if self.disable and self.pace.due():
-            task = self._tasks[task_id]
+        if self.disable and self.throttle.ready():
+            task = next(task for task in self.tasks if task.id == task_id)
             total = "" if task.total is None else f" of {task.total:,.0f}"
             print(f"{task.description}: {task.completed:,.0f}{total}", flush=True)

@@ -1,1 +1,1 @@
-"""Drawing of images with boxes and masks, curves and plots."""
+"""Drawing of predictions and annotations on images, and plots."""

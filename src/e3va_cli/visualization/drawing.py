@@ -1,4 +1,4 @@
-"""Pictures of images with their boxes, masks and classes."""
+"""Drawing of boxes, masks and class names on images."""
 
 import colorsys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from e3va_cli.utils.files import atomic_write
-from e3va_cli.visualization.fonts import fitting, legible_names
+from e3va_cli.visualization.fonts import fit_text, legible_names
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -21,17 +21,17 @@ Rectangle = tuple[float, float, float, float]
 GOLDEN_ANGLE = 0.618034
 SHADES = ((0.85, 1.0), (1.0, 0.8), (0.55, 1.0), (0.75, 0.65))  # saturation, value
 BACKGROUND = 255
-LEAST_SIDE = 320  # pixels of the longer side; smaller images are enlarged so that names can be read
+MIN_SIDE = 320  # pixels of the longer side; smaller images are enlarged so that names are legible
 
 
 def class_color(label: int) -> Color:
-    """The colour of a class, the same in every picture; successive labels differ much in hue."""
+    """Return the color of a class; successive labels differ in hue."""
     saturation, value = SHADES[label % len(SHADES)]
     red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN_ANGLE % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def draw_sample(
+def draw_detections(
     image: Tensor,
     boxes: Tensor,
     labels: Tensor,
@@ -40,18 +40,18 @@ def draw_sample(
     masks: Tensor | None = None,
     scores: Tensor | None = None,
 ) -> Tensor:
-    """Draws the objects of an image: masks, boxes, and the names of the classes.
+    """Draw masks, boxes and class names on an image.
 
     Args:
-        image: uint8 [3, H, W], RGB
-        boxes: XYXY in pixels [N, 4]
-        labels: [N], 1..K
-        classes: K names
-        masks: [N, H, W], 0 or 1
-        scores: [N], 0..1, written after the names
+        image: uint8 [3, H, W], RGB.
+        boxes: XYXY in pixels [N, 4].
+        labels: [N], 1..K.
+        classes: K names.
+        masks: [N, H, W], 0 or 1.
+        scores: [N], 0..1, drawn after the names.
 
     Returns:
-        uint8 [3, s H, s W], with a whole number s that is 1 for all but small images
+        uint8 [3, s H, s W]; the integer s is 1 except for small images.
     """
     image = image.as_subclass(Tensor).cpu()
     boxes = boxes.as_subclass(Tensor).detach().cpu().float()
@@ -63,11 +63,11 @@ def draw_sample(
     colors = [class_color(label) for label in numbers]
     picture = _enlarge(image)
     if masks is not None:
-        shapes = _repeat(masks.as_subclass(Tensor).cpu()[order] > 0, _factor(image))
+        shapes = upscale(masks.as_subclass(Tensor).cpu()[order] > 0, scale_factor(image))
         picture = draw_segmentation_masks(picture, shapes, alpha=0.4, colors=colors)
         picture = draw_segmentation_masks(picture, _outlines(shapes), alpha=1, colors=colors)
     thickness = max(1, round(max(picture.shape[1:]) / 400))
-    corners = _inside(boxes[order] * _factor(image), picture)
+    corners = _inside(boxes[order] * scale_factor(image), picture)
     picture = draw_bounding_boxes(picture, corners, colors=colors, width=thickness)
     shown = legible_names(classes)
     written = [""] * len(numbers) if scores is None else [f" {score:.2f}" for score in scores.cpu()[order].tolist()]
@@ -76,13 +76,13 @@ def draw_sample(
 
 
 def grid(images: Sequence[Tensor], columns: int) -> Tensor:
-    """Lays pictures of any sizes, uint8 [3, h, w], out in rows of equal cells: uint8 [3, H, W].
+    """Arrange images of any sizes, uint8 [3, h, w], in rows of equal cells: uint8 [3, H, W].
 
     Raises:
-        ValueError: there is no picture, or no column.
+        ValueError: there is no image, or no column.
     """
     if not images or columns < 1:
-        raise ValueError(f"a grid needs pictures and columns, not {len(images)} and {columns}")
+        raise ValueError(f"a grid needs images and columns, not {len(images)} and {columns}")
     columns = min(columns, len(images))
     gap = 6
     height, width = max(image.shape[1] for image in images), max(image.shape[2] for image in images)
@@ -96,30 +96,32 @@ def grid(images: Sequence[Tensor], columns: int) -> Tensor:
 
 
 def to_pil(pixels: Tensor) -> Image.Image:
-    """Pillow's image of uint8 [3, H, W], RGB."""
+    """Return a PIL image of uint8 [3, H, W], RGB."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a picture; the file appears only when it is complete."""
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write an image atomically."""
     with atomic_write(path) as unfinished:
-        picture.save(unfinished, format="PNG")
+        image.save(unfinished, format="PNG")
 
 
-def _factor(image: Tensor) -> int:
-    return max(1, ceil(LEAST_SIDE / max(image.shape[1:])))
+def scale_factor(image: Tensor) -> int:
+    """Return the integer by which an image is enlarged so that names are legible."""
+    return max(1, ceil(MIN_SIDE / max(image.shape[1:])))
 
 
 def _enlarge(image: Tensor) -> Tensor:
-    return _repeat(image, _factor(image))
+    return upscale(image, scale_factor(image))
 
 
-def _repeat(pixels: Tensor, factor: int) -> Tensor:
+def upscale(pixels: Tensor, factor: int) -> Tensor:
+    """Repeat each pixel `factor` times in both directions."""
     return pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
 
 def _outlines(masks: Tensor) -> Tensor:
-    """The pixels of each mask [N, H, W] that touch its outside."""
+    """Return the boundary pixels of masks [N, H, W]."""
     outside = functional.max_pool2d((~masks).float()[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
     return masks & (outside > 0)
 
@@ -132,38 +134,38 @@ def _inside(boxes: Tensor, picture: Tensor) -> Tensor:
 def _write_names(
     picture: Tensor, boxes: list[list[float]], names: list[tuple[str, str]], colors: list[Color]
 ) -> Tensor:
-    """Writes each name and score on its class's colour at its box, where there is room beside the names before it."""
+    """Draw name and score of each box on the class's color, where they overlap no earlier one."""
     canvas = to_pil(picture)
     draw = ImageDraw.Draw(canvas)
     size = min(max(11, max(canvas.size) / 48), 28)
     taken: list[Rectangle] = []
     for box, (name, score), color in zip(boxes, names, colors, strict=True):
-        line = fitting(name, size, canvas.width - 4, score)
+        line = fit_text(name, size, canvas.width - 4, score)
         left, top, right, bottom = line.box
-        place = _free_place(box, right - left + 4, bottom - top + 4, canvas.size, taken)
-        taken.append(place)
-        draw.rectangle(place, fill=color)
-        line.draw(draw, (place[0] + 2 - left, place[1] + 2 - top), _ink(color))
+        rectangle = _free_rectangle(box, right - left + 4, bottom - top + 4, canvas.size, taken)
+        taken.append(rectangle)
+        draw.rectangle(rectangle, fill=color)
+        line.draw(draw, (rectangle[0] + 2 - left, rectangle[1] + 2 - top), _text_color(color))
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous()
 
 
-def _free_place(
+def _free_rectangle(
     box: list[float], width: float, height: float, size: tuple[int, int], taken: list[Rectangle]
 ) -> Rectangle:
-    """The corners of a name of that size: above, in or below its box, the first that hides no other name."""
+    """Return the first rectangle above, in or below a box that overlaps no other name."""
     x1, y1, x2, y2 = box
-    places = []
+    candidates = []
     for x, y in ((x1, y1 - height), (x1, y1), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2 - height)):
         x, y = min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0))
-        places.append((x, y, x + width, y + height))
-    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+        candidates.append((x, y, x + width, y + height))
+    return next((one for one in candidates if not any(_overlap(one, other) for other in taken)), candidates[0])
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _ink(color: Color) -> Color:
-    """Black or white, whichever can be read on the colour."""
+def _text_color(color: Color) -> Color:
+    """Return black or white, whichever is legible on the color."""
     luminance = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]
     return (0, 0, 0) if luminance > 140 else (255, 255, 255)

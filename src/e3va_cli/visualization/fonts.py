@@ -1,13 +1,13 @@
-"""Fonts of this machine that have the characters of a text, and a readable text where there is none.
+"""Installed fonts that have the characters of a text, and replacements of characters that no font has.
 
-Names of classes may be in any script. Pictures are drawn by Pillow and by matplotlib, whose own fonts have European
-scripts and few others; both would draw a box for any other character.
+Class names may be in any script. The fonts of Pillow and matplotlib have European scripts and few others; any other
+character would be drawn as a box.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, lru_cache
@@ -21,19 +21,23 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[float, float, float, float]
 
 DEJAVU = Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-BOXES = ("lastresort", "adobeblank")  # fonts that have a box, or nothing, for every character
-UNUSUAL = re.compile(  # faces that are taken only where no other has a character
+PLACEHOLDER_FONTS = ("lastresort", "adobeblank")  # a box, or nothing, for every character
+UNUSUAL = re.compile(  # faces used only for characters that no other has
     "serif|mono|bold|italic|oblique|black|light|thin|medium|cond|narrow|display|symbol|math", re.IGNORECASE
 )
-JOINERS = "\u200c\u200d"  # which shape letters; all other format characters are left out
+JOINERS = "\u200c\u200d"  # shape letters; all other format characters are removed
 NAMELESS = "(no name)"
-SAID_AT_MOST = 8  # characters that are listed
+MAX_LISTED = 8  # characters in the warning
+MAX_LABEL = 24  # letters
 
-_said: set[str] = set()
+log = logging.getLogger(__name__)
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # warns about fonts with a single weight
+
+_reported: set[str] = set()
 
 
 def legible_names(names: Sequence[str]) -> list[str]:
-    """Return names in one line each of characters that a font of this machine has; say once which none has.
+    """Return names as single lines of characters that an installed font has; log once those that none has.
 
     Symbols that no font has are replaced by their Unicode name, such as `(automobile)`, letters by their escape, such
     as `\\u732b`.
@@ -46,14 +50,14 @@ def _legible_names(names: tuple[str, ...]) -> tuple[str, ...]:
     plain = ["".join(map(_visible, unicodedata.normalize("NFC", name))).strip() for name in names]
     letters = "".join(sorted(set("".join(plain))))
     missing = set(letters).difference(*map(_characters, fonts_for(letters)))
-    _say_missing(sorted(missing - set(JOINERS) - _said))
+    _warn_missing(sorted(missing - set(JOINERS) - _reported))
     shown = ("".join(_substitute(one) if one in missing else one for one in name).strip() for name in plain)
     return tuple(name or NAMELESS for name in shown)
 
 
 @lru_cache(maxsize=1024)
 def fonts_for(text: str) -> list[Path]:
-    """Return the fewest fonts found that have the characters of a text, the one to be preferred first."""
+    """Return few fonts that together have the characters of a text, the preferred one first."""
     fonts, missing = [DEJAVU], set(text) - _characters(DEJAVU)
     while missing:
         best, most = None, 0
@@ -70,24 +74,31 @@ def fonts_for(text: str) -> list[Path]:
 
 
 def families_for(texts: Iterable[str]) -> list[str]:
-    """Return the names of the fonts that have the characters of some texts, for matplotlib's `font.family`."""
+    """Return the names of fonts that have the characters of the texts, for matplotlib's `font.family`."""
     fonts = fonts_for("".join(sorted(set("".join(texts)))))
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
     for path in fonts:
-        if str(path) not in known:  # installed since matplotlib has made its list
+        if str(path) not in known:  # installed after matplotlib cached its list
             font_manager.fontManager.addfont(path)
     return [FT2Font(str(path)).family_name for path in fonts]
 
 
+def plot_labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return names truncated and escaped for matplotlib, and the fonts that have their characters for `font.family`."""
+    shown = [f" {name}" if name.startswith("_") else name for name in legible_names(names)]  # `_` hides legend entries
+    short = [name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}" for name in shown]
+    return [name.replace("$", r"\$") for name in short], families_for(short)
+
+
 class TextLine:
-    """A line of text for Pillow, each part of it in a font that has its characters.
+    """A line of text for Pillow, each part in a font that has its characters.
 
     Args:
-        text: of names as `legible_names` returns them.
-        size: of the letters, in pixels.
+        text: made of names returned by `legible_names`.
+        size: of the font in pixels.
 
     Attributes:
-        box: (left, top, right, bottom) of what is drawn, from the beginning of the base line.
+        box: (left, top, right, bottom) in pixels, relative to the start of the baseline.
     """
 
     def __init__(self, text: str, size: float) -> None:
@@ -105,26 +116,26 @@ class TextLine:
 
     @property
     def length(self) -> float:
-        """Of the line, in pixels."""
+        """Return the length of the line in pixels."""
         return self.offsets[-1]
 
-    def draw(self, canvas: ImageDraw.ImageDraw, at: tuple[float, float], ink: tuple[int, int, int]) -> None:
-        """Draw the line with the beginning of its base line at (x, y)."""
+    def draw(self, canvas: ImageDraw.ImageDraw, at: tuple[float, float], color: tuple[int, int, int]) -> None:
+        """Draw the line with the start of its baseline at (x, y)."""
         for (part, font), offset in zip(self.runs, self.offsets, strict=False):
-            canvas.text((at[0] + offset, at[1]), part, fill=ink, font=font, anchor="ls")
+            canvas.text((at[0] + offset, at[1]), part, fill=color, font=font, anchor="ls")
 
 
-def fitting(text: str, size: float, room: float, ending: str = "") -> TextLine:
-    """Return the line of a text and its ending; where that is longer than `room` pixels, the text is cut."""
+def fit_text(text: str, size: float, width: float, ending: str = "") -> TextLine:
+    """Return the line of a text and its ending, the text truncated to fit `width` pixels."""
     line, kept = TextLine(text + ending, size), text
-    while kept and line.length > room:
+    while kept and line.length > width:
         kept = kept[:-1]
         line = TextLine(f"{kept}...{ending}", size)
     return line
 
 
 def _runs(text: str) -> Iterator[tuple[str, Path | None]]:
-    """Parts of a text with their fonts, None for Pillow's own: one part where a single font has all of it."""
+    """Yield parts of a text with their fonts (None: Pillow's default); a single part if one font has all characters."""
     if text.isascii():
         yield text, None
         return
@@ -153,7 +164,7 @@ def _load(path: Path | None, size: float) -> Font:
 
 @cache
 def _characters(path: Path) -> frozenset[str]:
-    """The characters that a font draws; none of one whose letters have no outlines, which cannot be scaled."""
+    """Return the characters of a font; none of a bitmap font, which cannot be scaled."""
     try:
         font = FT2Font(str(path))
         return frozenset(map(chr, font.get_charmap())) if font.scalable else frozenset()
@@ -163,23 +174,23 @@ def _characters(path: Path) -> frozenset[str]:
 
 @cache
 def _installed() -> Sequence[Path]:
-    """The fonts of this machine, upright sans-serif ones of usual weight first."""
+    """Return the installed fonts, regular sans-serif ones first."""
     paths = [Path(name) for name in font_manager.findSystemFonts()]
-    usable = [path for path in paths if not path.stem.lower().startswith(BOXES)]
+    usable = [path for path in paths if not path.stem.lower().startswith(PLACEHOLDER_FONTS)]
     return sorted(usable, key=lambda path: (len(UNUSUAL.findall(path.stem.lower().replace("sansserif", ""))), path))
 
 
 def _visible(letter: str) -> str:
-    """A space for what breaks a line or moves a cursor, nothing for marks that are not seen."""
+    """Return a space for control characters and separators, nothing for invisible marks."""
     category = unicodedata.category(letter)
     if category in ("Cc", "Zl", "Zp", "Zs", "Cs"):
         return " "
-    is_unseen = category == "Cf" and letter not in JOINERS
-    return "" if is_unseen or "\ufe00" <= letter <= "\ufe0f" else letter
+    is_invisible = category == "Cf" and letter not in JOINERS
+    return "" if is_invisible or "\ufe00" <= letter <= "\ufe0f" else letter
 
 
 def _substitute(letter: str) -> str:
-    if letter in JOINERS or unicodedata.category(letter) == "Sk":  # such as the tones of emoji
+    if letter in JOINERS or unicodedata.category(letter) == "Sk":  # such as skin tones of emoji
         return ""
     name = unicodedata.name(letter, "")
     if name and unicodedata.category(letter) == "So":
@@ -187,14 +198,14 @@ def _substitute(letter: str) -> str:
     return letter.encode("ascii", "backslashreplace").decode()
 
 
-def _say_missing(letters: Sequence[str]) -> None:
+def _warn_missing(letters: Sequence[str]) -> None:
     if not letters:
         return
-    _said.update(letters)
-    more = f" and {len(letters) - SAID_AT_MOST} more" if len(letters) > SAID_AT_MOST else ""
-    print(
-        f"e3va: note: pictures: no font here draws {' '.join(letters[:SAID_AT_MOST])}{more}; names or codes of the "
-        "characters are written instead; install fonts that have them, such as fonts-noto-core, fonts-noto-cjk and "
-        "fonts-symbola on Debian and Ubuntu",
-        file=sys.stderr,
+    _reported.update(letters)
+    more = f" and {len(letters) - MAX_LISTED} more" if len(letters) > MAX_LISTED else ""
+    log.warning(
+        "no installed font has %s%s; names or codes of the characters are drawn instead; install fonts that have them, "
+        "such as fonts-noto-core, fonts-noto-cjk and fonts-symbola on Debian and Ubuntu",
+        " ".join(letters[:MAX_LISTED]),
+        more,
     )

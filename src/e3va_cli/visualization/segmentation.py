@@ -1,4 +1,4 @@
-"""Pictures of images with the class of each pixel, and a legend of the classes."""
+"""Drawing of semantic segmentation on images, with a legend."""
 
 from __future__ import annotations
 
@@ -9,33 +9,31 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from e3va_cli.visualization.drawing import BACKGROUND, Color, _factor, _repeat, class_color
-from e3va_cli.visualization.fonts import fitting, legible_names
+from e3va_cli.visualization.drawing import BACKGROUND, Color, class_color, scale_factor, upscale
+from e3va_cli.visualization.fonts import fit_text, legible_names
 
-ALPHA = 0.5  # of a class's colour over the image
-MOST_NAMES = 12
+ALPHA = 0.5  # of a class's color over the image
+MAX_NAMES = 12
 BASELINE = 0.78  # of a line's height, from its top
-INK: Color = (0, 0, 0)
+TEXT_COLOR: Color = (0, 0, 0)
 
 
-def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
-    """Draws the segments of an image over it, and below it a legend of the classes that cover most.
-
-    What is not labelled stays as it is.
+def draw_segmentation(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
+    """Draw the classes of pixels over an image, and below it a legend of the largest classes.
 
     Args:
-        image: uint8 [3, H, W], RGB
-        labels: whole numbers [H, W], 1..K; 0 = not labelled
-        classes: K names
+        image: uint8 [3, H, W], RGB.
+        labels: integers [H, W], 1..K; 0 is unlabeled and not drawn.
+        classes: K names.
 
     Returns:
-        uint8 [3, s H + h, s W], with a whole number s that is 1 for all but small images, and a legend of h pixels
+        uint8 [3, s H + h, s W]; the integer s is 1 except for small images, h is the height of the legend.
     """
     image, labels = image.as_subclass(Tensor).cpu(), labels.as_subclass(Tensor).cpu().long()
-    palette = torch.tensor([INK, *map(class_color, range(1, len(classes) + 1))])
+    palette = torch.tensor([TEXT_COLOR, *map(class_color, range(1, len(classes) + 1))])
     colors = palette[labels].permute(2, 0, 1)  # 3, H, W
-    factor = _factor(image)
-    image, labels, colors = (_repeat(pixels, factor) for pixels in (image, labels, colors))
+    factor = scale_factor(image)
+    image, labels, colors = (upscale(pixels, factor) for pixels in (image, labels, colors))
     strength = torch.where(_edges(labels), 1.0, ALPHA) * (labels > 0)
     picture = image.float().lerp(colors.float(), strength).round().to(torch.uint8)
     pixels = torch.bincount(labels.flatten(), minlength=len(palette))
@@ -46,7 +44,7 @@ def draw_segments(image: Tensor, labels: Tensor, classes: Sequence[str]) -> Tens
 
 
 def _edges(labels: Tensor) -> Tensor:
-    """The pixels [H, W] of which one of the four neighbours is of another class."""
+    """Return the pixels [H, W] with a 4-neighbor of another class."""
     edges = torch.zeros_like(labels, dtype=torch.bool)
     across, down = labels[:, :-1] != labels[:, 1:], labels[:-1] != labels[1:]
     edges[:, :-1] |= across
@@ -57,15 +55,15 @@ def _edges(labels: Tensor) -> Tensor:
 
 
 def _legend(entries: list[tuple[str, Color]], width: int, longer_side: int) -> Tensor:
-    """Squares of colour with names, in rows from left to right: uint8 [3, h, width]."""
+    """Return color squares with names, in rows from left to right: uint8 [3, h, width]."""
     size = min(max(11, longer_side // 48), 28)
     line, gap = size + size // 4, size // 2
-    hidden = len(entries) - MOST_NAMES
-    shown: list[tuple[str, Color | None]] = [*entries[:MOST_NAMES]]
+    hidden = len(entries) - MAX_NAMES
+    shown: list[tuple[str, Color | None]] = [*entries[:MAX_NAMES]]
     if hidden > 0:
         shown.append((f"and {hidden} more", None))
     room = width - line - 3 * gap
-    lines = [fitting(name, size, room) for name, _ in shown]
+    lines = [fit_text(name, size, room) for name, _ in shown]
     cell = line + 3 * gap + max((round(text.length) for text in lines), default=0)
     columns = max(1, width // cell)
     rows = -(-len(shown) // columns)
@@ -75,5 +73,5 @@ def _legend(entries: list[tuple[str, Color]], width: int, longer_side: int) -> T
         left, top = i % columns * (width // columns) + gap, i // columns * (line + gap) + gap
         if color:
             draw.rectangle((left, top, left + line - 1, top + line - 1), fill=color)
-        text.draw(draw, (left + line + gap, top + BASELINE * line), INK)
+        text.draw(draw, (left + line + gap, top + BASELINE * line), TEXT_COLOR)
     return torch.from_numpy(np.array(canvas)).permute(2, 0, 1)

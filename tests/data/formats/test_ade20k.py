@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.label_encoding import label_encoding
 from e3va_cli.data.validation.issues import Issue
-from e3va_cli.data.validation.semantic_masks import check_label_maps
+from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
 from tests.components import options_of
 
@@ -37,7 +37,7 @@ PLAIN = labels_of([0, 1, 2], [3, 3, 1])
 
 @pytest.fixture
 def add(tmp_path: Path) -> Add:
-    """Adds an image and its label map to a split; what is None is left out."""
+    """Adds an image and its semantic mask to a split; what is None is left out."""
 
     def write(
         name: str,
@@ -69,7 +69,7 @@ def refusal(root: Path, index: int | None = None, **keys: Any) -> str:
     return str(caught.value)
 
 
-def test_images_and_label_maps(add: Add, tmp_path: Path) -> None:
+def test_images_and_masks(add: Add, tmp_path: Path) -> None:
     add("b", labels_of([1, 1, 1], [2, 2, 0]))
     images, _ = add("a")
     dataset = source(tmp_path).open("train", None)
@@ -113,7 +113,7 @@ def test_sixteen_bits(add: Add, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPG", "jpeg", "png", "bmp", "webp"])
-def test_usual_kinds_of_images_and_what_else_lies_there(add: Add, tmp_path: Path, suffix: str) -> None:
+def test_common_image_formats_and_other_files(add: Add, tmp_path: Path, suffix: str) -> None:
     images, maps = add("a.b", suffix=suffix)
     for junk in (images / "._a.b.jpg", images / "Thumbs.db", maps / "._a.b.png", maps / "readme.txt"):
         junk.write_text("nothing")
@@ -122,14 +122,14 @@ def test_usual_kinds_of_images_and_what_else_lies_there(add: Add, tmp_path: Path
     assert len(dataset) == 1 and dataset[0][0].shape == (3, 2, 3)
 
 
-def test_label_map_in_colours(add: Add, tmp_path: Path) -> None:
+def test_mask_in_colors(add: Add, tmp_path: Path) -> None:
     _, maps = add("a", Image.new("RGB", (3, 2)))
     line = refusal(tmp_path, 0)
     assert f"{maps / 'a.png'}: an image of mode RGB, not one number per pixel; save it as a PNG of mode L or P" in line
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_other_modes_are_no_label_maps(add: Add, tmp_path: Path, mode: str) -> None:
+def test_other_modes_are_refused(add: Add, tmp_path: Path, mode: str) -> None:
     add("a", Image.new(mode, (3, 2)))
     assert f"mode {mode}, not one number per pixel" in refusal(tmp_path, 0)
 
@@ -140,20 +140,20 @@ def test_label_above_the_number_of_classes(add: Add, tmp_path: Path) -> None:
     assert f"{maps / 'a.png'}: the largest label is 7, of 3 classes; set dataset.num_classes=7 if" in line
     add("a", labels_of([255, 1, 2], [0, 0, 0]))
     line = refusal(tmp_path, 0, ignore_index=254)
-    assert "the largest label is 255, of 3 classes; where 255 is not labelled: dataset.ignore_index=255" in line
+    assert "the largest label is 255, of 3 classes; if 255 is unlabeled, set dataset.ignore_index=255" in line
 
 
-def test_size_of_the_label_map(add: Add, tmp_path: Path) -> None:
+def test_size_of_the_mask(add: Add, tmp_path: Path) -> None:
     _, maps = add("a", size=(2, 3))
-    assert f"{maps / 'a.png'}: the label map has 3x2 pixels, its image 2x3" in refusal(tmp_path, 0)
+    assert f"{maps / 'a.png'}: the semantic mask has 3x2 pixels, its image 2x3" in refusal(tmp_path, 0)
 
 
-def test_missing_label_map(add: Add, tmp_path: Path) -> None:
+def test_missing_mask(add: Add, tmp_path: Path) -> None:
     images, maps = add("a", None)
     add("b", None)
     add("c")
     line = refusal(tmp_path)
-    assert f"{images / 'a.png'} (and 1 more) has no label map a.png in {maps}; add it" in line
+    assert f"{images / 'a.png'} (and 1 more) has no semantic mask a.png in {maps}; add it" in line
 
 
 def test_broken_files(add: Add, tmp_path: Path) -> None:
@@ -169,20 +169,20 @@ def test_broken_files(add: Add, tmp_path: Path) -> None:
 def test_two_files_of_one_name(add: Add, tmp_path: Path) -> None:
     images, _ = add("a")
     add("a", suffix="jpg")
-    assert f"{images} holds a.jpg and a.png" in refusal(tmp_path)
+    assert f"{images}: a.jpg and a.png" in refusal(tmp_path)
 
 
-def test_folders_that_are_not_there(add: Add, tmp_path: Path) -> None:
+def test_missing_folders(add: Add, tmp_path: Path) -> None:
     assert "no such data root" in refusal(tmp_path / "elsewhere")
     images, _ = add("a")
     with pytest.raises(UserError) as caught:
         source(tmp_path).open("val", None)
     one, two = caught.value.messages
-    assert f"no such folder: {tmp_path / 'images/validation'}; {tmp_path / 'images'} holds training/" in one
+    assert f"no such folder: {tmp_path / 'images/validation'}; {tmp_path / 'images'} contains training/" in one
     assert "annotations/validation" in two
     (images / "a.png").unlink()
     (images / "readme.txt").touch()
-    assert f"no images in {images}; {images} holds readme.txt" in refusal(tmp_path)
+    assert f"no images in {images}; {images} contains readme.txt" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["../other", "images/../../other", "/tmp"])
@@ -190,17 +190,17 @@ def test_folders_outside_the_root_are_refused(add: Add, tmp_path: Path, folder: 
     add("a")
     (tmp_path.parent / "other").mkdir(exist_ok=True)
     for key in ("train_images", "train_labels"):
-        assert f"dataset.{key}={folder} lies outside of dataset.root={tmp_path}" in refusal(tmp_path, **{key: folder})
+        assert f"dataset.{key}={folder} is outside dataset.root={tmp_path}" in refusal(tmp_path, **{key: folder})
 
 
-def test_the_folder_above_will_do(add: Add, tmp_path: Path) -> None:
+def test_the_parent_folder_is_accepted(add: Add, tmp_path: Path) -> None:
     add("a", split="validation")
     (tmp_path / "ADEChallengeData2016").mkdir()
     for folder in ("images", "annotations"):
         (tmp_path / folder).rename(tmp_path / "ADEChallengeData2016" / folder)
     (tmp_path / "ADEChallengeData2016/classes.txt").write_text("wall\ndoor\nsky\n")
     assert source(tmp_path).open("val", None).classes == ["wall", "door", "sky"]
-    with pytest.raises(UserError, match="ADEChallengeData2016/images holds validation/"):
+    with pytest.raises(UserError, match="ADEChallengeData2016/images contains validation/"):
         source(tmp_path).open("train", None)
 
 
@@ -222,16 +222,16 @@ def test_another_number_of_names(add: Add, tmp_path: Path) -> None:
     assert f"{tmp_path / 'names.txt'} names 4 classes, dataset.num_classes is 3" in refusal(tmp_path)
 
 
-def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in findings}
+def counts(issues: list[Issue]) -> dict[str, int]:
+    return {issue.type: issue.count for issue in issues}
 
 
-def place(findings: list[Issue], kind: str) -> str:
-    [finding] = [finding for finding in findings if finding.kind == kind]
-    return str(finding.places[0])
+def location(issues: list[Issue], kind: str) -> str:
+    [issue] = [issue for issue in issues if issue.type == kind]
+    return str(issue.locations[0])
 
 
-def test_check_of_a_sound_split(add: Add, tmp_path: Path) -> None:
+def test_check_of_a_valid_split(add: Add, tmp_path: Path) -> None:
     for name in "abc":
         images, _ = add(name)
     seen: list[tuple[int, int]] = []
@@ -240,10 +240,10 @@ def test_check_of_a_sound_split(add: Add, tmp_path: Path) -> None:
     assert report.source == str(images)
     assert report.totals == {
         "images": 3,
-        "label maps": 3,
+        "semantic masks": 3,
         "classes": 3,
-        "labelled pixels": 15,
-        "unlabelled pixels": 3,
+        "labeled pixels": 15,
+        "unlabeled pixels": 3,
     }
     assert report.per_class == {"class 1": 6, "class 2": 3, "class 3": 6} and report.unit == "pixels"
     assert seen == [(3, 3)]
@@ -266,29 +266,31 @@ def test_every_problem_at_once(add: Add, tmp_path: Path) -> None:
     (images / "page.png").write_text("an HTML page, say")
     report = source(tmp_path, classes=["one", "two", "three"]).check("train")
     assert counts(report.problems) == {
-        "several images of one name": 1,
-        "missing label map": 1,
+        "several images of the same name": 1,
+        "missing semantic mask": 1,
         "label above the number of classes": 2,
-        "label map in colours": 1,
+        "semantic mask in colors": 1,
         "size mismatch": 2,
         "unreadable image": 1,
-        "unreadable label map": 1,
+        "unreadable semantic mask": 1,
     }
     assert counts(report.notes) == {
-        "label map without an image": 1,
-        "image wholly unlabelled": 1,
-        "pixels that are not labelled": 1,
+        "semantic mask without an image": 1,
+        "image without labeled pixels": 1,
+        "unlabeled pixels": 1,
     }
-    assert place(report.problems, "label above the number of classes").startswith("above.png, the largest label is 9")
-    assert place(report.problems, "missing label map").startswith("without.png, no without.png in ")
-    assert place(report.problems, "unreadable label map").startswith("truncated.png, cannot read")
-    assert place(report.problems, "unreadable image").startswith("page.png, cannot read")
-    assert place(report.problems, "several images of one name") == "twice.jpg, twice.png"
-    assert place(report.notes, "image wholly unlabelled") == "void.png"
-    assert place(report.notes, "label map without an image") == "lonely.png"
+    assert location(report.problems, "label above the number of classes").startswith(
+        "above.png, the largest label is 9"
+    )
+    assert location(report.problems, "missing semantic mask").startswith("without.png, no without.png in ")
+    assert location(report.problems, "unreadable semantic mask").startswith("truncated.png, cannot read")
+    assert location(report.problems, "unreadable image").startswith("page.png, cannot read")
+    assert location(report.problems, "several images of the same name") == "twice.jpg, twice.png"
+    assert location(report.notes, "image without labeled pixels") == "void.png"
+    assert location(report.notes, "semantic mask without an image") == "lonely.png"
     # sound 5 of class 1; above 1; turned, twice and page 2, 1 and 2 of each class
     assert report.per_class == {"one": 5 + 1 + 3 * 2, "two": 3, "three": 3 * 2}
-    assert (report.totals["images"], report.totals["label maps"]) == (10, 10)
+    assert (report.totals["images"], report.totals["semantic masks"]) == (10, 10)
 
 
 def test_classes_without_any_pixel(add: Add) -> None:
@@ -296,19 +298,19 @@ def test_classes_without_any_pixel(add: Add) -> None:
     encoding = label_encoding(
         num_classes=4, reduce_zero_label=True, ignore_index=None, label_map=None, root=images.parent
     )
-    report = check_label_maps(images, maps, ["sky", "road", "car", "tree"], encoding)
-    assert report.ok and counts(report.notes) == {"class without any pixel": 2}
-    assert place(report.notes, "class without any pixel") == "road (label 2)"
+    report = check_semantic_masks(images, maps, ["sky", "road", "car", "tree"], encoding)
+    assert report.ok and counts(report.notes) == {"class without pixels": 2}
+    assert location(report.notes, "class without pixels") == "road (label 2)"
 
 
-def test_check_of_what_is_not_there_and_of_wrong_names(add: Add, tmp_path: Path) -> None:
+def test_check_of_missing_folders_and_wrong_names(add: Add, tmp_path: Path) -> None:
     add("a")
     assert counts(source(tmp_path).check("val").problems) == {
         "no such folder of images": 1,
-        "no such folder of label maps": 1,
+        "no such folder of semantic masks": 1,
     }
     report = source(tmp_path, classes=["x"]).check("train")
-    assert counts(report.problems) == {"unusable class names": 1} and next(iter(report.per_class)) == "class 1"
+    assert counts(report.problems) == {"invalid class names": 1} and next(iter(report.per_class)) == "class 1"
     (tmp_path / "images/training/a.png").unlink()
     assert counts(source(tmp_path).check("train").problems) == {"folder without images": 1}
 
@@ -325,9 +327,9 @@ def test_the_registry_builds_both_from_the_same_keys(add: Add, tmp_path: Path) -
         "max_size": 64,
         "scales": [1.0, 1.0],
         "crop_size": 8,
-        "crop_one_class": 1.0,
+        "cat_max_ratio": 1.0,
         "flip": 0.0,
-        "distort": True,
+        "photometric_distortion": True,
         **FOLDERS,
     }
     made = options_of("dataset", **config)
@@ -343,7 +345,7 @@ def test_camvid(real_data: Callable[[str], Path]) -> None:
     assert report.ok
     pixels = sum(torch.bincount(target["semantic"].flatten().int(), minlength=12) for _, target in dataset)
     assert list(report.per_class.values()) == pixels[1:].tolist()
-    assert report.totals["unlabelled pixels"] == pixels[0]
+    assert report.totals["unlabeled pixels"] == pixels[0]
     image, target = dataset[0]
     assert image[2][target["semantic"] == 1].float().mean() > image[2][target["semantic"] == 4].float().mean()
 
@@ -355,4 +357,4 @@ def test_ade20k(real_data: Callable[[str], Path]) -> None:
     image, target = dataset[2]
     assert image.shape == (3, 300, 400) and target["semantic"].max() == 103
     assert source(root, num_classes=150).check("val").ok
-    assert "unusable class names" in counts(source(root, num_classes=11).check("val").problems)
+    assert "invalid class names" in counts(source(root, num_classes=11).check("val").problems)

@@ -121,7 +121,7 @@ def test_a_head_without_masks_trains_on_all(mixed: tuple[Path, Path]) -> None:
     assert report.ok and report.per_class == {"dog": 7, "cat": 2}
 
 
-def test_a_head_with_masks_says_what_it_leaves_out(mixed: tuple[Path, Path]) -> None:
+def test_a_head_with_masks_warns_about_dropped_objects(mixed: tuple[Path, Path]) -> None:
     data = open_coco(*mixed)
     assert data.dropped == {"no usable mask": 5}
     assert "5 of 9 objects have no mask" in data.notes[0] and "head=retinanet" in data.notes[0]
@@ -129,7 +129,7 @@ def test_a_head_with_masks_says_what_it_leaves_out(mixed: tuple[Path, Path]) -> 
     for _, target in data:
         assert len(target["masks"]) == len(target["boxes"])
     [problem] = check_coco_file(*mixed).problems
-    assert (problem.kind, problem.count) == ("annotation without a mask", 5)
+    assert (problem.type, problem.count) == ("annotation without a mask", 5)
 
 
 @pytest.mark.parametrize("kinds", [["boxes"], ["boxes", "masks"]])
@@ -139,21 +139,21 @@ def test_evaluation_is_that_of_pycocotools(mixed: tuple[Path, Path], kinds: list
     for targets in (["boxes"], ["boxes", "masks"]):
         data = open_coco(*mixed, targets=targets)
         evaluator, results = ours(data, found_by(data, truth), kinds)
-        found = [one for of_image in evaluator.found.values() for one in of_image]
+        found = [one for of_image in evaluator.predictions.values() for one in of_image]
         for kind, name in (("bbox", "box"), ("segm", "mask"))[: len(kinds)]:
             left_out = {"bbox": "segmentation", "segm": "bbox"}[kind]
             expected = pycocotools(truth, [{k: v for k, v in one.items() if k != left_out} for one in found], kind)
             assert results[name]["AP"] == pytest.approx(expected, abs=1e-9) and 0 < expected < 1
 
 
-def test_what_is_left_out_is_neither_hit_nor_miss(mixed: tuple[Path, Path]) -> None:
+def test_dropped_objects_are_ignored_in_evaluation(mixed: tuple[Path, Path]) -> None:
     """A perfect detector of what is trained on has an AP of 1, whatever it finds of the rest."""
     data = open_coco(*mixed)
     for skipped in (set(), {2, 3, 6}):
         truth = [entry for entry in by_hand(masks=True) if entry["id"] not in skipped]
         exact = found_by(data, truth, jitter=0)
         evaluator = build_evaluator("coco", data, ["boxes", "masks"])
-        evaluator.kinds = ["box"]
+        evaluator.iou_types = ["box"]
         for image, detections in exact.items():
             evaluator.update(detections, {"image_id": image, "original_size": (30, 40)})
         assert evaluator.compute()["box"]["AP"] == pytest.approx(1)

@@ -43,15 +43,15 @@ def test_ade20k_s_own_file(real_data: Callable[[str], Path]) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        (b"", "holds no names"),
-        (b"\n \n", "holds no names"),
-        (b"owl\ncat\nowl\n", "more than one class is called owl"),
-        (b"\x89PNG\r\n\x1a\n", "not a text"),
+        (b"", "has no class names"),
+        (b"\n \n", "has no class names"),
+        (b"owl\ncat\nowl\n", "duplicate class names: owl"),
+        (b"\x89PNG\r\n\x1a\n", "not UTF-8 text"),
         (b"Idx\tRatio\tName\n1\t0.5\n", "class 1 of the table has no name"),
-        (TABLE.replace("building", "wall").encode(), "called wall"),
+        (TABLE.replace("building", "wall").encode(), "duplicate class names: wall"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_invalid_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "classes.txt"
     if content is not None:
         file.write_bytes(content)
@@ -63,18 +63,18 @@ def test_files_that_cannot_be_used(tmp_path: Path, content: bytes | None, messag
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "holds no names"),
+        ([], "has no class names"),
         (["owl", ""], "not ''"),
         (["owl", 3], "not 3; put it in quotes"),
         ([None], "not None"),
-        (["owl", "cat", "owl", "cat"], "called owl, cat"),
-        (["owl", " owl"], "called owl"),
+        (["owl", "cat", "owl", "cat"], "duplicate class names: owl, cat"),
+        (["owl", " owl"], "duplicate class names: owl"),
         (7, "dataset.classes=7"),
         ({"owl": 1}, "one name a line"),
         ("", "cannot read"),
         ("a\0b", "cannot read"),
     ],
 )
-def test_lists_that_cannot_be_used(given: Any, message: str) -> None:
+def test_invalid_lists(given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_class_names(given)

@@ -19,7 +19,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.formats.coco_file import coco_paths, read_coco, segmentation_faults, usable_segmentation
+from e3va_cli.data.formats.coco_file import coco_paths, read_coco
+from e3va_cli.data.formats.coco_segmentation import usable_segmentation, validate_segmentation
 from e3va_cli.errors import UserError
 from tests.components import options_of
 
@@ -116,7 +117,7 @@ def test_polygons_and_both_kinds_of_rle_are_the_same_mask(write_coco: Write, ann
         assert np.array_equal(truth.annToMask(truth.anns[number]), mask)
 
 
-FAULTY_POLYGONS = {
+INVALID_POLYGONS = {
     "polygon with fewer than 3 points": [[1, 1, 9, 9], []],
     "malformed polygon": [
         [1, 2, 3],
@@ -132,11 +133,11 @@ FAULTY_POLYGONS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "polygons"), FAULTY_POLYGONS.items())
-def test_polygons_that_pycocotools_must_not_see(fault: str, polygons: list[Any]) -> None:
+@pytest.mark.parametrize(("error", "polygons"), INVALID_POLYGONS.items())
+def test_invalid_polygons_are_removed(error: str, polygons: list[Any]) -> None:
     good = [2, 3, 12, 3, 12, 23, 2, 23]
     for polygon in polygons:
-        assert segmentation_faults([polygon, good], 30, 40) == [fault]
+        assert validate_segmentation([polygon, good], 30, 40) == [error]
         assert usable_segmentation([polygon, good], 30, 40) == [good]
         assert usable_segmentation([polygon], 30, 40) is None
 
@@ -159,8 +160,8 @@ def test_boxes_are_clipped(write_coco: Write, annotate: Annotate) -> None:
 DROPPED = {
     "box without area": [[5, 5, 0, 5], [5, 5, 5, 0], [15, 5, -5, 5]],
     "box outside the image": [[40, 5, 5, 5], [-9, 5, 9, 5], [5, 31, 5, 5], [500, 500, 5, 5]],
-    "box under one pixel": [[5, 5, 0.9, 5], [5, 5, 5, 0.5], [39.5, 5, 9, 9]],
-    "box not of four finite numbers": [
+    "box smaller than one pixel": [[5, 5, 0.9, 5], [5, 5, 5, 0.5], [39.5, 5, 9, 9]],
+    "box is not four finite numbers": [
         [5, 5, float("nan"), 5],
         [5, float("inf"), 5, 5],
         [5, 5, 5],
@@ -195,7 +196,7 @@ def test_unusable_annotations_are_dropped_and_counted(write_coco: Write, annotat
     assert data[0][1]["masks"].shape == (1, 30, 40)
 
     truth = data.ground_truth()
-    not_evaluable = sum(map(len, (DROPPED["box not of four finite numbers"], range(4), range(3))))
+    not_evaluable = sum(map(len, (DROPPED["box is not four finite numbers"], range(4), range(3))))
     assert len(truth["annotations"]) == len(annotations) - not_evaluable
     assert all("segmentation" in a for a in truth["annotations"])
     assert [a["id"] for a in truth["annotations"] if not a["iscrowd"]] == [1], "what is left out is ignored"
@@ -241,7 +242,7 @@ def test_ground_truth_gives_pycocotools_what_it_needs(write_coco: Write, annotat
     json.dumps(truth)
 
 
-def test_ids_that_are_sound_are_kept(write_coco: Write, annotate: Annotate) -> None:
+def test_valid_ids_are_kept(write_coco: Write, annotate: Annotate) -> None:
     data = open_coco(*write_coco([annotate(9, [2, 3, 10, 20]), annotate(4, [2, 3, 9, 9])]))
     assert [a["id"] for a in data.ground_truth()["annotations"]] == [9, 4]
 
@@ -257,7 +258,7 @@ def test_ids_that_are_sound_are_kept(write_coco: Write, annotate: Annotate) -> N
         ("{}", ["it has no 'images'", "it has no 'annotations'", "it has no 'categories'"]),
         (
             '{"images": {}, "annotations": null, "categories": "x"}',
-            ["'images' is an object", "'annotations' is null", "'categories' is a text"],
+            ["'images' is an object", "'annotations' is null", "'categories' is a string"],
         ),
         (
             '{"images": [1, 2], "annotations": [[]], "categories": [{}]}',
@@ -292,11 +293,11 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
                     {"id": 3, "file_name": "b", "width": 3},
                 ]
             },
-            ["images[0]: the id is 'one', not a whole number (and 2 more)"],
+            ["images[0]: id is 'one', not an integer (and 2 more)"],
         ),
-        ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 5}]}, ["the height is 0"]),
-        ({"images": [{"id": 1, "file_name": "a.png", "height": 5, "width": 5.5}]}, ["the width is 5.5"]),
-        ({"categories": [{"id": 1}]}, ["categories[0]: the name is None"]),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 0, "width": 5}]}, ["height is 0"]),
+        ({"images": [{"id": 1, "file_name": "a.png", "height": 5, "width": 5.5}]}, ["width is 5.5"]),
+        ({"categories": [{"id": 1}]}, ["categories[0]: name is None"]),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, ["2 categories have the id 3"]),
         (
             {"images": [{"id": 1, "file_name": "a.png", "height": 5, "width": 5}] * 2},
@@ -304,11 +305,11 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
         ),
         (
             {"images": [{"id": 1, "file_name": "../a.png", "height": 5, "width": 5}]},
-            ["'../a.png' (id 1) lies outside of"],
+            ["'../a.png' (id 1) is outside"],
         ),
         (
             {"images": [{"id": 1, "file_name": "/etc/passwd", "height": 5, "width": 5}]},
-            ["'/etc/passwd' (id 1) lies outside of"],
+            ["'/etc/passwd' (id 1) is outside"],
         ),
     ],
 )
@@ -333,7 +334,7 @@ def test_names_that_stay_inside_the_folder(write_coco: Write, annotate: Annotate
     assert [target["image_id"] for _, target in (data[0], data[1])] == [11, 5]
 
 
-def test_nothing_usable(write_coco: Write, annotate: Annotate) -> None:
+def test_no_usable_objects(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco([annotate(1, [5, 5, 0, 5]), annotate(2, [5, 5, 9, 9], category_id=99)])
     [line] = lines_of(lambda: open_coco(folder, file))
     assert "no usable object" in line
@@ -379,7 +380,7 @@ def test_paths(write_coco: Write, tmp_path: Path) -> None:
     lines = lines_of(lambda: coco_paths(tmp_path, "train2017", "annotations/train.json"))
     assert len(lines) == 2
     for line in lines:
-        assert line.endswith(f"{tmp_path} holds images/, instances.json")
+        assert line.endswith(f"{tmp_path} contains images/, instances.json")
 
 
 def test_transforms_get_both(write_coco: Write, annotate: Annotate) -> None:
@@ -465,9 +466,9 @@ def test_images_without_objects_can_be_left_out_of_training(write_coco: Write, a
         source = options_of("dataset", name="coco", root="/", filter_empty=filter_empty, **names)
         train, val = source.open("train", None), source.open("val", None)
         assert [train[index][1]["image_id"] for index in range(len(train))] == left
-        assert train.left_out_images == 2 - len(left)
+        assert train.num_filtered_images == 2 - len(left)
         assert train.image_size(0) == (30, 40) and len(train[0][1]["boxes"]) == 1
-        assert len(val) == 2 and val.left_out_images == 0, "evaluation has all"
+        assert len(val) == 2 and val.num_filtered_images == 0, "evaluation has all"
     assert train.dropped == ({"crowd": 1} if crowd else {})
 
 

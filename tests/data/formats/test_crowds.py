@@ -33,17 +33,17 @@ def exported(write_coco: Write, annotate: Annotate) -> tuple[Path, Path]:
     return write_coco([*brushed, annotate(1, [2, 3, 10, 20]), annotate(2, [5, 5, 9, 9], image_id=5, category_id=7)])
 
 
-def test_brush_masks_are_named_with_numbers_and_the_cause(exported: tuple[Path, Path]) -> None:
+def test_brush_masks_are_reported_with_cause(exported: tuple[Path, Path]) -> None:
     report = check_coco_file(*exported)
-    assert [problem.kind for problem in report.problems] == ["many crowds"]
-    detail = str(report.problems[0].places[0])
+    assert [problem.type for problem in report.problems] == ["many crowds"]
+    detail = str(report.problems[0].locations[0])
     assert "3 of 5 annotations have iscrowd 1" in detail and "CVAT" in detail
     assert "dataset.use_iscrowd=false" in detail
     data = open_coco(*exported)
     assert data.dropped == {"crowd": 3} and "dataset.use_iscrowd=false" in data.notes[0]
 
 
-def test_the_option_makes_them_objects(exported: tuple[Path, Path]) -> None:
+def test_use_iscrowd_false_makes_them_objects(exported: tuple[Path, Path]) -> None:
     data = open_coco(*exported, use_iscrowd=False)
     assert data.dropped == {} and data.notes == []
     _, target = data[0]
@@ -56,8 +56,8 @@ def test_the_option_makes_them_objects(exported: tuple[Path, Path]) -> None:
     assert report.ok and report.totals["crowds"] == 0 and report.per_class == {"dog": 4, "cat": 1}
 
 
-def test_the_crowds_of_coco_are_no_problem(coco_tiny: Path) -> None:
+def test_no_warning_about_coco_crowds(coco_tiny: Path) -> None:
     for split in ("train2017", "val2017"):
         paths = coco_paths(coco_tiny, split, f"annotations/instances_{split}.json")
         assert not any("crowd" in note for note in open_coco(*paths).notes)
-        assert "many crowds" not in [problem.kind for problem in check_coco_file(*paths).problems]
+        assert "many crowds" not in [problem.type for problem in check_coco_file(*paths).problems]

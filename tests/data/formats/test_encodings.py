@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.text_encodings import decode_text, decode_xml
 from e3va_cli.data.formats.voc import VocFormat
@@ -77,12 +77,12 @@ def test_an_undeclared_encoding_is_refused_until_it_is_given(tmp_path: Path, enc
     with pytest.raises(UserError, match=r"a\.xml: annotation file of an unknown encoding.*dataset\.encoding"):
         classes(root)
     source = VocFormat(str(root), None, None, None)
-    assert [problem.kind for problem in source.check("train").problems] == ["annotation file of an unknown encoding"]
+    assert [problem.type for problem in source.check("train").problems] == ["annotation file of an unknown encoding"]
     assert classes(root, encoding=encoding) == [NAMES[encoding]]
 
 
 @pytest.mark.parametrize("declared", [None, "utf-8"])
-def test_bytes_of_no_matter_are_no_matter(tmp_path: Path, declared: str | None) -> None:
+def test_undecodable_bytes_outside_names_are_ignored(tmp_path: Path, declared: str | None) -> None:
     """The owners of VOC's photos have names in latin-1."""
     owner = "<owner><name>Vázquez</name></owner>"
     assert classes(write(tmp_path, sheet("bear", declared, owner).encode("latin-1"))) == ["bear"]
@@ -95,9 +95,9 @@ def test_utf_8_wins_over_the_given_encoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["klingon", "rot13", "base64"])
-def test_what_is_no_encoding_of_text(name: str) -> None:
+def test_unknown_encodings_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="encoding"):
-        checked("train", ["dataset=voc", "dataset.root=x", f"dataset.encoding='{name}'"])
+        validate_overrides("train", ["dataset=voc", "dataset.root=x", f"dataset.encoding='{name}'"])
 
 
 def texts(value: Any) -> Any:

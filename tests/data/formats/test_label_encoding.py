@@ -157,17 +157,17 @@ def test_a_file_of_values_in_which_classes_are_merged(tmp_path: Path) -> None:
         ("0 and 255", {"num_classes": 1}, "dataset.label_map=[0,255] dataset.num_classes=2"),
         ("0 and 255", PLAIN, "dataset.label_map=[0,255] dataset.num_classes=2"),
         ("0 and 255", {"num_classes": 2}, "no pixel of the 3 masks is labeled"),
-        ("1 and 2", {"label_map": [1, 3], "ignore_index": 2}, "is of one class, class 1"),
+        ("1 and 2", {"label_map": [1, 3], "ignore_index": 2}, "are of one class, class 1"),
     ],
 )
-def test_nothing_to_learn_is_refused_with_the_words_to_type(
+def test_too_few_classes_are_refused_with_a_remedy(
     tmp_path: Path, name: str, options: dict[str, Any], says: str
 ) -> None:
     made = source(write(tmp_path, *[MASKS[name][0]] * 3), **options)
     assert says in refusal(lambda: made.open("train"))
     report = made.check("train")
-    assert [finding.kind for finding in report.problems] == ["nothing to learn"]
-    assert says in str(report.problems[0].places[0])
+    assert [issue.type for issue in report.problems] == ["nothing to learn"]
+    assert says in str(report.problems[0].locations[0])
 
 
 def test_a_class_in_one_mask_of_many_is_found(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_class_in_one_mask_of_many_is_found(tmp_path: Path) -> None:
     assert len(source(write(tmp_path, *masks), **PLAIN).open("train")) == 40
 
 
-def test_much_that_is_not_labeled_is_said(tmp_path: Path) -> None:
+def test_many_unlabeled_pixels_give_a_warning(tmp_path: Path) -> None:
     values = OBJECT * np.where(VOID, 1, 2).astype(np.uint8)
     [note] = source(write(tmp_path, Image.fromarray(values)), num_classes=2).open("train").notes
     assert f"{100 * (~OBJECT).mean():.0f} % of the pixels are 0" in note
@@ -187,17 +187,17 @@ def test_much_that_is_not_labeled_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"num_classes": None}, "how many classes?"),
-        ({"num_classes": 300, "ignore_index": 255}, "255 is a class too"),
+        ({"num_classes": None}, "dataset.num_classes=null: set it"),
+        ({"num_classes": 300, "ignore_index": 255}, "255 is also a class"),
         ({"num_classes": 3, "label_map": [0, 1]}, "set dataset.num_classes=2"),
-        ({"label_map": [0, 0]}, "there twice"),
+        ({"label_map": [0, 0]}, "duplicate entry"),
         ({"label_map": [0, [1, 2, 3]]}, "whole numbers from 0, or colors"),
         ({"label_map": [[0, 0, 256]]}, "whole numbers from 0, or colors"),
-        ({"label_map": 7}, "give the value or color of each class"),
+        ({"label_map": 7}, "set it to the value or color of each class"),
         ({"ignore_index": "void"}, "neither a value nor a color"),
     ],
 )
-def test_options_that_make_no_sense(options: dict[str, Any], says: str, tmp_path: Path) -> None:
+def test_invalid_options(options: dict[str, Any], says: str, tmp_path: Path) -> None:
     given = {"num_classes": None, "reduce_zero_label": False, "ignore_index": None, "label_map": None, **options}
     assert says in refusal(lambda: label_encoding(**given, root=tmp_path))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from e3va_cli.data.formats import voc_folder
+from e3va_cli.data.formats import voc_folder as voc_format
 from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.validation.issues import Issue
 from e3va_cli.errors import UserError
@@ -77,8 +77,8 @@ def lines_of(call: Callable[[], object]) -> list[str]:
     return caught.value.messages
 
 
-def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in findings}
+def counts(issues: list[Issue]) -> dict[str, int]:
+    return {issue.type: issue.count for issue in issues}
 
 
 def test_an_item(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_difficult_objects_are_ignored_by_evaluation_and_not_trained_on(tmp_path
 UNUSABLE = {
     "box without area": [[5, 5, 5, 9], [5, 5, 9, 5], [9, 5, 5, 9], [504, 337, 504, 337]],
     "box outside the image": [[41, 5, 50, 9], [5, 31, 9, 60]],
-    "box not of four finite numbers": [
+    "box is not four finite numbers": [
         [5, 5, "nan", 9],
         [5, "inf", 9, 9],
         [5, 5, "1e999", 9],
@@ -131,7 +131,7 @@ def test_unusable_objects_are_dropped_and_counted(tmp_path: Path) -> None:
     assert data[0][1]["boxes"].tolist() == [[2, 3, 12, 23]]
     report = source(root).check("train")
     assert counts(report.problems) == data.dropped
-    boxes = next(f for f in report.problems if f.kind == "box not of four finite numbers").places
+    boxes = next(f for f in report.problems if f.type == "box is not four finite numbers").locations
     assert "'five'" in str(boxes[3])
 
 
@@ -186,7 +186,7 @@ def test_image_ids_are_whole_and_tell_the_image(tmp_path: Path) -> None:
     assert len(truth) == 4
 
 
-def test_a_set_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_image_set(tmp_path: Path) -> None:
     root = years(tmp_path, FIRST | {f"{name}_train": [] for name in TWENTY}, SECOND)
     [line] = lines_of(lambda: source(root, "trian").open("train"))
     assert "trian.txt" in line
@@ -245,8 +245,8 @@ def test_classes_as_given(tmp_path: Path) -> None:
         assert counts(report.notes) == {"object of an unlisted class": 2, "class without objects": 1}
         assert report.per_class == {"owl": 1, "person": 1, "unicorn": 0}
     [line] = lines_of(lambda: source(root, classes=["Dog", "cat"]).open("train"))
-    assert "dataset.classes: no object in" in line
-    assert "is called Dog, cat; they are called dog, owl, person" in line
+    assert "dataset.classes: " in line
+    assert "has no object of Dog, cat; its classes are dog, owl, person" in line
     assert "no such file" in lines_of(lambda: source(root, classes=str(tmp_path / "x.txt")).open("val"))[0]
 
 
@@ -280,14 +280,14 @@ def test_annotation_files_without_which_there_is_no_index(tmp_path: Path, case: 
     assert "(and 1 more); run `e3va check-data`" in line
     assert source(root).open("val").classes == TWENTY
     problems = source(root).check("train").problems
-    assert [finding.count for finding in problems] == [2]
-    assert message in f"{problems[0].kind}: {problems[0].places[0].detail}"
+    assert [issue.count for issue in problems] == [2]
+    assert message in f"{problems[0].type}: {problems[0].locations[0].detail}"
 
 
 def test_a_bomb_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = plain(tmp_path)
     (root / "VOC2007" / "Annotations" / "a.xml").write_text(BOMB)
-    monkeypatch.setattr(voc_folder.ElementTree, "fromstring", lambda text: pytest.fail("parsed"))
+    monkeypatch.setattr(voc_format.ElementTree, "fromstring", lambda text: pytest.fail("parsed"))
     monkeypatch.setattr(VocFormat, "_classes", TWENTY)
     lines_of(lambda: source(root).open("train"))
 
@@ -311,7 +311,7 @@ def test_names_in_any_encoding(tmp_path: Path) -> None:
         "<width>-40</width><height>inf</height>",
     ],
 )
-def test_a_size_that_only_the_image_tells(tmp_path: Path, size: str | None) -> None:
+def test_size_read_from_the_image(tmp_path: Path, size: str | None) -> None:
     root = plain(tmp_path)
     (root / "VOC2007" / "Annotations" / "a.xml").write_text(sheet(PERSON, size=size))
     data = source(root).open("train")
@@ -352,7 +352,7 @@ def test_nothing_outside_the_root_is_listed(tmp_path: Path) -> None:
     ):
         root = write(tmp_path / "in", "VOC2007", {"train": [stem, "b"], "val": ["b"]}, {"b": sheet(PERSON)})
         lines = lines_of(lambda root=root: source(root).open("train"))
-        assert "lies outside of" in lines[0] or "missing annotation file" in lines[0]
+        assert "is outside" in lines[0] or "missing annotation file" in lines[0]
         assert not source(root).check("train").ok
 
 
@@ -392,7 +392,7 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
         "box partly outside the image": 1,
     }
     assert seen[-1] == (7, 7)
-    places = {finding.kind: str(finding.places[0]) for finding in (*report.problems, *report.notes)}
+    places = {issue.type: str(issue.locations[0]) for issue in (*report.problems, *report.notes)}
     assert places["missing annotation file"] == "VOC2007/Annotations/missing.xml, no such file"
     assert places["object without a name"] == "VOC2007/Annotations/boxes.xml, image 7, object 3"
     assert places["box without area"].startswith("VOC2007/JPEGImages/boxes.jpg, image 7")
@@ -408,15 +408,15 @@ def test_every_problem_at_once(tmp_path: Path) -> None:
 
     report = source(root).check("val")
     assert report.ok
-    [finding] = [f for f in report.notes if f.kind == "image that the training set lists too"]
-    assert [place.file for place in finding.places] == names("07/good")
+    [issue] = [f for f in report.notes if f.type == "image that is also in the training set"]
+    assert [location.file for location in issue.locations] == names("07/good")
 
 
 def test_each_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = years(tmp_path, FIRST, SECOND)
     parsed: Counter[Path] = Counter()
-    parse = voc_folder._parse
-    monkeypatch.setattr(voc_folder, "_parse", lambda path, *more: parsed.update([path]) or parse(path, *more))
+    parse = voc_format._parse
+    monkeypatch.setattr(voc_format, "_parse", lambda path, *more: parsed.update([path]) or parse(path, *more))
     both = source(root)
     for split in ("train", "val"):
         both.open(split)
@@ -434,9 +434,9 @@ def test_evaluation_does_without_the_training_images(tmp_path: Path) -> None:
     assert "trainval.txt" in lines_of(lambda: source(root).open("train"))[0]
 
 
-def test_nothing_usable(tmp_path: Path) -> None:
+def test_no_usable_objects(tmp_path: Path) -> None:
     [line] = lines_of(lambda: source(plain(tmp_path / "1", thing("dog", [1, 1, 9, 9], 1))).open("train"))
-    assert "(VOC2007 train) holds no usable object (difficult: 1)" in line
+    assert "(VOC2007 train) has no usable object (difficult: 1)" in line
     [line] = lines_of(lambda: source(plain(tmp_path / "2")).open("train"))
     assert "no annotations" in line
 
@@ -474,8 +474,8 @@ def test_real_data(real_data: Callable[[str], Path]) -> None:
             assert image.shape == (3, 480, 640)
             assert target["boxes"].tolist() == [[x1 - 1, y1 - 1, x2, y2] for x1, y1, x2, y2 in expected]
     assert total == 4888
-    places = {str(place) for finding in found.check("train").problems for place in finding.places}
-    assert {place.split(",")[0] for place in places} == {
+    places = {str(location) for issue in found.check("train").problems for location in issue.locations}
+    assert {location.split(",")[0] for location in places} == {
         "VOC2007/JPEGImages/BloodImage_00338.jpg",
         "VOC2007/JPEGImages/BloodImage_00343.jpg",
     }

@@ -9,9 +9,9 @@ from PIL import Image, features
 from e3va_cli.data.formats.ade20k import SegmentationDataset
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.label_encoding import LabelEncoding
-from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread, unread_format
+from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unsupported, unsupported_format
 from e3va_cli.data.images.reading import read_image, read_raw
-from e3va_cli.data.validation.semantic_masks import check_label_maps
+from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
 from e3va_cli.inference.image_inputs import find_images
 
@@ -37,10 +37,10 @@ def write(path: Path, content: bytes) -> Path:
         ("a.jpg", b"no image", None),
     ],
 )
-def test_formats_are_told_by_content_then_by_suffix(tmp_path, name, content, kind):
+def test_format_by_content_then_by_suffix(tmp_path, name, content, kind):
     path = write(tmp_path / name, content)
-    assert unread_format(path) == kind
-    with pytest.raises(UserError, match=f"{kind} files cannot be read here; .*convert" if kind else "unknown format"):
+    assert unsupported_format(path) == kind
+    with pytest.raises(UserError, match=f"{kind} files are not supported; .*convert" if kind else "unsupported format"):
         read_raw(path)
 
 
@@ -73,30 +73,30 @@ def test_heic_is_read(tmp_path):
     assert read_image(tmp_path / "a.heic").shape == (3, 48, 64)
 
 
-def test_how_many_which_and_what_to_do():
-    told = describe_unread(["b.psd", "e.JXL", "a.jxl", "c.jxl", "d.jxl", "x.jpg", "y.txt"])
+def test_unsupported_files_are_described():
+    told = describe_unsupported(["b.psd", "e.JXL", "a.jxl", "c.jxl", "d.jxl", "x.jpg", "y.txt"])
     assert told == (
-        "4 JPEG XL files that cannot be read here (a.jxl, c.jxl, d.jxl and 1 more): convert them to JPEG or PNG; "
-        "1 Photoshop file that cannot be read here (b.psd): convert them to JPEG or PNG"
+        "4 JPEG XL files that cannot be read (a.jxl, c.jxl, d.jxl and 1 more): convert them to JPEG or PNG; "
+        "1 Photoshop file that cannot be read (b.psd): convert them to JPEG or PNG"
     )
-    assert describe_unread(["x.jpg", "y.txt"]) == ""
+    assert describe_unsupported(["x.jpg", "y.txt"]) == ""
 
 
 @WITHOUT_HEIF
 def test_heic_has_a_remedy():
-    assert "pip install pillow-heif" in describe_unread(["IMG_1.HEIC"])
+    assert "pip install pillow-heif" in describe_unsupported(["IMG_1.HEIC"])
 
 
-def test_images_of_a_folder_that_cannot_be_read_are_not_passed_over(tmp_path):
+def test_unsupported_images_in_a_folder_are_refused(tmp_path):
     write(tmp_path / "a.jxl", b"\xff\x0a")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"1 JPEG XL file that cannot be read here \(a.jxl\): convert"):
+    with pytest.raises(UserError, match=r"1 JPEG XL file that cannot be read \(a.jxl\): convert"):
         find_images([str(tmp_path)])
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert find_images([str(tmp_path)]) == [tmp_path / "a.jxl", tmp_path / "b.png"]
 
 
-def test_coco_that_lists_them_is_refused_before_a_run(tmp_path):
+def test_coco_with_unsupported_images_is_refused(tmp_path):
     write(tmp_path / "a.jxl", b"\xff\x0a")
     content = {
         "images": [{"id": 1, "file_name": "a.jxl", "width": 8, "height": 8}],
@@ -104,13 +104,13 @@ def test_coco_that_lists_them_is_refused_before_a_run(tmp_path):
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"lists 1 JPEG XL file that cannot be read here \(a.jxl\)"):
+    with pytest.raises(UserError, match=r"lists 1 JPEG XL file that cannot be read \(a.jxl\)"):
         open_coco(tmp_path, tmp_path / "a.json")
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Two images with label maps, one of them of a format that is not read."""
+    """Two images with semantic masks, one of them of a format that is not read."""
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
@@ -122,11 +122,11 @@ def pairs(tmp_path):
     return tmp_path / "images", tmp_path / "labels"
 
 
-def test_images_beside_label_maps_are_named(pairs):
+def test_unsupported_images_beside_masks_are_reported(pairs):
     encoding = LabelEncoding({1: 1, 2: 2}, [1, 2], from_one=True)
     dataset = SegmentationDataset(*pairs, classes=["cat", "dog"], encoding=encoding)
     assert len(dataset) == 1
-    assert any("without 1 JPEG XL file that cannot be read here (b.jxl)" in note for note in dataset.notes)
-    report = check_label_maps(*pairs, classes=["cat", "dog"], encoding=encoding)
+    assert any("without 1 JPEG XL file that cannot be read (b.jxl)" in note for note in dataset.notes)
+    report = check_semantic_masks(*pairs, classes=["cat", "dog"], encoding=encoding)
     [problem] = report.problems
-    assert problem.kind == "image that cannot be read here" and problem.count == 1
+    assert problem.type == "unsupported image format" and problem.count == 1

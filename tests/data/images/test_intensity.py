@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.reading import read_image, read_raw
@@ -76,9 +76,9 @@ def test_color_of_16_bits(tmp_path: Path) -> None:
     values = np.random.default_rng(1).integers(0, 4096, (6, 5, 3), dtype=np.uint16)
     (tmp_path / "a.png").write_bytes(color_png(values))
     raw = read_raw(tmp_path / "a.png")
-    assert raw.is_cut and np.array_equal(raw.pixels.permute(1, 2, 0).numpy(), values >> 8)
-    assert [kind for kind, _ in pixel_problems(raw, (6, 5), IntensityScaling())] == ["image that is almost black"]
-    assert [kind for kind, _ in pixel_notes(raw, (6, 5), IntensityScaling())] == ["color image of 16 bits"]
+    assert raw.is_16bit_color and np.array_equal(raw.pixels.permute(1, 2, 0).numpy(), values >> 8)
+    assert [kind for kind, _ in pixel_problems(raw, (6, 5), IntensityScaling())] == ["almost black image"]
+    assert [kind for kind, _ in pixel_notes(raw, (6, 5), IntensityScaling())] == ["16-bit color image"]
     (tmp_path / "a.png").write_bytes(color_png(values << 4))
     assert pixel_problems(read_raw(tmp_path / "a.png"), (6, 5), IntensityScaling()) == []
     survey = survey_images(1, lambda _: (tmp_path / "a.png", (6, 5)))
@@ -91,7 +91,7 @@ def test_an_image_of_one_value(tmp_path: Path, value: int) -> None:
     assert (read_image(tmp_path / "a.png") == 0).all()
 
 
-def test_what_is_no_number_is_black(tmp_path: Path) -> None:
+def test_nan_is_black(tmp_path: Path) -> None:
     values = np.array([[0, 1, np.nan, 2, np.inf]], np.float32)
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert read_image(tmp_path / "a.tif")[0].tolist() == [[0, 128, 0, 255, 255]]
@@ -108,18 +108,18 @@ def deep(write_coco: Write, annotate: Annotate) -> tuple[Path, Path]:
     return folder, file
 
 
-def test_check_data_and_the_start_of_a_run_say_it(write_coco: Write, annotate: Annotate) -> None:
+def test_check_data_and_train_warn(write_coco: Write, annotate: Annotate) -> None:
     folder, file = deep(write_coco, annotate)
     assert "dataset.intensity_range=[0,4095]" in open_coco(folder, file).notes[0]
     report = check_coco_file(folder, file)
     [note] = report.notes
-    assert report.ok and note.kind == "image of more than 8 bits" and note.count == 2
-    assert f"values {SCENE.min()} to {SCENE.max()}" in str(note.places[0])
+    assert report.ok and note.type == "image of more than 8 bits" and note.count == 2
+    assert f"values {SCENE.min()} to {SCENE.max()}" in str(note.locations[0])
 
     wide = IntensityScaling((0, 65_535))
     assert open_coco(folder, file, scaling=wide).notes == []
     [problem] = check_coco_file(folder, file, scaling=wide).problems
-    assert problem.kind == "image that is almost black" and problem.count == 2
+    assert problem.type == "almost black image" and problem.count == 2
     assert check_coco_file(folder, file, scaling=IntensityScaling((0, 4095))).ok
 
 
@@ -180,9 +180,9 @@ def test_an_adapter_from_before_the_option_keeps_its_eight_bits(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", ["intensity_range=[1]", "intensity_range=[9,9]", "intensity_percentiles=[5,101]"])
-def test_ranges_that_make_no_sense(word: str) -> None:
+def test_invalid_ranges(word: str) -> None:
     with pytest.raises(UserError, match=word.partition("=")[0]):
-        checked("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
+        validate_overrides("train", ["dataset=coco", "dataset.root=x", f"dataset.{word}"])
 
 
 def test_a_data_set_without_files_has_the_usual_scaling() -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.images.reading import read_image, size_in_file
+from e3va_cli.data.images.reading import read_image, read_image_size
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.inference.images import as_image
 
@@ -40,9 +40,9 @@ def test_each_orientation_is_that_of_pillow(tmp_path: Path, orientation: int) ->
     shown = photo(tmp_path / "a.jpg", orientation)
     assert np.array_equal(pixels(read_image(tmp_path / "a.jpg")), shown), "predicted as displayed"
     assert np.array_equal(pixels(as_image(Image.open(tmp_path / "a.jpg"))), shown)
-    assert size_in_file(tmp_path / "a.jpg") == shown.shape[:2]
+    assert read_image_size(tmp_path / "a.jpg") == shown.shape[:2]
     assert np.array_equal(pixels(read_image(tmp_path / "a.jpg", annotated=shown.shape[:2])), shown)
-    as_stored = read_image(tmp_path / "a.jpg", annotated=(30, 40), unsure=False)
+    as_stored = read_image(tmp_path / "a.jpg", annotated=(30, 40), orient_ambiguous=False)
     assert np.array_equal(pixels(as_stored), STORED)
 
 
@@ -72,8 +72,8 @@ def test_annotated_as_displayed(write_coco: Write, annotate: Annotate) -> None:
     assert np.array_equal(pixels(data[1][0]), second), "half a turn fits both, and is displayed"
     report = check_coco_file(folder, file)
     [note] = report.notes
-    assert report.ok and (note.kind, note.count) == ("image with an EXIF orientation", 2)
-    assert "6; turned, as the annotations have the size of the displayed image" in str(note.places[0])
+    assert report.ok and (note.type, note.count) == ("image with an EXIF orientation", 2)
+    assert "6; applied, as the annotations have the displayed size" in str(note.locations[0])
 
 
 def test_annotated_as_stored(write_coco: Write, annotate: Annotate) -> None:
@@ -82,17 +82,17 @@ def test_annotated_as_stored(write_coco: Write, annotate: Annotate) -> None:
     for index in (0, 1):  # that the other one is annotated as stored decides of half a turn
         assert np.array_equal(pixels(data[index][0]), STORED)
     [note] = check_coco_file(folder, file).notes
-    assert "6; not turned" in str(note.places[0]) and "unless other images" in str(note.places[1])
+    assert "6; not applied" in str(note.locations[0]) and "unless other images" in str(note.locations[1])
 
 
 def test_a_size_that_fits_neither(write_coco: Write, annotate: Annotate) -> None:
     folder, file, _ = album(write_coco, annotate, (31, 40), (6, 1))
     [problem] = check_coco_file(folder, file).problems
-    assert problem.kind == "size mismatch"
+    assert problem.type == "size mismatch"
 
 
 @pytest.mark.parametrize("displayed", [True, False])
-def test_label_maps(tmp_path: Path, displayed: bool) -> None:
+def test_masks(tmp_path: Path, displayed: bool) -> None:
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
     shown = photo(tmp_path / "images" / "a.jpg", 8)
@@ -104,4 +104,4 @@ def test_label_maps(tmp_path: Path, displayed: bool) -> None:
     assert np.array_equal(pixels(image), shown if displayed else STORED)
     assert np.array_equal(target["semantic"].numpy(), labels)
     report = source.check("train")
-    assert report.ok and "image with an EXIF orientation" in [note.kind for note in report.notes]
+    assert report.ok and "image with an EXIF orientation" in [note.type for note in report.notes]

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, as a table: a small sound one, what spoils it, and what is to come of it.
+"""What can be wrong with a data set, as a table: a small valid one, what spoils it, and what is to come of it.
 
 A line of the table says what `e3va check-data` has to print, and what training has to do: `TRAINS` on all of it,
 `drops` an object with a reason that is counted, `stops` with one line. Adding a kind of damage is adding a line.
@@ -100,7 +100,7 @@ def sheet(*things: str, size: str = "<size><width>40</width><height>30</height><
 
 
 def build_ade(root: Path) -> None:
-    """Images a and b of 40 x 30 pixels with label maps of three classes."""
+    """Images a and b of 40 x 30 pixels with semantic masks of three classes."""
     for folder in ("images/training", "annotations/training"):
         (root / folder).mkdir(parents=True)
     for name in "ab":
@@ -149,7 +149,7 @@ def drawn(name: str, picture: Image.Image, kind: str = "PNG", **options: Any) ->
 
 # What spoils a COCO file
 
-NO_BOX = "box not of four finite numbers"
+NO_BOX = "box is not four finite numbers"
 NO_MASK = drops("no usable mask")
 JSON = "instances.json"
 
@@ -234,7 +234,7 @@ COCO_FILE = [
     Damage("no images key", document(lambda c: c.pop("images")), "it has no 'images'", stops("no 'images'")),
     Damage("images null", of_key("images", None), "'images' is null", stops("'images' is null")),
     Damage("annotations an object", of_key("annotations", {}), "is an object, not a list", stops("is an object")),
-    Damage("categories a text", of_key("categories", "dog"), "'categories' is a text", stops("is a text")),
+    Damage("categories a text", of_key("categories", "dog"), "'categories' is a string", stops("is a string")),
     Damage("an entry that is a number", more("images", 7), "images[2] is not an object", stops("images[2] is not")),  # type: ignore[arg-type]
     Damage("no images", of_key("images", []), "unknown image id", stops("'images' is empty")),
     Damage("no annotations", of_key("annotations", []), "image without objects: 2", stops("no annotations")),
@@ -247,23 +247,23 @@ COCO_FILE = [
 COCO_ENTRIES = [
     # images
     Damage("image id a number in text", first("images", id="11"), None, TRAINS),
-    Damage("image id a text", first("images", id="a11"), "the id is 'a11'", stops("the id is 'a11'")),
-    Damage("image id true", first("images", id=True), "the id is True", stops("the id is True")),
-    Damage("image id null", first("images", id=None), "the id is None", stops("the id is None")),
-    Damage("image id missing", without("images", "id"), "the id is None", stops("the id is None")),
+    Damage("image id a text", first("images", id="a11"), "id is 'a11'", stops("id is 'a11'")),
+    Damage("image id true", first("images", id=True), "id is True", stops("id is True")),
+    Damage("image id null", first("images", id=None), "id is None", stops("id is None")),
+    Damage("image id missing", without("images", "id"), "id is None", stops("id is None")),
     Damage("image id a float", first("images", id=11.0), None, TRAINS),
-    Damage("image id a fraction", first("images", id=11.5), "the id is 11.5", stops("the id is 11.5")),
-    Damage("image id a list", first("images", id=[11]), "the id is [11]", stops("the id is [11]")),
-    Damage("image id of 31 digits", first("images", id=10**30), "the id is 1000", stops("the id is 1000")),
-    Damage("image id nested 600 deep", first("images", id=NESTED), "the id is [[[", stops("the id is [[[")),
-    Damage("image id of a million items", first("images", id=[0] * 10**6), "the id is [0, 0", stops("the id is [0")),
+    Damage("image id a fraction", first("images", id=11.5), "id is 11.5", stops("id is 11.5")),
+    Damage("image id a list", first("images", id=[11]), "id is [11]", stops("id is [11]")),
+    Damage("image id of 31 digits", first("images", id=10**30), "id is 1000", stops("id is 1000")),
+    Damage("image id nested 600 deep", first("images", id=NESTED), "id is [[[", stops("id is [[[")),
+    Damage("image id of a million items", first("images", id=[0] * 10**6), "id is [0, 0", stops("id is [0")),
     Damage("image id twice", first("images", id=5), "duplicate image id: 1", stops("2 images have the id 5")),
     Damage("file name twice", first("images", file_name="sub/b.jpg"), "duplicate file name: 1", TRAINS),
-    Damage("no file name", without("images", "file_name"), "the file_name is None", stops("file_name is None")),
-    Damage("file name empty", first("images", file_name=""), "the file_name is ''", stops("file_name is ''")),
-    Damage("file name a number", first("images", file_name=7), "the file_name is 7", stops("file_name is 7")),
-    Damage("file name upwards", first("images", file_name="../../outside/secret.png"), "outside", stops("outside of")),
-    Damage("file name absolute", first("images", file_name="/etc/passwd"), "outside", stops("outside of")),
+    Damage("no file name", without("images", "file_name"), "file_name is None", stops("file_name is None")),
+    Damage("file name empty", first("images", file_name=""), "file_name is ''", stops("file_name is ''")),
+    Damage("file name a number", first("images", file_name=7), "file_name is 7", stops("file_name is 7")),
+    Damage("file name upwards", first("images", file_name="../../outside/secret.png"), "outside", stops("is outside")),
+    Damage("file name absolute", first("images", file_name="/etc/passwd"), "outside", stops("is outside")),
     Damage("file name upwards through a link", name_through_link, "missing image: 1", stops("no such image")),
     Damage("file name with a zero byte", first("images", file_name="a\0.png"), "file_name is 'a\\x00", stops("a\\x00")),
     Damage("file name with a line break", first("images", file_name="a\nb.png"), "file_name is 'a\\nb", stops("a\\nb")),
@@ -274,24 +274,29 @@ COCO_ENTRIES = [
     Damage("file name a folder", first("images", file_name="sub"), "unreadable image: 1", stops("not a file")),
     Damage("file name an address", first("images", file_name="http://x/a"), "missing image", stops("no such image")),
     Damage("no such image", gone("images/a.png"), "missing image: 1", stops("no such image")),
-    Damage("height 0", first("images", height=0), "the height is 0", stops("the height is 0")),
-    Damage("height negative", first("images", height=-30), "the height is -30", stops("the height is -30")),
+    Damage("height 0", first("images", height=0), "height is 0", stops("height is 0")),
+    Damage("height negative", first("images", height=-30), "height is -30", stops("height is -30")),
     Damage("height a number in text", first("images", height="30"), None, TRAINS),
-    Damage("height a text", first("images", height="30px"), "the height is '30px'", stops("the height is '30px'")),
-    Damage("height a fraction", first("images", height=30.5), "the height is 30.5", stops("the height is 30.5")),
-    Damage("height missing", without("images", "height"), "the height is None", stops("the height is None")),
-    Damage("height of 31 digits", first("images", height=10**30), "the height is 1000", stops("the height is 1000")),
-    Damage("100,000 x 100,000", first("images", height=10**5, width=10**5), "more than", stops("100000x100000")),
-    Damage("height and width exchanged", first("images", height=40, width=30), "size mismatch: 1", stops("say 30x40")),
+    Damage("height a text", first("images", height="30px"), "height is '30px'", stops("height is '30px'")),
+    Damage("height a fraction", first("images", height=30.5), "height is 30.5", stops("height is 30.5")),
+    Damage("height missing", without("images", "height"), "height is None", stops("height is None")),
+    Damage("height of 31 digits", first("images", height=10**30), "height is 1000", stops("height is 1000")),
+    Damage("100,000 x 100,000", first("images", height=10**5, width=10**5), "exceed", stops("100000x100000")),
+    Damage(
+        "height and width exchanged",
+        first("images", height=40, width=30),
+        "size mismatch: 1",
+        stops("30x40 are annotated"),
+    ),
     # categories
     Damage("category id a number in text", first("categories", id="7"), None, TRAINS),
-    Damage("category id a text", first("categories", id="x7"), "the id is 'x7'", stops("the id is 'x7'")),
+    Damage("category id a text", first("categories", id="x7"), "id is 'x7'", stops("id is 'x7'")),
     Damage("category name a number", first("categories", name=7), None, TRAINS),
     Damage("category id twice", first("categories", id=3), "duplicate category id: 1", stops("2 categories have")),
-    Damage("category id of 31 digits", first("categories", id=10**30), "the id is 1000", stops("the id is 1000")),
+    Damage("category id of 31 digits", first("categories", id=10**30), "id is 1000", stops("id is 1000")),
     Damage("category name twice", first("categories", name="dog"), "duplicate category name: 1", TRAINS),
-    Damage("no category name", without("categories", "name"), "the name is None", stops("the name is None")),
-    Damage("category name a list", first("categories", name=["cat"]), "the name is ['cat']", stops("['cat']")),
+    Damage("no category name", without("categories", "name"), "name is None", stops("name is None")),
+    Damage("category name a list", first("categories", name=["cat"]), "name is ['cat']", stops("['cat']")),
     Damage("category name that moves the cursor", first("categories", name="\x1b[2J"), "\\x1b[2J", stops("\\x1b[2J")),
     Damage("category name with half a letter", first("categories", name="\udfff"), "\\udfff", stops("\\udfff")),
     Damage("category name like markup", first("categories", name="[/red]"), None, TRAINS),
@@ -312,17 +317,19 @@ COCO_ENTRIES = [
     Damage("annotation id of 31 digits", first("annotations", id=10**30), "annotation without an id: 1", TRAINS),
     Damage("no annotation id", without("annotations", "id"), "annotation without an id: 1", TRAINS),
     Damage(
-        "crowd of a text", first("annotations", iscrowd="no"), "iscrowd neither 0 nor 1: 1", stops("is 'no', not 0")
+        "crowd of a text", first("annotations", iscrowd="no"), "iscrowd is neither 0 nor 1: 1", stops("is 'no', not 0")
     ),
-    Damage("crowd of a list", first("annotations", iscrowd=[0]), "iscrowd neither 0 nor 1: 1", stops("is [0], not 0")),
+    Damage(
+        "crowd of a list", first("annotations", iscrowd=[0]), "iscrowd is neither 0 nor 1: 1", stops("is [0], not 0")
+    ),
     Damage("crowd in text", first("annotations", iscrowd="1"), None, drops("crowd")),
     Damage("crowd true", first("annotations", iscrowd=True), None, drops("crowd")),
     Damage("no crowd in text", first("annotations", iscrowd="0"), None, TRAINS),
     Damage("no crowd false", first("annotations", iscrowd=False), None, TRAINS),
     Damage("area a number in text", first("annotations", area="200"), None, TRAINS),
-    Damage("area NaN", first("annotations", area=NAN), "area that is no number: 1", TRAINS),
-    Damage("area a text", first("annotations", area="big"), "area that is no number: 1", TRAINS),
-    Damage("area negative", first("annotations", area=-1), "area that is no number: 1", TRAINS),
+    Damage("area NaN", first("annotations", area=NAN), "area is not a number: 1", TRAINS),
+    Damage("area a text", first("annotations", area="big"), "area is not a number: 1", TRAINS),
+    Damage("area negative", first("annotations", area=-1), "area is not a number: 1", TRAINS),
 ]
 COCO_SHAPES = [
     Damage("no box", without("annotations", "bbox"), None, TRAINS),
@@ -348,7 +355,9 @@ COCO_SHAPES = [
     Damage("box above the image", box(2, -30, 10, 20), "box outside the image: 1", drops("box outside the image")),
     Damage("box half outside", box(35, 3, 10, 20), "box partly outside the image: 1", TRAINS),
     Damage("box as large as a float", box(-1e37, -1e37, 2e37, 2e37), "box partly outside the image: 1", TRAINS),
-    Damage("box of half a pixel", box(2, 3, 0.5, 20), "box under one pixel: 1", drops("box under one pixel")),
+    Damage(
+        "box of half a pixel", box(2, 3, 0.5, 20), "box smaller than one pixel: 1", drops("box smaller than one pixel")
+    ),
     Damage("polygon of two points", mask([[1, 2, 3, 4]]), "fewer than 3 points: 1", NO_MASK),
     Damage("polygon of an odd length", mask([[1, 2, 3, 4, 5, 6, 7]]), "malformed polygon", NO_MASK),
     Damage("polygon of numbers in text", mask([["2", "3", "12", "3", "12", "23"]]), None, TRAINS),
@@ -365,8 +374,8 @@ COCO_SHAPES = [
     Damage("mask null", mask(None), "annotation without a mask: 1", NO_MASK),
     Damage("mask a file name", mask("mask.png"), "neither polygons nor RLE: 1", NO_MASK),
     Damage("mask a number", mask(7), "neither polygons nor RLE: 1", NO_MASK),
-    Damage("RLE of another size", rle(size=[40, 30]), "RLE of another size: 1", NO_MASK),
-    Damage("RLE of a huge size", rle(size=[10**9, 10**9]), "RLE of another size: 1", NO_MASK),
+    Damage("RLE of another size", rle(size=[40, 30]), "RLE of another size than the image: 1", NO_MASK),
+    Damage("RLE of a huge size", rle(size=[10**9, 10**9]), "RLE of another size than the image: 1", NO_MASK),
     Damage("RLE of a size in texts", rle(size=["30", "40"]), "malformed RLE: 1", NO_MASK),
     Damage("RLE without counts", mask({"size": [30, 40]}), "malformed RLE: 1", NO_MASK),
     Damage("RLE too short", rle(counts=[0, 7]), "malformed RLE: 1", NO_MASK),
@@ -396,7 +405,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A sound head of a grey PNG of that size, and next to no pixels."""
+    """A valid head of a gray PNG of that size, and next to no pixels."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
 
@@ -431,8 +440,8 @@ def resized(width: int, height: int) -> Spoil:
 PNG, JPEG = bytes_of(RGB, "PNG"), bytes_of(RGB, "JPEG")
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\nshowpage\n"
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"/>'
-SVG_UNREAD = "SVG files cannot be read here"
-EPS_UNREAD = "PDF or PostScript files cannot be read here"
+SVG_UNSUPPORTED = "SVG files are not supported"
+EPS_UNSUPPORTED = "PDF or PostScript files are not supported"
 UNREADABLE = "unreadable image: 1"
 DEEP = "image of more than 8 bits: 1"
 CANNOT = stops("cannot read the image")
@@ -444,8 +453,8 @@ IMAGES = [
     Damage("PNG with a wrong checksum", replaced(A, flipped(PNG, 20)), UNREADABLE, CANNOT),
     Damage("PNG with a wrong byte", replaced(A, flipped(PNG, 100)), UNREADABLE, CANNOT),
     Damage("a web page as image", replaced(A, "<html>404</html>"), "not an image", stops("not an image")),
-    Damage("SVG", replaced(A, SVG), SVG_UNREAD, stops(SVG_UNREAD)),
-    Damage("EPS, which is a program", replaced(A, EPS), EPS_UNREAD, stops(EPS_UNREAD)),
+    Damage("SVG", replaced(A, SVG), SVG_UNSUPPORTED, stops(SVG_UNSUPPORTED)),
+    Damage("EPS, which is a program", replaced(A, EPS), EPS_UNSUPPORTED, stops(EPS_UNSUPPORTED)),
     Damage("an image a folder", folder(A), UNREADABLE, stops("not a file")),
     Damage("an image a pipe", pipe(A), UNREADABLE, stops("not a file")),
     Damage("an image a device", link(A, "/dev/zero"), UNREADABLE, stops("not a file")),
@@ -489,7 +498,7 @@ def linked_out(root: Path) -> None:
     Image.fromarray(pixels()).save(root.parent / "elsewhere/a.png")
 
 
-IMAGES.append(Damage("link out of the root", linked_out, "link that leads out of the folder of images: 1", TRAINS))
+IMAGES.append(Damage("link out of the root", linked_out, "link to a file outside the folder of images: 1", TRAINS))
 
 # Pascal VOC's XML
 
@@ -564,8 +573,8 @@ VOC = [
     Damage("no size", no_size, "size taken from the image file: 1", TRAINS),
     Damage("size 0", size(0, 0), "size taken from the image file: 1", TRAINS),
     Damage("size a text", size("x", "nan"), "size taken from the image file: 1", TRAINS),
-    Damage("size 1e300", size("1e300", 9), "the width is 1000", stops("the width is 1000")),
-    Damage("another size", size(30, 40), "size mismatch: 1", stops("the annotations say 30x40")),
+    Damage("size 1e300", size("1e300", 9), "width is 1000", stops("width is 1000")),
+    Damage("another size", size(30, 40), "size mismatch: 1", stops("30x40 are annotated")),
     Damage("no name", objects(thing("")), "object without a name: 1", drops("object without a name")),
     Damage("name of blanks", objects(thing("<name> </name>")), "without a name: 1", drops("object without a name")),
     Damage("name of two lines", objects(thing("<name>a\nb</name>")), "name is 'a\\nb'", stops("name is 'a\\nb'")),
@@ -577,7 +586,7 @@ VOC = [
     Damage("corners of no size", objects(thing(corners=(5, 5, 5, 9))), "without area: 1", drops("box without area")),
     Damage("corners exchanged", objects(thing(corners=(9, 9, 5, 5))), "without area: 1", drops("box without area")),
     Damage("corners outside", objects(thing(corners=(50, 5, 60, 9))), "box outside", drops("box outside the image")),
-    Damage("list of names upwards", replaced(LIST, "a\n../../../outside/x\n"), "outside", stops("outside of")),
+    Damage("list of names upwards", replaced(LIST, "a\n../../../outside/x\n"), "outside", stops("is outside")),
     Damage("list of absolute names", replaced(LIST, "a\n/etc/x\n"), "missing annotation file", stops("no such file")),
     Damage("list in latin-1", replaced(LIST, b"a\n\xff\n"), "cannot read the list", stops("cannot read the list")),
     Damage("list without names", replaced(LIST, "\n\n"), "0 images", stops("'images' is empty")),
@@ -587,15 +596,15 @@ VOC = [
     Damage("no photo", gone(PHOTO), "missing image: 1", stops("no such image")),
     Damage("photo a pipe", pipe(PHOTO), UNREADABLE, stops("not a file")),
     Damage("no size, photo a pipe", no_size_and(pipe(PHOTO)), "without an image size: 1", stops("not a file")),
-    Damage("no size, photo EPS", no_size_and(replaced(PHOTO, EPS)), "without an image size: 1", stops(EPS_UNREAD)),
+    Damage("no size, photo EPS", no_size_and(replaced(PHOTO, EPS)), "without an image size: 1", stops(EPS_UNSUPPORTED)),
 ]
 
 
-# ADE20K's label maps
+# ADE20K's semantic masks
 
 MAP, IMAGE, NAMES = "annotations/training/a.png", "images/training/a.jpg", "classes.txt"
-GREY = Image.fromarray(labels())
-COLOURS = "label map in colours: 1"
+GRAY = Image.fromarray(labels())
+COLORS = "semantic mask in colors: 1"
 ABOVE = "label above the number of classes: 1"
 
 
@@ -611,7 +620,7 @@ def wider(array: np.ndarray) -> Spoil:
 
 
 def with_palette() -> Image.Image:
-    picture = GREY.convert("P")
+    picture = GRAY.convert("P")
     picture.putdata(labels().ravel().tolist())
     picture.putpalette([7, 7, 7, 250, 0, 0, 9, 9, 250, 0, 250, 0])
     return picture
@@ -627,18 +636,18 @@ def undecodable(root: Path) -> None:
 
 
 LABEL_MAPS = [
-    Damage("label map of no bytes", replaced(MAP, ""), "unreadable label map: 1", CANNOT),
-    Damage("label map cut short", cut(MAP, 0.5), "unreadable label map: 1", CANNOT),
+    Damage("label map of no bytes", replaced(MAP, ""), "unreadable semantic mask: 1", CANNOT),
+    Damage("label map cut short", cut(MAP, 0.5), "unreadable semantic mask: 1", CANNOT),
     Damage("label map a text", replaced(MAP, "0 1 2"), "not an image", stops("not an image")),
-    Damage("label map a folder", folder(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map a pipe", pipe(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map a link to itself", link(MAP, "a.png"), "missing label map: 1", stops("has no label map")),
-    Damage("no label map", gone(MAP), "missing label map: 1", stops("has no label map")),
-    Damage("label map in colours", drawn(MAP, GREY.convert("RGB")), COLOURS, stops("mode RGB")),
-    Damage("label map in CMYK", drawn(MAP, GREY.convert("CMYK"), "JPEG"), COLOURS, stops("mode CMYK")),
-    Damage("label map with transparency", drawn(MAP, GREY.convert("LA")), COLOURS, stops("mode LA")),
+    Damage("label map a folder", folder(MAP), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("label map a pipe", pipe(MAP), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("label map a link to itself", link(MAP, "a.png"), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("no label map", gone(MAP), "missing semantic mask: 1", stops("has no semantic mask")),
+    Damage("semantic mask in colors", drawn(MAP, GRAY.convert("RGB")), COLORS, stops("mode RGB")),
+    Damage("label map in CMYK", drawn(MAP, GRAY.convert("CMYK"), "JPEG"), COLORS, stops("mode CMYK")),
+    Damage("label map with transparency", drawn(MAP, GRAY.convert("LA")), COLORS, stops("mode LA")),
     Damage("label map of one bit", drawn(MAP, Image.fromarray(labels() > 0)), None, TRAINS),
-    Damage("label map of floats", label_map(0.5, dtype=np.float32, kind="TIFF"), COLOURS, stops("mode F")),
+    Damage("label map of floats", label_map(0.5, dtype=np.float32, kind="TIFF"), COLORS, stops("mode F")),
     Damage("label map with a palette", drawn(MAP, with_palette()), None, TRAINS),
     Damage("label map of 16 bits", label_map(3, dtype=np.uint16), None, TRAINS),
     Damage("label map of 32 bits", label_map(3, dtype=np.int32, kind="TIFF"), None, TRAINS),
@@ -648,21 +657,21 @@ LABEL_MAPS = [
     Damage("label 60,000", label_map(60_000, dtype=np.uint16), ABOVE, stops("the largest label is 60000")),
     Damage("label 2^31 - 1", label_map(2**31 - 1, dtype=np.int32, kind="TIFF"), ABOVE, stops("is 2147483647")),
     Damage("negative label", label_map(-1, dtype=np.int32, kind="TIFF"), "negative label: 1", stops("label is -1")),
-    Damage("nothing labelled", wider(np.zeros((30, 40), np.uint8)), "image wholly unlabelled: 1", TRAINS),
+    Damage("nothing labelled", wider(np.zeros((30, 40), np.uint8)), "image without labeled pixels: 1", TRAINS),
     Damage("label map of another size", wider(np.zeros((40, 30), np.uint8)), "size mismatch: 1", stops("has 30x40")),
     Damage("label map of 1 pixel", wider(np.ones((1, 1), np.uint8)), "size mismatch: 1", stops("has 1x1")),
     Damage("label map of 60,000 x 60,000", replaced(MAP, png_of(60_000, 60_000)), "too large", stops("too large")),
-    Damage("labels in a JPEG", drawn(MAP, GREY, "JPEG"), "label map in a JPEG: 1", stops("save it as a PNG")),
-    Damage("label map turned by EXIF", drawn(MAP, GREY, exif=oriented(6)), None, TRAINS),
+    Damage("labels in a JPEG", drawn(MAP, GRAY, "JPEG"), "JPEG semantic mask: 1", stops("save it as PNG")),
+    Damage("label map turned by EXIF", drawn(MAP, GRAY, exif=oriented(6)), None, TRAINS),
     Damage("image cut short", cut(IMAGE, 0.5), UNREADABLE, CANNOT),
-    Damage("image a pipe", pipe(IMAGE), "label map without an image: 1", TRAINS),
-    Damage("image a link to itself", link(IMAGE, "a.jpg"), "label map without an image: 1", TRAINS),
+    Damage("image a pipe", pipe(IMAGE), "semantic mask without an image: 1", TRAINS),
+    Damage("image a link to itself", link(IMAGE, "a.jpg"), "semantic mask without an image: 1", TRAINS),
     Damage("image turned by EXIF", drawn(IMAGE, RGB, "JPEG", exif=oriented(6)), "EXIF orientation: 1", TRAINS),
     Damage("animated image", drawn(IMAGE, RGB, "GIF", **SECOND), "animated image: 1", TRAINS),
-    Damage("images of one name", drawn("images/training/a.png", RGB), "several images", stops("suffix alone")),
-    Damage("names of no encoding", undecodable, "missing label map: 1", stops("has no label map")),
+    Damage("images of one name", drawn("images/training/a.png", RGB), "several images", stops("only in the suffix")),
+    Damage("names of no encoding", undecodable, "missing semantic mask: 1", stops("has no semantic mask")),
     Damage("no images at all", emptied("images/training"), "folder without images: 1", stops("no images")),
-    Damage("too few names of classes", replaced(NAMES, "sky\nroad\n"), "unusable class names: 1", stops("2 classes")),
-    Damage("names of classes in latin-1", replaced(NAMES, b"\xff\nb\nc"), "unusable class names: 1", stops("UTF-8")),
-    Damage("names that move the cursor", replaced(NAMES, "\x1b[2J\nb\nc"), "unusable class names", stops("\\x1b[2J")),
+    Damage("too few names of classes", replaced(NAMES, "sky\nroad\n"), "invalid class names: 1", stops("2 classes")),
+    Damage("names of classes in latin-1", replaced(NAMES, b"\xff\nb\nc"), "invalid class names: 1", stops("UTF-8")),
+    Damage("names that move the cursor", replaced(NAMES, "\x1b[2J\nb\nc"), "invalid class names", stops("\\x1b[2J")),
 ]

@@ -9,26 +9,26 @@ from PIL import Image
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.formats.coco_file import coco_paths
 from e3va_cli.data.validation.coco import check_coco_file
-from e3va_cli.data.validation.issues import PLACES_KEPT, Issue, Report
+from e3va_cli.data.validation.issues import MAX_LOCATIONS, Issue, Report
 
 Write = Callable[..., tuple[Path, Path]]
 Annotate = Callable[..., dict[str, Any]]
 
 
-def counts(findings: list[Issue]) -> dict[str, int]:
-    return {finding.kind: finding.count for finding in findings}
+def counts(issues: list[Issue]) -> dict[str, int]:
+    return {issue.type: issue.count for issue in issues}
 
 
-def only(findings: list[Issue], kind: str) -> Issue:
-    [finding] = [finding for finding in findings if finding.kind == kind]
-    return finding
+def only(issues: list[Issue], kind: str) -> Issue:
+    [issue] = [issue for issue in issues if issue.type == kind]
+    return issue
 
 
 def image(number: int, name: str, width: int = 40, height: int = 30) -> dict[str, Any]:
     return {"id": number, "file_name": name, "width": width, "height": height}
 
 
-def test_a_sound_data_set(write_coco: Write, annotate: Annotate) -> None:
+def test_valid_data_set(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco(
         [
             annotate(1, [2, 3, 10, 20]),
@@ -99,10 +99,10 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
     seen: list[tuple[int, int]] = []
     report = check_coco_file(folder, file, progress=lambda done, total: seen.append((done, total)))
     assert counts(report.problems) == {
-        "unusable category": 1,
+        "invalid category": 1,
         "duplicate category id": 1,
         "duplicate category name": 1,
-        "unusable image entry": 2,
+        "invalid image entry": 2,
         "file outside the folder of images": 1,
         "duplicate image id": 1,
         "duplicate file name": 1,
@@ -112,45 +112,44 @@ def test_every_problem_at_once(write_coco: Write, annotate: Annotate) -> None:
         "box without area": 2,
         "box outside the image": 1,
         "box partly outside the image": 1,
-        "box under one pixel": 1,
-        "box not of four finite numbers": 2,
+        "box smaller than one pixel": 1,
+        "box is not four finite numbers": 2,
         "unknown category id": 1,
         "unknown image id": 1,
         "polygon with fewer than 3 points": 1,
         "malformed polygon": 1,
-        "RLE of another size": 1,
+        "RLE of another size than the image": 1,
         "malformed RLE": 1,
-        "segmentation neither polygons nor RLE": 1,
+        "segmentation is neither polygons nor RLE": 1,
         "annotation without a mask": 1,
         "annotation without an id": 1,
         "duplicate annotation id": 1,
     }
     assert seen[-1] == (8, 8)
-    place = only(report.problems, "box outside the image").places[0]
-    assert (place.file, place.image_id, place.annotation_id) == ("a.png", 11, 4)
+    location = only(report.problems, "box outside the image").locations[0]
+    assert (location.file, location.image_id, location.annotation_id) == ("a.png", 11, 4)
     assert (
-        str(only(report.problems, "unknown category id").places[0]) == "a.png, image 11, annotation 9, category id 99"
+        str(only(report.problems, "unknown category id").locations[0])
+        == "a.png, image 11, annotation 9, category id 99"
     )
-    place = only(report.problems, "size mismatch").places[0]
-    assert place.file == "turned.png"
-    assert place.detail == "the file has 40x30, the annotations say 30x40"
-    assert only(report.problems, "missing image").places[0].file == "missing.png"
-    assert {p.file for p in only(report.problems, "unreadable image").places} == {"truncated.jpg", "text.jpg"}
-    assert [str(p) for p in only(report.notes, "image file that the annotations do not list").places] == [
-        "unlisted.png"
-    ]
-    assert only(report.notes, "class without objects").places[0].detail == "owl (id 8)"
+    location = only(report.problems, "size mismatch").locations[0]
+    assert location.file == "turned.png"
+    assert location.detail == "the file has 40x30, but 30x40 are annotated"
+    assert only(report.problems, "missing image").locations[0].file == "missing.png"
+    assert {p.file for p in only(report.problems, "unreadable image").locations} == {"truncated.jpg", "text.jpg"}
+    assert [str(p) for p in only(report.notes, "image file without an annotation entry").locations] == ["unlisted.png"]
+    assert only(report.notes, "class without objects").locations[0].detail == "owl (id 8)"
     assert not report.ok
     text = "\n".join(report.lines())
-    for finding in (*report.problems, *report.notes):
-        assert f"{finding.kind}: {finding.count}" in text
+    for issue in (*report.problems, *report.notes):
+        assert f"{issue.type}: {issue.count}" in text
 
 
 def test_many_problems_of_a_kind_are_counted_but_not_listed(write_coco: Write, annotate: Annotate) -> None:
     report = check_coco_file(*write_coco([annotate(i, [5, 5, 0, 5]) for i in range(1, 31)]))
-    finding = only(report.problems, "box without area")
-    assert (finding.count, len(finding.places)) == (30, PLACES_KEPT)
-    assert [place.annotation_id for place in finding.places] == [1, 2, 3, 4, 5]
+    issue = only(report.problems, "box without area")
+    assert (issue.count, len(issue.locations)) == (30, MAX_LOCATIONS)
+    assert [location.annotation_id for location in issue.locations] == [1, 2, 3, 4, 5]
     assert "      and 25 more" in report.lines()
 
 
@@ -158,7 +157,7 @@ def test_images_and_classes_without_objects_are_no_problem(write_coco: Write, an
     report = check_coco_file(*write_coco([annotate(1, [2, 3, 10, 20], segmentation=None)]))
     assert report.ok
     assert counts(report.notes) == {"image without objects": 1, "class without objects": 1}
-    assert only(report.notes, "image without objects").places[0].file == "sub/b.jpg"
+    assert only(report.notes, "image without objects").locations[0].file == "sub/b.jpg"
 
 
 def test_no_coco_file_and_no_folder(write_coco: Write, annotate: Annotate, tmp_path: Path) -> None:
@@ -167,11 +166,11 @@ def test_no_coco_file_and_no_folder(write_coco: Write, annotate: Annotate, tmp_p
     assert counts(report.problems) == {"no such folder of images": 1, "box without area": 1}
     file.write_text(json.dumps({"images": []}))
     report = check_coco_file(folder, file)
-    assert counts(report.problems) == {"unusable annotation file": 2}
-    assert "it has no 'annotations'" in str(only(report.problems, "unusable annotation file").places[0])
+    assert counts(report.problems) == {"invalid annotation file": 2}
+    assert "it has no 'annotations'" in str(only(report.problems, "invalid annotation file").locations[0])
 
 
-def test_what_training_drops_is_a_problem_here(write_coco: Write, annotate: Annotate) -> None:
+def test_dropped_annotations_are_problems(write_coco: Write, annotate: Annotate) -> None:
     folder, file = write_coco(
         [
             annotate(1, [2, 3, 10, 20]),
@@ -198,4 +197,4 @@ def test_real_data(coco_tiny: Path, split: str) -> None:
 def test_the_other_split_s_images(coco_tiny: Path) -> None:
     report = check_coco_file(coco_tiny / "train2017", coco_tiny / "annotations" / "instances_val2017.json")
     assert counts(report.problems) == {"missing image": 80}
-    assert counts(report.notes)["image file that the annotations do not list"] == 80
+    assert counts(report.notes)["image file without an annotation entry"] == 80

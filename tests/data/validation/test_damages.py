@@ -20,13 +20,13 @@ from tests.data.validation import damages
 from tests.data.validation.damages import Damage
 
 SIZES = {"train_short_sides": [32], "val_short_side": 32, "max_size": 64, "flip": 0.5}
-CROPS = {"short_side": 32, "max_size": 64, "scales": [1.0, 1.0], "crop_size": 32, "crop_one_class": 0.9, "flip": 0.5}
+CROPS = {"short_side": 32, "max_size": 64, "scales": [1.0, 1.0], "crop_size": 32, "cat_max_ratio": 0.9, "flip": 0.5}
 COCO = {"name": "coco", "train_images": "images", "train_annotations": "instances.json", **SIZES}
 COCO |= {"val_images": "images", "val_annotations": "instances.json"}
 VOC = {"name": "voc", "train_set": "train", "val_set": "train", "classes": None, **SIZES}
 ADE = {"name": "ade20k", "train_images": "images/training", "train_labels": "annotations/training", **CROPS}
 ADE |= {"val_images": "images/training", "val_labels": "annotations/training"}
-ADE |= {"num_classes": 3, "classes": None, "distort": False}
+ADE |= {"num_classes": 3, "classes": None, "photometric_distortion": False}
 
 COCO_DAMAGES = [*damages.COCO_FILE, *damages.COCO_ENTRIES, *damages.COCO_SHAPES, *damages.COCO_SOUND]
 TABLES: dict[str, tuple[Callable[[Path], None], dict[str, Any], list[Damage]]] = {
@@ -95,8 +95,8 @@ def checked(source: DatasetFormat) -> tuple[list[str], set[str]]:
         report = source.check("train", None)
     except UserError as error:
         return error.messages, {"not readable"}
-    kinds = {finding.kind for finding in (*report.problems, *report.notes)}
-    return report.lines(), kinds - {"class without objects", "class without any pixel"}
+    kinds = {issue.type for issue in (*report.problems, *report.notes)}
+    return report.lines(), kinds - {"class without objects", "class without pixels"}
 
 
 def trained_on(source: DatasetFormat) -> DenseDataset:
@@ -150,13 +150,13 @@ def test_damage(table: str, damage: Damage, root: Path, opened: list[str]) -> No
         assert trained_on(source).dropped == ({reason: 1} if does == "drops" else {})
 
 
-def test_damage_after_the_first_picture(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_after_the_first_frame(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow may raise anything when it looks for a second one."""
     damages.build_coco(root)
     damages.drawn(damages.A, damages.RGB, "GIF")(root)
     monkeypatch.setattr(GifImageFile, "is_animated", property(lambda image: [][0]))
     source = source_of("coco", root)
-    assert checked(source)[1] == {"image with damage beside its pixels"}
+    assert checked(source)[1] == {"corrupt image metadata"}
     assert trained_on(source).dropped == {}
 
 
@@ -173,7 +173,7 @@ WORDS = [f"{'dataset' if key == 'name' else f'dataset.{key}'}={value}" for key, 
 WORDS += ["backbone=swin_nano", "head=mask_rcnn_nano", "data.num_workers=1", "trainer.accelerator=cpu"]
 
 
-def test_the_command_tells_all_at_once(root: Path, e3va: Callable[..., Any]) -> None:
+def test_the_command_reports_all_problems(root: Path, e3va: Callable[..., Any]) -> None:
     damages.build_coco(root)
     found = {damage.name: damage for damage in TABLES["coco"][2]}
     for name in TOGETHER:

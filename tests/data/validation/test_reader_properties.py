@@ -1,4 +1,4 @@
-"""Whatever stands in a file, a reader gives a sound data set or one line that says why not."""
+"""Whatever stands in a file, a reader gives a valid data set or one line that says why not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pycocotools import mask as coco_mask
 from e3va_cli.data.dataset import DenseDataset
 from e3va_cli.data.formats.base import DatasetFormat
 from e3va_cli.data.formats.coco import open_coco
-from e3va_cli.data.formats.coco_file import MOST_PIXELS
-from e3va_cli.data.formats.rle import rle_fault, uncompressed
+from e3va_cli.data.formats.coco_file import MAX_PIXELS
+from e3va_cli.data.formats.coco_segmentation import decode_counts, validate_rle
 from e3va_cli.data.formats.voc import VocFormat
 from e3va_cli.data.images.formats import FORMATS
-from e3va_cli.data.images.reading import decode_image, image_notes, read_image, size_in_file
+from e3va_cli.data.images.reading import decode_image, image_notes, read_image, read_image_size
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.errors import UserError
 from tests.data.validation import damages
@@ -86,7 +86,7 @@ def documents(draw: st.DrawFn) -> Any:
     return document
 
 
-def require_sound(dataset: DenseDataset) -> None:
+def check_items(dataset: DenseDataset) -> None:
     """All that training relies on."""
     assert dataset.classes and len(dataset.classes) == len(dataset.category_ids)
     for index in range(len(dataset)):
@@ -111,7 +111,7 @@ def sound_or_refused(call: Callable[[], object]) -> None:
 
 
 def read(opened: DenseDataset) -> None:
-    require_sound(opened)
+    check_items(opened)
     truth = opened.ground_truth()  # type: ignore[attr-defined]
     json.dumps(truth, allow_nan=False)
     ids = [entry["id"] for entry in truth["annotations"]]
@@ -147,7 +147,7 @@ def sheets(draw: st.DrawFn) -> bytes:
 
 def open_voc(root: Path) -> None:
     source: DatasetFormat = VocFormat(str(root), "train", "train", None)
-    require_sound(source.open("train", None))
+    check_items(source.open("train", None))
 
 
 @few
@@ -176,7 +176,7 @@ def test_images(kind: str, data: st.DataObject) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.png"
         file.write_bytes(content[: int(kept * len(content))])
-        for reader in (decode_image, read_image, size_in_file, lambda path: list(image_notes(path))):
+        for reader in (decode_image, read_image, read_image_size, lambda path: list(image_notes(path))):
             sound_or_refused(lambda reader=reader: reader(file))
 
 
@@ -186,21 +186,21 @@ def test_rle_there_and_back(height: int, width: int, data: st.DataObject) -> Non
     pixels = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
     mask = np.asfortranarray(np.array(pixels, dtype=np.uint8).reshape(height, width))
     text = coco_mask.encode(mask)["counts"].decode()
-    runs = uncompressed(text).tolist()
+    runs = decode_counts(text).tolist()
     values = np.repeat(np.arange(len(runs)) % 2, runs)
     assert np.array_equal(values.reshape(width, height).T, mask)
     for counts in (text, runs):
-        assert rle_fault({"size": [height, width], "counts": counts}, height, width) is None
+        assert validate_rle({"size": [height, width], "counts": counts}, height, width) is None
 
 
 @settings(few, max_examples=400)
 @given(st.one_of(st.text(st.characters(min_codepoint=47, max_codepoint=113), max_size=9), st.lists(st.integers(-2, 9))))
-def test_what_is_called_a_sound_rle_is_one(counts: Any) -> None:
+def test_valid_rle_is_read_by_pycocotools(counts: Any) -> None:
     """As pycocotools decodes it: every pixel is told of, none of them twice."""
     height, width = 4, 5
-    if rle_fault({"size": [height, width], "counts": counts}, height, width):
+    if validate_rle({"size": [height, width], "counts": counts}, height, width):
         return
-    runs = counts if isinstance(counts, list) else uncompressed(counts).tolist()
+    runs = counts if isinstance(counts, list) else decode_counts(counts).tolist()
     rle = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
     expected = (np.repeat(np.arange(len(runs)) % 2, runs)).reshape(width, height).T
     assert np.array_equal(coco_mask.decode(rle), expected)
@@ -209,4 +209,4 @@ def test_what_is_called_a_sound_rle_is_one(counts: Any) -> None:
 
 
 def test_the_largest_image_is_pillows() -> None:
-    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == MOST_PIXELS
+    assert 2 * (Image.MAX_IMAGE_PIXELS or 0) == MAX_PIXELS

@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from e3va_cli.models.adapters.activation_storage import TOKENS_AT_ONCE, Int8Storage, build_storage
+from e3va_cli.models.adapters.activation_storage import CHUNK_TOKENS, Int8Storage, build_storage
 from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
 
 BOUND = 0.01
 
 
 def tokens(width, outlier=1.0, count=2000):
-    """Of normal numbers, with a tenth of the tokens ten times larger and one channel `outlier` times."""
+    """Normal random tokens, every tenth scaled by 10 and one channel by `outlier`."""
     z = torch.randn(count, width)
     z[::10] *= 10
     z[:, 7] *= outlier
@@ -17,7 +17,7 @@ def tokens(width, outlier=1.0, count=2000):
 
 
 def errors(found, reference):
-    """Relative norm of the difference: of all, and of the rows' median."""
+    """Relative norm of the difference: overall, and the median over rows."""
     difference = found.double() - reference
     rows = difference.norm(dim=1) / reference.norm(dim=1)
     return float(difference.norm() / reference.norm()), float(rows.median())
@@ -26,37 +26,37 @@ def errors(found, reference):
 @pytest.mark.parametrize("outlier", [1, 100, 300, 1e4])
 @pytest.mark.parametrize("width", [96, 128, 1024])
 @pytest.mark.parametrize(
-    ("dtype", "of_rows"),
+    ("dtype", "rows_dtype"),
     [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)],
 )
-def test_a_product_in_8_bits_is_within_one_percent_of_float64(width, outlier, dtype, of_rows):
-    z, rows = tokens(width, outlier).to(dtype), torch.randn(2000, 64).to(of_rows)
-    whole = Int8Storage()
-    found = whole.weight_grad(whole.pack(z), rows)
+def test_int8_product_is_within_one_percent_of_float64(width, outlier, dtype, rows_dtype):
+    z, rows = tokens(width, outlier).to(dtype), torch.randn(2000, 64).to(rows_dtype)
+    storage = Int8Storage()
+    found = storage.weight_grad(storage.pack(z), rows)
     assert max(errors(found, z.double().T @ rows.double())) < BOUND
 
 
-def test_small_numbers_keep_their_bits_beside_float16():
+def test_int8_storage_of_small_values_with_float16_rows():
     z, rows = 1e-4 * tokens(128, 300).clamp(-200, 200), torch.randn(2000, 64).half()
-    whole = Int8Storage()
-    found = whole.weight_grad(whole.pack(z.half()), rows)
+    storage = Int8Storage()
+    found = storage.weight_grad(storage.pack(z.half()), rows)
     assert max(errors(found, z.half().double().T @ rows.double())) < BOUND
 
 
-def test_zeros_stay_zeros():
+def test_int8_storage_keeps_zeros():
     z = tokens(128)
     z[:, 3], z[5] = 0, 0
-    whole = Int8Storage()
-    found = whole.weight_grad(whole.pack(z), torch.eye(2000)[:, :8])
+    storage = Int8Storage()
+    found = storage.weight_grad(storage.pack(z), torch.eye(2000)[:, :8])
     assert found.isfinite().all() and not found[3].any() and not found[:, 5].any()
 
 
 @pytest.mark.parametrize("outlier", [1, 300])
-def test_the_gradient_of_the_first_factor_is_within_one_percent_of_float64(outlier):
+def test_int8_gradient_of_first_factor_is_within_one_percent_of_float64(outlier):
     adapter = DualLowRankAdapter(256, hidden=128, rank=16, storage=build_storage("compress", 8))
     for parameter in adapter.parameters():
         nn.init.normal_(parameter, std=0.1)
-    z = tokens(256, outlier, TOKENS_AT_ONCE + 300)
+    z = tokens(256, outlier, CHUNK_TOKENS + 300)
     z[:, 7] -= z[:, 7].mean()
     weight = torch.randn_like(z)
     found = torch.autograd.grad((adapter(torch.zeros_like(z), z) * weight).sum(), list(adapter.parameters()))
@@ -71,7 +71,7 @@ def test_the_gradient_of_the_first_factor_is_within_one_percent_of_float64(outli
 
 
 @pytest.mark.parametrize("width", [96, 1024])
-def test_it_needs_a_byte_a_number_and_two_for_each_group(width):
+def test_int8_storage_size(width):
     z = tokens(width)
     nbytes = sum(tensor.untyped_storage().nbytes() for tensor in Int8Storage().pack(z))
     assert nbytes == 2000 * width + 2 * 2000 * max(1, width // 64 if width % 64 == 0 else 1) + 4 * width

@@ -18,13 +18,13 @@ OPTIONS = {"rank": 16, "hidden_ratio": 0.5}
     ("name", "published"),
     [("swin_base_patch4_window7_224", 1_195_008), ("swin_large_patch4_window7_224", 1_792_512)],
 )
-def test_trainable_parameters_are_the_papers(name, published):
+def test_trainable_parameters_equal_the_paper(name, published):
     with torch.device("meta"):
         extractor = tune(build_swin(name), "e3va", **OPTIONS)
     assert sum(p.numel() for p in extractor.parameters() if p.requires_grad) == published
 
 
-def test_fresh_adapters_give_the_backbones_normed_features():
+def test_initial_features_equal_normalized_backbone_features():
     """Swin-T at real size, on two image sizes, one not divisible by 32."""
     backbone = build_swin("swin_tiny_patch4_window7_224")
     extractor = tune(backbone, "e3va", **OPTIONS).train()
@@ -37,8 +37,8 @@ def test_fresh_adapters_give_the_backbones_normed_features():
             torch.testing.assert_close(feature, normed, atol=1e-5, rtol=1e-5)
 
 
-def saved_by_backward(output):
-    """Every node of the graph behind `output`, and the names of the leaves it reaches."""
+def graph_nodes(output):
+    """All nodes of the graph of `output`."""
     seen, todo = set(), [o.grad_fn for o in output]
     while todo:
         node = todo.pop()
@@ -60,11 +60,11 @@ def test_no_gradient_enters_attention_or_mlp(nano):
             branch.block.mlp.fc1.register_forward_hook(lambda m, i, out: ran.append(out))
     features = extractor(torch.randn(1, 3, 64, 96, requires_grad=True))
     assert ran and not any(out.requires_grad for out in ran), "an activation of the backbone is on the tape"
-    leaves = {node.variable for node in saved_by_backward(features) if hasattr(node, "variable")}
+    leaves = {node.variable for node in graph_nodes(features) if hasattr(node, "variable")}
     own = {*extractor.adapters.parameters(), *extractor.norms.parameters()}
     assert leaves == own, "the graph holds exactly the adapters and the output norms"
-    kinds = {type(node).__name__ for node in saved_by_backward(features)}
-    assert not any("Softmax" in kind or "ScaledDotProduct" in kind for kind in kinds)
+    node_names = {type(node).__name__ for node in graph_nodes(features)}
+    assert not any("Softmax" in name or "ScaledDotProduct" in name for name in node_names)
     sum(f.square().sum() for f in features).backward()
     assert all(p.grad is None for p in nano.parameters())
     assert all(p.grad is not None for p in own)
@@ -78,7 +78,7 @@ def test_the_backbone_stays_in_eval_mode(nano):
 
 
 def reference_features(extractor, images):
-    """The highway written out from the paper's equations, with dense adapter weights."""
+    """The highway in plain operators, with dense adapter weights."""
     backbone = extractor.backbone
     x = h = backbone.model.patch_embed(images)
     outputs = []
@@ -103,9 +103,9 @@ def test_gradients_equal_a_float64_reference(nano, activations):
     extractor = tune(nano, "e3va", rank=4, hidden_ratio=0.5, activations=activations).double()
     for parameter in extractor.parameters():
         if parameter.requires_grad:
-            nn.init.normal_(parameter, std=0.1)  # Q is not zero: every path counts
+            nn.init.normal_(parameter, std=0.1)  # so that Q is not zero
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    weights = [torch.randn(1, c, 1, 1, dtype=torch.float64) for c in nano.widths]
+    weights = [torch.randn(1, c, 1, 1, dtype=torch.float64) for c in nano.out_channels]
     trainable = [p for p in extractor.parameters() if p.requires_grad]
 
     def gradients(features):
@@ -120,7 +120,7 @@ def test_gradients_equal_a_float64_reference(nano, activations):
 
 
 @pytest.mark.parametrize(("bits", "error"), [(16, 0.005), (8, 0.01)])
-def test_compressing_rounds_the_gradients_of_the_first_factors_alone(nano, bits, error):
+def test_compression_changes_only_gradients_of_first_factors(nano, bits, error):
     exact = tune(nano, "e3va", **OPTIONS)
     rounded = tune(nano, "e3va", **OPTIONS, activations="compress", compress_bits=bits)
     for parameter in exact.adapters.parameters():
@@ -139,7 +139,7 @@ def test_compressing_rounds_the_gradients_of_the_first_factors_alone(nano, bits,
             assert difference < 1e-5, name
 
 
-def test_without_gradients_nothing_is_compressed(nano, monkeypatch):
+def test_no_compression_without_gradients(nano, monkeypatch):
     extractor = tune(nano, "e3va", **OPTIONS, activations="compress")
     for parameter in extractor.adapters.parameters():
         nn.init.normal_(parameter, std=0.1)
@@ -151,7 +151,7 @@ def test_without_gradients_nothing_is_compressed(nano, monkeypatch):
     assert all(torch.equal(ours, reference) for ours, reference in zip(found, expected, strict=True))
 
 
-def test_what_is_kept_is_smaller(nano):
+def test_memory_of_saved_activations(nano):
     sizes = {}
     for activations, bits in (("keep", 8), ("compress", 16), ("compress", 8), ("recompute", 8)):
         extractor = tune(nano, "e3va", **OPTIONS, activations=activations, compress_bits=bits)
@@ -168,7 +168,7 @@ def test_what_is_kept_is_smaller(nano):
 
 
 @pytest.mark.parametrize("activations", ["keep", "recompute"])
-def test_on_a_backbone_in_16_bits_adapters_work_in_float32_and_keep_16_bits_of_z(nano, activations):
+def test_backbone_in_bfloat16_with_float32_adapters(nano, activations):
     exact = tune(copy.deepcopy(nano), "e3va", **OPTIONS)
     nano.cast_weights(torch.bfloat16)
     rounded = tune(nano, "e3va", **OPTIONS, activations=activations)
@@ -188,7 +188,7 @@ def test_on_a_backbone_in_16_bits_adapters_work_in_float32_and_keep_16_bits_of_z
         assert 0 < (ours.grad - reference.grad).norm() < 0.05 * reference.grad.norm()
 
 
-def test_downsampling_keeps_nothing_but_the_highway_that_the_output_norm_keeps_anyway(nano):
+def test_downsampling_saves_no_activations_of_its_own(nano):
     extractor, kept = tune(nano, "e3va", **OPTIONS), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         features = extractor(torch.randn(1, 3, 96, 128))
@@ -198,7 +198,7 @@ def test_downsampling_keeps_nothing_but_the_highway_that_the_output_norm_keeps_a
     assert len(features) == 4
 
 
-def test_recomputing_under_autocast_is_the_same_step(nano):
+def test_recompute_under_autocast(nano):
     results = []
     for activations in ("keep", "recompute"):
         extractor = tune(nano, "e3va", **OPTIONS, activations=activations)
@@ -214,7 +214,7 @@ def test_recomputing_under_autocast_is_the_same_step(nano):
         torch.testing.assert_close(recomputed, kept, rtol=1e-6, atol=1e-6)
 
 
-def test_several_extractors_share_one_pass_of_their_backbone(nano):
+def test_extractors_share_one_forward_pass_of_the_backbone(nano):
     extractors = [tune(nano, "e3va", rank=rank, hidden_ratio=0.5) for rank in (2, 4, 8)]
     for parameter in (p for e in extractors for p in e.adapters.parameters()):
         nn.init.normal_(parameter, std=0.1)
@@ -230,7 +230,7 @@ def test_several_extractors_share_one_pass_of_their_backbone(nano):
 
 
 def adapted(adapter, highway, z):
-    """What an adapter computes, by plain operators with dense weights."""
+    """An adapter in plain operators, with dense weights."""
     hidden = nn.functional.gelu(z @ (adapter.down.A @ adapter.down.B) + adapter.down.bias)
     return highway + z + hidden @ (adapter.up.A @ adapter.up.B) + adapter.up.bias
 
@@ -242,7 +242,7 @@ def random_adapter(dtype=torch.float64):
     return adapter
 
 
-def test_an_adapter_starts_as_the_identity_and_learns():
+def test_adapter_is_initially_the_identity_and_has_gradients():
     adapter = DualLowRankAdapter(32, hidden=16, rank=4)
     z, highway = torch.randn(3, 5, 7, 32), torch.randn(3, 5, 7, 32)
     torch.testing.assert_close(adapter(highway.clone(), z), highway + z, rtol=0, atol=0)
@@ -250,7 +250,7 @@ def test_an_adapter_starts_as_the_identity_and_learns():
     assert adapter.up.B.grad.abs().max() > 0
 
 
-def test_an_adapters_gradients_are_those_of_plain_operators():
+def test_adapter_gradients_equal_plain_autograd():
     adapter = random_adapter()
     z = torch.randn(2, 3, 5, 12, dtype=torch.float64)
     start = torch.randn_like(z).requires_grad_()
@@ -262,7 +262,7 @@ def test_an_adapters_gradients_are_those_of_plain_operators():
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-12)
 
 
-def test_an_adapter_works_in_the_highways_storage_and_keeps_z_and_two_thin_tensors():
+def test_adapter_is_in_place_and_saves_z_and_two_low_rank_tensors():
     adapter, kept = random_adapter(torch.float32), []
     z, highway = torch.randn(2, 3, 5, 12), torch.randn(2, 3, 5, 12)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -273,7 +273,7 @@ def test_an_adapter_works_in_the_highways_storage_and_keeps_z_and_two_thin_tenso
     assert sizes == [2, 2, 12]
 
 
-def test_under_autocast_an_adapter_keeps_16_bits_and_gives_gradients_in_32(nano):
+def test_adapter_under_autocast_saves_16_bits_and_returns_float32_gradients(nano):
     adapter, kept = random_adapter(torch.float32), []
     z, start = torch.randn(64, 12), torch.randn(64, 12, requires_grad=True)
     with (
@@ -290,7 +290,7 @@ def test_under_autocast_an_adapter_keeps_16_bits_and_gives_gradients_in_32(nano)
         assert (parameter.grad - reference).norm() < 0.03 * reference.norm()
 
 
-def test_rank_and_hidden_ratio_set_the_sizes(nano):
+def test_adapter_shapes(nano):
     adapter = tune(nano, "e3va", rank=4, hidden_ratio=0.25).adapters[2][0]
     assert adapter.down.A.shape == (128, 4) and adapter.down.B.shape == (4, 32)
     assert adapter.up.A.shape == (32, 4) and adapter.up.B.shape == (4, 128)
@@ -298,7 +298,7 @@ def test_rank_and_hidden_ratio_set_the_sizes(nano):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("activations", ["keep", "compress", "recompute"])
-def test_compiled_it_is_one_graph_with_the_same_gradients(nano, activations):
+def test_compiled_gradients_in_one_graph(nano, activations):
     extractor = tune(nano, "e3va", **OPTIONS, activations=activations)
     for parameter in extractor.adapters.parameters():
         nn.init.normal_(parameter, std=0.1)

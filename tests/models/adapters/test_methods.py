@@ -1,4 +1,4 @@
-"""What each tuning method trains, where its features start, and its formula against a reference."""
+"""Trainable parameters, initial features and reference implementations of every tuning method."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 from torch import nn
 
-from e3va_cli.config.composition import checked
+from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from e3va_cli.models.adapters import METHODS
@@ -27,7 +27,7 @@ SIZES = {
     "swin_b": {"widths": (128, 256, 512, 1024), "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
     "swin_l": {"widths": (192, 384, 768, 1536), "depths": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
 }
-# Ours, output norms included: 3,840 on Swin-B and 5,760 on Swin-L.
+# With output norms: 3,840 on Swin-B and 5,760 on Swin-L.
 COUNTS = {
     "full": (86_745_016, 194_998_164),
     "frozen": (3_840, 5_760),
@@ -42,10 +42,10 @@ COUNTS = {
     "e3va": (1_195_008, 1_792_512),
 }
 PUBLISHED = {method: (COCO.methods[method][0], VOC.methods[method][0]) for method in COCO.methods}
-# The authors' code freezes the output norms for these; we train them for every method, to compare the methods alone.
-NORMS_NOT_COUNTED = ("frozen", "bitfit", "partial_1", "adapter", "lora", "adaptformer", "lorand")
-# Ours minus the published figure, in millions, where the published structure cannot give the published figure.
-MISFITS = {
+# The authors' code freezes the output norms of these methods; here every method trains them.
+WITHOUT_NORMS = ("frozen", "bitfit", "partial_1", "adapter", "lora", "adaptformer", "lorand")
+# Counted minus published, in millions, where the published structure does not have the published count.
+DIFFERENCES = {
     ("full", "swin_l"): -3.58,  # Swin-L has 194.99 M by any count; what else was counted is not said
     ("lora", "swin_b"): 0.05,  # 256 C a block for rank 64 on q and v; no whole rank gives both published figures
     ("lora", "swin_l"): 0.05,
@@ -73,7 +73,7 @@ def options(config, method):
 
 
 def by_formula(method, widths, depths, heads):
-    """Trainable parameters by arithmetic alone."""
+    """Trainable parameters by formula."""
     bottleneck = {c: (c * 64 + 64) + (64 * c + c) for c in widths}
     table = {c: 13 * 13 * h for c, h in zip(widths, heads, strict=True)}
     low_rank = {c: 2 * (2 * 8 * (c + c // 2) + 2 * 8 * 8) + c // 2 + c for c in widths}
@@ -115,7 +115,7 @@ def test_trainable_parameters(config, method, backbone):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_counts_that_docs_and_yaml_give(method):
+def test_parameter_counts_in_docs_and_yaml(method):
     root = Path(__file__).parents[3]
     rows = [line for line in (root / "docs/methods.md").read_text().splitlines() if line.startswith(f"| `{method}` |")]
     yaml = (root / "conf/adapter" / f"{method}.yaml").read_text()
@@ -126,18 +126,18 @@ def test_counts_that_docs_and_yaml_give(method):
 
 @pytest.mark.parametrize("method", PUBLISHED)
 @pytest.mark.parametrize("backbone", SIZES)
-def test_counts_are_the_published_ones(method, backbone):
+def test_parameter_counts_equal_published(method, backbone):
     index = list(SIZES).index(backbone)
-    counted = COUNTS[method][index] - (COUNTS["frozen"][index] if method in NORMS_NOT_COUNTED else 0)
+    counted = COUNTS[method][index] - (COUNTS["frozen"][index] if method in WITHOUT_NORMS else 0)
     gap = counted / 1e6 - PUBLISHED[method][index]
-    if (method, backbone) in MISFITS:
-        assert round(gap, 2) == MISFITS[method, backbone]
+    if (method, backbone) in DIFFERENCES:
+        assert round(gap, 2) == DIFFERENCES[method, backbone]
     else:
         assert round(counted / 1e6, 2) == PUBLISHED[method][index]
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_gradients_reach_what_is_trained_and_nothing_else(nano, config, method):
+def test_gradients_reach_exactly_the_trainable_parameters(nano, config, method):
     extractor = tune(nano, **options(config, method)).eval()
     for parameter in trainable(extractor).values():  # away from zeros, behind which no gradient flows
         parameter.data += 0.02 * torch.randn_like(parameter)
@@ -149,7 +149,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(nano, config, method):
 
 
 def independent_biases(backbone):
-    """Parameters of which a layer says that they are its bias, and tables of position bias."""
+    """The `bias` of every layer, and relative position bias tables."""
     owned = [(m.bias, m) for m in backbone.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.LayerNorm)]
     tables = [m.relative_position_bias_table for m in backbone.modules() if isinstance(m, WindowAttention)]
     return {id(bias) for bias, _ in owned if bias is not None} | {id(table) for table in tables}
@@ -172,7 +172,7 @@ def nothing(backbone):
 
 
 @pytest.mark.parametrize(
-    ("method", "of_the_backbone"),
+    ("method", "expected"),
     [
         ("bitfit", independent_biases),
         ("ln_tune", independent_norms),
@@ -181,19 +181,19 @@ def nothing(backbone):
         *((m, nothing) for m in ("adapter", "adaptformer", "e3va", "frozen", "lora", "lorand", "mona")),
     ],
 )
-def test_which_parameters_of_the_backbone_are_trained(nano, config, method, of_the_backbone):
+def test_trainable_parameters_of_the_backbone(nano, config, method, expected):
     extractor = tune(nano, **options(config, method))
-    assert {id(p) for p in trainable(extractor.backbone).values()} == of_the_backbone(extractor.backbone)
+    assert {id(p) for p in trainable(extractor.backbone).values()} == expected(extractor.backbone)
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_the_backbones_weights_keep_timms_names(nano, config, method):
+def test_backbone_state_dict_keys_are_unchanged(nano, config, method):
     before = list(nano.model.state_dict())
     assert list(tune(nano, **options(config, method)).backbone.model.state_dict()) == before
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_only_methods_beside_the_backbone_put_it_in_eval_mode(nano, config, method):
+def test_eval_mode_of_the_backbone(nano, config, method):
     extractor = tune(nano, **options(config, method)).train()
     modes = {module.training for module in extractor.backbone.modules()}
     assert modes == {method not in ("frozen", "e3va")}
@@ -201,7 +201,7 @@ def test_only_methods_beside_the_backbone_put_it_in_eval_mode(nano, config, meth
 
 
 def distance_from_frozen(nano, config, method):
-    """The largest difference from the frozen backbone's features, as a part of their standard deviation (one)."""
+    """The largest difference from the frozen backbone's features, whose standard deviation is 1."""
     images = torch.randn(2, 3, 64, 96)
     frozen = tune(copy.deepcopy(nano), "frozen").eval()
     tuned = tune(nano, **options(config, method)).eval()
@@ -212,18 +212,18 @@ def distance_from_frozen(nano, config, method):
 
 
 @pytest.mark.parametrize("method", ["full", "partial_1", "bitfit", "ln_tune", "lora", "e3va"])
-def test_starts_from_the_pre_trained_features(nano, config, method):
+def test_initial_features_are_pretrained(nano, config, method):
     assert distance_from_frozen(nano, config, method) < 1e-6
 
 
 @pytest.mark.parametrize("method", ["adapter", "adaptformer"])
-def test_starts_near_the_pre_trained_features(nano, config, method):
+def test_initial_features_are_close_to_pretrained(nano, config, method):
     assert 0 < distance_from_frozen(nano, config, method) < 0.2
 
 
 @pytest.mark.parametrize("method", ["adapter", "adaptformer", "mona"])
-def test_linears_start_as_the_groups_code_has_it(nano, config, method):
-    """`trunc_normal_(std=.02)` and zero biases, for every nn.Linear that the published weights do not have."""
+def test_initialization_of_linear_layers(nano, config, method):
+    """`trunc_normal_(std=.02)` and zero biases, for every new nn.Linear."""
     linears = [m for m in tune(nano, **options(config, method)).inserted.modules() if isinstance(m, nn.Linear)]
     weights = torch.cat([linear.weight.detach().flatten() for linear in linears])
     assert len(linears) == 2 * (8 if method == "adaptformer" else 16)
@@ -231,12 +231,12 @@ def test_linears_start_as_the_groups_code_has_it(nano, config, method):
     assert not any(linear.bias.any() for linear in linears)
 
 
-def test_other_starts_are_a_choice(nano, config):
+def test_optional_initializations(nano, config):
     adaptformer = tune(nano, **{**options(config, "adaptformer"), "init_std": None})
-    assert not any(module.up.weight.any() for module in adaptformer.inserted), "Up is zero in the paper"
+    assert not any(module.up.weight.any() for module in adaptformer.inserted), "Up is zero-initialized in the paper"
     adapter = tune(nano, **{**options(config, "adapter"), "init_std": None})
     weights = torch.cat([module.up.weight.detach().flatten() for module in adapter.inserted])
-    assert weights.abs().max() <= 0.02 and 0.008 < weights.std() < 0.01, "0.01, cut at twice that"
+    assert weights.abs().max() <= 0.02 and 0.008 < weights.std() < 0.01, "0.01, truncated at 0.02"
     torch.manual_seed(0)
     e3va = tune(nano, **{**options(config, "e3va"), "init": "kaiming"})
     for adapters in e3va.adapters:
@@ -247,20 +247,20 @@ def test_other_starts_are_a_choice(nano, config):
 
 
 @pytest.mark.parametrize("method", ["lorand", "mona"])
-def test_does_not_start_from_the_pre_trained_features_as_its_authors_have_it(nano, config, method):
+def test_initial_features_differ_from_pretrained(nano, config, method):
     assert distance_from_frozen(nano, config, method) > 0.01
 
 
-@pytest.mark.parametrize(("place", "expected"), [(after_branch, 51), (beside_branch, 25), (after_addition, 24)])
-def test_places(place, expected):
+@pytest.mark.parametrize(("insert", "expected"), [(after_branch, 51), (beside_branch, 25), (after_addition, 24)])
+def test_insertion_variants(insert, expected):
     """compute doubles, drop path multiplies by 10, the module adds 3."""
     branch = Branch("mlp", nn.Identity(), compute=lambda x: 2 * x, drop_path=lambda z: 10 * z)
-    assert place(1, branch, lambda x: x + 3) == expected
+    assert insert(1, branch, lambda x: x + 3) == expected
 
 
 @pytest.mark.parametrize("method", ["adapter", "lorand", "adaptformer", "mona"])
-def test_modules_meet_the_branches_in_order(nano, config, method):
-    """The inserted modules, called by hand on the stream, give the extractor's features."""
+def test_inserted_modules_equal_a_manual_forward_pass(nano, config, method):
+    """Calling the inserted modules in a plain loop over blocks returns the same features."""
     extractor = tune(nano, **options(config, method)).eval()
     for parameter in trainable(extractor).values():
         parameter.data += 0.02 * torch.randn_like(parameter)
@@ -287,7 +287,7 @@ def test_modules_meet_the_branches_in_order(nano, config, method):
             torch.testing.assert_close(ours, by_hand)
 
 
-def test_lora_is_the_update_merged_into_the_weights(nano, config):
+def test_lora_equals_merged_weights(nano, config):
     merged = copy.deepcopy(nano)
     extractor = tune(nano, **{**options(config, "lora"), "alpha": 32.0}).eval()
     updates = iter(extractor.updates)
@@ -304,7 +304,7 @@ def test_lora_is_the_update_merged_into_the_weights(nano, config):
             torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
-def test_a_copy_of_lora_uses_its_own_updates(nano, config):
+def test_deepcopy_of_lora_is_independent(nano, config):
     extractor = tune(nano, **options(config, "lora")).eval()
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -316,7 +316,7 @@ def test_a_copy_of_lora_uses_its_own_updates(nano, config):
         assert not torch.allclose(twin(images)[-1], before)
 
 
-def test_lora_refuses_a_backbone_without_projections(config):
+def test_lora_error_without_qkv_projection(config):
     class NoProjections(SwinBackbone):
         @property
         def stages(self):
@@ -331,7 +331,7 @@ def test_lora_refuses_a_backbone_without_projections(config):
         )
 
 
-def test_lorand_is_a_linear_map_with_the_summed_weight():
+def test_lorand_layer_equals_a_linear_layer_with_summed_weight():
     layer = MultiBranchLinear(12, 6, branches=3, rank=2)
     weight = torch.zeros(6, 12)
     for i in range(3):
@@ -341,8 +341,8 @@ def test_lorand_is_a_linear_map_with_the_summed_weight():
     assert layer.A.abs().max() <= 1 / math.sqrt(2) and layer.bias.abs().max() <= 1 / math.sqrt(12)
 
 
-def test_mona_is_one_dense_filter_inside_a_bottleneck():
-    """The three filters, their mean and the identity are one 7x7 depthwise filter."""
+def test_mona_equals_a_bottleneck_with_one_7x7_convolution():
+    """The mean of the three depthwise convolutions plus the identity is one 7x7 depthwise convolution."""
     module = MultiCognitiveAdapter(8, hidden=4, dropout=0.1).eval()
     module.norm_scale.data.normal_()
     module.input_scale.data.normal_()
@@ -361,7 +361,7 @@ def test_mona_is_one_dense_filter_inside_a_bottleneck():
 
 
 @pytest.mark.parametrize("method", ["adapter", "adaptformer", "mona"])
-def test_dropout_is_on_in_training_only(nano, config, method):
+def test_dropout_only_in_training(nano, config, method):
     module = tune(nano, **options(config, method)).inserted[0]
     nn.init.normal_(module.up.weight)
     x = torch.randn(1, 4, 4, 32)
@@ -369,7 +369,7 @@ def test_dropout_is_on_in_training_only(nano, config, method):
     assert torch.equal(module.eval()(x), module(x))
 
 
-def test_position_bias_tables_are_the_matrices_not_to_be_decayed(nano):
+def test_no_weight_decay_of_relative_position_bias(nano):
     extractor = tune(nano, "bitfit")
     matrices = {name for name, p in trainable(extractor.backbone).items() if p.ndim > 1}
     assert extractor.backbone.no_weight_decay() == matrices
@@ -377,7 +377,7 @@ def test_position_bias_tables_are_the_matrices_not_to_be_decayed(nano):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["adapter=adapter", "adapter.hidden=0"], "adapter.hidden=0: must be above 0"),
         (["adapter=mona", "adapter.dropout=1.5"], "adapter.dropout=1.5: from 0 to 1"),
@@ -387,6 +387,6 @@ def test_position_bias_tables_are_the_matrices_not_to_be_decayed(nano):
         (["adapter=full", "adapter.rank=4"], "unknown option adapter.rank"),
     ],
 )
-def test_options_out_of_range_are_refused(words, message):
+def test_errors_of_options_out_of_range(overrides, message):
     with pytest.raises(UserError, match=message):
-        checked("train", words)
+        validate_overrides("train", overrides)

@@ -18,7 +18,7 @@ def reference(**options):
 
 
 @pytest.mark.parametrize(("pad_before_shift", "sizes"), [(True, [(224, 224)]), (False, [(224, 224), (96, 200)])])
-def test_stream_equals_timms_features(pad_before_shift, sizes):
+def test_features_equal_timm(pad_before_shift, sizes):
     backbone = build_swin("swin_tiny_patch4_window7_224", pad_before_shift=pad_before_shift, **TINY).eval()
     timms = reference(**TINY)
     timms.load_state_dict({k.replace("layers.", "layers_"): v for k, v in backbone.model.state_dict().items()})
@@ -29,7 +29,7 @@ def test_stream_equals_timms_features(pad_before_shift, sizes):
                 torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_last_stage_shifts_its_windows():
+def test_last_stage_shifts_windows():
     backbone = build_swin("swin_tiny_patch4_window7_224", **TINY).eval()
     assert [block.shift_size for block in backbone.model.layers[3].blocks] == [(0, 0), (3, 3)]
     # A change at one border of the last stage's map reaches across a window's edge only if windows shift.
@@ -46,17 +46,17 @@ def test_widths_strides_and_branches():
     stages = build_swin("swin_tiny_patch4_window7_224", **TINY).stages
     assert [stage.width for stage in stages] == [32, 64, 128, 256]
     assert [stage.stride for stage in stages] == [4, 8, 16, 32]
-    assert [[branch.kind for branch in stage.branches] for stage in stages] == [["attention", "mlp"] * 2] * 4
+    assert [[branch.type for branch in stage.branches] for stage in stages] == [["attention", "mlp"] * 2] * 4
 
 
-def test_sizes_not_divisible_by_the_patch():
+def test_image_sizes_not_divisible_by_the_patch_size():
     backbone = build_swin("swin_tiny_patch4_window7_224", **TINY).eval()
     with torch.no_grad():
         shapes = [tuple(x.shape[1:3]) for x in backbone(torch.randn(1, 3, 61, 130))]
     assert shapes == [(16, 33), (8, 17), (4, 9), (2, 5)]
 
 
-def test_drop_path_is_each_branches_end():
+def test_drop_path_of_branches():
     backbone = build_swin("swin_tiny_patch4_window7_224", **TINY)
     rates = [
         branch.drop_path.drop_prob if isinstance(branch.drop_path, DropPath) else 0.0
@@ -66,7 +66,7 @@ def test_drop_path_is_each_branches_end():
     assert rates[0] == 0.0 and rates[-1] > 0.09 and rates == sorted(rates)
 
 
-def test_weights_in_16_bits_give_the_features_up_to_their_precision():
+def test_features_with_bfloat16_weights():
     exact = build_swin("swin_tiny_patch4_window7_224", **TINY).eval().requires_grad_(False)
     rounded = copy.deepcopy(exact)
     rounded.cast_weights(torch.bfloat16)
@@ -80,7 +80,7 @@ def test_weights_in_16_bits_give_the_features_up_to_their_precision():
         assert 0 < (ours - reference).norm() < 0.01 * reference.norm()
 
 
-def test_fingerprint_knows_every_weight():
+def test_fingerprint_changes_with_any_weight():
     backbone = build_swin("swin_tiny_patch4_window7_224", **TINY)
     before = fingerprint(backbone.model)
     assert fingerprint(backbone.model) == before

@@ -12,7 +12,7 @@ TINY = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
 
 @pytest.mark.parametrize("size", [(200, 328), (224, 224), (64, 100)])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_features_are_those_of_swins_detection_code(size, gradients):
+def test_features_equal_swin_detection_code(size, gradients):
     backbone = build_swin("swin_tiny_patch4_window7_224", **TINY).eval()
     large_biases(backbone.model)
     images = torch.randn(2, 3, *size)
@@ -27,7 +27,7 @@ def test_features_are_those_of_swins_detection_code(size, gradients):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(800, 1344), (608, 1024)])
 @pytest.mark.parametrize("method", ["full", "e3va"])
-def test_the_same_at_detection_sizes(size, method):
+def test_features_equal_swin_detection_code_at_detection_sizes(size, method):
     backbone = build_swin("swin_tiny_patch4_window7_224").eval()
     large_biases(backbone.model)
     extractor = tune(backbone, method, **({"rank": 16, "hidden_ratio": 0.5} if method == "e3va" else {})).eval()
@@ -39,8 +39,8 @@ def test_the_same_at_detection_sizes(size, method):
             assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
 
 
-def test_rolling_first_reaches_across_the_image():
-    """What timm's order does at a height of 50 tokens: the first row changes the last ones."""
+def test_padding_after_shifting_mixes_opposite_borders():
+    """In timm's order, at a height of 50 tokens, the first row changes the last ones."""
     reached = {}
     for pad_before_shift in (True, False):
         backbone = build_swin("swin_tiny_patch4_window7_224", pad_before_shift=pad_before_shift, **TINY).eval()

@@ -1,4 +1,4 @@
-"""Attention and MLP in parts against timm's own blocks, in float64."""
+"""Chunked attention and MLP against timm's blocks, in float64."""
 
 import copy
 
@@ -18,38 +18,38 @@ def blocks_of(backbone):
 
 
 @pytest.fixture(params=[2**21, 7 * 21 * 32, 1], ids=["whole", "bands", "smallest"])
-def at_once(request, monkeypatch):
-    monkeypatch.setattr(window_attention, "NUMBERS_AT_ONCE", request.param)
+def chunk_elements(request, monkeypatch):
+    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_results_are_timms(nano, at_once, monkeypatch, size, fused):
-    monkeypatch.setattr(window_attention, "FUSED_ON", ("cpu",) if fused else ())
+def test_chunked_results_equal_timm(nano, chunk_elements, monkeypatch, size, fused):
+    monkeypatch.setattr(window_attention, "FUSED_DEVICES", ("cpu",) if fused else ())
     x = torch.randn(3, *size, 32, dtype=torch.float64)
     shifts = []
     with torch.no_grad():
         for block in blocks_of(nano):
             shifts.append(any(block.shift_size))
-            found = chunked_window_attention(block, nano.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, nano.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(chunked_mlp(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
     assert shifts == [False, True]
 
 
-def test_windows_need_not_be_square():
+def test_rectangular_windows():
     sizes = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "window_size": (8, 4)}
     backbone = build_swin("swin_tiny_patch4_window7_224", **sizes).eval().double()
     x = torch.randn(2, 20, 18, 32, dtype=torch.float64)
     with torch.no_grad():
         for block in backbone.model.layers[0].blocks:
-            found = chunked_window_attention(block, backbone.apart, x, pad_before_shift=False)
+            found = chunked_window_attention(block, backbone.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
 
 
-def test_only_parts_are_held_at_once(nano, monkeypatch):
-    """The qkv projection and the hidden layer never see the whole map."""
-    monkeypatch.setattr(window_attention, "NUMBERS_AT_ONCE", 7 * 28 * 32)
+def test_chunk_sizes(nano, monkeypatch):
+    """The qkv projection and the hidden layer get one chunk at a time."""
+    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", 7 * 28 * 32)
     block, seen = nano.model.layers[0].blocks[1], []
     for linear in (block.attn.qkv, block.mlp.fc1):
         linear.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
@@ -61,7 +61,7 @@ def test_only_parts_are_held_at_once(nano, monkeypatch):
     assert sum(seen) == 2 * x.numel() and max(seen) <= 7 * 28 * 32
 
 
-def test_with_gradients_the_blocks_are_timms_own(nano):
+def test_gradients_use_timm_modules(nano):
     block = nano.model.layers[0].blocks[1].eval()
     x = torch.randn(1, 14, 14, 32, requires_grad=True)
     ran = []
@@ -71,7 +71,7 @@ def test_with_gradients_the_blocks_are_timms_own(nano):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_the_features_are_the_same(nano, monkeypatch, backend):
+def test_compiled_features(nano, monkeypatch, backend):
     functions = []
 
     def as_compiled(function):
@@ -94,4 +94,4 @@ def test_compiled_the_features_are_the_same(nano, monkeypatch, backend):
         for ours, reference in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
     nano(images)
-    assert not functions, "with gradients, timm's own"
+    assert not functions, "timm's modules with gradients"

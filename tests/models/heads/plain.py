@@ -1,4 +1,4 @@
-"""Formulas of mmdetection and detectron2 written out plainly, one number after the other: references for tests."""
+"""Reference implementations of mmdetection's and detectron2's formulas with scalar loops."""
 
 import math
 
@@ -42,11 +42,11 @@ def level_of(box):
 def anchors(map_sizes, strides, sides, ratios):
     """All anchors of a pyramid [x1, y1, x2, y2]: cell by cell, ratio by ratio, side by side."""
     found = []
-    for (height, width), stride, of_level in zip(map_sizes, strides, sides, strict=True):
+    for (height, width), stride, level_sides in zip(map_sizes, strides, sides, strict=True):
         for row in range(height):
             for column in range(width):
                 for ratio in ratios:
-                    for side in of_level:
+                    for side in level_sides:
                         w, h = side / math.sqrt(ratio), side * math.sqrt(ratio)
                         x, y = column * stride, row * stride
                         found.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
@@ -60,22 +60,22 @@ def iou(a, b):
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-def assign(overlaps, usable, fg_iou, bg_iou, least_iou):
+def assign(overlaps, usable, fg_iou, bg_iou, min_pos_iou):
     """mmdetection's MaxIoUAssigner on overlaps[object][anchor]: an object, -1 for background, None for neither."""
     count = len(usable)
     result = [None] * count
     for anchor in range(count):
-        column = [of_object[anchor] for of_object in overlaps]
+        column = [ious[anchor] for ious in overlaps]
         best = max(column, default=0.0)
         if best < bg_iou:
             result[anchor] = -1
         elif best >= fg_iou:
             result[anchor] = column.index(best)
-    for index, of_object in enumerate(overlaps):
-        best = max(value for value, use in zip(of_object, usable, strict=True) if use)
-        if best >= least_iou and best > 0:
+    for index, ious in enumerate(overlaps):
+        best = max(value for value, use in zip(ious, usable, strict=True) if use)
+        if best >= min_pos_iou and best > 0:
             for anchor in range(count):
-                if usable[anchor] and of_object[anchor] == best:
+                if usable[anchor] and ious[anchor] == best:
                     result[anchor] = index
     return [one if use else None for one, use in zip(result, usable, strict=True)]
 

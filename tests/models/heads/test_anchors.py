@@ -3,8 +3,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, build_anchors, match_anchors
 from tests.models.heads import plain
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -28,7 +27,7 @@ def test_exact_anchors_are_centered_on_multiples_of_the_stride(dtype):
         torch.testing.assert_close(of_image, expected, rtol=1e-6, atol=1e-4)
 
 
-def test_otherwise_they_are_torchvisions():
+def test_rounded_anchors_equal_torchvision():
     theirs = AnchorGenerator(tuple(tuple(map(int, of_level)) for of_level in SIDES), (RATIOS,) * 5)
     ours = build_anchors(SIDES, RATIOS, STRIDES, exact=False)
     assert ours.num_anchors_per_location() == [9] * 5
@@ -36,24 +35,24 @@ def test_otherwise_they_are_torchvisions():
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("least_iou", [0.0, 0.35])
-def test_matching_is_mmdetections(least_iou):
+@pytest.mark.parametrize("min_pos_iou", [0.0, 0.35])
+def test_matching_equals_mmdetection(min_pos_iou):
     overlaps = (10 * torch.rand(4, 60)).round() / 10  # with ties, between objects and between anchors
     overlaps[2] = overlaps[2] * 0.25  # an object that no anchor comes near to
     overlaps[3] = 0
-    matches = MaxIoUMatcher(0.65, 0.35, least_iou)(overlaps.clone()).tolist()
-    expected = plain.assign(overlaps.tolist(), [True] * 60, 0.65, 0.35, least_iou)
+    matches = MaxIoUMatcher(0.65, 0.35, min_pos_iou)(overlaps.clone()).tolist()
+    expected = plain.assign(overlaps.tolist(), [True] * 60, 0.65, 0.35, min_pos_iou)
     assert [None if one == -2 else one for one in matches] == expected
-    assert (2 in expected) == (least_iou == 0) and 3 not in expected
+    assert (2 in expected) == (min_pos_iou == 0) and 3 not in expected
 
 
-def test_an_anchor_goes_to_the_object_that_it_is_best_for():
+def test_object_gets_its_best_anchor():
     """It overlaps the first object more, but that has another one."""
     overlaps = torch.tensor([[0.9, 0.8, 0.0], [0.0, 0.6, 0.1]])
     assert MaxIoUMatcher(0.5, 0.4, 0.0)(overlaps).tolist() == [0, 1, -1]
 
 
-def test_anchors_that_are_not_used_match_nothing():
+def test_ignored_anchors_match_nothing():
     box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
     anchors = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.0], [50.0, 50.0, 60.0, 60.0]])
     usable = torch.tensor([False, True, True])

@@ -3,7 +3,6 @@ import copy
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy, cross_entropy
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, Matcher
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import RoIHeads
@@ -12,6 +11,7 @@ from torchvision.ops import box_iou
 from e3va_cli.config.run_config import to_dict, with_older_options
 from e3va_cli.models.heads.cascade_mask_rcnn import BoxStage, CascadeBoxOptions
 from e3va_cli.models.heads.roi_sampling import SampledRoIs, match, sample_rois
+from e3va_cli.models.heads.torchvision_private import BalancedPositiveNegativeSampler, Matcher
 from tests.components import build_head
 from tests.models.heads import plain
 
@@ -37,8 +37,8 @@ SMALL = [
 
 @pytest.fixture
 def build(config):
-    def head(*words, classes=3):
-        return build_head(**to_dict(config(*SMALL, *words).head), channels=CHANNELS, num_classes=classes)
+    def head(*overrides, classes=3):
+        return build_head(**to_dict(config(*SMALL, *overrides).head), channels=CHANNELS, num_classes=classes)
 
     return head
 
@@ -110,8 +110,8 @@ ONE_STAGE = [
 ]
 
 
-def before_options(head):
-    """The options of a head as in a run that is older than the newest of them."""
+def remove_newer_options(head):
+    """Remove the options of a head that runs of earlier versions do not have."""
     for part, names in {
         "rpn": ["inside_only", "exact_anchors"],
         "box": ["class_agnostic", "aligned", "score_averaging"],
@@ -126,15 +126,15 @@ def before_options(head):
 
 @pytest.fixture
 def legacy(config):
-    def head(*words, classes=3):
-        options = {"head": before_options(to_dict(config(*SMALL, *words).head))}
+    def head(*overrides, classes=3):
+        options = {"head": remove_newer_options(to_dict(config(*SMALL, *overrides).head))}
         return build_head(**with_older_options(options)["head"], channels=CHANNELS, num_classes=classes)
 
     return head
 
 
 @pytest.mark.parametrize("empty", [False, True])
-def test_with_old_weights_one_stage_and_one_class_are_torchvisions_heads(legacy, empty):
+def test_older_options_with_one_stage_and_class_equal_torchvision(legacy, empty):
     head = legacy(*ONE_STAGE, classes=1)
     reference, maps, truth = torchvisions(head), features(), targets(1, empty)
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_with_old_weights_one_stage_and_one_class_are_torchvisions_heads(legacy,
                 torch.testing.assert_close(getattr(found, key), theirs[key])
 
 
-def test_matching_by_hand():
+def test_matching():
     annotated = torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0]])
     boxes = torch.tensor(
         [
@@ -180,21 +180,21 @@ def test_matching_by_hand():
     assert match(boxes, annotated[:0], labels[:0], Matcher(0.5, 0.5))[1].tolist() == [0, 0, 0, 0]
 
 
-def test_a_sample_holds_annotated_boxes_and_a_quarter_of_objects_at_most():
+def test_sample_includes_ground_truth_and_limits_positives():
     truth = targets()[:1]
     near = truth[0]["boxes"].repeat(20, 1) + torch.rand(40, 4)
     far = torch.tensor([[100.0, 80.0, 110.0, 90.0]]).repeat(60, 1)
     sampler = BalancedPositiveNegativeSampler(32, 0.25)
-    regions = sample_rois([torch.cat((near, far))], truth, Matcher(0.5, 0.5), sampler)
-    assert len(regions.boxes[0]) == 32 and (regions.labels[0] > 0).sum() == 8
-    overlaps = box_iou(regions.boxes[0], truth[0]["boxes"]).max(1).values
-    assert torch.equal(overlaps >= 0.5, regions.labels[0] > 0)
+    rois = sample_rois([torch.cat((near, far))], truth, Matcher(0.5, 0.5), sampler)
+    assert len(rois.boxes[0]) == 32 and (rois.labels[0] > 0).sum() == 8
+    overlaps = box_iou(rois.boxes[0], truth[0]["boxes"]).max(1).values
+    assert torch.equal(overlaps >= 0.5, rois.labels[0] > 0)
     everything = sample_rois([far[:3]], truth, Matcher(0.5, 0.5), sampler)
     assert everything.proposed[0].tolist() == [True] * 3 + [False] * 2
     assert everything.labels[0].tolist() == [0, 0, 0, 1, 3]
 
 
-def test_old_weights_are_of_one_box_for_all_classes(legacy, build):
+def test_older_options_are_class_agnostic(legacy, build):
     for head, boxes, averages_logits in ((legacy(), 1, False), (build(), 3, True)):
         assert [s.predictor.bbox_pred.out_features for s in head.box_stages] == [4 * boxes] * 3
         assert head.averages_logits == averages_logits
@@ -206,35 +206,35 @@ def one_image(labels):
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_losses_by_hand(agnostic):
+def test_losses(agnostic):
     truth = targets()[:1]
-    _, regions = one_image([2, 0])
-    logits, deltas = torch.randn(2, 4), torch.full((2, 4 if agnostic else 12), 50.0)  # of other classes: says nothing
+    _, rois = one_image([2, 0])
+    logits, deltas = torch.randn(2, 4), torch.full((2, 4 if agnostic else 12), 50.0)  # of other classes: ignored
     own = slice(0, 4) if agnostic else slice(4, 8)
     deltas[0, own] = torch.tensor([1.0, 0.0, 0.0, 0.0])  # with weight 10 on x: a tenth of the width, 4 pixels right
-    deltas[1] = 100.0  # background: says nothing
-    class_loss, box_loss = stage("giou", loss_weight=10.0, agnostic=agnostic).losses(logits, deltas, regions, truth)
+    deltas[1] = 100.0  # background: ignored
+    class_loss, box_loss = stage("giou", loss_weight=10.0, agnostic=agnostic).losses(logits, deltas, rois, truth)
     assert class_loss.item() == pytest.approx(cross_entropy(logits, torch.tensor([2, 0])).item())
     iou = 36 * 40 / (2 * 40 * 40 - 36 * 40)  # the boxes' hull is their union, so GIoU = IoU
     assert box_loss.item() == pytest.approx(10 * (1 - iou) / 2, rel=1e-5)
-    _, box_loss = stage("smooth_l1", agnostic=agnostic).losses(logits, deltas, regions, truth)
+    _, box_loss = stage("smooth_l1", agnostic=agnostic).losses(logits, deltas, rois, truth)
     assert box_loss.item() == pytest.approx((1.0 - 0.5 / 9) / 2)  # beyond beta = 1/9: |x| - beta / 2
 
 
-def test_box_losses_are_over_all_regions_of_the_batch():
+def test_box_loss_is_normalized_by_all_rois_of_the_batch():
     """mmdetection's formula: 10 sum_i (1 - GIoU_i) / regions, over images with different numbers of objects."""
     truth = targets()
     near = [t["boxes"].repeat(n, 1) + 6 * torch.rand(2 * n, 4) for t, n in zip(truth, (1, 3), strict=True)]
-    regions = SampledRoIs(
+    rois = SampledRoIs(
         near,
         [torch.tensor([1, 3]), torch.tensor([1, 3] * 2 + [0, 0])],
         [torch.tensor([0, 1] * n) for n in (1, 3)],
         [torch.ones(len(boxes), dtype=torch.bool) for boxes in near],
     )
     logits, deltas = torch.randn(8, 4), torch.randn(8, 12)
-    _, box_loss = stage("giou", weights=(20, 20, 10, 10), loss_weight=10.0).losses(logits, deltas, regions, truth)
+    _, box_loss = stage("giou", weights=(20, 20, 10, 10), loss_weight=10.0).losses(logits, deltas, rois, truth)
     total = 0.0
-    for index, (box, label) in enumerate(zip(torch.cat(near), torch.cat(regions.labels).tolist(), strict=True)):
+    for index, (box, label) in enumerate(zip(torch.cat(near), torch.cat(rois.labels).tolist(), strict=True)):
         if label:
             moved = plain.decode(deltas[index, 4 * (label - 1) : 4 * label], box, (0.05, 0.05, 0.1, 0.1)).tolist()
             wanted = truth[0]["boxes"][0 if label == 1 else 1].tolist()
@@ -247,7 +247,7 @@ def test_box_losses_are_over_all_regions_of_the_batch():
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_refinement_by_hand(agnostic):
+def test_refinement(agnostic):
     boxes = [torch.tensor([[20.0, 10.0, 60.0, 50.0], [40.0, 5.0, 50.0, 40.0]]), torch.tensor([[0.0, 0.0, 60.0, 70.0]])]
     logits = torch.tensor([[9.0, 1.0, 3.0, 2.0], [9.0, 5.0, 3.0, 2.0], [0.0, 1.0, 3.0, 4.0]])
     deltas = torch.randn(3, 4 if agnostic else 12)
@@ -268,8 +268,8 @@ def test_refinement_by_hand(agnostic):
                 torch.testing.assert_close(candidates[index, of_class], plain.clip(moved, sizes[index // 2]))
 
 
-def test_the_box_of_a_detection_is_that_of_its_class(build):
-    """Two classes of one region are found, each in its own place; the worst score is under the threshold."""
+def test_detections_have_the_box_of_their_class(build):
+    """Two classes of one RoI are detected, each with its own box; the lowest score is below the threshold."""
     head = build("head.box.score_threshold=0.05")
     boxes = torch.tensor([[[0.0, 0.0, 20.0, 20.0], [5.0, 5.0, 30.0, 30.0], [8.0, 8.0, 9.0, 9.0]]])
     found = head.select(boxes, torch.tensor([[0.26, 0.3, 0.4, 0.04]]), SIZE)
@@ -280,14 +280,14 @@ def test_the_box_of_a_detection_is_that_of_its_class(build):
     )
 
 
-def test_mask_loss_by_hand(build):
-    """Annotated masks are cut out with aligned RoIAlign, taken as 0 or 1, and compared with the class's own channel."""
+def test_mask_loss(build):
+    """Ground-truth masks are cropped by aligned RoIAlign, binarized, and compared with the class's channel."""
     branch, truth = build().masks[0], targets()
     pyramid = {str(level): torch.randn(2, 32, SIZE[0] // s, SIZE[1] // s) for level, s in enumerate((4, 8, 16, 32))}
     boxes = [t["boxes"] + 8 * torch.rand(2, 4) for t in truth]
     labels = [torch.tensor([1, 0]), torch.tensor([1, 3])]
     proposed = [torch.ones(2, dtype=torch.bool)] * 2
-    regions = SampledRoIs(boxes, labels, [torch.tensor([0, 1])] * 2, proposed)
+    rois = SampledRoIs(boxes, labels, [torch.tensor([0, 1])] * 2, proposed)
     logits = branch(pyramid, [boxes[0][:1], boxes[1]], SIZES)
     wanted = [
         plain.roi_align(truth[image]["masks"][index][None].float(), boxes[image][index], 28, 1)[0] >= 0.5
@@ -295,11 +295,11 @@ def test_mask_loss_by_hand(build):
     ]
     own = torch.stack([logits[0, 1], logits[1, 1], logits[2, 3]])
     expected = binary_cross_entropy(own.sigmoid(), torch.stack(wanted).float())
-    assert branch.loss(pyramid, SIZES, regions, truth).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert branch.loss(pyramid, SIZES, rois, truth).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_each_stage_is_trained_on_what_the_one_before_made(build, monkeypatch):
-    """With perfect first regression, the proposals of the second stage are the annotated boxes."""
+def test_each_stage_is_trained_on_refined_boxes(build, monkeypatch):
+    """With a perfect first regression, the second stage's proposals are the ground-truth boxes."""
     head, seen = build(), []
     sample = BoxStage.sample
 
@@ -356,8 +356,8 @@ def test_losses_are_weighted_by_stage(build):
     torch.manual_seed(2)
     plain = head.losses(maps, IMAGES, truth)
     for index, weight in enumerate((1.0, 0.5, 0.25), start=1):
-        for kind in ("class", "box", "mask"):
-            name = f"stage{index}_{kind}"
+        for loss in ("class", "box", "mask"):
+            name = f"stage{index}_{loss}"
             assert weighted[name].item() == pytest.approx(weight * plain[name].item(), rel=1e-5)
 
 
@@ -375,7 +375,7 @@ def test_every_parameter_is_trained(build):
     assert [name for name, p in head.named_parameters() if p.grad is None] == []
 
 
-def test_16_bit_networks_decode_in_float32(build):
+def test_autocast_decodes_in_float32(build):
     head, maps = build().eval(), features()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = head.predict(lambda _: maps, IMAGES)

@@ -20,10 +20,10 @@ def case(rows, columns, scale, batch=2):
     return scores, labels
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 100])
+@pytest.mark.parametrize("chunk_rows", [1, 2, 3, 100])
 @pytest.mark.parametrize(("rows", "columns", "scale"), [(8, 6, 4), (7, 3, 16), (1, 1, 32), (2, 5, 8), (5, 4, 1)])
-def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows_at_once):
-    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", rows_at_once * 2 * CLASSES * scale * columns * scale)
+def test_chunks_equal_cross_entropy_of_all_pixels(monkeypatch, rows, columns, scale, chunk_rows):
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk_rows * 2 * CLASSES * scale * columns * scale)
     scores, labels = case(rows, columns, scale)
     loss, expected = chunked_cross_entropy(scores, labels), plain(scores, labels)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
@@ -31,24 +31,24 @@ def test_strips_equal_all_pixels_at_once(monkeypatch, rows, columns, scale, rows
     torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-14)
 
 
-def test_no_tensor_of_image_size_outlives_its_strip(monkeypatch):
+def test_upsampled_scores_are_freed_after_each_chunk(monkeypatch):
     scores, labels = case(8, 6, 4)
     one_row = 2 * CLASSES * 4 * 6 * 4
-    monkeypatch.setattr(module, "NUMBERS_AT_ONCE", one_row)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", one_row)
     sizes = []
 
-    def strip_cross_entropy(pixels, *args, **options):
+    def chunk_cross_entropy(pixels, *args, **options):
         sizes.append(pixels.numel())
         return cross_entropy(pixels, *args, **options)
 
-    monkeypatch.setattr(module, "cross_entropy", strip_cross_entropy)
+    monkeypatch.setattr(module, "cross_entropy", chunk_cross_entropy)
     loss = chunked_cross_entropy(scores, labels)
     assert sizes == [one_row] * 8
-    saved = [t for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()]
+    saved = [t for t in saved_by(loss.grad_fn) if t.numel() >= scores.numel()]
     assert [t.shape for t in saved] == [scores.shape], "only the gradient at the scores' own size"
 
 
-def kept_by(node):
+def saved_by(node):
     """Tensors that the nodes of a graph keep."""
     stack, seen = [node], set()
     while stack:
@@ -60,7 +60,7 @@ def kept_by(node):
         stack += [parent for parent, _ in one.next_functions]
 
 
-def test_it_is_in_float32_and_in_strips_under_float16_too():
+def test_float16_autocast_computes_chunks_in_float32():
     scores, labels = case(8, 6, 4)
     scores = scores.detach().float().requires_grad_()
     scale = 2.0**16
@@ -69,7 +69,7 @@ def test_it_is_in_float32_and_in_strips_under_float16_too():
     (gradient,) = torch.autograd.grad(loss * scale, scores, retain_graph=True)
     (reference,) = torch.autograd.grad(plain(scores, labels) * scale, scores)
     torch.testing.assert_close(gradient, reference)
-    assert [t.shape for t in kept_by(loss.grad_fn) if t.numel() >= scores.numel()] == [scores.shape]
+    assert [t.shape for t in saved_by(loss.grad_fn) if t.numel() >= scores.numel()] == [scores.shape]
 
 
 def test_without_gradients_and_without_labels():

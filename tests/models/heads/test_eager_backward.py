@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from e3va_cli.memory.step import StepSize, make_batch
+from e3va_cli.memory.step import StepSize, random_batch
 from e3va_cli.models.heads.eager_backward import eager_backward, one_backward_pass
 from e3va_cli.models.model import build_model
 
@@ -16,26 +16,26 @@ def network():
     return nn.ParameterList([*weights, unused])
 
 
-def parts_of(weights, log=None):
-    def parts(inputs):
+def chunks_of(weights, log=None):
+    def chunks(inputs):
         for index, weight in enumerate(weights[:3]):
             hidden = (inputs["a"] @ weight).tanh() + inputs["b"]
             if log is not None:
                 log.append(hidden)
             yield {f"{index}_a": hidden.square().mean(), f"{index}_b": cross_entropy(hidden, torch.arange(6) % 6)}
 
-    return parts
+    return chunks
 
 
-def plain_losses(parts, inputs):
-    return {name: value for part in parts(inputs) for name, value in part.items()}
+def plain_losses(chunks, inputs):
+    return {name: value for chunk in chunks(inputs) for name, value in chunk.items()}
 
 
-def test_losses_and_gradients_are_those_of_plain_autograd():
+def test_losses_and_gradients_equal_plain_autograd():
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    plain = plain_losses(parts_of(weights), inputs)
-    ours = eager_backward(parts_of(weights), inputs, [weights])
+    plain = plain_losses(chunks_of(weights), inputs)
+    ours = eager_backward(chunks_of(weights), inputs, [weights])
     assert list(ours) == list(plain)
     for name, value in plain.items():
         assert torch.equal(ours[name], value)
@@ -45,14 +45,14 @@ def test_losses_and_gradients_are_those_of_plain_autograd():
         torch.testing.assert_close(gradient, expected)
 
 
-def test_a_part_is_gone_before_the_next():
+def test_activations_are_freed_before_the_next_chunk():
     weights, held = network(), []
     inputs = {
         "a": torch.randn(6, 6, dtype=torch.float64, requires_grad=True),
         "b": torch.zeros(6, 6, dtype=torch.float64),
     }
 
-    def parts(levels):
+    def chunks(levels):
         hidden = None
         for weight in weights[:3]:
             if hidden is not None:
@@ -62,35 +62,35 @@ def test_a_part_is_gone_before_the_next():
             hidden = (levels["a"] @ weight).tanh().square()
             yield {str(len(held)): hidden.sum()}
 
-    losses = eager_backward(parts, inputs, [weights])
+    losses = eager_backward(chunks, inputs, [weights])
     assert len(held) == 2
     torch.stack(list(losses.values())).sum().backward()
     assert inputs["b"].grad is None and weights[3].grad is None and weights[0].grad.abs().sum() > 0
 
 
-def test_without_gradients_nothing_is_differentiated():
+def test_no_gradients_under_no_grad():
     weights = network()
     inputs = dict.fromkeys("ab", torch.ones(6, 6, dtype=torch.float64))
     with torch.no_grad():
-        losses = eager_backward(parts_of(weights), inputs, [weights])
+        losses = eager_backward(chunks_of(weights), inputs, [weights])
     assert len(losses) == 6 and not any(loss.requires_grad for loss in losses.values())
 
 
-def test_under_float16_the_backward_pass_waits_for_its_scale():
+def test_float16_gradients_are_computed_in_the_backward_pass():
     weights, log = network(), []
     inputs = {name: torch.randn(6, 6, requires_grad=True) for name in "ab"}
     with torch.autocast("cpu", dtype=torch.float16):
-        losses = eager_backward(parts_of(weights.float(), log), inputs, [weights])
+        losses = eager_backward(chunks_of(weights.float(), log), inputs, [weights])
     assert log[0].grad_fn is not None
     sum(losses.values()).backward()
     assert inputs["a"].grad is not None
 
 
-def test_losses_weighted_by_one_factor_each_are_those_of_their_sum():
+def test_losses_with_a_common_factor():
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    plain = plain_losses(parts_of(weights), inputs).values()
-    ours = eager_backward(parts_of(weights), inputs, [weights]).values()
+    plain = plain_losses(chunks_of(weights), inputs).values()
+    ours = eager_backward(chunks_of(weights), inputs, [weights]).values()
     found, expected = (torch.autograd.grad(sum(3 * v for v in losses), weights[:3]) for losses in (ours, plain))
     torch.testing.assert_close(found, expected)
 
@@ -104,18 +104,18 @@ def test_losses_weighted_by_one_factor_each_are_those_of_their_sum():
     ],
     ids=["one weighted", "one alone", "all but one"],
 )
-def test_anything_but_their_sum_is_refused(total):
+def test_error_of_losses_without_a_common_factor(total):
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    losses = eager_backward(parts_of(weights), inputs, [weights])
+    losses = eager_backward(chunks_of(weights), inputs, [weights])
     with pytest.raises(ValueError, match="one common factor"):
         total(losses).backward()
 
 
-def test_gradients_that_are_expanded_or_of_two_inputs_at_once_are_added_up():
+def test_expanded_and_shared_gradients_are_accumulated():
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
 
-    def parts(levels):
+    def chunks(levels):
         for factor in (1, 2, 3):
             yield {str(factor): (levels["a"] + levels["b"]).sum()}  # one number for both, expanded
             yield {f"square of {factor}": (levels["a"] + levels["b"]).square().sum()}  # one tensor for both
@@ -123,19 +123,19 @@ def test_gradients_that_are_expanded_or_of_two_inputs_at_once_are_added_up():
     found, expected = (
         torch.autograd.grad(torch.stack(losses).sum(), list(inputs.values()))
         for losses in (
-            list(eager_backward(parts, inputs, ()).values()),
-            list(plain_losses(parts, inputs).values()),
+            list(eager_backward(chunks, inputs, ()).values()),
+            list(plain_losses(chunks, inputs).values()),
         )
     )
     torch.testing.assert_close(found, expected)
 
 
-def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
-    """What a part computes in float32 under autocast has gradients in float32."""
+def test_backward_pass_runs_outside_of_autocast():
+    """Operations in float32 under autocast have float32 gradients."""
     weight = nn.Parameter(torch.randn(32, 32))
     inputs = {"a": torch.randn(64, 32, requires_grad=True)}
 
-    def parts(levels):
+    def chunks(levels):
         yield {"16 bits": (levels["a"] @ weight).float().square().mean()}
         with torch.autocast("cpu", enabled=False):
             hidden = levels["a"] @ weight
@@ -143,8 +143,8 @@ def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
 
     gradients = []
     for run in (
-        lambda: eager_backward(parts, inputs, [nn.ParameterList([weight])]),
-        lambda: plain_losses(parts, inputs),
+        lambda: eager_backward(chunks, inputs, [nn.ParameterList([weight])]),
+        lambda: plain_losses(chunks, inputs),
     ):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses = run()
@@ -154,15 +154,19 @@ def test_the_backward_pass_runs_outside_of_autocast_as_it_does_otherwise():
 
 
 @pytest.mark.parametrize("head", ["retinanet", "cascade_mask_rcnn"])
-def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(config, head):
-    words = ["head.fpn_channels=32"]
+def test_bfloat16_gradients_of_heads_equal_one_backward_pass(config, head):
+    overrides = ["head.fpn_channels=32"]
     if head == "cascade_mask_rcnn":
-        words += ["head.box.conv_channels=[32]", "head.box.hidden=32", "head.mask.channels=[32]"]
-        words += ["head.rpn.post_nms_train=20", "head.box.batch_size_per_image=16", "head.mask.predictor_channels=32"]
-        words += ["head.rpn.inside_only=false"]
-    model = build_model(config("adapter=frozen", f"head={head}", *words), num_classes=3).train()
+        overrides += ["head.box.conv_channels=[32]", "head.box.hidden=32", "head.mask.channels=[32]"]
+        overrides += [
+            "head.rpn.post_nms_train=20",
+            "head.box.batch_size_per_image=16",
+            "head.mask.predictor_channels=32",
+        ]
+        overrides += ["head.rpn.inside_only=false"]
+    model = build_model(config("adapter=frozen", f"head={head}", *overrides), num_classes=3).train()
     size = StepSize(2, (64, 64), 2, "bf16-mixed", clip_norm=None)
-    batch = make_batch(size, num_classes=3, needs=model.head.target_types)
+    batch = random_batch(size, num_classes=3, target_types=model.head.target_types)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = []
     for backward_passes in (nullcontext(), one_backward_pass()):
@@ -176,10 +180,10 @@ def test_a_heads_gradients_in_bfloat16_are_those_of_the_ordinary_backward_pass(c
 
 
 @pytest.mark.parametrize("total", [lambda losses: torch.stack(losses).sum() / 2, sum], ids=["stacked", "added"])
-def test_that_losses_are_summed_is_told_without_waiting_for_the_device(total, monkeypatch):
+def test_common_factor_is_checked_without_device_sync(total, monkeypatch):
     weights = network()
     inputs = {name: torch.randn(6, 6, dtype=torch.float64, requires_grad=True) for name in "ab"}
-    losses = eager_backward(parts_of(weights), inputs, [weights])
+    losses = eager_backward(chunks_of(weights), inputs, [weights])
     monkeypatch.setattr(torch, "allclose", lambda *_, **__: pytest.fail("compares contents"))
     total(list(losses.values())).backward()
     assert inputs["a"].grad is not None

@@ -52,8 +52,8 @@ def targets(empty=False):
     return [full, none if empty else copy.deepcopy(full)]
 
 
-class Given(nn.Module):
-    """In place of a backbone: the pyramid of features that are given."""
+class PyramidBackbone(nn.Module):
+    """A backbone that returns the head's pyramid of fixed features."""
 
     out_channels = 64
 
@@ -65,8 +65,8 @@ class Given(nn.Module):
         return self.head.neck(dict(zip("0123", self.features, strict=True)))
 
 
-class AsTheyAre(nn.Module):
-    """In place of torchvision's transform: images and targets are ready."""
+class IdentityTransform(nn.Module):
+    """Replaces torchvision's transform: images and targets are already transformed."""
 
     def __init__(self, images):
         super().__init__()
@@ -80,10 +80,10 @@ class AsTheyAre(nn.Module):
 
 
 def torchvisions(head, features, images, options):
-    """Torchvision's own Mask R-CNN, made by its own constructor from the same numbers, with our weights."""
+    """Build torchvision's Mask R-CNN with the same options and weights."""
     rpn, box, mask = options["rpn"], options["box"], options["mask"]
     model = TorchvisionMaskRCNN(
-        Given(head, features),
+        PyramidBackbone(head, features),
         num_classes=None,
         rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in rpn["anchor_sizes"]), ((0.5, 1.0, 2.0),) * 5),
         rpn_pre_nms_top_n_train=rpn["pre_nms_train"],
@@ -102,11 +102,11 @@ def torchvisions(head, features, images, options):
     )
     model.rpn.load_state_dict(head.rpn.state_dict())
     model.roi_heads.load_state_dict(head.roi_heads.state_dict())
-    model.transform = AsTheyAre(images)
+    model.transform = IdentityTransform(images)
     return model
 
 
-def test_losses_gradients_and_findings_equal_torchvisions(head, features, images, options):
+def test_losses_gradients_and_detections_equal_torchvision(head, features, images, options):
     model = torchvisions(head, features, images, options)
     head.train(), model.train()
     torch.manual_seed(5)
@@ -135,7 +135,7 @@ def test_losses_gradients_and_findings_equal_torchvisions(head, features, images
                 assert torch.equal(getattr(found, key), expected[key]), key
 
 
-def test_sizes_are_torchvisions_defaults(config):
+def test_sizes_equal_torchvision_defaults(config):
     """The full head has the same parameters as torchvision's maskrcnn on the same pyramid."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
@@ -161,15 +161,15 @@ def test_sizes_are_torchvisions_defaults(config):
     assert ours.rpn.fg_bg_sampler.batch_size_per_image == theirs.rpn.fg_bg_sampler.batch_size_per_image
 
 
-def test_images_without_objects_train_too(head, features, images):
+def test_training_on_images_without_objects(head, features, images):
     head.train()
     losses = head.losses(features, images, targets(empty=True))
     sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
-    assert all(p.grad is not None for p in head.parameters()), "every parameter is used, as DDP wants it"
+    assert all(p.grad is not None for p in head.parameters()), "DDP requires every parameter to be used"
 
 
-def test_predictions_stay_inside_their_image(head, features, images):
+def test_detections_are_inside_their_image(head, features, images):
     head.eval()
     with torch.no_grad():
         found = head.predict(lambda _: features, images)
@@ -192,11 +192,11 @@ def test_autocast_keeps_box_arithmetic_in_float32(head, features, images, dtype)
     assert all(f.boxes.dtype == torch.float32 for f in found)
 
 
-def test_rescaling_and_full_masks():
+def test_rescaled_and_paste_masks():
     boxes = torch.tensor([[10.0, 20.0, 30.0, 40.0]])
     masks = torch.rand(1, 1, 28, 28)
     found = Detections(boxes, torch.ones(1), torch.ones(1, dtype=torch.int64), masks, (50, 100))
     larger = found.rescaled((100, 300))
     assert larger.boxes.tolist() == [[30.0, 40.0, 90.0, 80.0]]
-    (mask,) = larger.full_masks()
+    (mask,) = larger.paste_masks()
     assert torch.equal(mask, paste_masks_in_image(masks, larger.boxes, (100, 300))[0, 0] > 0.5)

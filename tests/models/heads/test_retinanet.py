@@ -28,7 +28,7 @@ def head(options):
 
 @pytest.fixture
 def features(head):
-    return [torch.randn(2, CHANNELS[s], SIZE[0] // 4 // 2**s, SIZE[1] // 4 // 2**s) for s in head.stages]
+    return [torch.randn(2, CHANNELS[s], SIZE[0] // 4 // 2**s, SIZE[1] // 4 // 2**s) for s in head.out_indices]
 
 
 IMAGES = ImageList(torch.zeros(2, 3, *SIZE), [SIZE, (80, 100)])
@@ -41,13 +41,13 @@ def targets(empty=False):
     return [full, none if empty else copy.deepcopy(full)]
 
 
-def test_losses_and_gradients_are_over_the_batch(head):
+def test_losses_are_normalized_over_the_batch(head):
     """mmdetection's formula, anchor by anchor; the second image is smaller than the first, and has fewer objects."""
     size, small = (64, 128), (60, 60)
     images = ImageList(torch.zeros(2, 3, *size), [size, small])
     boxes = [torch.tensor([[20.0, 10.0, 60.0, 50.0], [61.0, 31.0, 90.0, 58.0]]), torch.tensor([[3.0, 7.0, 44.0, 52.0]])]
     truth = [{"boxes": boxes[0], "labels": torch.tensor([1, 3])}, {"boxes": boxes[1], "labels": torch.tensor([2])}]
-    features = [torch.randn(2, CHANNELS[s], size[0] // 4 // 2**s, size[1] // 4 // 2**s) for s in head.stages]
+    features = [torch.randn(2, CHANNELS[s], size[0] // 4 // 2**s, size[1] // 4 // 2**s) for s in head.out_indices]
     losses = head.losses(features, images, truth)
 
     maps = list(head.neck(dict(zip("012", features, strict=True))).values())
@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_over_the_batch(head):
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-6)
 
 
-def test_a_batch_without_objects(head, features):
+def test_batch_without_objects(head, features):
     none = [targets(empty=True)[1]] * 2
     losses = head.losses(features, IMAGES, none)
     logits = head.detector.head(list(head.neck(dict(zip("012", features, strict=True))).values()))["cls_logits"]
@@ -93,7 +93,7 @@ def test_a_batch_without_objects(head, features):
     assert losses["bbox_regression"].item() == 0
 
 
-def test_p6_is_made_of_c5(head, features):
+def test_p6_from_c5(head, features):
     levels = head.neck(dict(zip("012", features, strict=True)))
     weights = head.neck.extra_blocks
     p6 = conv2d(features[-1], weights.p6.weight, weights.p6.bias, stride=2, padding=1)
@@ -101,14 +101,14 @@ def test_p6_is_made_of_c5(head, features):
     assert torch.equal(levels["p7"], conv2d(p6, weights.p7.weight, weights.p7.bias, stride=2, padding=1))
 
 
-def test_p6_is_made_of_c5_where_widths_agree(options):
+def test_p6_from_c5_with_equal_channels(options):
     head = build_head(**{**options, "fpn_channels": 64}, channels=CHANNELS, num_classes=CLASSES)
     features = [torch.randn(1, c, 4 * s, 4 * s) for c, s in zip(CHANNELS[1:], (4, 2, 1), strict=True)]
     levels = head.neck(dict(zip("012", features, strict=True)))
     torch.testing.assert_close(levels["p6"], head.neck.extra_blocks.p6(features[-1]))
 
 
-class Pyramid(nn.Module):
+class PyramidBackbone(nn.Module):
     out_channels = 16
 
     def __init__(self, head, features):
@@ -119,7 +119,7 @@ class Pyramid(nn.Module):
         return self.neck(dict(zip("012", self.features, strict=True)))
 
 
-class AsTheyAre(nn.Module):
+class IdentityTransform(nn.Module):
     def forward(self, images, targets):
         return IMAGES, targets
 
@@ -129,19 +129,19 @@ class AsTheyAre(nn.Module):
 
 @pytest.fixture
 def legacy(options):
-    """The head of a run before there were options for what mmdetection does differently."""
+    """The head of a run by a version without `p6_from` and `exact_anchors`."""
     old = {name: value for name, value in options.items() if name not in ("p6_from", "exact_anchors")}
     return build_head(**with_older_options({"head": old})["head"], channels=CHANNELS, num_classes=CLASSES)
 
 
 @pytest.fixture
 def torchvisions(legacy, features):
-    """Torchvision's own RetinaNet with its default anchors and our weights; it counts classes from 0."""
+    """Torchvision's RetinaNet with its default anchors and the head's weights; classes start at 0."""
     from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 
     anchors = _default_anchorgen()
     model = TorchvisionRetinaNet(
-        Pyramid(legacy, features),
+        PyramidBackbone(legacy, features),
         CLASSES,
         anchor_generator=anchors,
         head=RetinaNetHead(16, anchors.num_anchors_per_location()[0], CLASSES),
@@ -149,11 +149,11 @@ def torchvisions(legacy, features):
         detections_per_img=100,
     )
     model.head.load_state_dict(legacy.detector.head.state_dict())
-    model.transform = AsTheyAre()
+    model.transform = IdentityTransform()
     return model
 
 
-def test_with_old_weights_findings_equal_torchvisions(legacy, features, torchvisions):
+def test_detections_with_older_options_equal_torchvision(legacy, features, torchvisions):
     legacy.eval(), torchvisions.eval()
     with torch.no_grad():
         expected = torchvisions([torch.zeros(3, *SIZE)] * 2)
@@ -163,14 +163,14 @@ def test_with_old_weights_findings_equal_torchvisions(legacy, features, torchvis
             assert torch.equal(found.labels, theirs["labels"] + 1)
 
 
-def test_where_images_match_as_many_anchors_losses_are_torchvisions(legacy, features, torchvisions):
+def test_losses_with_equal_numbers_of_positives_equal_torchvision(legacy, features, torchvisions):
     from_zero = [{**t, "labels": t["labels"] - 1} for t in targets()]
     ours, theirs = legacy.losses(features, IMAGES, targets()), torchvisions([torch.zeros(3, *SIZE)] * 2, from_zero)
     for name, value in ours.items():
         assert value.item() == pytest.approx(theirs[name].item(), rel=1e-5) and value > 0
 
 
-def test_the_pyramid_has_strides_8_to_128(head, features):
+def test_pyramid_strides(head, features):
     levels = list(head.neck(dict(zip("012", features, strict=True))).values())
     assert [tuple(level.shape) for level in levels] == [
         (2, 16, 12, 16),
@@ -181,7 +181,7 @@ def test_the_pyramid_has_strides_8_to_128(head, features):
     ]
 
 
-def test_16_bit_networks_decode_in_float32(head, features):
+def test_autocast_decodes_in_float32(head, features):
     head.eval()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = head.predict(lambda _: features, IMAGES)

@@ -4,7 +4,7 @@ from torch.nn.functional import binary_cross_entropy, smooth_l1_loss
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
-from e3va_cli.models.heads.rpn import RPNOptions, build_rpn, inside
+from e3va_cli.models.heads.rpn import RPNOptions, anchors_inside, build_rpn
 from tests.models.heads import plain
 
 SIZES = [(64, 96), (60, 80)]
@@ -42,8 +42,8 @@ def flat(values, width):
     return torch.cat([v.unflatten(1, (-1, width)).permute(0, 3, 4, 1, 2).flatten(1, 3) for v in values], 1)
 
 
-def test_losses_are_over_the_anchors_inside_the_images():
-    """One object lies in a corner that no inner anchor comes near to; the sampler takes all anchors."""
+def test_losses_are_over_anchors_inside_the_images():
+    """One object is in a corner without anchors inside; the sampler takes all anchors."""
     network, features = rpn(), {str(i): torch.randn(2, 8, *size) for i, size in enumerate(MAPS)}
     _, losses = network(IMAGES, features, targets())
     objectness, deltas = network.head(list(features.values()))
@@ -68,13 +68,13 @@ def test_losses_are_over_the_anchors_inside_the_images():
     assert losses["loss_rpn_box_reg"].item() == pytest.approx(box_loss.item() / len(class_losses), rel=1e-4)
 
 
-def test_which_anchors_lie_inside():
+def test_anchors_inside():
     anchors = torch.tensor([[0.0, 0.0, 9.0, 9.0], [-1.0, 0.0, 5.0, 5.0], [0.0, 0.0, 20.0, 5.0], [0.0, 0.0, 5.0, 10.0]])
-    assert inside(anchors, (10, 20)).tolist() == [True, False, False, False]
-    assert inside(anchors, (11, 21)).tolist() == [True, False, True, True]
-    assert inside(anchors, (5, 5)).all()  # an image smaller than every anchor is trained all the same
+    assert anchors_inside(anchors, (10, 20)).tolist() == [True, False, False, False]
+    assert anchors_inside(anchors, (11, 21)).tolist() == [True, False, True, True]
+    assert anchors_inside(anchors, (5, 5)).all()  # an image smaller than every anchor is trained all the same
 
 
-def test_without_the_option_it_is_torchvisions_network():
+def test_default_network_is_torchvisions():
     network = rpn(inside_only=False, exact_anchors=False, batch_size_per_image=64)
     assert type(network) is RegionProposalNetwork

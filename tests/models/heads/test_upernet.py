@@ -8,9 +8,9 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
-from e3va_cli.models.heads.norms import groups_of
+from e3va_cli.models.heads.layers import num_groups
 from e3va_cli.models.heads.sliding_window import sliding_scores, window_starts
-from e3va_cli.models.heads.upernet import pooled
+from e3va_cli.models.heads.upernet import adaptive_avg_pool2d
 from tests.components import build_head
 
 CHANNELS = [8, 16, 24, 40]
@@ -24,8 +24,8 @@ OPTIONS = {
     "auxiliary_stage": 2,
     "auxiliary_channels": 16,
     "auxiliary_weight": 0.4,
-    "window": None,
-    "stride": 21,
+    "slide_window": None,
+    "slide_stride": 21,
 }
 
 
@@ -46,7 +46,7 @@ def make_targets():
 
 
 class Extract(torch.nn.Module):
-    """In place of a backbone: patches of each stride through fixed random weights."""
+    """A backbone of one fixed random convolution per stride."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class Extract(torch.nn.Module):
 
 
 def reference_scores(head, features):
-    """The published network written out, with the head's weights in the order in which the paper applies them."""
+    """The network of the paper in plain operators, with the head's weights."""
     weights = dict(head.named_parameters())
 
     def block(name, x):
@@ -83,7 +83,7 @@ def reference_scores(head, features):
 
 
 @pytest.mark.parametrize("size", [(64, 96), (32, 32), (96, 416)])
-def test_scores_equal_the_published_network(size):
+def test_scores_equal_the_paper(size):
     head = make_head().eval()
     features = make_features(size)
     scores = head.scores(features)
@@ -92,17 +92,17 @@ def test_scores_equal_the_published_network(size):
 
 
 @pytest.mark.parametrize(("size", "cells"), [((7, 11), 3), ((16, 16), 6), ((2, 5), 6), ((1, 1), 2), ((5, 4), 1)])
-def test_pooling_equals_torchs_with_its_gradient(size, cells):
+def test_adaptive_avg_pool2d_equals_pytorch(size, cells):
     ours = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     theirs = ours.detach().clone().requires_grad_()
     weight = torch.randn(2, 3, cells, cells, dtype=torch.float64)
-    mine, expected = pooled(ours, cells), F.adaptive_avg_pool2d(theirs, cells)
+    mine, expected = adaptive_avg_pool2d(ours, cells), F.adaptive_avg_pool2d(theirs, cells)
     (mine * weight).sum().backward(), (expected * weight).sum().backward()
     torch.testing.assert_close(mine, expected)
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
-def test_full_size_has_as_many_parameters_as_the_papers(config):
+def test_number_of_parameters(config):
     channels, k = [192, 384, 768, 1536], 150
     head = build_head(**to_dict(config("head=upernet").head), channels=channels, num_classes=k)
     width, aux = 512, 256
@@ -116,14 +116,14 @@ def test_full_size_has_as_many_parameters_as_the_papers(config):
     assert sum(p.numel() for p in head.parameters()) == kernels + norms + (width + 1) * k + auxiliary
 
 
-def test_groups():
-    assert {c: groups_of(c) for c in (512, 256, 64, 32, 24, 100, 7, 1)} == {
+def test_num_groups():
+    assert {c: num_groups(c) for c in (512, 256, 64, 32, 24, 100, 7, 1)} == {
         512: 32, 256: 32, 64: 8, 32: 4, 24: 3, 100: 10, 7: 1, 1: 1
     }  # fmt: skip
 
 
 def by_hand(scores, targets):
-    """Mean negative log-probability over labelled pixels, in numpy, image by image without padding."""
+    """Mean negative log-probability over labeled pixels, in numpy, image by image without padding."""
     full = F.interpolate(scores, SIZE, mode="bilinear", align_corners=False).detach().double().numpy()
     log_p = full - np.log(np.exp(full).sum(1, keepdims=True))
     losses = []
@@ -135,7 +135,7 @@ def by_hand(scores, targets):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_losses_are_cross_entropies_over_labelled_pixels(stage):
+def test_losses_are_cross_entropies_over_labeled_pixels(stage):
     head, features, targets = make_head(auxiliary_stage=stage).eval(), make_features(), make_targets()
     losses = head.losses(features, make_images(), targets)
     assert set(losses) == {"segmentation", "auxiliary"}
@@ -144,32 +144,34 @@ def test_losses_are_cross_entropies_over_labelled_pixels(stage):
     assert losses["auxiliary"].item() == pytest.approx(0.4 * auxiliary, rel=1e-5)
 
 
-def test_auxiliary_classifier_is_left_out_at_weight_0():
+def test_no_auxiliary_classifier_at_weight_0():
     head = make_head(auxiliary_weight=0.0)
     assert not any(name.startswith("auxiliary") for name, _ in head.named_parameters())
     assert set(head.losses(make_features(), make_images(), make_targets())) == {"segmentation"}
 
 
-def test_a_batch_without_labels_has_no_loss_and_a_gradient_of_zero():
+def test_batch_without_labels_has_zero_loss_and_gradients():
     head, targets = make_head(), make_targets()
     for target in targets:
         target["semantic"].zero_()
     losses = head.losses(make_features(), make_images(), targets)
     sum(losses.values()).backward()
     assert [loss.item() for loss in losses.values()] == [0.0, 0.0]
-    assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters()), "DDP wants every one"
+    assert all(p.grad is not None and (p.grad == 0).all() for p in head.parameters()), (
+        "DDP requires every parameter to be used"
+    )
 
 
-def test_one_image_of_one_cell_trains():
+def test_training_on_one_image_of_32_pixels():
     head = make_head()
     images = ImageList(torch.zeros(1, 3, 32, 32), [(32, 32)])
     targets = [{"semantic": torch.randint(1, CLASSES + 1, (32, 32), dtype=torch.int16)}]
     sum(head.losses(make_features((32, 32), batch=1), images, targets).values()).backward()
     grid = head.neck.pooling.project[0][0].weight.grad
-    assert torch.isfinite(grid).all() and grid.abs().max() > 1e-6, "the 1x1 pooled map says something"
+    assert torch.isfinite(grid).all() and grid.abs().max() > 1e-6, "gradients reach the 1x1 pooled map"
 
 
-def test_runs_without_data_like_memory_planning_does():
+def test_losses_on_the_meta_device():
     with torch.device("meta"):
         head, features, images, targets = make_head(), make_features(), make_images(), make_targets()
         losses = head.losses(features, images, targets)
@@ -186,7 +188,7 @@ def test_autocast_keeps_losses_and_scores_in_float32(dtype):
         losses = head.losses(features, make_images(), targets)
         auxiliary = 0.4 * by_hand(head.auxiliary(features[2]).float(), targets)
         found = [*head.predict(lambda _: features, make_images())]
-        head.window, head.stride = 64, 32
+        head.slide_window, head.slide_stride = 64, 32
         found += head.predict(Extract(), make_images())
     for name, loss in losses.items():
         assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact[name].item(), rel=0.02)
@@ -194,7 +196,7 @@ def test_autocast_keeps_losses_and_scores_in_float32(dtype):
     assert all(of_image.scores.dtype == torch.float32 for of_image in found)
 
 
-def test_predictions_know_their_image():
+def test_predictions_have_image_sizes():
     head, extract, images = make_head().eval(), Extract(), make_images()
     whole = head.predict(extract, images)
     for one, size, scores in zip(whole, images.image_sizes, head.scores(extract(images.tensors)), strict=True):
@@ -204,10 +206,10 @@ def test_predictions_know_their_image():
 
 
 @pytest.mark.parametrize("window", [96, 128])
-def test_one_window_over_all_is_the_whole_image(window):
+def test_one_window_equals_the_whole_image(window):
     extract, images, head = Extract(), make_images(), make_head().eval()
     whole = head.predict(extract, images)
-    head.window = window
+    head.slide_window = window
     for one, expected in zip(head.predict(extract, images), whole, strict=True):
         assert type(one) is type(expected) and one.scores.shape == (CLASSES, *SIZE)
         assert torch.equal(one.labels((70, 101)), expected.labels((70, 101)))
@@ -215,7 +217,7 @@ def test_one_window_over_all_is_the_whole_image(window):
 
 @pytest.mark.parametrize(("size", "stride"), [((64, 96), 21), ((32, 160), 64), ((128, 96), 50), ((96, 96), 64)])
 def test_windows_are_averaged_where_they_overlap(size, stride):
-    extract, head = Extract(), make_head(window=64, stride=stride).eval()
+    extract, head = Extract(), make_head(slide_window=64, slide_stride=stride).eval()
     images = make_images(size)
     height, width = (min(64, side) for side in size)
     corners = [
@@ -245,11 +247,11 @@ def test_windows_are_averaged_where_they_overlap(size, stride):
         (2048, 512, 341, [0, 341, 682, 1023, 1364, 1536]),
     ],
 )
-def test_the_last_window_is_moved_back_inside(side, window, stride, starts):
+def test_window_starts(side, window, stride, starts):
     assert window_starts(side, window, stride) == starts
 
 
-def test_windows_call_their_network_once_each():
+def test_network_is_called_once_per_window():
     seen = []
 
     def score(part):
@@ -265,19 +267,19 @@ def test_windows_call_their_network_once_each():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"window": 100}, "head.window=100"),
-        ({"window": 64, "stride": 65}, "head.stride=65"),
-        ({"window": 64, "stride": 0}, "head.stride=0"),
+        ({"slide_window": 100}, "head.slide_window=100"),
+        ({"slide_window": 64, "slide_stride": 65}, "head.slide_stride=65"),
+        ({"slide_window": 64, "slide_stride": 0}, "head.slide_stride=0"),
         ({"auxiliary_stage": 4}, "head.auxiliary_stage=4"),
         ({"pool_scales": [1, 0]}, r"head.pool_scales=\[1, 0\]"),
     ],
 )
-def test_options_out_of_range_are_named(changes, says):
+def test_errors_of_options_out_of_range(changes, says):
     with pytest.raises(UserError, match=says):
         make_head(**changes)
 
 
-def test_learns_two_images_by_heart(config):
+def test_overfits_two_images(config):
     options = to_dict(config("head=upernet_nano").head)
     head, extract = build_head(**options, channels=CHANNELS, num_classes=3), Extract()
     generator = torch.Generator().manual_seed(1)

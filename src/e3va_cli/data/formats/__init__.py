@@ -1,1 +1,1 @@
-"""Dataset formats: one file each, behind the protocol of `base.py`."""
+"""Dataset formats: one file each, subclasses of `base.DatasetFormat`."""

@@ -1,4 +1,4 @@
-"""Any data set of images and label maps in ADE20K's layout, for semantic segmentation; see `label_encoding.py`.
+"""Images and semantic masks in ADE20K's layout; see `label_encoding.py`.
 
 Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017, https://doi.org/10.1109/CVPR.2017.544.
 """
@@ -16,48 +16,47 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.data.dataset import Target
 from e3va_cli.data.file_names import likely_name, match_stems
-from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
+from e3va_cli.data.fingerprint import Fingerprint, digest, sample_file_sizes
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.label_encoding import LabelEncoding, label_encoding
-from e3va_cli.data.formats.semantic_masks import LABEL_SUFFIXES, files_by_stem, label_map_faults
-from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unread
+from e3va_cli.data.formats.semantic_masks import MASK_SUFFIXES, files_by_stem, validate_semantic_mask
+from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unsupported
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, decode_image, head_of, read_image
+from e3va_cli.data.images.reading import DEFAULT_SCALING, decode_image, read_header, read_image
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.validation.image_survey import survey_images
-from e3va_cli.data.validation.issues import ADVICE, Issue, Place, Report
-from e3va_cli.data.validation.label_survey import survey
-from e3va_cli.data.validation.semantic_masks import check_label_maps
+from e3va_cli.data.validation.issues import ADVICE, Issue, Location, Progress, Report
+from e3va_cli.data.validation.label_survey import survey_masks
+from e3va_cli.data.validation.semantic_masks import check_semantic_masks
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, escape_text
+from e3va_cli.utils.text import escape_text, more_suffix
 
 SEMANTIC = frozenset({"semantic"})
-NESTED = "ADEChallengeData2016"  # the folder in the archive that people download
+NESTED = "ADEChallengeData2016"  # the top folder of the official archive
 CLASS_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")
 
 
 class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
-    """Images with label maps in the order of their names; see `targets.Target`.
+    """Images with semantic masks in the order of their names; see `dataset.Target`.
 
     Args:
-        images: the folder of images
-        labels: the folder of label maps, called as their images
-        classes: names of the labels from 1
-        encoding: how values or colors of label maps become labels
-        train: whether it is to be trained on, for which two classes have to occur; else one
-        scaling: of images of more than 8 bits
-        transforms: called with the image and the target, returns both
+        images: folder.
+        labels: folder of semantic masks, named as their images.
+        classes: names of the labels from 1.
+        encoding: of the masks.
+        train: whether it is the training split, which needs two classes.
+        scaling: of images of more than 8 bits.
+        transforms: of (image, target) pairs.
 
     Raises:
-        UserError: a folder or a label map is missing, there are no images, or two of one name, or nothing can be
-            learned from what is labelled. When an item is read: a file is broken, or the label map holds values or
-            colors that are no class's, or another size.
+        UserError: a folder or mask is missing, there are no images or several of one name, or too few classes occur.
+            On access to an item: a file is corrupt, or the mask has another size or values without a class.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         classes: Sequence[str],
         encoding: LabelEncoding,
         train: bool = True,
-        scaling: IntensityScaling = USUAL_SCALING,
+        scaling: IntensityScaling = DEFAULT_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         self.images, self.labels, self.transforms = images, labels, transforms
@@ -76,10 +75,10 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         self.encoding, self.scaling = encoding, scaling
         self.category_ids = list(encoding.category_ids)
         self.dropped: dict[str, int] = {}
-        self.left_out_images = 0
+        self.num_filtered_images = 0
         self.target_types = SEMANTIC
-        of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, LABEL_SUFFIXES)
-        unread = describe_unread(os.listdir(images))  # noqa: PTH208 (a Path for each of many costs seconds)
+        of_images, of_labels = _one_by_stem(images, IMAGE_SUFFIXES), _one_by_stem(labels, MASK_SUFFIXES)
+        unread = describe_unsupported(os.listdir(images))  # noqa: PTH208 (a Path for each of many costs seconds)
         if not of_images:
             raise UserError(f"no images in {images}; {unread or describe_directory(images / 'any')}")
         matched = match_stems(of_images, of_labels)
@@ -87,43 +86,43 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
             wanted = f"{Path(missing[0]).stem}.png"
             likely = likely_name(wanted, of_labels.values())
             raise UserError(
-                f"{escape_text(images / missing[0])}{and_more(missing)} has no label map "
+                f"{escape_text(images / missing[0])}{more_suffix(missing)} has no semantic mask "
                 f"{escape_text(wanted)} in {labels}"
-                f"{f' (perhaps {escape_text(likely)})' if likely else ''}; add it, or take the image out; {ADVICE}"
+                f"{f' (perhaps {escape_text(likely)})' if likely else ''}; add it, or remove the image; {ADVICE}"
             )
         self._files = SerializedList((name, of_labels[matched[stem]]) for stem, name in of_images.items())
-        seen = survey(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
-        if reason := seen.nothing_to_learn(self.classes, train=train):
+        masks = survey_masks(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
+        if reason := masks.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
-        self.notes = [f"{labels}: {reason}"] if (reason := seen.maybe_background) else []
+        self.notes = [f"{labels}: {reason}"] if (reason := masks.background_warning) else []
         self.notes += [f"{images}: without {unread}"] if unread else []
-        heads = survey_images(len(self), self._file_and_size)
-        self._turns_unsure = heads.turns_unsure
-        self.notes += heads.notes(str(images), scaling)
+        headers = survey_images(len(self), self._file_and_size)
+        self._orient_ambiguous = headers.orient_ambiguous
+        self.notes += headers.notes(str(images), scaling)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def fingerprint(self) -> Fingerprint:
-        """See `targets.DenseDataset`."""
-        sizes = sizes_of(len(self), lambda index: self.images / self._files[index][0])
-        of_labels = sizes_of(len(self), lambda index: self.labels / self._files[index][1])
+        """See `DenseDataset`."""
+        sizes = sample_file_sizes(len(self), lambda index: self.images / self._files[index][0])
+        of_labels = sample_file_sizes(len(self), lambda index: self.labels / self._files[index][1])
         images, labels = zip(*self._files, strict=True)
         return Fingerprint(len(self), digest(images, sizes), digest(labels, of_labels))
 
     def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
-        """An image, and the (H, W) of its label map."""
+        """Return the path of an image, and the (H, W) of its mask."""
         image_name, label_name = self._files[index]
-        return self.images / image_name, head_of(self.labels / label_name).size
+        return self.images / image_name, read_header(self.labels / label_name).size
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, Target]:
         image_name, label_name = self._files[index]
         mask = decode_image(self.labels / label_name)
         annotated = (mask.height, mask.width)
-        image = read_image(self.images / image_name, self.scaling, annotated, unsure=self._turns_unsure)
+        image = read_image(self.images / image_name, self.scaling, annotated, orient_ambiguous=self._orient_ambiguous)
         height, width = image.shape[1:]
-        for _, fault in label_map_faults(mask, (width, height), self.encoding):
-            raise UserError(f"{escape_text(self.labels / label_name)}: {fault}; {ADVICE}")
+        for _, error in validate_semantic_mask(mask, (width, height), self.encoding):
+            raise UserError(f"{escape_text(self.labels / label_name)}: {error}; {ADVICE}")
         labels = self.encoding.encode(self.encoding.keys_of(mask))
         target: Target = {
             "image_id": index + 1,
@@ -136,42 +135,42 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 @DATASET_FORMATS.register("ade20k")
 @dataclass
 class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
-    """Both splits of a folder in ADE20K's layout; names are relative to `root`."""
+    """Folders of images and semantic masks, relative to `root`."""
 
     target_types: ClassVar[frozenset[str]] = SEMANTIC
     usual_classes: ClassVar[int] = 150
 
-    root: str = option(help="the folder that holds the four below, or the ADEChallengeData2016 that does")
+    root: str = option(help="folder that contains the four below, or ADEChallengeData2016")
     train_images: str = option(help="folder")
     train_labels: str = option(help="folder")
     val_images: str = option(help="folder")
     val_labels: str = option(help="folder")
-    num_classes: int | None = option(None, help="null: as many as label_map has or names there are", above=0)
+    num_classes: int | None = option(None, help="null: the number of entries in label_map, or of class names", above=0)
     classes: Any = option(
         None,
         help="names, or a text file of them; null: objectInfo150.txt, classes.txt or names.txt in root, or numbers",
     )
     reduce_zero_label: bool = option(
         True,
-        help="0 is not labelled, classes from 1; false: classes from 0, such as a background",
+        help="0 is unlabeled and classes start at 1; false: classes start at 0, for example with a background",
         before=True,
-        under=(Under("label_map", lambda value: value is None, "which tells the classes by itself"),),
+        under=(Condition("label_map", lambda value: value is None, "which defines the classes"),),
     )
     ignore_index: Any = option(
         None,
-        help="values, or colors as [[r,g,b]], that are not labelled; null: 255, unless it is a class",
+        help="unlabeled values, or colors as [[r,g,b]]; null: 255, unless it is a class",
         before=None,
     )
     label_map: Any = option(
         None,
-        help="value or [r,g,b] of each class, as [0,255], or a file of lines NAME:R,G,B (labelmap.txt of CVAT)",
+        help="value or [r,g,b] of each class, for example [0,255], or a file of lines NAME:R,G,B (CVAT's labelmap.txt)",
         before=None,
     )
 
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = SEMANTIC
     ) -> SegmentationDataset:
-        """List a split's files; they are read one by one later."""
+        """Open a split; its files are read on access."""
         images, labels = self._folders(split)
         if missing := [folder for folder in (images, labels) if not folder.is_dir()]:
             raise UserError(*(f"no such folder: {folder}; {describe_directory(folder)}" for folder in missing))
@@ -186,26 +185,24 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
             transforms=transforms,
         )
 
-    def check(
-        self, split: Split, progress: Callable[[int, int], None] | None = None, *, targets: Collection[str] = SEMANTIC
-    ) -> Report:
-        """Decode every image and every label map."""
+    def check(self, split: Split, progress: Progress | None = None, *, targets: Collection[str] = SEMANTIC) -> Report:
+        """Decode every image and every semantic mask."""
         images, labels = self._folders(split)
-        faults, names = [], None
+        errors, names = [], None
         try:
             names = self._given_names()
         except UserError as error:
-            faults = [Issue("unusable class names", 1, [Place(detail=str(error))])]
+            errors = [Issue("invalid class names", 1, [Location(detail=str(error))])]
         encoding = self._encoding(names)
         classes = self._numbered(encoding)
         try:
-            classes = self._class_names(encoding) if not faults else classes
+            classes = self._class_names(encoding) if not errors else classes
         except UserError as error:
-            faults = [Issue("unusable class names", 1, [Place(detail=str(error))])]
-        report = check_label_maps(
+            errors = [Issue("invalid class names", 1, [Location(detail=str(error))])]
+        report = check_semantic_masks(
             images, labels, classes, encoding, train=split == "train", scaling=self.scaling, progress=progress
         )
-        return replace(report, problems=faults + report.problems)
+        return replace(report, problems=errors + report.problems)
 
     def _root(self) -> Path:
         root = Path(self.root).expanduser()
@@ -216,17 +213,17 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
         return root / NESTED if is_above else root
 
     def _folders(self, split: Split) -> tuple[Path, Path]:
-        """The folders of images and of label maps."""
+        """Return the folders of images and of semantic masks."""
         root = self._root()
-        names = {f"{split}_{kind}": getattr(self, f"{split}_{kind}") for kind in ("images", "labels")}
+        names = {key: getattr(self, key) for key in (f"{split}_images", f"{split}_labels")}
         for key, name in names.items():
             if safe_join(root, name) is None:
-                raise UserError(f"dataset.{key}={name} lies outside of dataset.root={root}; give a folder in it")
+                raise UserError(f"dataset.{key}={name} is outside dataset.root={root}; set it to a folder inside")
         images, labels = (root / name for name in names.values())
         return images, labels
 
     def _encoding(self, names: Sequence[str] | None) -> LabelEncoding:
-        """What the options on labels mean; as many classes as there are names, unless their number is given."""
+        """Return the encoding; without `num_classes` and `label_map` there are as many classes as names."""
         number = self.num_classes
         if number is None and self.label_map is None and names is not None:
             number = len(names)
@@ -248,12 +245,12 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
         return next((str(root / name) for name in CLASS_FILES if (root / name).is_file()), None)
 
     def _given_names(self) -> list[str] | None:
-        """As given, or else from one of the usual files in the root."""
+        """Return the names in the option, or in one of the usual files in the root."""
         given = self._source_of_names()
         return None if given is None else read_class_names(given)
 
     def _class_names(self, encoding: LabelEncoding) -> list[str]:
-        """As given, else as the file of `label_map` has them, else numbers."""
+        """Return the given names, or those of the `label_map` file, or numbers."""
         if self.classes is None and encoding.names:
             return encoding.names
         names = self._given_names()
@@ -262,20 +259,20 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
         if len(names) != encoding.num_classes:
             given = self._source_of_names()
             source = given if isinstance(given, str) else "dataset.classes"
-            told, remedy = f"dataset.num_classes is {encoding.num_classes}", f"dataset.num_classes={len(names)}"
+            actual, remedy = f"dataset.num_classes is {encoding.num_classes}", f"dataset.num_classes={len(names)}"
             if self.label_map is not None:
-                told, remedy = f"dataset.label_map has {encoding.num_classes}", "dataset.label_map to as many entries"
+                actual, remedy = f"dataset.label_map has {encoding.num_classes}", "dataset.label_map to as many entries"
             raise UserError(
-                f"{source} names {len(names)} classes, {told}; set {remedy}, or dataset.classes to as many names"
+                f"{source} names {len(names)} classes, {actual}; set {remedy}, or dataset.classes to as many names"
             )
         return names
 
 
 def _one_by_stem(folder: Path, suffixes: set[str]) -> dict[str, str]:
-    """The name of the file of each stem; raises UserError where there are several."""
-    found = files_by_stem(folder, suffixes)
-    for names in found.values():
+    """Return the file of each stem; raise UserError for stems with several files."""
+    files = files_by_stem(folder, suffixes)
+    for names in files.values():
         if len(names) > 1:
             listed = escape_text(" and ".join(names))
-            raise UserError(f"{folder} holds {listed}, which differ in the suffix alone; keep one of them")
-    return {stem: names[0] for stem, names in found.items()}
+            raise UserError(f"{folder}: {listed} differ only in the suffix; keep one of them")
+    return {stem: names[0] for stem, names in files.items()}

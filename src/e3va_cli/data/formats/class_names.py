@@ -1,4 +1,4 @@
-"""Names of classes that the user gives: a list, or a text file."""
+"""Class names, from a list or a text file."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import is_name, shorten
+from e3va_cli.utils.text import is_printable_name, shorten
 
-REMEDY = "give dataset.classes a list such as [cat,dog], or a text file with one name a line"
+REMEDY = "set dataset.classes to a list such as [cat,dog], or a text file with one name a line"
 
 
 def read_class_names(given: Sequence[str] | str) -> list[str]:
-    """The names in their order.
+    """Return the names in their order.
 
     Args:
-        given: the names themselves; or a text file with one name a line, or with ADE20K's tab-separated table
-            (https://github.com/CSAILVision/sceneparsing, objectInfo150.txt), whose first synonyms are taken.
+        given: the names; or a text file with one name a line, or with ADE20K's tab-separated table
+            (https://github.com/CSAILVision/sceneparsing, objectInfo150.txt), of which the first synonyms are used.
 
     Raises:
-        UserError: there is no such file, it is not text, there is no name, or one is no text or given twice.
+        UserError: the file cannot be read, there are no names, or a name is not a string or occurs twice.
     """
     source, names = (str(given), _read(given)) if isinstance(given, str) else ("dataset.classes", given)
     if not isinstance(names, Sequence):
         raise UserError(f"{source}={names}: {REMEDY}")
     if not names:
-        raise UserError(f"{source} holds no names of classes; {REMEDY}")
-    if wrong := [name for name in names if not isinstance(name, str) or not is_name(name.strip())]:
-        raise UserError(f"{source}: the name of a class is a text, not {shorten(wrong[0])}; put it in quotes")
+        raise UserError(f"{source} has no class names; {REMEDY}")
+    if wrong := [name for name in names if not isinstance(name, str) or not is_printable_name(name.strip())]:
+        raise UserError(f"{source}: a class name must be a string, not {shorten(wrong[0])}; put it in quotes")
     names = [name.strip() for name in names]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
-        raise UserError(f"{source}: more than one class is called {', '.join(repeated)}; each needs a name of its own")
+        raise UserError(f"{source}: duplicate class names: {', '.join(repeated)}; rename or remove them")
     return names
 
 
@@ -43,7 +43,7 @@ def _read(file: str) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"no such file of class names: {path}; {REMEDY}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text in UTF-8; {REMEDY}") from None
+        raise UserError(f"{path} is not UTF-8 text; {REMEDY}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"cannot read the class names in {path}: {reason}; {REMEDY}") from None

@@ -1,4 +1,4 @@
-"""Any data set in COCO's format, for detection and instance segmentation (https://cocodataset.org/#format-data)."""
+"""Data sets in COCO's format for detection and instance segmentation (https://cocodataset.org/#format-data)."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -14,51 +14,57 @@ from torchvision import tv_tensors
 from e3va_cli.components.options import option
 from e3va_cli.data.dataset import DETECTION, Target
 from e3va_cli.data.encoded_masks import EncodedMasks
-from e3va_cli.data.file_names import find_names
-from e3va_cli.data.fingerprint import Fingerprint, digest, sizes_of
+from e3va_cli.data.file_names import resolve_names
+from e3va_cli.data.fingerprint import Fingerprint, digest, sample_file_sizes
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.coco_file import (
     CocoFile,
+    check_entries,
     clip_box,
     coco_paths,
     read_coco,
     rename_images,
-    require_sound,
 )
-from e3va_cli.data.formats.coco_objects import Census, by_known_image, evaluated, is_trained_on
-from e3va_cli.data.formats.crowds import crowds_as_objects, doubtful_crowds
-from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unread, unread_format
+from e3va_cli.data.formats.coco_objects import (
+    ObjectCounts,
+    crowd_warning,
+    crowds_as_objects,
+    group_by_image,
+    is_training_object,
+    to_ground_truth,
+)
+from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unsupported, unsupported_format
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
-from e3va_cli.data.images.reading import USUAL_SCALING, read_image
+from e3va_cli.data.images.reading import DEFAULT_SCALING, read_image
 from e3va_cli.data.paths import safe_join
 from e3va_cli.data.serialized_list import SerializedList
 from e3va_cli.data.transforms import DetectionTransforms, ResizeFirst
 from e3va_cli.data.validation.coco import check_coco_file
 from e3va_cli.data.validation.image_survey import survey_images
-from e3va_cli.data.validation.issues import ADVICE, Report
+from e3va_cli.data.validation.issues import ADVICE, Progress, Report
 from e3va_cli.errors import UserError
 
 
 class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
-    """Images with boxes, labels and, where the file has any, masks; see `targets.Target`.
+    """Images with boxes, labels and, if the file has any, masks; see `dataset.Target`.
 
-    Labels count the categories in the order of their ids, from 1. Crowds, unusable boxes and, where masks are wanted
-    and the data set has some, objects without a mask are left out of the targets and counted in `dropped`; images
-    without objects stay. An object without a box has that of its mask.
+    Labels number the categories by ascending id, from 1. Crowds, invalid boxes and, for heads with masks, objects
+    without a mask are dropped from the targets and counted in `dropped`; images without objects stay. An object without
+    a box gets that of its mask.
 
     Args:
-        coco: the content of the annotations; nothing of it is kept but what items and evaluation need
-        images: the folder that the file names refer to; the files in it are looked for when they are read
-        name: what the annotations are called in messages
-        ignored: the reason that `dropped` gives for objects that an evaluation ignores
-        left_out: further annotations that training does without: how many, by reason
-        targets: what is wanted of boxes and masks; an object lacks nothing that is not wanted
-        scaling: of images of more than 8 bits
-        transforms: called with the image and the target, returns both
+        coco: the annotations.
+        images: the folder that file names are relative to.
+        name: of the annotations in messages.
+        ignored: key in `dropped` of objects with `iscrowd`.
+        dropped: further annotations that are not trained on, by reason.
+        targets: what the head needs of boxes and masks.
+        scaling: of images of more than 8 bits.
+        transforms: of (image, target) pairs.
 
     Raises:
-        UserError: the folder is missing, or the annotations hold nothing to train on. When an item is read: its
-            image is missing, broken or of another size than the annotations say.
+        UserError: the folder or an image is missing, or no object can be trained on. On access to an item: its image is
+            corrupt, or of another size than annotated.
     """
 
     def __init__(
@@ -68,19 +74,19 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         *,
         name: str,
         ignored: str = "crowd",
-        left_out: Mapping[str, int] | None = None,
+        dropped: Mapping[str, int] | None = None,
         targets: Collection[str] = DETECTION,
-        scaling: IntensityScaling = USUAL_SCALING,
+        scaling: IntensityScaling = DEFAULT_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
         if not images.is_dir():
             raise UserError(f"no such folder of images: {images}")
-        require_sound(coco, images, name)
+        check_entries(coco, images, name)
         coco = _with_files(coco, images, name)
         self.images = images
         self._has_crowds = ignored == "crowd"  # what `iscrowd` marks
         self.transforms, self.scaling = transforms, scaling
-        self.left_out_images = 0
+        self.num_filtered_images = 0
         categories = sorted(coco.categories, key=lambda category: category["id"])
         self.classes: list[str] = [category["name"] for category in categories]
         self.category_ids: list[int] = [category["id"] for category in categories]
@@ -89,37 +95,37 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         self._sizes = np.array([(image["height"], image["width"]) for image in coco.images])
         self._file_names = SerializedList(image["file_name"] for image in coco.images)
 
-        dropped: Counter[str] = Counter(left_out)
-        by_image = by_known_image(coco, self._label, dropped)
-        census = Census()
-        self._objects = SerializedList(census.take(by_image.pop(image["id"]), image) for image in coco.images)
-        self.target_types = frozenset(DETECTION if census.kinds[None, True] else {"boxes"})
+        reasons: Counter[str] = Counter(dropped)
+        by_image = group_by_image(coco, self._label, reasons)
+        counts = ObjectCounts()
+        self._objects = SerializedList(counts.add(by_image.pop(image["id"]), image) for image in coco.images)
+        self.target_types = frozenset(DETECTION if counts.counts[None, True] else {"boxes"})
         self._targets = self.target_types & set(targets)
         masks = "masks" in self._targets
-        self.objects_per_image = census.usable(masks=masks)
-        dropped += census.left_out(ignored, masks=masks)
-        self.dropped: dict[str, int] = dict(dropped.most_common())
+        self.objects_per_image = counts.usable(masks=masks)
+        reasons += counts.dropped(ignored, masks=masks)
+        self.dropped: dict[str, int] = dict(reasons.most_common())
         if not self.objects_per_image.any():
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
-            raise UserError(f"{name} holds no usable object ({reasons or 'no annotations'}); {ADVICE}")
+            listed = ", ".join(f"{reason}: {count}" for reason, count in self.dropped.items())
+            raise UserError(f"{name} has no usable object ({listed or 'no annotations'}); {ADVICE}")
         self.notes: list[str] = []
-        if without := dropped["no usable mask"]:
+        if without := reasons["no usable mask"]:
             objects = without + int(self.objects_per_image.sum())
             self.notes.append(
-                f"{name}: {without:,} of {objects:,} objects have no mask: left out of training, ignored in "
-                "evaluation; head=retinanet, which needs no masks, takes them all"
+                f"{name}: {without:,} of {objects:,} objects have no mask and are ignored in training and "
+                "evaluation; head=retinanet needs no masks and uses all of them"
             )
         survey = survey_images(len(self), self._file_and_size)
-        self._turns_unsure = survey.turns_unsure
+        self._orient_ambiguous = survey.orient_ambiguous
         self.notes += survey.notes(name, scaling)
-        if ignored == "crowd" and (doubt := doubtful_crowds(coco)):
-            self.notes.append(f"{name}: {doubt}")
+        if ignored == "crowd" and (warning := crowd_warning(coco)):
+            self.notes.append(f"{name}: {warning}")
 
     def __len__(self) -> int:
         return len(self._file_names)
 
     def _file_and_size(self, index: int) -> tuple[Path, tuple[int, int]]:
-        """An image, and the (H, W) of its annotations."""
+        """Return the path of an image, and the (H, W) that is annotated."""
         path = safe_join(self.images, self._file_names[index])
         assert path is not None
         return path, self.image_size(index)
@@ -128,33 +134,33 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         path, (height, width) = self._file_and_size(index)
         number = int(self._image_ids[index])
         try:
-            image = read_image(path, self.scaling, (height, width), unsure=self._turns_unsure)
+            image = read_image(path, self.scaling, (height, width), orient_ambiguous=self._orient_ambiguous)
         except UserError as error:
             raise UserError(f"{error} (image {number}); {ADVICE}") from error
         if image.shape[1:] != (height, width):
-            found = f"{image.shape[2]}x{image.shape[1]} pixels"
-            raise UserError(f"{path} (image {number}) has {found}, the annotations say {width}x{height}; {ADVICE}")
+            size = f"{image.shape[2]}x{image.shape[1]}"
+            raise UserError(f"{path} (image {number}) has {size} pixels, but {width}x{height} are annotated; {ADVICE}")
         target = self._target(index, height, width)
         if "masks" in target and not isinstance(self.transforms, ResizeFirst):
             target["masks"] = target["masks"].at((height, width))
         return (image, target) if self.transforms is None else self.transforms(image, target)
 
     def fingerprint(self) -> Fingerprint:
-        """See `targets.DenseDataset`."""
-        sizes = sizes_of(len(self), lambda index: self._file_and_size(index)[0])
+        """See `DenseDataset`."""
+        sizes = sample_file_sizes(len(self), lambda index: self._file_and_size(index)[0])
         objects = (
-            (number, *size, found)
-            for number, size, found in zip(self._image_ids.tolist(), self._sizes.tolist(), self._objects, strict=True)
+            (number, *size, entries)
+            for number, size, entries in zip(self._image_ids.tolist(), self._sizes.tolist(), self._objects, strict=True)
         )
         return Fingerprint(len(self), digest(self._file_names, sizes), digest(objects))
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """(H, W) in pixels, as the annotation file says."""
+        """Return the annotated (H, W) in pixels."""
         height, width = self._sizes[index].tolist()
         return height, width
 
     def ground_truth(self, targets: Collection[str] | None = None) -> dict[str, Any]:
-        """See `targets.DetectionDataset`; gives new ids where pycocotools would mix the annotations up."""
+        """See `DetectionDataset`; annotations get new ids where theirs are not unique, or 0."""
         images = [
             {"id": number, "file_name": self._file_names[i], "height": height, "width": width}
             for i, (number, (height, width)) in enumerate(
@@ -163,7 +169,7 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         masks = "masks" in (self._targets if targets is None else self.target_types & set(targets))
         annotations = [
-            evaluated(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
+            to_ground_truth(entry, image["height"], image["width"], masks=masks, crowds=self._has_crowds)
             for objects, image in zip(self._objects, images, strict=True)
             for entry in objects
             if entry["bbox"] is not None
@@ -176,23 +182,23 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
         ]
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
-    def leave_out_empty(self) -> None:
-        """Keep only images with objects to train on; `left_out_images` counts the others."""
-        kept = [index for index in range(len(self)) if self._trained_on(index)]
-        self.left_out_images += len(self) - len(kept)
+    def filter_empty(self) -> None:
+        """Keep only images with objects to train on; count the others in `num_filtered_images`."""
+        kept = [index for index in range(len(self)) if self._training_objects(index)]
+        self.num_filtered_images += len(self) - len(kept)
         self._image_ids, self._sizes = self._image_ids[kept], self._sizes[kept]
         self.objects_per_image = self.objects_per_image[kept]
         self._file_names = SerializedList(self._file_names[index] for index in kept)
         self._objects = SerializedList(self._objects[index] for index in kept)
 
-    def _trained_on(self, index: int) -> list[dict[str, Any]]:
-        """The objects of an image that are in its target."""
+    def _training_objects(self, index: int) -> list[dict[str, Any]]:
+        """Return the objects in the target of an image."""
         size, masked = self.image_size(index), "masks" in self._targets
-        return [entry for entry in self._objects[index] if is_trained_on(entry, *size, masks=masked)]
+        return [entry for entry in self._objects[index] if is_training_object(entry, *size, masks=masked)]
 
     def _target(self, index: int, height: int, width: int) -> Target:
         masked = "masks" in self._targets
-        objects = self._trained_on(index)
+        objects = self._training_objects(index)
         corners = [clip_box(entry["bbox"], height, width) for entry in objects]
         target: Target = {
             "image_id": int(self._image_ids[index]),
@@ -210,22 +216,22 @@ class CocoDetection(Dataset[tuple[tv_tensors.Image, Target]]):
 
 
 def _with_files(coco: CocoFile, images: Path, name: str) -> CocoFile:
-    """The annotations with the names that the files have.
+    """Return the annotations with file names as on disk.
 
     Raises:
-        UserError: images are missing; tells of all of them.
+        UserError: images are missing, or of formats that cannot be read.
     """
-    found = find_names(images, (image["file_name"] for image in coco.images), KNOWN_SUFFIXES)
+    found = resolve_names(images, (image["file_name"] for image in coco.images), KNOWN_SUFFIXES)
     if found.missing:
         raise UserError(
             f"{name}: no such image: {len(found.missing):,} of {len(coco.images):,} are not in {images}: "
             f"{found.describe_missing()}; {ADVICE}"
         )
-    coco = rename_images(coco, found.taken)
+    coco = rename_images(coco, found.resolved)
     files = (image["file_name"] for image in coco.images)
-    unread = [file for file in files if describe_unread([file]) and unread_format(images / file)]
+    unread = [file for file in files if describe_unsupported([file]) and unsupported_format(images / file)]
     if unread:
-        raise UserError(f"{name}: lists {describe_unread(unread)}; {ADVICE}")
+        raise UserError(f"{name}: lists {describe_unsupported(unread)}; {ADVICE}")
     return coco
 
 
@@ -234,14 +240,22 @@ def open_coco(
     annotations: Path,
     *,
     targets: Collection[str] = DETECTION,
-    scaling: IntensityScaling = USUAL_SCALING,
+    scaling: IntensityScaling = DEFAULT_SCALING,
     use_iscrowd: bool = True,
     transforms: Callable[..., tuple[Any, Target]] | None = None,
 ) -> CocoDetection:
-    """The images in a folder with the annotations in a JSON file; without `use_iscrowd`, crowds are objects.
+    """Open a folder of images with the annotations in a JSON file.
+
+    Args:
+        images: folder.
+        annotations: file.
+        targets: what the head needs of boxes and masks.
+        scaling: of images of more than 8 bits.
+        use_iscrowd: whether annotations with `iscrowd` 1 are crowds, else they are objects.
+        transforms: of (image, target) pairs.
 
     Raises:
-        UserError: the file is not COCO's, or as `CocoDetection` says.
+        UserError: the file is not in COCO's format, or see `CocoDetection`.
     """
     name, coco = str(annotations), read_coco(annotations)
     if not use_iscrowd:
@@ -252,24 +266,22 @@ def open_coco(
 @DATASET_FORMATS.register("coco")
 @dataclass
 class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
-    """Both splits of a folder in COCO's layout; names are relative to `root`."""
+    """Images in folders and COCO annotation files, relative to `root`."""
 
     target_types: ClassVar[frozenset[str]] = DETECTION
     usual_classes: ClassVar[int] = 80
 
-    root: str = option(help="the folder that holds the four below")
+    root: str = option(help="folder that contains the four below")
     train_images: str = option(help="folder")
     train_annotations: str = option(help="file")
     val_images: str = option(help="folder")
     val_annotations: str = option(help="file")
     use_iscrowd: bool = option(
         True,
-        help="annotations with iscrowd 1 are crowds, which are ignored; false: objects, as CVAT's brush masks",
+        help="iscrowd 1 marks crowds, which are ignored; false: they are objects, such as CVAT's brush masks",
         before=True,
     )
-    filter_empty: bool = option(
-        False, help="true: images without objects are left out of training", before=False, of_training=True
-    )
+    filter_empty: bool = option(False, help="train without images that have no objects", before=False, of_training=True)
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":
@@ -279,7 +291,7 @@ class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION
     ) -> CocoDetection:
-        """Read a split's annotations; training leaves out images without objects if `filter_empty`."""
+        """Open a split; `filter_empty` applies to training only."""
         images, annotations = self._paths(split)
         dataset = open_coco(
             images,
@@ -290,17 +302,11 @@ class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
             transforms=transforms,
         )
         if self.filter_empty and split == "train":
-            dataset.leave_out_empty()
+            dataset.filter_empty()
         return dataset
 
-    def check(
-        self,
-        split: Split,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        targets: Collection[str] = DETECTION,
-    ) -> Report:
-        """Look at every annotation and decode every image."""
+    def check(self, split: Split, progress: Progress | None = None, *, targets: Collection[str] = DETECTION) -> Report:
+        """Check every annotation and decode every image."""
         images, annotations = self._paths(split)
         return check_coco_file(
             images,

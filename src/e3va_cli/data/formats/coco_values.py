@@ -1,4 +1,4 @@
-"""Values of a COCO file as tools write them: numbers as text or fractions, truth values for 0 and 1."""
+"""Normalization of COCO values that tools write differently: numbers as strings or floats, booleans for 0 and 1."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Entry = dict[str, Any]
 WHOLE = re.compile(r"\s*[+-]?\d{1,19}\s*", re.ASCII)
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 FLAGS = {"": 0, "0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-LARGEST_EXACT = 2.0**53  # of whole numbers in a float
+MAX_EXACT = 2.0**53  # of integers in a float
 
 
 def normalize_images(entries: list[Entry]) -> None:
-    """Read ids and sizes of images as whole numbers, in place; what is none stays as it is."""
+    """Convert ids and sizes of images to integers, in place; other values are unchanged."""
     for entry in entries:
         _replace(entry, ("id", "height", "width"))
 
 
 def normalize_categories(entries: list[Entry]) -> None:
-    """Read ids of categories as whole numbers, and names that are numbers as text, in place."""
+    """Convert ids of categories to integers and numeric names to strings, in place."""
     for entry in entries:
         _replace(entry, ("id",))
         if type(entry.get("name")) in (int, float):
@@ -28,7 +28,7 @@ def normalize_categories(entries: list[Entry]) -> None:
 
 
 def normalize_annotations(entries: list[Entry]) -> None:
-    """Read what annotations hold as numbers, in place; what is none stays as it is."""
+    """Convert the numbers of annotations, in place; other values are unchanged."""
     for entry in entries:
         _replace(entry, ("id", "image_id", "category_id"))
         if entry.get("iscrowd") is not None and type(entry["iscrowd"]) is not int:
@@ -51,7 +51,7 @@ def _replace(entry: Entry, keys: tuple[str, ...]) -> None:
 
 def _is_whole(value: Any) -> bool:
     if type(value) is float:
-        return value.is_integer() and abs(value) <= LARGEST_EXACT
+        return value.is_integer() and abs(value) <= MAX_EXACT
     return type(value) is str and WHOLE.fullmatch(value) is not None
 
 

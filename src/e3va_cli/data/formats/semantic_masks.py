@@ -1,6 +1,6 @@
-"""Images and their semantic masks in two folders: which belong together, and what can be wrong with a mask.
+"""Files of images and semantic masks, and the errors of a mask.
 
-A mask holds one value or color for each pixel of its image; `label_encoding.py` tells what they mean.
+A mask has one value or color for each pixel of its image; `label_encoding.py` maps them to labels.
 """
 
 from __future__ import annotations
@@ -17,27 +17,26 @@ from e3va_cli.data.formats.label_encoding import IGNORED, UNKNOWN, LabelEncoding
 from e3va_cli.errors import UserError
 from e3va_cli.utils.text import truncate_list
 
-LABEL_SUFFIXES = {".png", ".bmp", ".gif", ".tif", ".tiff"}
-IN_COLOURS = "label map in colours"
+MASK_SUFFIXES = {".png", ".bmp", ".gif", ".tif", ".tiff"}
 COLORS_SHOWN = 8
 
 
 def files_by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, list[str]]:
-    """The names of the files with one of these suffixes, by what stands before it; both sorted, no hidden files.
+    """Return the names of files with these suffixes by stem, both sorted, without hidden files.
 
     Raises:
         UserError: the folder cannot be listed.
     """
-    found: dict[str, list[str]] = defaultdict(list)
+    names: dict[str, list[str]] = defaultdict(list)
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path for each of many costs seconds)
                 if suffix.lower() in suffixes and not stem.startswith(".") and _is_file(entry):
-                    found[stem].append(entry.name)
+                    names[stem].append(entry.name)
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}") from None
-    return {stem: sorted(found[stem]) for stem in sorted(found)}
+    return {stem: sorted(names[stem]) for stem in sorted(names)}
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -47,27 +46,29 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def label_map_faults(mask: Image.Image, size: tuple[int, int], encoding: LabelEncoding) -> Iterator[tuple[str, str]]:
-    """What keeps a semantic mask from being used, each as a kind, and what was found with what to do.
+def validate_semantic_mask(
+    mask: Image.Image, size: tuple[int, int], encoding: LabelEncoding
+) -> Iterator[tuple[str, str]]:
+    """Yield the errors of a semantic mask as (issue type, detail).
 
     Args:
-        mask: as it is stored.
-        size: (width, height) of its image, in pixels.
-        encoding: of the values or colors that there may be.
+        mask: as stored.
+        size: (width, height) of its image in pixels.
+        encoding: of its values or colors.
     """
-    if fault := _mode_fault(mask, encoding):
-        yield fault
+    if error := _validate_mode(mask, encoding):
+        yield error
         return
     if mask.format == "JPEG":
-        yield "label map in a JPEG", "its compression changes labels; save it as a PNG, from the original"
+        yield "JPEG semantic mask", "JPEG compression changes labels; save it as PNG from the original"
     if mask.size != size:
         yield (
             "size mismatch",
-            f"the label map has {mask.width}x{mask.height} pixels, its image {size[0]}x{size[1]}",
+            f"the semantic mask has {mask.width}x{mask.height} pixels, its image {size[0]}x{size[1]}",
         )
     keys = encoding.keys_of(mask)
     if (least := int(keys.min())) < 0:
-        yield "negative label", f"the least label is {least}; {_told(encoding)}"
+        yield "negative label", f"the smallest label is {least}; {_expected_values(encoding)}"
     unknown = keys[(encoding.encode(keys) == UNKNOWN) & (keys >= 0)]
     if not unknown.size:
         return
@@ -75,48 +76,47 @@ def label_map_faults(mask: Image.Image, size: tuple[int, int], encoding: LabelEn
         share = 100 * unknown.size / keys.size
         yield (
             f"{'color' if encoding.in_colors else 'value'} without a class",
-            f"{encoding.show_some(np.unique(unknown).tolist())} ({share:.2g} % of the pixels) are not in "
+            f"{encoding.format_keys(np.unique(unknown).tolist())} ({share:.2g} % of the pixels) are not in "
             "dataset.label_map; add them there or to dataset.ignore_index",
         )
     else:
         yield "label above the number of classes", _too_high(int(unknown.max()), np.unique(keys), encoding)
 
 
-def _mode_fault(mask: Image.Image, encoding: LabelEncoding) -> tuple[str, str] | None:
+def _validate_mode(mask: Image.Image, encoding: LabelEncoding) -> tuple[str, str] | None:
     if encoding.reads(mask):
         return None
     if encoding.in_colors:
         return (
-            "label map without colors",
-            f"an image of mode {mask.mode}, but dataset.label_map has colors; give the value of each class instead",
+            "semantic mask without colors",
+            f"an image of mode {mask.mode}, but dataset.label_map has colors; set it to the value of each class",
         )
-    remedy = f"save it as a PNG of mode L or P, {_told(encoding)}"
+    remedy = f"save it as a PNG of mode L or P, {_expected_values(encoding)}"
     if mask.mode in ("RGB", "RGBA"):
         pixels = np.asarray(mask.convert("RGB")).reshape(-1, 3)
         colors = [str(color).replace(" ", "") for color in np.unique(pixels, axis=0)[: COLORS_SHOWN + 1].tolist()]
-        remedy += f"; or give the color of each class, dataset.label_map=[{truncate_list(colors, COLORS_SHOWN)}]"
-    return IN_COLOURS, f"an image of mode {mask.mode}, not one number per pixel; {remedy}"
+        remedy += f"; or set the color of each class, dataset.label_map=[{truncate_list(colors, COLORS_SHOWN)}]"
+    return "semantic mask in colors", f"an image of mode {mask.mode}, not one number per pixel; {remedy}"
 
 
-def _told(encoding: LabelEncoding) -> str:
-    """What masks have to hold."""
+def _expected_values(encoding: LabelEncoding) -> str:
     if encoding.mapped:
         return "with the values of dataset.label_map"
-    return "0 = not labelled, classes from 1" if encoding.from_one else "classes from 0"
+    return "0 = unlabeled, classes from 1" if encoding.from_one else "classes from 0"
 
 
 def _too_high(largest: int, values: np.ndarray, encoding: LabelEncoding) -> str:
     count = encoding.num_classes
-    remedy = f"set dataset.num_classes={largest if encoding.from_one else largest + 1} if there are so many"
+    remedy = f"set dataset.num_classes={largest if encoding.from_one else largest + 1} if there are more"
     if len(values) == 2 and not values[0]:
-        remedy = f"for a background of 0 and an object of {largest}: {two_classes(largest)}"
+        remedy = f"if 0 is the background and {largest} the object, set {two_classes(largest)}"
     elif largest == IGNORED:
-        remedy = f"where {largest} is not labelled: dataset.ignore_index={largest}"
+        remedy = f"if {largest} is unlabeled, set dataset.ignore_index={largest}"
     return f"the largest label is {largest}, of {count} classes; {remedy}"
 
 
 def two_classes(value: int) -> str:
-    """The options for masks of 0 for the background and `value` for the object."""
+    """Return the options for masks with background 0 and an object of `value`."""
     if value == 1:
         return "dataset.reduce_zero_label=false dataset.num_classes=2"
     return f"dataset.label_map=[0,{value}] dataset.num_classes=2"

@@ -1,4 +1,4 @@
-"""The encodings of text files: as they declare them, else UTF-8, else as the user says."""
+"""Encodings of text files: as declared, else UTF-8, else as configured."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 
 DECLARED = re.compile(rb"""\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([A-Za-z0-9._:-]{1,40})["']""")
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-# What programs mean that declare the narrower one, as https://encoding.spec.whatwg.org/#names-and-labels has it.
-WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
+# Decode declared encodings as their supersets, as https://encoding.spec.whatwg.org/#names-and-labels has it.
+SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
 
 
 def decode_text(data: bytes, encoding: str | None = None) -> str:
-    """The text of a file: by its byte order mark, else UTF-8, else of that `encoding`.
+    """Decode a text file: by its byte order mark, else as UTF-8, else in `encoding`.
 
     Raises:
-        UnicodeError: it is none of these.
+        UnicodeError: none of these applies.
     """
     mark = next((mark for mark in MARKS if data.startswith(mark)), None)
     if mark is not None:
@@ -25,21 +25,21 @@ def decode_text(data: bytes, encoding: str | None = None) -> str:
     except UnicodeDecodeError:
         if encoding is None:
             raise
-        return data.decode(_wider(encoding))
+        return data.decode(_superset(encoding))
 
 
 def decode_xml(data: bytes, encoding: str | None = None) -> tuple[str, bool]:
-    """The text of an XML file, and whether its encoding is a guess: latin-1, which any bytes are.
+    """Decode an XML file; return also whether its encoding is a guess (latin-1, which decodes any bytes).
 
     Args:
         data: of the file.
-        encoding: of a file that is not UTF-8 and declares no other.
+        encoding: of a file that is not UTF-8 and declares none.
 
     Raises:
-        UnicodeError, LookupError: it is not of the encoding that it declares, or there is no such encoding.
+        UnicodeError, LookupError: the declared encoding is wrong or unknown.
     """
     declared = DECLARED.match(data)
-    name = _wider(declared[1].decode()) if declared else "utf-8"
+    name = _superset(declared[1].decode()) if declared else "utf-8"
     if name != "utf-8" and not data.startswith(tuple(MARKS)):
         return data.decode(name), False
     try:
@@ -48,19 +48,19 @@ def decode_xml(data: bytes, encoding: str | None = None) -> tuple[str, bool]:
         return data.decode("latin-1"), True
 
 
-def _wider(name: str) -> str:
-    """The encoding that is meant by a name, as Python calls it.
+def _superset(name: str) -> str:
+    """Return Python's name of an encoding, or of its superset.
 
     Raises:
-        LookupError: there is none, or it is not one of text.
+        LookupError: there is no such text encoding.
     """
-    "".encode(name)  # raises for what is no encoding of text
-    found = codecs.lookup(name).name.replace("-", "_")
-    return WIDER.get(found, found.replace("_", "-") if found == "utf_8" else found)
+    "".encode(name)  # raises LookupError
+    codec = codecs.lookup(name).name.replace("-", "_")
+    return SUPERSETS.get(codec, codec.replace("_", "-") if codec == "utf_8" else codec)
 
 
 def is_encoding(name: str) -> bool:
-    """Return whether Python has an encoding of text of that name."""
+    """Return whether Python has a text encoding of that name."""
     try:
         "".encode(name)
     except (LookupError, UnicodeError, ValueError):

@@ -10,41 +10,42 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from e3va_cli.components.options import option
-from e3va_cli.data.dataset import DETECTION, Target
+from e3va_cli.data.dataset import DETECTION
 from e3va_cli.data.formats.base import DATASET_FORMATS, SPLITS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.coco import CocoDetection
-from e3va_cli.data.formats.coco_file import CocoFile, Entry
+from e3va_cli.data.formats.coco_file import CocoFile
+from e3va_cli.data.formats.coco_values import Entry
 from e3va_cli.data.formats.text_encodings import is_encoding
-from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devkit, read_set, sets_of
+from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devkit, list_image_sets, read_image_set
 from e3va_cli.data.images.intensity import ImageFileOptions
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.data.validation.coco import check_coco
-from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Place, Report
+from e3va_cli.data.validation.issues import ADVICE, IssueCollector, Location, Progress, Report
 from e3va_cli.errors import UserError
-from e3va_cli.utils.text import and_more, truncate_list
+from e3va_cli.utils.text import more_suffix, truncate_list
 
 NAMES_SHOWN = 10
 
 
-def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFile, Counter[str]]:
-    """Images as a COCO file, numbered from 1 as the classes are, and how many objects it leaves out, by reason.
+def to_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFile, Counter[str]]:
+    """Return images as a COCO file, images and classes numbered from 1, and the number of dropped objects by reason.
 
-    Difficult objects have `iscrowd` set, which has the same meaning: not trained on, neither a hit nor a miss.
+    Difficult objects have `iscrowd` 1, which has the same meaning: not trained on, neither a hit nor a miss.
     """
     numbers = {name: number for number, name in enumerate(classes, start=1)}
     entries: list[Entry] = []
     annotations: list[Entry] = []
-    left_out: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
     for image_id, image in enumerate(images, start=1):
-        if image.fault:
+        if image.error:
             continue
         entries.append(
             {"id": image_id, "file_name": image.file_name, "height": image.height, "width": image.width},
         )
         for name, box, difficult in image.objects:
             if name not in numbers:
-                left_out["unlisted class" if name else "object without a name"] += 1
+                dropped["unlisted class" if name else "object without a name"] += 1
                 continue
             annotations.append(
                 {
@@ -56,93 +57,81 @@ def as_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
                 }
             )
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    return CocoFile(entries, annotations, categories), left_out
+    return CocoFile(entries, annotations, categories), dropped
 
 
 @DATASET_FORMATS.register("voc")
 @dataclass
 class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
-    """Both splits of VOC2007, VOC2012 or both together."""
+    """VOC2007, VOC2012, or both together."""
 
     target_types: ClassVar[frozenset[str]] = frozenset({"boxes"})
     usual_classes: ClassVar[int] = len(CLASSES)
 
-    root: str = option(
-        help="the folder that holds VOC2007, VOC2012 or both, which are taken together, or their VOCdevkit"
-    )
+    root: str = option(help="folder that contains VOC2007, VOC2012 or both, or that contains VOCdevkit")
     train_set: str | None = option(
-        None, help="of ImageSets/Main; null: trainval where VOC2007 has a test set, else train"
+        None, help="list in ImageSets/Main; null: trainval if VOC2007 has a test set, else train"
     )
     val_set: str | None = option(None, help="null: VOC2007's test set, else val")
     classes: Any = option(
-        None, help="names, or a text file of them; null: VOC's 20, or those that the annotations have instead"
+        None, help="names, or a text file of them; null: VOC's 20, or those in the annotations if there are others"
     )
     encoding: str | None = option(
-        None, help="of XML files that are not UTF-8 and declare none, such as gbk or cp1251", before="latin-1"
+        None, help="of XML files that are not UTF-8 and declare none, for example gbk or cp1251", before="latin-1"
     )
     filter_empty: bool = option(
         False,
-        help="true: images without objects, or with difficult ones alone, are left out of training",
+        help="train without images that have no objects, or only difficult ones",
         before=False,
         of_training=True,
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with the encoding."""
+        """Yield the error of an unknown encoding."""
         if self.encoding is not None and not is_encoding(self.encoding):
-            yield f"{at}.encoding={self.encoding}: no encoding of text, such as gbk, cp1251 or latin-1"
+            yield f"{at}.encoding={self.encoding}: unknown encoding; set one such as gbk, cp1251 or latin-1"
 
     def open(
-        self,
-        split: Split,
-        transforms: Callable[..., tuple[Any, Target]] | None = None,
-        *,
-        targets: Collection[str] = DETECTION,
+        self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION
     ) -> CocoDetection:
-        """The images of a split with their boxes.
+        """Open the images of a split with their boxes.
 
         Raises:
-            UserError: the layout or an XML file cannot be read, or nothing in it is of use.
+            UserError: the layout or an XML file cannot be read, or there is no object to train on.
         """
         name, images, classes = self._name(split), self._images(split), self._classes
-        faults: dict[str, list[str]] = defaultdict(list)
+        errors: dict[str, list[str]] = defaultdict(list)
         for image in images:
-            if image.fault:
-                kind, details = image.fault
-                faults[kind].append(f"{self._devkit / image.annotation}: {kind}: {details}")
-        if faults:
-            raise UserError(*(f"{found[0]}{and_more(found)}; {ADVICE}" for found in faults.values()))
-        coco, left_out = as_coco(images, classes)
-        if left_out["unlisted class"] and not coco.annotations:
+            if image.error:
+                issue_type, detail = image.error
+                errors[issue_type].append(f"{self._devkit / image.annotation}: {issue_type}: {detail}")
+        if errors:
+            raise UserError(*(f"{one[0]}{more_suffix(one)}; {ADVICE}" for one in errors.values()))
+        coco, dropped = to_coco(images, classes)
+        if dropped["unlisted class"] and not coco.annotations:
             raise UserError(
-                f"dataset.classes: no object in {name} is called {truncate_list(classes, NAMES_SHOWN)}; "
-                f"they are called {truncate_list(_names_in(images), NAMES_SHOWN)}"
+                f"dataset.classes: {name} has no object of {truncate_list(classes, NAMES_SHOWN)}; "
+                f"its classes are {truncate_list(_names_in(images), NAMES_SHOWN)}"
             )
         dataset = CocoDetection(
             coco,
             self._devkit,
             name=name,
             ignored="difficult",
-            left_out=left_out,
+            dropped=dropped,
             targets=targets,
             scaling=self.scaling,
             transforms=transforms,
         )
         if self.filter_empty and split == "train":
-            dataset.leave_out_empty()
+            dataset.filter_empty()
         return dataset
 
-    def check(
-        self,
-        split: Split,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        targets: Collection[str] = DETECTION,
-    ) -> Report:
-        """Look at every XML file and decode every image of a split."""
+    def check(self, split: Split, progress: Progress | None = None, *, targets: Collection[str] = DETECTION) -> Report:
+        """Check every XML file and decode every image of a split."""
         images = self._images(split)
-        coco, _ = as_coco(images, self._classes)
-        problems, notes = self._findings(split, images)
+        coco, _ = to_coco(images, self._classes)
+        problems, notes = self._issues(split, images)
         return check_coco(
             coco,
             self._devkit,
@@ -161,26 +150,28 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
 
     @cached_property
     def _read(self) -> dict[Split, list[VocImage]]:
-        """The splits that were read, so that each XML file is parsed once."""
+        """Return the splits read so far, so that each XML file is parsed once."""
         return {}
 
     def _images(self, split: Split) -> list[VocImage]:
         if split not in self._read:
             self._read[split] = [
-                image for year, name in self._sets(split) for image in read_set(self._devkit, year, name, self.encoding)
+                image
+                for year, name in self._sets(split)
+                for image in read_image_set(self._devkit, year, name, self.encoding)
             ]
         return self._read[split]
 
     def _images_if_any(self, split: Split) -> list[VocImage]:
-        """No images where they cannot be listed: an evaluation does without those for training."""
+        """Return no images if they cannot be listed: evaluation does not need the training set."""
         try:
             return self._images(split)
         except UserError:
             return []
 
     def _sets(self, split: Split) -> list[tuple[str, str]]:
-        """The years that a split consists of, and the name of the set."""
-        available = {year: sets_of(self._devkit, year) for year in YEARS}
+        """Return the years of a split, each with the name of its image set."""
+        available = {year: list_image_sets(self._devkit, year) for year in YEARS}
         has_test = "test" in available["VOC2007"]
         if split == "val":
             wanted = self.val_set or ("test" if has_test else "val")
@@ -190,17 +181,17 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
             years = YEARS
         found = [(year, wanted) for year in years if wanted in available[year]]
         if not found:
-            there = "; ".join(
+            listed = "; ".join(
                 f"{year} has {truncate_list(names, NAMES_SHOWN)}" for year, names in available.items() if names
             )
             raise UserError(
-                f"no ImageSets/Main/{wanted}.txt in {self._devkit}; {there or 'there is no such list'}; "
+                f"no ImageSets/Main/{wanted}.txt in {self._devkit}; {listed or 'there is no such list'}; "
                 f"set dataset.{split}_set"
             )
         return found
 
     def _name(self, split: Split) -> str:
-        """What a split is called in messages."""
+        """Return the name of a split in messages."""
         return f"{self._devkit} ({', '.join(' '.join(found) for found in self._sets(split))})"
 
     @cached_property
@@ -210,25 +201,27 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
         names = {name for split in SPLITS for name in _names_in(self._images_if_any(split))}
         return sorted(names) if names - set(CLASSES) else list(CLASSES)
 
-    def _findings(self, split: Split, images: Sequence[VocImage]) -> tuple[IssueCollector, IssueCollector]:
-        """Problems and notes that a COCO file cannot tell of."""
+    def _issues(self, split: Split, images: Sequence[VocImage]) -> tuple[IssueCollector, IssueCollector]:
+        """Return problems and notes of the XML files, beyond those of a COCO file."""
         problems, notes = IssueCollector(), IssueCollector()
-        trained_on = {image.file_name for image in self._images_if_any("train")} if split == "val" else set()
+        train_files = {image.file_name for image in self._images_if_any("train")} if split == "val" else set()
         for number, image in enumerate(images, start=1):
-            if image.fault:
-                kind, details = image.fault
-                problems.add(kind, Place(image.annotation, detail=details))
-            elif not image.sized:
-                notes.add("image size taken from the image file", Place(image.annotation, number))
-            if image.file_name in trained_on:
-                notes.add("image that the training set lists too", Place(image.file_name, number))
-            for position, found in enumerate(image.objects, start=1):
-                if found.name is None:
-                    problems.add("object without a name", Place(image.annotation, number, detail=f"object {position}"))
-                elif found.name not in self._classes:
-                    notes.add("object of an unlisted class", Place(image.annotation, number, detail=found.name))
+            if image.error:
+                issue_type, detail = image.error
+                problems.add(issue_type, Location(image.annotation, detail=detail))
+            elif not image.has_size:
+                notes.add("image size taken from the image file", Location(image.annotation, number))
+            if image.file_name in train_files:
+                notes.add("image that is also in the training set", Location(image.file_name, number))
+            for position, one in enumerate(image.objects, start=1):
+                if one.name is None:
+                    problems.add(
+                        "object without a name", Location(image.annotation, number, detail=f"object {position}")
+                    )
+                elif one.name not in self._classes:
+                    notes.add("object of an unlisted class", Location(image.annotation, number, detail=one.name))
         return problems, notes
 
 
 def _names_in(images: Sequence[VocImage]) -> list[str]:
-    return sorted({found.name for image in images for found in image.objects if found.name})
+    return sorted({one.name for image in images for one in image.objects if one.name})

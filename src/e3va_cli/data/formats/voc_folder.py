@@ -1,6 +1,6 @@
-"""A folder in Pascal VOC's layout: its sets of images, and the XML files that annotate them.
+"""Folders in Pascal VOC's layout: image sets and XML annotation files.
 
-Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010; the layout is the one of its
+Everingham et al., The Pascal Visual Object Classes (VOC) Challenge, IJCV 2010; see the
 development kits (http://host.robots.ox.ac.uk/pascal/VOC/).
 """
 
@@ -12,14 +12,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from e3va_cli.data.file_names import FoundNames, find_names
+from e3va_cli.data.file_names import ResolvedNames, resolve_names
 from e3va_cli.data.formats.coco_file import is_finite
 from e3va_cli.data.formats.text_encodings import decode_text, decode_xml
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, KNOWN_SUFFIXES
-from e3va_cli.data.images.reading import size_in_file
+from e3va_cli.data.images.reading import read_image_size
 from e3va_cli.data.paths import describe_directory, safe_join
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.utils.files import require_regular
+from e3va_cli.utils.files import check_regular_file
 from e3va_cli.utils.text import escape_text, shorten
 
 YEARS = ("VOC2007", "VOC2012")
@@ -33,7 +33,7 @@ FLAGS |= dict.fromkeys(("1", "1.0", "true", "yes"), True)
 
 
 class VocObject(NamedTuple):
-    """An `<object>`: its name, or None; COCO's [x, y, w, h], or what stands there where that is no box."""
+    """An `<object>`: its name or None, and COCO's [x, y, w, h], or the raw values if they are no box."""
 
     name: str | None
     box: list[Any]
@@ -42,31 +42,31 @@ class VocObject(NamedTuple):
 
 @dataclass(frozen=True)
 class VocImage:
-    """What an XML file tells of an image; names of files are relative to the devkit.
+    """The content of an XML file; file names are relative to the devkit.
 
     Attributes:
-        fault: the kind and the details of what makes it unusable, or None.
-        sized: whether the file tells the size; without, it is the one of the image file.
+        has_size: whether the XML file has the size of the image; else it is read from the image file.
+        error: (issue type, detail) of an invalid file, or None.
     """
 
     annotation: str
     file_name: str
     height: int = 0
     width: int = 0
-    sized: bool = True
+    has_size: bool = True
     objects: tuple[VocObject, ...] = ()
-    fault: tuple[str, str] | None = None
+    error: tuple[str, str] | None = None
 
 
-class _FaultError(Exception):
-    """What makes an XML file unusable: kind and details."""
+class _AnnotationError(Exception):
+    """An invalid XML file: issue type and detail."""
 
 
 def find_devkit(root: str) -> Path:
-    """The folder with VOC2007, VOC2012 or both: the root, or VOCdevkit in it.
+    """Return the folder that contains VOC2007, VOC2012 or both: the root, or VOCdevkit in it.
 
     Raises:
-        UserError: neither has one; says what is there instead.
+        UserError: neither contains one.
     """
     given = Path(root).expanduser()
     for folder in (given, given / "VOCdevkit"):
@@ -74,21 +74,21 @@ def find_devkit(root: str) -> Path:
             return folder
     raise UserError(
         f"no {' or '.join(YEARS)} in {given} or in {given / 'VOCdevkit'}; {describe_directory(given / YEARS[0])}; "
-        "set dataset.root to the folder that holds one of them"
+        "set dataset.root to the folder that contains one of them"
     )
 
 
-def sets_of(devkit: Path, year: str) -> list[str]:
-    """The names of a year's sets of images, the short ones first: VOC has 60 more that are of one class each."""
+def list_image_sets(devkit: Path, year: str) -> list[str]:
+    """Return the names of a year's image sets, short ones first: VOC has 60 more for single classes."""
     names = [path.stem for path in (devkit / year / "ImageSets" / "Main").glob("*.txt") if path.is_file()]
     return sorted(names, key=lambda name: (len(name), name))
 
 
-def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) -> list[VocImage]:
-    """All images of a set of that year, in its order; `encoding` is that of files that are not UTF-8 and declare none.
+def read_image_set(devkit: Path, year: str, name: str, encoding: str | None = None) -> list[VocImage]:
+    """Read all images of an image set, in its order; `encoding` applies to files that are not UTF-8 and declare none.
 
     Raises:
-        UserError: the list cannot be read, or the year lacks the folder of images or of annotations.
+        UserError: the list cannot be read, or JPEGImages or Annotations is missing.
     """
     file = devkit / year / "ImageSets" / "Main" / f"{name}.txt"
     try:
@@ -99,124 +99,123 @@ def read_set(devkit: Path, year: str, name: str, encoding: str | None = None) ->
     for folder in (images, annotations):
         if not folder.is_dir():
             raise UserError(f"no folder {folder}, to which {file} refers; {describe_directory(folder)}")
-    # One look at the folder instead of one for each image; VOC's own suffix comes last and wins.
+    # List the folder once instead of once an image; VOC's own suffix comes last and wins.
     try:
         files = sorted(images.iterdir(), key=_preference)
     except OSError as error:
         raise UserError(f"cannot list {images}: {error.strerror}") from None
     file_names = {path.stem: path.name for path in files if path.suffix.lower() in KNOWN_SUFFIXES}
-    found = []
-    for sheet in _sheets([line.strip() for line in lines if line.strip()], annotations):
-        stem = sheet[: -len(".xml")]
-        found.append(_read_image(devkit, year, sheet, file_names.get(stem, f"{stem}.jpg"), encoding))
-    return found
+    entries = []
+    for xml_name in _xml_names([line.strip() for line in lines if line.strip()], annotations):
+        stem = xml_name[: -len(".xml")]
+        entries.append(_read_image(devkit, year, xml_name, file_names.get(stem, f"{stem}.jpg"), encoding))
+    return entries
 
 
 def _preference(path: Path) -> tuple[bool, bool, str]:
     return path.suffix.lower() in IMAGE_SUFFIXES, path.suffix == ".jpg", path.name
 
 
-def _sheets(lines: Sequence[str], annotations: Path) -> list[str]:
-    """The names of the XML files that the lines of a list mean.
-
-    A line can be the image's own name; what means no file for certain stays as it is.
-    """
-    sheets = [f"{line}.xml" for line in lines]
-    found = find_names(annotations, sheets, {".xml"})
+def _xml_names(lines: Sequence[str], annotations: Path) -> list[str]:
+    """Return the XML file of each line of an image set, which may also be the image's file name."""
+    names = [f"{line}.xml" for line in lines]
+    found = resolve_names(annotations, names, {".xml"})
     if found.missing:
-        plain = {sheet: f"{_without_suffix(sheet)}.xml" for sheet in found.missing}
-        again = find_names(annotations, plain.values(), {".xml"})
-        named = {sheet: again.taken.get(name, name) for sheet, name in plain.items() if name not in again.missing}
-        found = FoundNames({**found.taken, **named})
-    return [found.taken.get(sheet, sheet) for sheet in sheets]
+        plain = {name: f"{_without_suffix(name)}.xml" for name in found.missing}
+        again = resolve_names(annotations, plain.values(), {".xml"})
+        named = {line: again.resolved.get(name, name) for line, name in plain.items() if name not in again.missing}
+        found = ResolvedNames({**found.resolved, **named})
+    return [found.resolved.get(name, name) for name in names]
 
 
-def _without_suffix(sheet: str) -> str:
-    """The name of an image from what would be its XML file: `JPEGImages/a.jpg.xml` is of `a`."""
-    image = PurePosixPath(sheet.replace("\\", "/")[: -len(".xml")])
+def _without_suffix(xml_name: str) -> str:
+    """Return the image's name in a line with `.xml` appended: `a` for `JPEGImages/a.jpg.xml`."""
+    image = PurePosixPath(xml_name.replace("\\", "/")[: -len(".xml")])
     return image.stem if image.suffix.lower() in KNOWN_SUFFIXES else image.name
 
 
-def _read_image(devkit: Path, year: str, sheet: str, image: str, encoding: str | None) -> VocImage:
-    annotation, file_name = f"{year}/Annotations/{sheet}", f"{year}/JPEGImages/{image}"
+def _read_image(devkit: Path, year: str, xml_name: str, image: str, encoding: str | None) -> VocImage:
+    annotation, file_name = f"{year}/Annotations/{xml_name}", f"{year}/JPEGImages/{image}"
     try:
         content, is_guess = _parse(_inside(devkit, annotation), encoding)
         objects = tuple(_object(element) for element in content.findall("object"))
         if is_guess:
-            _require_ascii(objects)
+            _check_ascii(objects)
         height, width = (_pixels(content.findtext(f"size/{side}")) for side in ("height", "width"))
-        sized = height > 0 and width > 0
-        if not sized:
+        has_size = height > 0 and width > 0
+        if not has_size:
             height, width = _size_of_file(_inside(devkit, file_name))
-    except _FaultError as fault:
-        kind, details = fault.args
-        return VocImage(annotation, file_name, fault=(kind, details))
-    return VocImage(annotation, file_name, height, width, sized, objects)
+    except _AnnotationError as error:
+        issue_type, detail = error.args
+        return VocImage(annotation, file_name, error=(issue_type, detail))
+    return VocImage(annotation, file_name, height, width, has_size, objects)
 
 
 def _inside(devkit: Path, name: str) -> Path:
     path = safe_join(devkit, name)
     if path is None:
-        raise _FaultError("file outside the data root", f"{shorten(name)} lies outside of {devkit}")
+        raise _AnnotationError("file outside the data root", f"{shorten(name)} is outside {devkit}")
     return path
 
 
-def _require_ascii(objects: Sequence[VocObject]) -> None:
-    """Names in an encoding that nobody knows would be others in the checkpoint than in the file."""
-    if found := [name for name, _, _ in objects if name and not name.isascii()]:
-        raise _FaultError(
+def _check_ascii(objects: Sequence[VocObject]) -> None:
+    """Refuse class names whose encoding is a guess: the checkpoint would keep wrong ones."""
+    if names := [name for name, _, _ in objects if name and not name.isascii()]:
+        raise _AnnotationError(
             "annotation file of an unknown encoding",
-            f"a class is called {escape_text(found[0])} if it is latin-1; the file declares none and is not UTF-8: set "
-            "dataset.encoding to the right one, such as gbk, cp1251 or latin-1",
+            f"a class name reads {escape_text(names[0])} as latin-1, but the file is not UTF-8 and declares no "
+            "encoding; set dataset.encoding, for example to gbk, cp1251 or latin-1",
         )
 
 
 def _parse(path: Path, encoding: str | None) -> tuple[ElementTree.Element, bool]:
-    """The content of an XML file, and whether its encoding is a guess."""
+    """Return the content of an XML file, and whether its encoding is a guess."""
     try:
-        require_regular(path)
+        check_regular_file(path)
         data = path.read_bytes()
     except FileNotFoundError:
-        raise _FaultError("missing annotation file", "no such file") from None
+        raise _AnnotationError("missing annotation file", "no such file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
-        raise _FaultError("unreadable annotation file", str(reason)) from None
+        raise _AnnotationError("unreadable annotation file", str(reason)) from None
     try:
         text, is_guess = decode_xml(data, encoding)
     except (UnicodeError, LookupError) as error:
-        raise _FaultError(
+        raise _AnnotationError(
             "unreadable annotation file", f"not of the encoding it declares: {first_line(error)}"
         ) from None
-    # Entities can blow a file of a kilobyte up to gigabytes. Given text, the parser knows no encoding to hide them in.
+    # Entities can expand a file of a kilobyte to gigabytes. In decoded text no encoding can hide them.
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise _FaultError("annotation file with a document type", "neither it nor entities are read; remove them")
+        raise _AnnotationError("annotation file with a document type", "not supported, nor are entities; remove it")
     try:
         content = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise _FaultError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
+        raise _AnnotationError("unreadable annotation file", f"broken XML: {first_line(error)}") from None
     if content.tag != "annotation":
-        raise _FaultError("unreadable annotation file", f"it holds <{escape_text(content.tag)}>, not <annotation>")
+        raise _AnnotationError("unreadable annotation file", f"it holds <{escape_text(content.tag)}>, not <annotation>")
     return content, is_guess
 
 
 def _size_of_file(path: Path) -> tuple[int, int]:
-    """(height, width) from the head of an image file."""
+    """Return (height, width) from the header of an image file."""
     try:
-        return size_in_file(path)
+        return read_image_size(path)
     except UserError as error:
-        raise _FaultError("annotation file without an image size", f"nor can the image tell it: {error}") from None
+        raise _AnnotationError(
+            "annotation file without an image size", f"and the image cannot be read: {error}"
+        ) from None
 
 
 def _object(element: ElementTree.Element) -> VocObject:
     name = (element.findtext("name") or "").strip()
     difficult = (element.findtext("difficult") or "").strip()
     if difficult.lower() not in FLAGS:
-        raise _FaultError("unusable annotation file", f"the difficult of an object is {shorten(difficult)}, not 0 or 1")
+        raise _AnnotationError("invalid annotation file", f"difficult of an object is {shorten(difficult)}, not 0 or 1")
     return VocObject(name or None, _box(element.find("bndbox")), FLAGS[difficult.lower()])
 
 
 def _box(element: ElementTree.Element | None) -> list[Any]:
-    """COCO's [x, y, w, h] of corners that count pixels from 1, the last one included."""
+    """Return COCO's [x, y, w, h] of corners that count pixels from 1, the last one included."""
     if element is None:
         return []
     texts = [element.findtext(corner) for corner in CORNERS]
@@ -226,17 +225,17 @@ def _box(element: ElementTree.Element | None) -> list[Any]:
         return texts
     if not all(map(is_finite, corners)):
         return corners
-    # Corners that meet are a slip of the hand, not an object of a single pixel: a box without area.
+    # Equal corners are an accidental click, not an object of one pixel: a box without area.
     return [x1 - 1, y1 - 1, x2 - x1 + (x2 > x1), y2 - y1 + (y2 > y1)]
 
 
 def _number(text: str) -> float:
-    """A number, with the comma that some languages write in it."""
+    """Parse a number, with a decimal point or comma."""
     return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
 
 
 def _pixels(text: str | None) -> int:
-    """A side of an image; 0 where it is not one."""
+    """Parse a side of an image, 0 if it is no number."""
     try:
         return int(_number(text or ""))
     except (ValueError, OverflowError):

@@ -1,7 +1,4 @@
-"""Formats of image files: those that are read, and those that people have but that cannot be read here.
-
-Files of the latter are named with what to do, never passed over.
-"""
+"""Image formats: supported ones, and common unsupported ones, which are reported with a remedy and never skipped."""
 
 from __future__ import annotations
 
@@ -13,9 +10,9 @@ from pathlib import Path, PurePath
 
 from PIL import features
 
-from e3va_cli.utils.text import count_of, escape_text, truncate_list
+from e3va_cli.utils.text import escape_text, pluralize, truncate_list
 
-# Of all that Pillow knows: it would start Ghostscript for a file of another kind, whatever its suffix is.
+# Restricted, as Pillow would start Ghostscript for some files, whatever their suffix is.
 FORMATS = ["BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"]
 IMAGE_SUFFIXES = {
     *(".bmp", ".gif", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
@@ -42,17 +39,17 @@ SUFFIXES = {
 CONVERT = "convert them to JPEG or PNG"
 REMEDIES = {
     "AVIF": f"install Pillow 11.3 or newer, or {CONVERT}",
-    "HEIC": f"`pip install pillow-heif` to have them read, or {CONVERT}",
+    "HEIC": f"`pip install pillow-heif`, or {CONVERT}",
 }
-RAW = "raw camera"  # which would be read as TIFF: a small preview, or pixels that are no picture
-NAMED = 3  # files of each format
-HEAD = 512  # bytes of a file that tell of its format
-BRANDS = {  # of the container that several formats have
+RAW = "raw camera"  # Pillow would read them as TIFF: a small preview, or undeveloped pixels
+FILES_SHOWN = 3  # of each format
+HEADER_BYTES = 512
+FTYP_BRANDS = {  # of the container shared by several formats
     "AVIF": (b"avif", b"avis"),
     "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
 }
-READ = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")  # that what is read begins with
-BEGINNINGS = {
+READABLE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")  # of supported formats
+UNSUPPORTED_MAGIC = {
     "JPEG XL": (b"\xff\x0a", b"\0\0\0\x0cJXL "),
     "Photoshop": (b"8BPS",),
     "PDF or PostScript": (b"%PDF", b"%!PS"),
@@ -74,46 +71,44 @@ if find_spec("pillow_heif") is not None:  # the extra `heif`
     import_module("pillow_heif").register_heif_opener()
     _add_readable("HEIC", "HEIF")
 
-UNREAD = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
-KNOWN_SUFFIXES = frozenset({*IMAGE_SUFFIXES, *UNREAD})  # of what people mean as images, read or not
+UNSUPPORTED_SUFFIXES = {suffix: name for name, suffixes in SUFFIXES.items() for suffix in suffixes}
+KNOWN_SUFFIXES = frozenset({*IMAGE_SUFFIXES, *UNSUPPORTED_SUFFIXES})  # of all images, supported or not
 
 
-def unread_format(path: Path) -> str | None:
-    """Return the name of the format of a file that is not read here, by its beginning, else by its suffix."""
-    named = UNREAD.get(path.suffix.lower())
+def unsupported_format(path: Path) -> str | None:
+    """Return the name of a file's unsupported format, by its first bytes, else by its suffix; None if supported."""
+    named = UNSUPPORTED_SUFFIXES.get(path.suffix.lower())
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(HEADER_BYTES)
     except OSError:
         return named
-    if head.startswith(READ):
+    if head.startswith(READABLE_MAGIC):
         return None
     if head[4:8] == b"ftyp":
-        brands = {head[8:12], *(head[at : at + 4] for at in range(16, min(int.from_bytes(head[:4], "big"), HEAD), 4))}
-        found = [name for name, known in BRANDS.items() if not brands.isdisjoint(known)]
-        return next((name for name in found if name in SUFFIXES), None if found else named)
-    for name, beginnings in BEGINNINGS.items():
+        end = min(int.from_bytes(head[:4], "big"), HEADER_BYTES)
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, end, 4))}
+        matches = [name for name, known in FTYP_BRANDS.items() if not brands.isdisjoint(known)]
+        return next((name for name in matches if name in SUFFIXES), None if matches else named)
+    for name, beginnings in UNSUPPORTED_MAGIC.items():
         if head.startswith(beginnings):
             return name
     return "SVG" if b"<svg" in head else named
 
 
-def remedy(name: str) -> str:
-    """Return what to do about files of a format that is not read here."""
+def conversion_hint(name: str) -> str:
+    """Return how to make files of an unsupported format readable."""
     return REMEDIES.get(name, CONVERT)
 
 
-def describe_unread(names: Iterable[str]) -> str:
-    """Return how many of some files have the suffix of a format that is not read here, which, and what to do.
-
-    Nothing where there is none.
-    """
-    found: dict[str, list[str]] = defaultdict(list)
+def describe_unsupported(names: Iterable[str]) -> str:
+    """Return the files with suffixes of unsupported formats and how to convert them; empty if there are none."""
+    by_format: dict[str, list[str]] = defaultdict(list)
     for name in sorted(names):
-        if (kind := UNREAD.get(PurePath(name).suffix.lower())) is not None:
-            found[kind].append(escape_text(name))
+        if (format_name := UNSUPPORTED_SUFFIXES.get(PurePath(name).suffix.lower())) is not None:
+            by_format[format_name].append(escape_text(name))
     return "; ".join(
-        f"{count_of(len(files), f'{kind} file')} that cannot be read here "
-        f"({truncate_list(files, NAMED)}): {remedy(kind)}"
-        for kind, files in sorted(found.items())
+        f"{pluralize(len(files), f'{format_name} file')} that cannot be read "
+        f"({truncate_list(files, FILES_SHOWN)}): {conversion_hint(format_name)}"
+        for format_name, files in sorted(by_format.items())
     )

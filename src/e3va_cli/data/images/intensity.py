@@ -1,4 +1,4 @@
-"""Grayscale images of more than 8 bits, as microscopes, satellites and scanners write them, brought to 8 bits."""
+"""Scaling of grayscale images of more than 8 bits (microscopes, satellites, scanners) to 8 bits."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from e3va_cli.components.options import Options, Under, option
+from e3va_cli.components.options import Condition, Options, option
 
-DARK = 1 / 8  # of the range: an image that stays below it is taken for one that the range does not suit
-USUAL_PERCENTILES = (0.1, 99.9)
+DARK = 1 / 8  # of the range; images below it are reported
+DEFAULT_PERCENTILES = (0.1, 99.9)
 
 
 @dataclass(frozen=True)
 class IntensityScaling:
-    """What becomes black and white: a fixed range, or percentiles of each image's own values.
+    """Linear scaling of a fixed range, or of percentiles of each image, to 0..255.
 
     Attributes:
-        range: least and most of all images; None for the percentiles.
-        percentiles: of the values of one image.
+        range: (black, white) of all images; None for percentiles.
+        percentiles: (black, white) of each image.
     """
 
     range: tuple[float, float] | None = None
-    percentiles: tuple[float, float] = USUAL_PERCENTILES
+    percentiles: tuple[float, float] = DEFAULT_PERCENTILES
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pixels of any kind, (1, H, W) or (3, H, W), as uint8 (3, H, W); those of 8 bits stay as they are."""
+        """Return pixels (1, H, W) or (3, H, W) as uint8 (3, H, W); uint8 pixels are unchanged."""
         if pixels.dtype == torch.uint8:
             return pixels
         black, white = self.limits(pixels)
@@ -37,17 +37,17 @@ class IntensityScaling:
         return gray.expand(3, -1, -1).contiguous()
 
     def limits(self, pixels: Tensor) -> tuple[float, float]:
-        """What becomes black and white in an image."""
+        """Return the values that become black and white in an image."""
         black, white = self.range or _percentiles(pixels.numpy(), self.percentiles)
         return black, white if white > black else black + 1
 
     def leaves_dark(self, pixels: Tensor) -> bool:
-        """Whether a fixed range leaves an image almost black."""
+        """Return whether a fixed range makes an image almost black."""
         return self.range is not None and pixels.dtype != torch.uint8 and is_dark(pixels, *self.range)
 
 
 def is_dark(pixels: Tensor, low: float = 0, high: float = 255) -> bool:
-    """Whether all values lie in the lowest eighth of a range."""
+    """Return whether all values are in the lowest eighth of a range."""
     return float(pixels.float().nan_to_num(low).max()) < low + DARK * (high - low)
 
 
@@ -56,38 +56,38 @@ def _percentiles(values: np.ndarray, percentiles: Sequence[float]) -> tuple[floa
     if not finite.size:
         return 0.0, 1.0
     low, high = percentiles
-    # Values that occur: of a small image, the least and the most of all.
+    # Values that occur: for a small image, its minimum and maximum.
     return float(np.percentile(finite, low, method="lower")), float(np.percentile(finite, high, method="higher"))
 
 
 @dataclass(kw_only=True)
 class ImageFileOptions(Options):
-    """Options of all data sets whose images are files."""
+    """Options of data sets whose images are files."""
 
     intensity_range: list[float] | None = option(
         None,
-        help="of images of more than 8 bits: what is black and white in all, as [0,4095]; null: as below",
+        help="[black,white] of images of more than 8 bits, for example [0,4095]; null: intensity_percentiles",
         before=[0.0, 65535.0],
     )
     intensity_percentiles: list[float] = option(
-        list(USUAL_PERCENTILES),
-        help="what is black and white, of each image's own values",
-        before=list(USUAL_PERCENTILES),
-        under=(Under("intensity_range", lambda value: value is None, "set it to null"),),
+        list(DEFAULT_PERCENTILES),
+        help="[black,white] as percentiles of each image of more than 8 bits",
+        before=list(DEFAULT_PERCENTILES),
+        under=(Condition("intensity_range", lambda value: value is None, "set it to null"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with ranges."""
+        """Yield the errors of ranges."""
         limits = self.intensity_range
         if limits is not None and (len(limits) != 2 or not limits[0] < limits[1]):
-            yield f"{at}.intensity_range={limits}: [least,most], what becomes black and white, such as [0,4095]"
+            yield f"{at}.intensity_range={limits}: set it to [black,white], for example [0,4095]"
         percentiles = self.intensity_percentiles
         if percentiles is not None and (len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100):
-            yield f"{at}.intensity_percentiles={percentiles}: [least,most], from 0 to 100"
+            yield f"{at}.intensity_percentiles={percentiles}: set it to [black,white], from 0 to 100"
 
     @property
     def scaling(self) -> IntensityScaling:
-        """How images of more than 8 bits are read."""
+        """Return the scaling of images of more than 8 bits."""
         low, high = self.intensity_percentiles
         given = self.intensity_range
         return IntensityScaling(

@@ -1,8 +1,4 @@
-"""Photos that are stored lying on their side and turned when they are shown: EXIF's orientation.
-
-Where annotations have the size of the displayed image, the image is turned; where they have that of the stored pixels,
-it is not.
-"""
+"""EXIF orientation: applied if the annotated size is that of the displayed image, not if it is the stored size."""
 
 from __future__ import annotations
 
@@ -11,41 +7,43 @@ from torch import Tensor
 
 TAG = 0x0112  # of EXIF
 STORED = 1  # displayed as stored
-SIDES = frozenset({5, 6, 7, 8})  # height and width change places
+TRANSPOSED = frozenset({5, 6, 7, 8})  # height and width are swapped
 
 
 def orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none, or the EXIF is broken."""
+    """Return the EXIF orientation, 1 to 8; 1 if there is none, or the EXIF is corrupt."""
     try:
-        found = image.getexif().get(TAG, STORED)
-    except Exception:  # what Pillow's parser raises of broken EXIF is of any kind
+        orientation = image.getexif().get(TAG, STORED)
+    except Exception:  # Pillow's parser raises anything on corrupt EXIF
         return STORED
-    return found if isinstance(found, int) and 1 <= found <= 8 else STORED
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else STORED
 
 
-def turned(pixels: Tensor, orientation: int) -> Tensor:
-    """Pixels (C, H, W) as stored, as they are displayed."""
-    if orientation in SIDES:
+def apply_orientation(pixels: Tensor, orientation: int) -> Tensor:
+    """Return stored pixels (C, H, W) as displayed."""
+    if orientation in TRANSPOSED:
         pixels = pixels.transpose(-1, -2)
     axes = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}.get(orientation, [])
     return pixels.flip(axes).contiguous() if orientation != STORED else pixels
 
 
 def displayed_size(stored: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(H, W) of the displayed image."""
-    return (stored[1], stored[0]) if orientation in SIDES else stored
+    """Return (H, W) of the displayed image."""
+    return (stored[1], stored[0]) if orientation in TRANSPOSED else stored
 
 
-def is_turned(stored: tuple[int, int], orientation: int, annotated: tuple[int, int] | None, *, unsure: bool) -> bool:
-    """Whether an image is to be turned.
+def should_apply_orientation(
+    stored: tuple[int, int], orientation: int, annotated: tuple[int, int] | None, *, orient_ambiguous: bool
+) -> bool:
+    """Return whether to apply the EXIF orientation of an image.
 
     Args:
         stored: (H, W) of the pixels in the file.
-        orientation: EXIF's.
-        annotated: (H, W) that the annotations have; None for an image without any, which is displayed.
-        unsure: the answer where the size fits both, as after half a turn.
+        orientation: EXIF orientation.
+        annotated: annotated (H, W); None for an image without annotations, to which it is applied.
+        orient_ambiguous: the result if both sizes are equal, as for a rotation by 180 degrees.
     """
     displayed = displayed_size(stored, orientation)
     if annotated is None or stored == displayed:
-        return annotated is None or unsure
+        return annotated is None or orient_ambiguous
     return annotated != stored

@@ -1,4 +1,4 @@
-"""The heads of some image files, before a run: which size annotations have, and whether there are more than 8 bits."""
+"""Headers of a sample of image files, read before a run: bit depth, and whether EXIF orientations apply."""
 
 from __future__ import annotations
 
@@ -6,70 +6,66 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from e3va_cli.data.images.intensity import IntensityScaling
 from e3va_cli.data.images.orientation import displayed_size
-from e3va_cli.data.images.reading import READ_OF_COLOR, head_of
+from e3va_cli.data.images.reading import UPPER_BITS_NOTE, read_header
+from e3va_cli.data.sampling import evenly_spaced
 from e3va_cli.errors import UserError
 
-SAMPLE = 256  # heads that are read
+SAMPLE = 256  # headers that are read
 
 
 @dataclass(frozen=True)
 class ImageSurvey:
-    """What the heads of some images tell.
+    """Numbers of images in the sample.
 
     Attributes:
-        deep: how many are gray of more than 8 bits.
-        cut: how many are of 16 bits in color.
-        displayed, stored: of images that EXIF lays on their side, how many are annotated as displayed, and as stored.
+        high_bit_depth: grayscale of more than 8 bits.
+        color_16bit: color of 16 bits.
+        displayed, stored: with an EXIF rotation by 90 degrees, and annotated in the displayed or the stored size.
     """
 
-    deep: int = 0
-    cut: int = 0
+    high_bit_depth: int = 0
+    color_16bit: int = 0
     displayed: int = 0
     stored: int = 0
 
     @property
-    def turns_unsure(self) -> bool:
-        """Whether an image whose size fits both is turned: unless the others are annotated as stored."""
+    def orient_ambiguous(self) -> bool:
+        """Return whether to apply the orientation where both sizes fit, by how others are annotated."""
         return self.stored <= self.displayed
 
     def notes(self, name: str, scaling: IntensityScaling) -> list[str]:
-        """What a user may not expect of the images that `name` tells of."""
-        found = [f"{name}: color images of 16 bits, {READ_OF_COLOR}"] if self.cut else []
-        if not self.deep or scaling.range is not None:
-            return found
+        """Return warnings about bit depth; `name` is that of the data."""
+        warnings = [f"{name}: 16-bit color images, {UPPER_BITS_NOTE}"] if self.color_16bit else []
+        if not self.high_bit_depth or scaling.range is not None:
+            return warnings
         low, high = scaling.percentiles
         return [
-            *found,
-            f"{name}: images of more than 8 bits: what is black and white in each are the percentiles {low:g} and "
-            f"{high:g} of its own values; one scale for all is, for 12 bits, dataset.intensity_range=[0,4095]",
+            *warnings,
+            f"{name}: images of more than 8 bits are scaled by the percentiles {low:g} and {high:g} of each image; for "
+            "one scale, set for example dataset.intensity_range=[0,4095] (12 bits)",
         ]
 
 
 def survey_images(length: int, file_of: Callable[[int], tuple[Path, tuple[int, int]]]) -> ImageSurvey:
-    """Read the heads of some of so many files, evenly spread.
-
-    Files that cannot be used are passed over: what reads them later says why.
+    """Read the headers of evenly spaced images; unreadable ones are skipped.
 
     Args:
-        length: how many there are.
-        file_of: the path of one, and the (H, W) that its annotations have.
+        length: number of images.
+        file_of: returns the path of an image, and its annotated (H, W).
     """
-    deep = cut = displayed = stored = 0
-    chosen = np.linspace(0, length - 1, min(SAMPLE, length)).round().astype(int)
-    for index in sorted(set(chosen.tolist())):
+    high_bit_depth = color_16bit = displayed = stored = 0
+    for index in evenly_spaced(length, SAMPLE):
         try:
             path, annotated = file_of(index)
-            head = head_of(path)
+            header = read_header(path)
         except UserError:
             continue
-        deep += head.is_deep
-        cut += head.is_cut
-        as_displayed = displayed_size(head.size, head.orientation)
-        if as_displayed != head.size:
+        high_bit_depth += header.is_high_bit_depth
+        color_16bit += header.is_16bit_color
+        as_displayed = displayed_size(header.size, header.orientation)
+        if as_displayed != header.size:
             displayed += annotated == as_displayed
-            stored += annotated == head.size
-    return ImageSurvey(deep, cut, displayed, stored)
+            stored += annotated == header.size
+    return ImageSurvey(high_bit_depth, color_16bit, displayed, stored)

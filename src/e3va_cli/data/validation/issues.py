@@ -1,17 +1,19 @@
-"""What a check of a data set has found, in whichever format the data set is."""
+"""Issues of a data set, and the report of `e3va check-data`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from e3va_cli.utils.text import count_of, escape_text
+from e3va_cli.utils.text import escape_text, pluralize
 
-PLACES_KEPT = 5
+Progress = Callable[[int, int], None]  # (done, total)
+
+MAX_LOCATIONS = 5  # of each issue
 ADVICE = "run `e3va check-data` for all problems of the data set"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where something was found; what is not known or does not apply is None."""
+class Location:
+    """Where an issue is; None where unknown or not applicable."""
 
     file: str | None = None
     image_id: int | None = None
@@ -30,44 +32,47 @@ class Place:
 
 @dataclass
 class Issue:
-    """All finds of one kind: their number, and the first few places."""
+    """All occurrences of one type of issue: their number, and the first few locations."""
 
-    kind: str
+    type: str
     count: int = 0
-    places: list[Place] = field(default_factory=list)
+    locations: list[Location] = field(default_factory=list)
 
 
 class IssueCollector:
-    """Findings by kind, in the order in which the kinds first turned up."""
+    """Issues by type, in the order of first occurrence."""
 
     def __init__(self) -> None:
-        self._by_kind: dict[str, Issue] = {}
+        self._by_type: dict[str, Issue] = {}
 
-    def add(self, kind: str, place: Place) -> None:
-        """Counts one more find of that kind."""
-        finding = self._by_kind.setdefault(kind, Issue(kind))
-        finding.count += 1
-        if len(finding.places) < PLACES_KEPT:
-            finding.places.append(place)
+    def add(self, issue_type: str, location: Location) -> None:
+        """Count one more occurrence."""
+        issue = self._by_type.setdefault(issue_type, Issue(issue_type))
+        issue.count += 1
+        if len(issue.locations) < MAX_LOCATIONS:
+            issue.locations.append(location)
 
     def __iter__(self) -> Iterator[Issue]:
-        return iter(self._by_kind.values())
+        return iter(self._by_type.values())
 
 
 def counted(count: int, several: str) -> str:
-    """A number with its noun, of which the plural is given; `crowd` and the like have none."""
+    """Return a number with its noun, given in the plural; `difficult` has none."""
     one = several.removesuffix("es") if several.endswith("sses") else several.removesuffix("s")
-    return count_of(count, one, several)
+    return pluralize(count, one, several)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The answer of `e3va check-data` for one split.
+    """The issues and counts of one split.
 
-    problems    what has to be mended, or is left out of training
-    notes       what is in order but good to know
-    totals      how many images, annotations, ... there are
-    per_class   how many `unit` each class has, in the order of the classes
+    Attributes:
+        source: name of the split.
+        problems: issues that stop training, or drop annotations.
+        notes: issues that do not.
+        totals: numbers of images, annotations, ...
+        per_class: number of `unit` of each class, in the order of the classes.
+        unit: objects or pixels.
     """
 
     source: str
@@ -79,16 +84,16 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether there are no problems."""
+        """Return whether there are no problems."""
         return not self.problems
 
     def lines(self) -> list[str]:
-        """The report as text, without the counts of the classes."""
+        """Return the report as text, without `per_class`."""
         lines = [f"{self.source}: " + ", ".join(counted(count, name) for name, count in self.totals.items())]
-        for title, findings in (("problem", self.problems), ("note", self.notes)):
-            for finding in findings:
-                lines.append(f"  {title}: {finding.kind}: {finding.count:,}")
-                lines += [f"      {place}" for place in finding.places]
-                if finding.count > len(finding.places):
-                    lines.append(f"      and {finding.count - len(finding.places):,} more")
+        for title, issues in (("problem", self.problems), ("note", self.notes)):
+            for issue in issues:
+                lines.append(f"  {title}: {issue.type}: {issue.count:,}")
+                lines += [f"      {location}" for location in issue.locations]
+                if issue.count > len(issue.locations):
+                    lines.append(f"      and {issue.count - len(issue.locations):,} more")
         return lines if self.problems else [*lines, "  no problems"]

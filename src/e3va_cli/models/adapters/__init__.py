@@ -1,4 +1,4 @@
-"""Tuning methods: each one file, all behind the protocol of `base.py`."""
+"""Tuning methods: one file each, behind the protocol of `base.py`."""
 
 from e3va_cli.models.adapters import (
     adapter,

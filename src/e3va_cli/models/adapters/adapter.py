@@ -7,27 +7,27 @@ from functools import partial
 from torch import Tensor, nn
 
 from e3va_cli.models.adapters.base import METHODS
-from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, draw_linears
+from e3va_cli.models.adapters.bottleneck import Bottleneck, BottleneckOptions, init_linears
 from e3va_cli.models.adapters.insertion import InsertedAdapters, after_branch
 from e3va_cli.models.backbones.base import ResidualBackbone
 
-NEARLY_ZERO = 0.01  # standard deviation of the weights at the start, as in the paper
+INIT_STD = 0.01  # as in the paper
 
 
-class SkipBottleneck(Bottleneck):
-    """`M(z) = z + B(z)` with a bottleneck B whose weights start near zero, so that M starts near the identity."""
+class ResidualBottleneck(Bottleneck):
+    """`M(z) = z + B(z)` with a bottleneck B initialized near zero, so that M starts near the identity."""
 
     def __init__(self, width: int, *, hidden: int, dropout: float, init_std: float | None = None) -> None:
         super().__init__(width, hidden=hidden, dropout=dropout)
         if init_std is not None:
-            draw_linears((self.down, self.up), init_std)
+            init_linears((self.down, self.up), init_std)
             return
         for linear in (self.down, self.up):
-            nn.init.trunc_normal_(linear.weight, std=NEARLY_ZERO, a=-2 * NEARLY_ZERO, b=2 * NEARLY_ZERO)
+            nn.init.trunc_normal_(linear.weight, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
             nn.init.zeros_(linear.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Adapt what a branch adds: (..., width) to (..., width)."""
+        """Map a branch's output (..., width) to (..., width)."""
         return z + super().forward(z)
 
 
@@ -43,9 +43,9 @@ class Adapter(InsertedAdapters):
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        options: see `BottleneckOptions`; with `init_std` null the weights start at the paper's 0.01, cut at twice that.
+        options: see `BottleneckOptions`; with `init_std` null, the paper's std of 0.01, truncated at 0.02.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:
-        build = partial(SkipBottleneck, hidden=options.hidden, dropout=options.dropout, init_std=options.init_std)
+        build = partial(ResidualBottleneck, hidden=options.hidden, dropout=options.dropout, init_std=options.init_std)
         super().__init__(backbone, build, after_branch)

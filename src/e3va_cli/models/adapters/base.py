@@ -1,6 +1,6 @@
-"""The one protocol of tuning methods, and the registry that the `adapter=` option chooses from.
+"""The protocol of tuning methods, and the registry behind the `adapter=` option.
 
-A tuning method turns a backbone into a feature extractor and decides, by `requires_grad`, what of it is trained.
+A tuning method turns a backbone into a feature extractor and sets `requires_grad` of its parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from e3va_cli.models.backbones.base import ResidualBackbone
 
 @dataclass
 class AdapterOptions(Options):
-    """Options of every tuning method; most have further ones."""
+    """Options common to all tuning methods."""
 
     name: str = option()
 
@@ -28,10 +28,11 @@ class FeatureExtractor(nn.Module):
     """A backbone under a tuning method: images (B, 3, H, W) to one feature map per stage, (B, C_s, H_s, W_s).
 
     Attributes:
-        backbone: the network that is tuned; a method that freezes it keeps it in eval mode.
+        backbone: the network to tune.
         norms: one trainable LayerNorm per stage, the same for every method.
-        stages: those whose feature maps are wanted; all, unless `set_out_indices` was called.
-        shares_backbone: whether the backbone computes what it would without the method: others can use its pass.
+        out_indices: stages whose feature maps `forward` returns; all by default.
+        shares_backbone: whether the method leaves the backbone's activations unchanged, so that several can share its
+            forward pass.
     """
 
     shares_backbone = False
@@ -39,23 +40,23 @@ class FeatureExtractor(nn.Module):
     def __init__(self, backbone: ResidualBackbone, options: Any = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.widths)
-        self.stages = tuple(range(len(backbone.widths)))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in backbone.out_channels)
+        self.out_indices = tuple(range(len(backbone.out_channels)))
 
-    def set_out_indices(self, stages: Sequence[int]) -> None:
-        """Give the feature maps of these stages only; the other stages' norms are not used, so not trained either."""
-        self.stages = tuple(stages)
+    def set_out_indices(self, out_indices: Sequence[int]) -> None:
+        """Return the feature maps of these stages only, and freeze the other stages' norms, which are then unused."""
+        self.out_indices = tuple(out_indices)
         for stage, norm in enumerate(self.norms):
-            norm.requires_grad_(stage in self.stages)
+            norm.requires_grad_(stage in self.out_indices)
 
     def output(self, stage: int, stream: Tensor) -> Tensor:
-        """Norm the end of a stage's stream and put channels first: (B, H, W, C) -> (B, C, H, W)."""
+        """Normalize the stream at the end of a stage and move channels first: (B, H, W, C) -> (B, C, H, W)."""
         return self.norms[stage](stream).permute(0, 3, 1, 2)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of the backbone itself; methods that work beside it replace this."""
+        """Return the backbone's features (B, C_s, H_s, W_s) of the stages in `out_indices`."""
         streams = self.backbone(images)
-        return [self.output(stage, streams[stage]) for stage in self.stages]
+        return [self.output(stage, streams[stage]) for stage in self.out_indices]
 
 
 class FrozenBackbone(FeatureExtractor):
@@ -67,13 +68,13 @@ class FrozenBackbone(FeatureExtractor):
         backbone.eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Features of the backbone itself, in which no gradient is ever wanted."""
+        """Return the backbone's features, computed without gradients."""
         with torch.no_grad():
             streams = self.backbone(images)
-        return [self.output(stage, streams[stage]) for stage in self.stages]
+        return [self.output(stage, streams[stage]) for stage in self.out_indices]
 
     def train(self, mode: bool = True) -> FrozenBackbone:
-        """Set the mode of everything but the backbone."""
+        """Set the mode of all modules but the backbone, which stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
         return self
@@ -83,10 +84,10 @@ METHODS: Registry[type[FeatureExtractor]] = Registry("adapter")
 
 
 def tune(backbone: ResidualBackbone, options: AdapterOptions) -> FeatureExtractor:
-    """Return `backbone` under the method that its options name.
+    """Apply the tuning method named by `options` to `backbone`.
 
     Raises:
-        UserError: an option is out of its range, or the method does not suit the backbone.
+        UserError: an option is out of range, or the method does not support the backbone.
     """
     require_valid(options, "adapter")
     return METHODS[options.name](backbone, options)

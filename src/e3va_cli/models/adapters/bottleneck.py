@@ -1,4 +1,4 @@
-"""The bottleneck that Adapter and AdaptFormer insert, each in its place and with its own start."""
+"""The bottleneck of Adapter and AdaptFormer."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from e3va_cli.models.adapters.base import AdapterOptions
 class BottleneckOptions(AdapterOptions):
     """Options of methods with a bottleneck."""
 
-    hidden: int = option(help="width of the bottleneck; parameters grow with it, and memory a little", above=0)
-    dropout: float = option(
-        help="share of the bottleneck that is dropped; 0.0 saves a mask of its size", least=0, most=1
-    )
+    hidden: int = option(help="bottleneck width; more adds parameters, and a little memory", above=0)
+    dropout: float = option(help="dropout rate in the bottleneck; 0.0 saves the memory of a mask", least=0, most=1)
     init_std: float | None = option(
         None,
-        help="of the weights of both projections at the start; null: as the method's own paper has it",
+        help="std of the initial weights of both projections; null: initialization of the method's paper",
         above=0,
         free=True,
     )
@@ -42,8 +40,8 @@ class Bottleneck(nn.Module):
         return self.up(self.dropout(self.activation(self.down(x))))
 
 
-def draw_linears(linears: Iterable[nn.Linear], std: float) -> None:
-    """Start linear layers as Swin's: normal weights, zero biases. So do the baselines of the paper's group."""
+def init_linears(linears: Iterable[nn.Linear], std: float) -> None:
+    """Initialize linear layers as Swin's and the published baselines': truncated normal weights, zero biases."""
     for linear in linears:
         nn.init.trunc_normal_(linear.weight, std=std)
         nn.init.zeros_(linear.bias)

@@ -1,7 +1,7 @@
-"""A stage of the highway that keeps nothing of its adapters' inputs: the frozen stage runs again in the backward pass.
+"""A highway stage that saves only its input: the frozen stage is recomputed in the backward pass.
 
-The gradient of the highway is the same at every block of a stage, as each block only adds to it. So one forward pass of
-the frozen stage, block by block, gives each adapter's input in turn, and each adapter's gradients at once.
+Each block only adds to the highway, so the highway's gradient is the same at every block of a stage. One forward pass
+of the frozen stage then yields each adapter's input in turn, and with it the adapter's gradients.
 """
 
 from __future__ import annotations
@@ -24,31 +24,31 @@ from e3va_cli.models.adapters.dual_low_rank import (
 from e3va_cli.models.backbones.base import Branch
 from e3va_cli.utils.amp import autocast_dtype
 
-WEIGHTS = 6  # tensors of an adapter
+WEIGHTS = 6  # tensors per adapter
 
 
-def recomputed_stage(
+def checkpointed_stage(
     highway: Tensor, x: Tensor, branches: Sequence[Branch], adapters: Sequence[DualLowRankAdapter]
 ) -> tuple[Tensor, Tensor]:
-    """Run a stage: the highway, in place, and the frozen stream after it; both (B, H, W, C).
+    """Run a stage; return the highway, updated in place, and the frozen stream after it, both (B, H, W, C).
 
-    The stream `x` is kept for the backward pass; it must not share its storage with the highway.
+    The stream `x` is saved for the backward pass and must not share its storage with the highway.
     """
     weights = [weight for adapter in adapters for weight in adapter.weights]
-    return _RecomputedStage.apply(highway, x, branches, *weights)
+    return _CheckpointedStage.apply(highway, x, branches, *weights)
 
 
-class _RecomputedStage(torch.autograd.Function):
-    """Keeps the stage's input alone."""
+class _CheckpointedStage(torch.autograd.Function):
+    """Saves the input of the stage only."""
 
     @staticmethod
     def forward(ctx: Any, highway: Tensor, x: Tensor, branches: Sequence[Branch], *weights: Tensor) -> Any:
-        """Highway and x: (B, H, W, C); weights: six of each branch's adapter."""
+        """Highway and x: (B, H, W, C); weights: six per branch."""
         ctx.save_for_backward(x, *weights)
         ctx.branches, ctx.autocast = branches, autocast_of(x)
         x = x.clone()
         for index, branch in enumerate(branches):
-            own = of_branch(weights, index)
+            own = branch_weights(weights, index)
             z = branch(x)
             x.add_(z)
             add_adapter_output_(highway, cast_tokens(z, own), own)
@@ -58,29 +58,29 @@ class _RecomputedStage(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, of_stream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of all adapters of the stage; the highway's is the result's own."""
+    def backward(ctx: Any, grad: Tensor, grad_stream: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of all adapters; the highway's gradient passes through unchanged."""
         x, *weights = ctx.saved_tensors
         x = x.clone()
         gradients: list[Tensor] = []
         for index, branch in enumerate(ctx.branches):
-            own = of_branch(weights, index)
+            own = branch_weights(weights, index)
             with ctx.autocast:
                 z = branch(x)
                 x.add_(z)
                 tokens = cast_tokens(z, own)
             rows = grad.reshape(tokens.shape).to(tokens.dtype)
-            others, of_thin_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
-            gradients += [(tokens.T @ of_thin_in).to(own[0].dtype), *others]
+            grads, grad_low_rank_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
+            gradients += [(tokens.T @ grad_low_rank_in).to(own[0].dtype), *grads]
         return grad, None, None, *gradients
 
 
-def of_branch(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
-    """The adapter's weights among those of the stage."""
+def branch_weights(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
+    """Return the weights of one branch's adapter."""
     return weights[WEIGHTS * index : WEIGHTS * (index + 1)]
 
 
 def autocast_of(x: Tensor) -> AbstractContextManager[Any]:
-    """A context like the one that we are in, for the backward pass, which runs outside of it."""
+    """Return the current autocast context, to enter it again in the backward pass."""
     dtype = autocast_dtype(x)
     return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype=dtype)

@@ -3,16 +3,16 @@
 Paper: D. Yin, X. Han, B. Li, H. Feng, J. Bai, "Parameter-efficient is not sufficient: Exploring Parameter, Memory,
 and Time Efficient Adapter Tuning for Dense Predictions", arXiv 2306.09729, section 3 and figure 2.
 
-Per stage s the frozen backbone yields, without gradients, what each residual branch adds to its stream:
-a_l (attention) and m_l (MLP). The highway h adds the adapted branches instead,
+Per stage s the frozen backbone computes, without gradients, the outputs of its residual branches: a_l (attention) and
+m_l (MLP). The highway h adds the adapted outputs instead,
 
     h_{1,0} = stem(images)                      no gradient
     h_{s,0} = Down_s(h_{s-1,L})                 the backbone's own downsampling, frozen but differentiable
     h_{s,l} = h_{s,l-1} + E(a_l) + E'(m_l)
     F_s     = LayerNorm_s(h_{s,L})              trainable
 
-so the backward pass meets adapters, downsampling and norms, and never attention or MLP. As E(z) = z at the start,
-the features start as the backbone's own.
+so the backward pass runs through adapters, downsampling and norms, never through attention or MLP. As E(z) = z at
+initialization, training starts at the backbone's own features.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.models.adapters.activation_storage import build_storage
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FrozenBackbone
-from e3va_cli.models.adapters.checkpointed_stage import recomputed_stage
-from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
-from e3va_cli.models.adapters.low_rank import LowRankLinear
+from e3va_cli.models.adapters.checkpointed_stage import checkpointed_stage
+from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter, LowRankLinear
 from e3va_cli.models.backbones.base import ResidualBackbone, Stage
 
 
@@ -39,25 +38,25 @@ class E3VAOptions(AdapterOptions):
     """Options of E3VA."""
 
     rank: int = option(help="parameters grow with it; memory hardly does", above=0)
-    hidden_ratio: float = option(help="width of the bottleneck as a part of the stage's width", above=0)
+    hidden_ratio: float = option(help="bottleneck width over the stage's width", above=0)
     init: str = option(
         "zero",
-        help="zero: the last factor, so that training starts at the pre-trained features; kaiming: none",
+        help="zero: last factor zero, so that training starts at the pre-trained features; kaiming: all factors random",
         choices=("zero", "kaiming"),
         free=True,
     )
     activations: str = option(
         "keep",
-        help="of adapters, for the backward pass: keep, compress, or recompute, which saves most and takes longest",
+        help="inputs of adapters for the backward pass: keep, compress, or recompute (least memory, slowest)",
         choices=("keep", "compress", "recompute"),
         free=True,
     )
     compress_bits: int = option(
         8,
-        help="with compress: 16 (bfloat16) or 8 (integers with scales); rounds the gradients of A, a little",
+        help="with compress: 16 (bfloat16) or 8 (integers with scales); rounds the gradients of A slightly",
         choices=(16, 8),
         free=True,
-        under=(Under("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
+        under=(Condition("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
     )
 
 
@@ -67,7 +66,7 @@ class E3VA(FrozenBackbone):
 
     Args:
         backbone: any residual backbone; it is frozen and put into eval mode.
-        options: see `E3VAOptions`; the paper has rank 16 and a hidden ratio of 1/2, and does not say how factors start.
+        options: see `E3VAOptions`; the paper has rank 16 and hidden ratio 1/2, and leaves initialization open.
     """
 
     shares_backbone = True
@@ -92,16 +91,16 @@ class E3VA(FrozenBackbone):
         if options.init == "kaiming":
             for module in self.adapters.modules():
                 if isinstance(module, LowRankLinear):
-                    module.start_as_lorand()
+                    module.init_kaiming_uniform()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One feature map per stage, (B, C_s, H_s, W_s)."""
+        """Return one feature map (B, C_s, H_s, W_s) per stage in `out_indices`."""
         if self.activations == "recompute" and torch.is_grad_enabled():
-            return self._recomputed(images)
+            return self._forward_checkpointed(images)
         return forward_shared_backbone([self], images)[0]
 
-    def _recomputed(self, images: Tensor) -> list[Tensor]:
-        """The same feature maps, with nothing kept of a stage but its input."""
+    def _forward_checkpointed(self, images: Tensor) -> list[Tensor]:
+        """Return the same feature maps, saving only the input of each stage."""
         with torch.no_grad():
             x = self.backbone.stem(images)
         highway = x.clone()
@@ -109,24 +108,23 @@ class E3VA(FrozenBackbone):
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
                 x = stage.downsample(x)
-            highway = downsampled(stage, highway)
-            highway, x = recomputed_stage(highway, x, stage.branches, list(self.adapters[index]))
-            if index in self.stages:
+            highway = checkpointed_downsample(stage, highway)
+            highway, x = checkpointed_stage(highway, x, stage.branches, list(self.adapters[index]))
+            if index in self.out_indices:
                 outputs.append(self.output(index, highway))
         return outputs
 
 
-def downsampled(stage: Stage, highway: Tensor) -> Tensor:
-    """The highway at the resolution of `stage`. For the backward pass the output norm keeps its input as it is; what
-    lies within the downsampling is computed again from that."""
-    # Nothing is random in it; without the check that results agree, it can be planned where a GPU's rules are played.
+def checkpointed_downsample(stage: Stage, highway: Tensor) -> Tensor:
+    """Downsample the highway to the resolution of `stage`; the backward pass recomputes the layer's activations."""
+    # Deterministic; the check would fail in memory estimates, which simulate a GPU's autocast rules.
     return checkpoint(
         stage.downsample, highway, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
     )
 
 
 def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
-    """The feature maps of several extractors on one and the same backbone, which runs once: it never sees adapters."""
+    """Return the feature maps of several extractors that share one backbone module, in one pass of it."""
     backbone = extractors[0].backbone
     with torch.no_grad():
         x = backbone.stem(images)
@@ -135,14 +133,14 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
     for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
             x = stage.downsample(x)
-        highways = [downsampled(stage, highway) for highway in highways]
+        highways = [checkpointed_downsample(stage, highway) for highway in highways]
         for position, branch in enumerate(stage.branches):
             with torch.no_grad():
                 z = branch(x)
                 x.add_(z)
             adapters = [extractor.adapters[index][position] for extractor in extractors]
             highways = [adapter(highway, z) for adapter, highway in zip(adapters, highways, strict=True)]
-        for extractor, highway, found in zip(extractors, highways, outputs, strict=True):
-            if index in extractor.stages:
-                found.append(extractor.output(index, highway))
+        for extractor, highway, features in zip(extractors, highways, outputs, strict=True):
+            if index in extractor.out_indices:
+                features.append(extractor.output(index, highway))
     return outputs

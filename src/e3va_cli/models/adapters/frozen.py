@@ -1,4 +1,4 @@
-"""A frozen backbone: only output norms and head are trained."""
+"""A frozen backbone: train only output norms and head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FrozenBackbon
 
 @METHODS.register("frozen", AdapterOptions)
 class Frozen(FrozenBackbone):
-    """The pre-trained backbone as it is, in eval mode: the least that any method costs.
+    """The frozen pre-trained backbone in eval mode: the cheapest baseline.
 
     Paper: C. Vasconcelos, V. Birodkar, V. Dumoulin, "Proper Reuse of Image Classification Features Improves Object
     Detection", arXiv 2204.00484 (CVPR 2022).

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter of the backbone is trained."""
+"""Full fine-tuning: train every parameter of the backbone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from e3va_cli.models.backbones.base import ResidualBackbone
 
 @METHODS.register("full", AdapterOptions)
 class Full(FeatureExtractor):
-    """Full fine-tuning, what every other method is measured against.
+    """Full fine-tuning, the baseline of every other method.
 
     Paper: R. Girshick et al., "Rich feature hierarchies for accurate object detection and semantic segmentation",
-    arXiv 1311.2524 (CVPR 2014), which made pre-training and then fine-tuning the rule for detection.
+    arXiv 1311.2524 (CVPR 2014), which established pre-training and fine-tuning for detection.
 
         x = x + drop_path(branch(x))     all of it trained
 

@@ -1,7 +1,7 @@
-"""Trainable modules inside the residual loop of a frozen backbone: what Adapter, LoRand, AdaptFormer and Mona share.
+"""Trainable modules inside a frozen backbone: the base of Adapter, LoRand, AdaptFormer and Mona.
 
-They differ in the module M and in the place where it meets the stream x that a branch adds to; the three places below.
-The backbone's weights are frozen, but the backward pass runs through its branches, so that their activations are kept.
+They differ in the module M and in how it is inserted at a branch of the stream x; the three variants are below. The
+backbone's weights are frozen, but the backward pass runs through its branches, whose activations are saved.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from e3va_cli.models.adapters.base import FeatureExtractor
 from e3va_cli.models.backbones.base import Branch, ResidualBackbone
 
-Place = Callable[[Tensor, Branch, nn.Module], Tensor]  # from the stream before a branch to the stream after it
+InsertFn = Callable[[Tensor, Branch, nn.Module], Tensor]  # from the stream before a branch to the stream after it
 
 
 def after_branch(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
@@ -32,38 +32,38 @@ def after_addition(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
 
 
 class InsertedAdapters(FeatureExtractor):
-    """A frozen backbone, drop path included, with one trainable module per residual branch.
+    """A frozen backbone, with drop path, and one trainable module per residual branch.
 
     Args:
         backbone: any residual backbone; its parameters are frozen.
-        build: makes the module for a stream of the given width.
-        place: where the module meets the stream.
-        kinds: the branches that get a module.
+        build: builds the module for a stream of the given width.
+        insert: computes the stream after a branch with its module.
+        branch_types: the branches that get a module.
     """
 
     def __init__(
         self,
         backbone: ResidualBackbone,
         build: Callable[[int], nn.Module],
-        place: Place,
-        kinds: Collection[str] = ("attention", "mlp"),
+        insert: InsertFn,
+        branch_types: Collection[str] = ("attention", "mlp"),
     ) -> None:
         super().__init__(backbone)
         backbone.requires_grad_(False)
-        self.place, self.kinds = place, kinds
+        self.insert, self.branch_types = insert, branch_types
         self.inserted = nn.ModuleList(
-            build(stage.width) for stage in backbone.stages for branch in stage.branches if branch.kind in kinds
+            build(stage.width) for stage in backbone.stages for branch in stage.branches if branch.type in branch_types
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """One feature map per stage, (B, C_s, H_s, W_s)."""
+        """Return one feature map (B, C_s, H_s, W_s) per stage in `out_indices`."""
         x = self.backbone.stem(images)
         outputs = []
         modules = iter(self.inserted)
         for index, stage in enumerate(self.backbone.stages):
             x = stage.downsample(x)
             for branch in stage.branches:
-                x = self.place(x, branch, next(modules)) if branch.kind in self.kinds else x + branch(x)
-            if index in self.stages:
+                x = self.insert(x, branch, next(modules)) if branch.type in self.branch_types else x + branch(x)
+            if index in self.out_indices:
                 outputs.append(self.output(index, x))
         return outputs

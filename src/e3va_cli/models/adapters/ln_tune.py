@@ -1,4 +1,4 @@
-"""LN-tune: the norms of the backbone are trained."""
+"""LN-tune: train the norms of the backbone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from e3va_cli.models.backbones.base import ResidualBackbone
 
 @METHODS.register("ln_tune", AdapterOptions)
 class LNTune(FeatureExtractor):
-    """LN-tune trains scale and shift of every norm: in the blocks, the patch embedding and the patch merging.
+    """LN-tune trains weight and bias of every LayerNorm: in blocks, patch embedding and patch merging.
 
     Paper: A. Giannou, S. Rajput, D. Papailiopoulos, "The Expressive Power of Tuning Only the Normalization Layers",
     arXiv 2302.07937 (COLT 2023).

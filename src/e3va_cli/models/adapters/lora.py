@@ -16,8 +16,8 @@ from e3va_cli.models.backbones.base import ResidualBackbone
 class QueryValueUpdate(nn.Module):
     """`q += alpha/rank * x A_q B_q` and `v += alpha/rank * x A_v B_v`, added to a fused qkv projection by a hook.
 
-    As a hook it leaves the backbone's modules and parameter names as they are. A: width x rank, side by side for q and
-    v; B: rank x width, zero at the start.
+    The hook leaves the backbone's modules and parameter names unchanged. A: width x rank, concatenated for q and v;
+    B: rank x width, zero-initialized.
     """
 
     def __init__(self, width: int, *, rank: int, alpha: float) -> None:
@@ -25,16 +25,16 @@ class QueryValueUpdate(nn.Module):
         self.A = nn.Parameter(torch.empty(width, 2 * rank))
         self.B = nn.Parameter(torch.zeros(2, rank, width))
         self.scaling = alpha / rank
-        bound = width**-0.5  # that of a linear layer of this width, as in the authors' code
+        bound = width**-0.5  # as nn.Linear and the authors' code
         nn.init.uniform_(self.A, -bound, bound)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The updates of q and v: (..., C) -> (..., C) each."""
+        """Return the updates of q and v: (..., C) -> (..., C) each."""
         query, value = (x @ self.A).chunk(2, dim=-1)  # ..., rank
         return self.scaling * (query @ self.B[0]), self.scaling * (value @ self.B[1])
 
     def after(self, projection: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """Forward hook of the qkv projection: (..., 3C) -> (..., 3C)."""
+        """Add the updates to the qkv projection's output, as its forward hook: (..., 3C) -> (..., 3C)."""
         query, key, value = output.chunk(3, dim=-1)
         query_update, value_update = self(inputs[0])
         return torch.cat((query + query_update, key, value + value_update), dim=-1)
@@ -44,9 +44,7 @@ class QueryValueUpdate(nn.Module):
 class LoRAOptions(AdapterOptions):
     """Options of LoRA."""
 
-    rank: int = option(
-        help="parameters grow with it, and memory a little: 2 * rank numbers per token and block", above=0
-    )
+    rank: int = option(help="more adds parameters, and a little memory: 2 * rank numbers per token and block", above=0)
     alpha: float = option(help="updates are scaled by alpha / rank; 1 is the default of the authors' code", above=0)
 
 
@@ -58,7 +56,7 @@ class LoRA(FeatureExtractor):
 
         W_q' = W_q + alpha/rank * (A_q B_q)^T, and W_v' likewise     A: C x rank, B: rank x C
 
-    B starts as zero, so the features start as the pre-trained ones.
+    B is zero-initialized, so that training starts at the pre-trained features.
 
     Args:
         backbone: a backbone with fused query-key-value projections; it is frozen, and the backward pass runs

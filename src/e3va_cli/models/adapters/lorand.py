@@ -18,7 +18,7 @@ from e3va_cli.models.backbones.base import ResidualBackbone
 class MultiBranchLinear(nn.Module):
     """`y = x W + b` with `W = sum_i A_i K_i B_i`; A_i: in x rank, K_i: rank x rank, B_i: rank x out.
 
-    Factors and bias start as in the authors' code: uniform within 1/sqrt(columns), and 1/sqrt(in) for the bias.
+    Initialization as in the authors' code: uniform within 1/sqrt(columns), and 1/sqrt(in) for the bias.
     """
 
     def __init__(self, in_features: int, out_features: int, *, branches: int, rank: int) -> None:
@@ -49,7 +49,7 @@ class LowRankBottleneck(nn.Module):
         self.up = MultiBranchLinear(hidden, width, branches=branches, rank=rank)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Adapt what a branch adds: (..., width) to (..., width)."""
+        """Map a branch's output (..., width) to (..., width)."""
         return z + self.up(self.activation(self.down(z)))
 
 
@@ -57,11 +57,9 @@ class LowRankBottleneck(nn.Module):
 class LoRandOptions(AdapterOptions):
     """Options of LoRand."""
 
-    hidden_ratio: float = option(
-        help="width of the bottleneck as a part of the stage's width; memory grows with it", above=0
-    )
-    branches: int = option(help="products summed to each weight; parameters grow with it, memory does not", above=0)
-    rank: int = option(help="of each product; parameters grow with it, memory does not", above=0)
+    hidden_ratio: float = option(help="bottleneck width over the stage's width; more uses more memory", above=0)
+    branches: int = option(help="products summed per weight; more adds parameters, not memory", above=0)
+    rank: int = option(help="of each product; more adds parameters, not memory", above=0)
 
 
 @METHODS.register("lorand", LoRandOptions)
@@ -74,7 +72,7 @@ class LoRand(InsertedAdapters):
         x = x + drop_path(z + Up(GELU(Down(z))))     z = branch(x), Down: C -> hidden, Up: hidden -> C
         the weight of Down and of Up = sum_i A_i K_i B_i
 
-    The authors start no factor at zero, so the features do not start as the pre-trained ones.
+    The authors initialize no factor to zero, so training does not start at the pre-trained features.
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.

@@ -1,4 +1,4 @@
-"""Mona: a module with filters of several sizes after each residual addition."""
+"""Mona: an adapter with multi-scale depthwise convolutions after each residual addition."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from e3va_cli.models.adapters.base import METHODS
-from e3va_cli.models.adapters.bottleneck import BottleneckOptions, draw_linears
+from e3va_cli.models.adapters.bottleneck import BottleneckOptions, init_linears
 from e3va_cli.models.adapters.insertion import InsertedAdapters, after_addition
 from e3va_cli.models.backbones.base import ResidualBackbone
 
 KERNELS = (3, 5, 7)
-ALMOST_NOTHING = 1e-6  # the normed share of the input at the start, as in the authors' code
+NORM_SCALE_INIT = 1e-6  # as in the authors' code
 
 
 class MultiCognitiveAdapter(nn.Module):
@@ -26,7 +26,7 @@ class MultiCognitiveAdapter(nn.Module):
     def __init__(self, width: int, *, hidden: int, dropout: float, init_std: float | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.norm_scale = nn.Parameter(torch.full((width,), ALMOST_NOTHING))
+        self.norm_scale = nn.Parameter(torch.full((width,), NORM_SCALE_INIT))
         self.input_scale = nn.Parameter(torch.ones(width))
         self.down = nn.Linear(width, hidden)
         self.filters = nn.ModuleList(nn.Conv2d(hidden, hidden, k, padding=k // 2, groups=hidden) for k in KERNELS)
@@ -35,10 +35,10 @@ class MultiCognitiveAdapter(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(hidden, width)
         if init_std is not None:
-            draw_linears((self.down, self.up), init_std)
+            init_linears((self.down, self.up), init_std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map the stream (B, H, W, C) to (B, H, W, C)."""
+        """Map the stream (B, H, W, C) to a stream of the same shape."""
         y = self.down(self.norm(x) * self.norm_scale + x * self.input_scale)
         y = y.permute(0, 3, 1, 2)  # B, hidden, H, W
         y = y + sum(convolve(y) for convolve in self.filters) / len(KERNELS)
@@ -56,11 +56,11 @@ class Mona(InsertedAdapters):
 
         x = M(x + drop_path(branch(x)))     M: see `MultiCognitiveAdapter`
 
-    The authors start Up as Swin starts any linear layer, so the features do not start as the pre-trained ones.
+    The authors initialize Up as Swin's linear layers, so training does not start at the pre-trained features.
 
     Args:
         backbone: any residual backbone; it is frozen, and the backward pass runs through it.
-        options: see `BottleneckOptions`; with `init_std` null Down and Up start as PyTorch's linear layers.
+        options: see `BottleneckOptions`; with `init_std` null, Down and Up are initialized as PyTorch's linear layers.
     """
 
     def __init__(self, backbone: ResidualBackbone, options: BottleneckOptions) -> None:

@@ -1,4 +1,4 @@
-"""Partial-1: the last block of the backbone is trained."""
+"""Partial-1: train the last block of the backbone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from e3va_cli.models.backbones.base import ResidualBackbone
 
 @METHODS.register("partial_1", AdapterOptions)
 class Partial1(FeatureExtractor):
-    """Partial-1 trains the last block of the last stage; nothing below it is in the backward pass.
+    """Partial-1 trains the last block of the last stage; the backward pass ends there.
 
     Paper: J. Yosinski et al., "How transferable are features in deep neural networks?", arXiv 1411.1792
     (NeurIPS 2014); the name is that of M. Jia et al., "Visual Prompt Tuning", arXiv 2203.12119 (ECCV 2022).

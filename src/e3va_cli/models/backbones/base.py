@@ -1,4 +1,4 @@
-"""What a tuning method sees of a backbone: a stem, and stages of residual branches.
+"""The interface of backbones to tuning methods: a stem, and stages of residual branches.
 
 Every backbone that fits the highway is a residual network: a block adds one or two tensors to the stream,
 
@@ -6,7 +6,7 @@ Every backbone that fits the highway is a residual network: a block adds one or 
     for each stage:   x = downsample(x)
         for each branch of it:   x = x + branch(x)
 
-(attention and MLP in Swin). Tuning methods read or change these parts and know nothing of what is inside them.
+(attention and MLP in Swin). Tuning methods use these parts only, whatever the family.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from e3va_cli.components.options import MAX_SEED, Options, Under, option
+from e3va_cli.components.options import MAX_SEED, Condition, Options, option
 from e3va_cli.components.registry import Registry
 
-NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm takes others for places to fetch from
+NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm would download from other names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class BackboneOptions(Options):
-    """Options of a frozen network and its weights, of every family; the weights' fingerprint tells which it is."""
+    """Options common to all backbone families; a checkpoint identifies its backbone by the weights' fingerprint."""
 
     name: str = option(free=True)
-    family: str = option("swin", free=True, help="whose code reads timm_name and model_args", before="swin")
-    timm_name: str = option(help="of the architecture", free=True)
-    model_args: dict[str, Any] = option({}, help="further ones of timm's constructor", free=True)
-    pretrained: bool = option(False, help="fetch timm's weights", free=True)
-    weights: str | None = option(None, help="or read them from a file: timm's, or the authors' .pth", free=True)
+    family: str = option("swin", free=True, help="family that builds timm_name", before="swin")
+    timm_name: str = option(help="architecture in timm", free=True)
+    model_args: dict[str, Any] = option({}, help="further arguments of timm's constructor", free=True)
+    pretrained: bool = option(False, help="download timm's weights", free=True)
+    weights: str | None = option(None, help="file with weights: timm's, or the authors' .pth", free=True)
     seed: int = option(
         0,
-        help="of random weights, where neither is given",
+        help="seed of random weights, without pretrained and weights",
         least=0,
         most=MAX_SEED,
         free=True,
         under=(
-            Under("pretrained", lambda value: not value, "whose weights are not random"),
-            Under("weights", lambda value: value is None, "whose weights are not random"),
+            Condition("pretrained", lambda value: not value, "whose weights are not random"),
+            Condition("weights", lambda value: value is None, "whose weights are not random"),
         ),
     )
     drop_path_rate: float = option(
         0.1,
-        help="of methods with gradients through the backbone; without effect with E3VA and frozen",
+        help="stochastic depth; no effect with E3VA and frozen",
         least=0,
         below=1,
         before=0.1,
@@ -58,38 +58,38 @@ class BackboneOptions(Options):
     )
     dtype: str = option(
         "float32",
-        help="of the weight matrices; bfloat16 or float16 reduces memory, with E3VA or frozen",
+        help="dtype of the weight matrices; bfloat16 or float16 reduces memory (E3VA and frozen only)",
         choices=tuple(DTYPES),
         free=True,
     )
     compile: bool = option(
-        False, help="true: compiled by torch.compile, faster after a slow start, with E3VA or frozen", free=True
+        False, help="true: torch.compile, faster after a slow start (E3VA and frozen only)", free=True
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with names and weights."""
+        """Yield errors in names and weights."""
         for key in ("name", "timm_name"):
             if (name := getattr(self, key)) is not None and not NAME.fullmatch(name):
-                yield f"{at}.{key}={name}: not the name of an architecture"
+                yield f"{at}.{key}={name}: invalid architecture name"
         if self.pretrained and self.weights:
-            yield f"{at}.pretrained=true and {at}.weights= exclude each other: give one of them"
+            yield f"{at}.pretrained=true and {at}.weights= are mutually exclusive; set one of them"
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch of a block, whose result the block adds to its residual stream.
+    """One residual branch of a block.
 
-    Calling it maps the stream `x` (B, H, W, C) to the tensor to be added (B, H, W, C).
+    Calling it maps the stream (B, H, W, C) to the tensor (B, H, W, C) that the block adds to it.
 
     Attributes:
-        kind: what the branch computes.
-        block: the module that the branch is a part of.
-        compute: the branch without its drop path.
-        drop_path: stochastic depth at the branch's end; the identity in eval mode.
+        type: what the branch computes.
+        block: the module that contains the branch.
+        compute: the branch without drop path.
+        drop_path: stochastic depth after the branch; the identity in eval mode.
         qkv: the fused query-key-value projection of an attention branch.
     """
 
-    kind: Literal["attention", "mlp"]
+    type: Literal["attention", "mlp"]
     block: nn.Module
     compute: Callable[[Tensor], Tensor]
     drop_path: Callable[[Tensor], Tensor]
@@ -101,7 +101,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of residual branches at one resolution and width."""
+    """Consecutive residual branches at one resolution and width."""
 
     width: int
     stride: int
@@ -110,12 +110,12 @@ class Stage:
 
 
 class ResidualBackbone(nn.Module):
-    """A pre-trained network as a stem and stages of residual branches. One subclass per family of backbones.
+    """A pre-trained network as a stem and stages of residual branches; one subclass per backbone family.
 
     Attributes:
-        model: the network with its weights, under its library's own names.
-        mean, std: per-channel normalisation of RGB images in 0..1 that the weights were trained with.
-        compiled: compute the branches by `torch.compile`, where nothing is kept for a backward pass.
+        model: the network, with its library's parameter names.
+        mean, std: per-channel normalization of RGB images in 0..1.
+        compiled: whether to `torch.compile` the branches where no gradients are taken.
     """
 
     model: Any
@@ -124,7 +124,7 @@ class ResidualBackbone(nn.Module):
     compiled = False
 
     def stem(self, images: Tensor) -> Tensor:
-        """Embed normalised images (B, 3, H, W) as the residual stream (B, H/stride, W/stride, C)."""
+        """Embed normalized images (B, 3, H, W) as the residual stream (B, H/stride, W/stride, C)."""
         raise NotImplementedError
 
     @property
@@ -133,20 +133,20 @@ class ResidualBackbone(nn.Module):
         raise NotImplementedError
 
     def cast_weights(self, dtype: torch.dtype) -> None:
-        """Keep the weight matrices of the branches, frozen, in fewer bits, and compute the branches in them."""
+        """Cast the frozen weight matrices of the branches to `dtype`, and compute the branches in it."""
         raise NotImplementedError
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not to be decayed when a method trains them, beside all vectors."""
+        """Return the names of matrices to exclude from weight decay; vectors are always excluded."""
         return set()
 
     @property
-    def widths(self) -> list[int]:
-        """Channels of each stage."""
+    def out_channels(self) -> list[int]:
+        """The channels of each stage."""
         return [stage.width for stage in self.stages]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The residual stream at the end of each stage, (B, H_s, W_s, C_s)."""
+        """Return the residual stream at the end of each stage, (B, H_s, W_s, C_s)."""
         x = self.stem(images)
         outputs = []
         for stage in self.stages:
@@ -158,4 +158,4 @@ class ResidualBackbone(nn.Module):
 
 
 BACKBONES: Registry[Callable[[Any, bool], ResidualBackbone]] = Registry("backbone")
-"""What builds a backbone of each family, of its options and whether to fetch timm's weights."""
+"""Builders of each family, called with its options and whether to download timm's weights."""

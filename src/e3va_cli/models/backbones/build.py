@@ -1,4 +1,4 @@
-"""A backbone by its configuration: architecture, then weights, then identity."""
+"""Build a backbone from its options: architecture, weights, fingerprint."""
 
 from __future__ import annotations
 
@@ -14,18 +14,27 @@ from e3va_cli.models.backbones import swin  # noqa: F401 (registers its family)
 from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, ResidualBackbone
 from e3va_cli.models.backbones.weights import fingerprint, load_weights
 
-# What timm and torch raise of a name that they do not know, or of options that make no sense.
-NOT_BUILT = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+# Raised by timm and torch for unknown names and invalid options.
+BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
 class BackboneFingerprint:
-    """Which backbone an adapter belongs to: it works on no other.
+    """Identity of the backbone that an adapter was trained on, the only one that it works on.
 
     Attributes:
-        name: `backbone=` of the configuration.
+        name: `backbone=` in the configuration.
         timm_name: the architecture.
-        weights: where the weights came from.
+        weights: source of the weights.
         fingerprint: SHA-256 of the weights as loaded, before any training.
     """
 
@@ -38,11 +47,10 @@ class BackboneFingerprint:
 def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from a seed.
 
-    Its weight matrices are kept in `dtype`, its branches compiled if `compile`; its identity is that of the weights
-    before.
+    The fingerprint is that of the weights before they are cast to `dtype`.
 
     Raises:
-        UserError: the hub is not reached, a file does not fit, or options are of more than an architecture, or of none.
+        UserError: the download fails, the file does not match the architecture, or an option is invalid.
     """
     require_valid(options, "backbone")
     with torch.random.fork_rng(devices=[]):
@@ -61,7 +69,7 @@ def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Backbone
 
 
 def build_meta_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
-    """Build the same backbone as shapes only, on the meta device: in no time, not compiled, no weights looked at."""
+    """Build the backbone on the meta device, without reading weights or compiling."""
     require_valid(options, "backbone")
     with torch.device("meta"):
         backbone = _build(options, pretrained=False)
@@ -73,14 +81,14 @@ def build_meta_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Bac
 def _build(options: BackboneOptions, *, pretrained: bool) -> ResidualBackbone:
     try:
         return BACKBONES[options.family](options, pretrained)
-    except NOT_BUILT as error:
+    except BUILD_ERRORS as error:
         if pretrained and isinstance(error, OSError | RuntimeError):
             raise UserError(
-                f"backbone.pretrained=true: the weights of {options.timm_name} could not be fetched "
-                f"({type(error).__name__}); download them on a machine with a network, for example with "
-                f"`hf download timm/{options.timm_name} model.safetensors`, and give backbone.weights=FILE"
+                f"backbone.pretrained=true: could not download {options.timm_name} ({type(error).__name__}); "
+                f"run `hf download timm/{options.timm_name} model.safetensors` on a machine with network access "
+                "and set backbone.weights=FILE"
             ) from error
         raise UserError(
-            f"backbone: no {options.family.capitalize()} of timm can be built of timm_name={options.timm_name} and "
-            f"model_args={options.model_args} ({first_line(error)})"
+            f"backbone: cannot build timm_name={options.timm_name} with model_args={options.model_args} as a "
+            f"backbone of family {options.family}: {first_line(error)}"
         ) from error

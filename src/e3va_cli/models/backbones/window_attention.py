@@ -1,10 +1,10 @@
-"""Swin's (shifted-)window attention and MLP without gradients: a part of the image at a time, with timm's modules.
+"""Chunked (shifted-)window attention and MLP of Swin without gradients, on timm's modules.
 
-What a window or a token becomes depends on nothing outside it, so that only a part's projections, scores and hidden
-layers need to be held together. The results are those of timm's `SwinTransformerBlock` up to rounding, on maps of whole
-windows. Others are padded, as Swin's detection code does it: before the windows are shifted.
+Windows and tokens are independent, so only one chunk's projections, scores and hidden layers are in memory at a time.
+On maps of whole windows the results equal timm's `SwinTransformerBlock` up to rounding. Other maps are padded before
+windows are shifted, as in Swin's detection code.
 
-Compiled is what a part goes through: once for each width of the network, not for each block or size of image.
+`torch.compile` applies to the function of one chunk: one graph per width, not per block or image size.
 """
 
 from __future__ import annotations
@@ -17,49 +17,50 @@ from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from e3va_cli.models.backbones.timm_private import relative_position_bias
 from e3va_cli.utils.amp import autocast_dtype
 
-NUMBERS_AT_ONCE = 2**21  # of the stream, in a part
-APART = -100.0  # added to the scores of tokens that shifting brought together, as timm does
-FUSED_ON = ("cuda",)  # devices; on a CPU, PyTorch's fused attention is the slower one for windows
+CHUNK_ELEMENTS = 2**21  # of the stream
+MASK_VALUE = -100.0  # added to the scores of tokens from different ends of a shifted map, as in timm
+FUSED_DEVICES = ("cuda",)  # PyTorch's fused attention is slower for windows on a CPU
 
 Span = tuple[int, int]
 
 
 @cache
 def as_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`function` by `torch.compile`, for any number of windows or tokens."""
+    """Compile `function` by `torch.compile` for any number of windows or tokens."""
     return torch.compile(function, dynamic=True)
 
 
 def chunked_mlp(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
-    """MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
-    transform = as_compiled(transformed) if compiled else transformed
+    """Compute the MLP of `block` in chunks: (B, H, W, C) -> (B, H, W, C)."""
+    transform = as_compiled(mlp_forward) if compiled else mlp_forward
     rows = x.flatten(0, -2)
     result = torch.empty_like(rows, dtype=autocast_dtype(x) or x.dtype)
-    at_once = max(1, NUMBERS_AT_ONCE // x.shape[-1])
-    for some, of_some in zip(rows.split(at_once), result.split(at_once), strict=True):
-        of_some.copy_(transform(block, some))
+    chunk_tokens = max(1, CHUNK_ELEMENTS // x.shape[-1])
+    for chunk, result_chunk in zip(rows.split(chunk_tokens), result.split(chunk_tokens), strict=True):
+        result_chunk.copy_(transform(block, chunk))
     return result.view(x.shape)
 
 
 def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
-    """Pad a map (B, H, W, C) with zeros at its lower and right ends to whole windows; one of those stays itself."""
+    """Pad a map (B, H, W, C) with zeros at the bottom and right to whole windows."""
     missing_h, missing_w = -x.shape[1] % window_h, -x.shape[2] % window_w
     return pad(x, (0, 0, 0, missing_w, 0, missing_h)) if missing_h or missing_w else x  # pad would copy
 
 
 def chunked_window_attention(
-    block: SwinTransformerBlock, apart: Tensor, x: Tensor, *, compiled: bool = False, pad_before_shift: bool = True
+    block: SwinTransformerBlock, attn_mask: Tensor, x: Tensor, *, compiled: bool = False, pad_before_shift: bool = True
 ) -> Tensor:
-    """(Shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C).
+    """Compute the (shifted-)window attention of `block` in chunks: (B, H, W, C) -> (B, H, W, C).
 
     Args:
-        apart: its `shift_attn_mask`.
-        compiled: by `torch.compile`.
-        pad_before_shift: as Swin's detection code has it; timm shifts first.
+        attn_mask: the `shift_attn_mask` of its windows.
+        compiled: whether to use `torch.compile`.
+        pad_before_shift: pad before shifting, as Swin's detection code; timm shifts first.
     """
-    attend = as_compiled(attended) if compiled else attended
+    attend = as_compiled(window_attention) if compiled else window_attention
     height, width = x.shape[1:3]
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
     windowed = block.norm1(x)
@@ -69,14 +70,14 @@ def chunked_window_attention(
         windowed = windowed.roll((-shift_h, -shift_w), (1, 2))
     windowed = pad_to_windows(windowed, window_h, window_w)
     result = torch.empty_like(windowed, dtype=autocast_dtype(x) or x.dtype)
-    bias = block.attn._get_rel_pos_bias()
-    for rows, last_row in spans(windowed.shape[1], window_h, shift_h):
-        for columns, last_column in spans(windowed.shape[2], window_w, shift_w):
-            # Only the last windows of a shifted map hold tokens from its two ends, which must not see each other.
-            together = bias + apart[int(last_row), int(last_column)]
-            for part in parts(windowed, rows, columns, window_h):
-                windows = attend(block.attn, partition(windowed[part], window_h, window_w), together)
-                result[part].copy_(merged(windows, result[part].shape, window_h, window_w))
+    bias = relative_position_bias(block.attn)
+    for rows, last_row in window_spans(windowed.shape[1], window_h, shift_h):
+        for columns, last_column in window_spans(windowed.shape[2], window_w, shift_w):
+            # Only the last windows of a shifted map contain tokens from both of its ends, which are masked.
+            scores_bias = bias + attn_mask[int(last_row), int(last_column)]
+            for chunk in chunk_slices(windowed, rows, columns, window_h):
+                windows = attend(block.attn, window_partition(windowed[chunk], window_h, window_w), scores_bias)
+                result[chunk].copy_(window_reverse(windows, result[chunk].shape, window_h, window_w))
     del windowed
     if not pad_before_shift:
         result = result[:, :height, :width]
@@ -85,8 +86,8 @@ def chunked_window_attention(
     return result[:, :height, :width].contiguous()
 
 
-def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
-    """The windows along a side of `length`, and the last one apart where windows are shifted."""
+def window_spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
+    """Yield (start, end) of windows along a side, and whether it is the last window, which is separate if shifted."""
     if not shift:
         yield (0, length), False
         return
@@ -96,58 +97,58 @@ def spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
 
 
 def shift_attn_mask(window_h: int, window_w: int) -> Tensor:
-    """What is added to the scores in shifted windows, (2, 2, tokens, tokens): `APART` between two ends of the map.
+    """Return the mask added to the scores in shifted windows, (2, 2, tokens, tokens): 0 or `MASK_VALUE`.
 
-    It depends on nothing but whether the window is of the last row of windows, the first index, and of the last
-    column, the second; windows are shifted by half of their size.
+    The first index is 1 for windows of the last row, the second for those of the last column. Windows are shifted by
+    half their size.
     """
     last = torch.tensor([False, True])[:, None]
     lower = last & (torch.arange(window_h) >= window_h - window_h // 2)
     right = last & (torch.arange(window_w) >= window_w - window_w // 2)
     end = (2 * lower.int()[:, None, :, None] + right.int()[None, :, None, :]).flatten(2)
-    return APART * (end[..., None] != end[..., None, :]).float()
+    return MASK_VALUE * (end[..., None] != end[..., None, :]).float()
 
 
-def parts(windowed: Tensor, rows: Span, columns: Span, window: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Images, rows and columns of a padded map (B, H, W, C), in pieces of few numbers: at least a row of windows."""
+def chunk_slices(windowed: Tensor, rows: Span, columns: Span, window: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield slices of images, rows and columns of a padded map (B, H, W, C), each of one row of windows or more."""
     images, _, _, channels = windowed.shape
     in_band = window * (columns[1] - columns[0]) * channels
-    images_at_once = min(images, max(1, NUMBERS_AT_ONCE // in_band))
-    rows_at_once = window * max(1, NUMBERS_AT_ONCE // (in_band * images_at_once))
-    for image in range(0, images, images_at_once):
-        for row in range(*rows, rows_at_once):
+    chunk_images = min(images, max(1, CHUNK_ELEMENTS // in_band))
+    chunk_rows = window * max(1, CHUNK_ELEMENTS // (in_band * chunk_images))
+    for image in range(0, images, chunk_images):
+        for row in range(*rows, chunk_rows):
             yield (
-                slice(image, image + images_at_once),
-                slice(row, min(row + rows_at_once, rows[1])),
+                slice(image, image + chunk_images),
+                slice(row, min(row + chunk_rows, rows[1])),
                 slice(*columns),
             )
 
 
-def partition(x: Tensor, window_h: int, window_w: int) -> Tensor:
-    """(B, H, W, C) -> (windows, tokens, C)."""
+def window_partition(x: Tensor, window_h: int, window_w: int) -> Tensor:
+    """Split a map into windows: (B, H, W, C) -> (windows, tokens, C)."""
     images, height, width, channels = x.shape
     x = x.reshape(images, height // window_h, window_h, width // window_w, window_w, channels)
     return x.transpose(2, 3).reshape(-1, window_h * window_w, channels)
 
 
-def merged(windows: Tensor, shape: torch.Size, window_h: int, window_w: int) -> Tensor:
-    """(windows, tokens, C) -> (B, H, W, C)."""
+def window_reverse(windows: Tensor, shape: torch.Size, window_h: int, window_w: int) -> Tensor:
+    """Merge windows into a map: (windows, tokens, C) -> (B, H, W, C)."""
     images, height, width, channels = shape
     x = windows.view(images, height // window_h, width // window_w, window_h, window_w, channels)
     return x.transpose(2, 3).reshape(shape)
 
 
-def transformed(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
-    """MLP of tokens (N, C)."""
+def mlp_forward(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
+    """Compute norm and MLP of tokens (N, C)."""
     return block.mlp(block.norm2(tokens))
 
 
-def attended(attn: WindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
-    """Multi-head attention within windows (N, tokens, C), with `bias` (1, heads, tokens, tokens) on the scores."""
+def window_attention(attn: WindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
+    """Compute multi-head attention in windows (N, tokens, C) with `bias` (1, heads, tokens, tokens) added to scores."""
     count, tokens, channels = windows.shape
     qkv = attn.qkv(windows).view(count, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
     query, key, value = qkv.unbind(0)  # N, heads, tokens, channels of a head
-    if windows.device.type in FUSED_ON:
+    if windows.device.type in FUSED_DEVICES:
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=attn.scale)
     else:
         scores = (query * attn.scale) @ key.mT + bias

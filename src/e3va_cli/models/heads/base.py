@@ -1,6 +1,6 @@
-"""The one interface of heads, and the registry that the `head=` option chooses from.
+"""The interface of heads, and the registry behind the `head=` option.
 
-A head gets one feature map for each backbone stage that it reads, whatever the backbone and the tuning method.
+A head reads one feature map per stage in its `out_indices`, whatever the backbone and tuning method.
 """
 
 from __future__ import annotations
@@ -16,45 +16,44 @@ from torchvision.models.detection.image_list import ImageList
 
 from e3va_cli.components.options import Options, option, require_valid
 from e3va_cli.components.registry import Registry
-from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.predictions import Detections, Segmentation
 
 Target = dict[str, Any]
-Extract = Callable[[Tensor], list[Tensor]]  # images (B, 3, H, W) to one feature map per stage that the head reads
+Extract = Callable[[Tensor], list[Tensor]]  # images (B, 3, H, W) to the head's feature maps
 
 
 @dataclass
 class HeadOptions(Options):
-    """Options of every head; each has further ones."""
+    """Options common to all heads."""
 
     name: str = option()
     recompute_neck: bool = option(
-        False, help="true: the neck once more in the backward pass, which reduces memory", free=True
+        False, help="true: recompute the neck in the backward pass, which reduces memory", free=True
     )
 
 
 class Head(nn.Module):
-    """From feature maps [(B, C_s, H_s, W_s)] and the padded images they come from to losses or findings.
+    """Compute losses or predictions from feature maps [(B, C_s, H_s, W_s)] of padded images.
 
     Attributes:
-        neck: what the head makes of the feature maps first, such as a pyramid.
-        needs: what training targets must hold, of boxes, masks and semantic; it is also what the findings are.
-        stages: of the backbone, those whose feature maps the head reads.
+        neck: the first module applied to the feature maps, such as an FPN.
+        target_types: keys of training targets, and types of predictions: boxes, masks, semantic.
+        out_indices: stages of the backbone whose feature maps the head reads.
     """
 
     neck: nn.Module
     target_types: frozenset[str]
-    stages: tuple[int, ...] = (0, 1, 2, 3)
+    out_indices: tuple[int, ...] = (0, 1, 2, 3)
 
     def __init__(self, options: Any, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
-        """Named scalar losses; their sum is minimised."""
+        """Return named scalar losses, to be minimized as their sum."""
         raise NotImplementedError
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections] | list[Segmentation]:
-        """What is found in each image, in pixels of the images as the network saw them."""
+        """Return the predictions for each image, in pixels of the network's input."""
         raise NotImplementedError
 
 
@@ -62,16 +61,16 @@ HEADS: Registry[type[Head]] = Registry("head")
 
 
 def build_head(options: HeadOptions, *, channels: Sequence[int], num_classes: int) -> Head:
-    """Return a new head for feature maps of `channels`, finding `num_classes` kinds of things (background not counted).
+    """Build a head for feature maps of `channels` and `num_classes` classes without background.
 
-    With `recompute_neck`, training keeps nothing within the neck: it runs again in the backward pass.
+    With `recompute_neck`, the neck's activations are recomputed in the backward pass.
 
     Raises:
-        UserError: an option is out of its range.
+        UserError: an option is out of range.
     """
     require_valid(options, "head")
-    kind = HEADS[options.name]
-    head = kind(options, channels=[channels[stage] for stage in kind.stages], num_classes=num_classes)
+    head_type = HEADS[options.name]
+    head = head_type(options, channels=[channels[i] for i in head_type.out_indices], num_classes=num_classes)
     if options.recompute_neck:
         head.neck.forward = partial(checkpoint, head.neck.forward, use_reentrant=False, determinism_check="none")
     return head

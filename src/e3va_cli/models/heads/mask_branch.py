@@ -1,4 +1,4 @@
-"""The mask branch of Mask R-CNN (arXiv 1703.06870), of torchvision's parts."""
+"""The mask branch of Mask R-CNN (arXiv 1703.06870), of torchvision's modules."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchvision.ops import roi_align
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import Target
-from e3va_cli.models.heads.detections import MASK_THRESHOLD
-from e3va_cli.models.heads.predictors import Float32MaskPredictor
+from e3va_cli.models.heads.layers import Float32MaskPredictor
+from e3va_cli.models.heads.predictions import MASK_THRESHOLD
 from e3va_cli.models.heads.roi_align import PyramidRoIAlign
 from e3va_cli.models.heads.roi_sampling import SampledRoIs
 from e3va_cli.models.heads.two_stage import MaskOptions
@@ -25,17 +25,17 @@ class MaskBranchOptions(MaskOptions):
     """Options of a mask branch."""
 
     aligned: bool = option(
-        help="false, as torchvision has it: regions are half a cell of the feature map off", before=False
+        help="aligned RoIAlign; false: offset by half a feature cell, as in torchvision", before=False
     )
 
 
 class MaskBranch(nn.Module):
-    """A mask for every class in each region.
+    """Masks of every class in each RoI.
 
     Args:
-        options: of the branch.
-        in_channels: of every pyramid level.
-        num_classes: background counted.
+        options: see `MaskBranchOptions`.
+        in_channels: channels of every pyramid level.
+        num_classes: classes with background.
     """
 
     def __init__(self, options: MaskBranchOptions, in_channels: int, num_classes: int) -> None:
@@ -46,27 +46,29 @@ class MaskBranch(nn.Module):
         self.predictor = Float32MaskPredictor(channels[-1], options.predictor_channels, num_classes)
 
     def forward(self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]]) -> Tensor:
-        """Mask logits (N, K + 1, M, M) of all regions."""
+        """Return mask logits (N, K + 1, M, M) of all RoIs."""
         return self.predictor(self.head(self.pool(pyramid, boxes, sizes)))
 
     def loss(
-        self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], regions: SampledRoIs, targets: list[Target]
+        self, pyramid: dict[str, Tensor], sizes: list[tuple[int, int]], rois: SampledRoIs, targets: list[Target]
     ) -> Tensor:
-        """Return the binary cross entropy of the masks of the regions that hold an object, each of its class."""
-        positives = regions.positives()
-        boxes = [of_image[chosen] for of_image, chosen in zip(regions.boxes, positives, strict=True)]
-        matched = [of_image[chosen] for of_image, chosen in zip(regions.matched, positives, strict=True)]
+        """Return the binary cross entropy of positive RoIs' masks, each of its object's class."""
+        positives = rois.positives()
+        boxes = [b[p] for b, p in zip(rois.boxes, positives, strict=True)]
+        matched = [m[p] for m, p in zip(rois.matched, positives, strict=True)]
         logits = self(pyramid, boxes, sizes)
         labels = torch.cat([t["labels"][m] for t, m in zip(targets, matched, strict=True)])
         if not len(labels):
             return logits.sum() * 0
         side = logits.shape[-1]
-        cut = [self.cut_out(t["masks"], b, m, side) for t, b, m in zip(targets, boxes, matched, strict=True)]
-        of_class = logits[torch.arange(len(labels), device=labels.device), labels]
-        return binary_cross_entropy_with_logits(of_class, torch.cat(cut))
+        mask_targets = [
+            self.crop_masks(t["masks"], b, m, side) for t, b, m in zip(targets, boxes, matched, strict=True)
+        ]
+        class_logits = logits[torch.arange(len(labels), device=labels.device), labels]
+        return binary_cross_entropy_with_logits(class_logits, torch.cat(mask_targets))
 
-    def cut_out(self, masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
-        """Return the annotated masks (G, H, W) of the objects `matched` within `boxes`, 0 or 1: (N, side, side)."""
+    def crop_masks(self, masks: Tensor, boxes: Tensor, matched: Tensor, side: int) -> Tensor:
+        """Crop ground-truth masks (G, H, W) of the objects `matched` to `boxes`: (N, side, side), 0 or 1."""
         rois = torch.cat([matched[:, None].to(boxes), boxes], 1)
         covered = roi_align(masks[:, None].to(boxes), rois, side, aligned=self.pool.aligned)[:, 0]
         return (covered >= MASK_THRESHOLD).to(boxes)
@@ -74,5 +76,5 @@ class MaskBranch(nn.Module):
     def probabilities(
         self, pyramid: dict[str, Tensor], boxes: list[Tensor], sizes: list[tuple[int, int]], labels: list[Tensor]
     ) -> list[Tensor]:
-        """The mask of each box's class, (N, 1, M, M) per image."""
+        """Return the mask probabilities of each box's class, (N, 1, M, M) per image."""
         return maskrcnn_inference(self(pyramid, boxes, sizes), labels)

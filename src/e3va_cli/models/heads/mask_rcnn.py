@@ -1,4 +1,4 @@
-"""Mask R-CNN (arXiv 1703.06870) on an FPN (arXiv 1612.03144), of torchvision's parts."""
+"""Mask R-CNN (arXiv 1703.06870) on an FPN (arXiv 1612.03144), of torchvision's modules."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
-from e3va_cli.models.heads.detections import Detections
-from e3va_cli.models.heads.predictors import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.models.heads.layers import Float32BoxPredictor, Float32MaskPredictor
+from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
-from e3va_cli.models.heads.two_stage import BoxOptions, MaskOptions, are_weights
-from e3va_cli.models.necks.fpn import LEVELS, pyramid_of
+from e3va_cli.models.heads.two_stage import BoxOptions, MaskOptions, is_box_weights
+from e3va_cli.models.necks.fpn import LEVEL_NAMES, build_pyramid
 
 
 @dataclass
 class MaskRCNNBoxOptions(BoxOptions):
     """Options of the box branch of Mask R-CNN."""
 
-    fg_iou: float = option(help="overlap from which on a region holds an object", least=0, most=1)
-    bg_iou: float = option(help="overlap below which it holds none", least=0, most=1)
+    fg_iou: float = option(help="IoU from which a RoI is positive", least=0, most=1)
+    bg_iou: float = option(help="IoU below which a RoI is negative", least=0, most=1)
     regression_weights: list[float] = option(help="factors of (x, y, width, height) deltas")
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with the factors."""
-        if self.regression_weights is not None and not are_weights(self.regression_weights):
-            yield f"{at}.regression_weights: {self.regression_weights} is no list of four numbers above 0"
+        """Yield errors in the factors."""
+        if self.regression_weights is not None and not is_box_weights(self.regression_weights):
+            yield f"{at}.regression_weights={self.regression_weights}: must be four numbers above 0"
 
 
 @dataclass
@@ -48,12 +48,12 @@ class MaskRCNNOptions(HeadOptions):
 
 @HEADS.register("mask_rcnn", MaskRCNNOptions)
 class MaskRCNN(Head):
-    """Boxes and masks in two stages.
+    """Mask R-CNN.
 
     Args:
         options: see `MaskRCNNOptions`.
-        channels: of the four feature maps, strides 4 to 32.
-        num_classes: kinds of objects, background not counted.
+        channels: of the feature maps with strides 4, 8, 16, 32.
+        num_classes: classes without background.
     """
 
     target_types = frozenset({"boxes", "masks"})
@@ -64,7 +64,7 @@ class MaskRCNN(Head):
         self.neck = FeaturePyramidNetwork(list(channels), width, LastLevelMaxPool())
         self.rpn = build_rpn(options.rpn, channels=width)
         self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(LEVELS, box.roi_size, box.sampling_ratio),
+            MultiScaleRoIAlign(LEVEL_NAMES, box.roi_size, box.sampling_ratio),
             TwoMLPHead(width * box.roi_size**2, box.hidden),
             Float32BoxPredictor(box.hidden, num_classes + 1),
             box.fg_iou,
@@ -75,24 +75,24 @@ class MaskRCNN(Head):
             box.score_threshold,
             box.nms_iou,
             box.detections_per_image,
-            mask_roi_pool=MultiScaleRoIAlign(LEVELS, mask.roi_size, mask.sampling_ratio),
+            mask_roi_pool=MultiScaleRoIAlign(LEVEL_NAMES, mask.roi_size, mask.sampling_ratio),
             mask_head=MaskRCNNHeads(width, mask.channels, dilation=1),
             mask_predictor=Float32MaskPredictor(mask.channels[-1], mask.predictor_channels, num_classes + 1),
         )
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
-        """Torchvision's five losses: objectness, proposal box, class, box and mask."""
-        pyramid = pyramid_of(self.neck, features)
+        """Return torchvision's five losses: objectness, proposal box, class, box and mask."""
+        pyramid = build_pyramid(self.neck, features)
         proposals, proposal_losses = self.rpn(images, pyramid, targets)
         _, detection_losses = self.roi_heads(pyramid, proposals, images.image_sizes, targets)
         return proposal_losses | detection_losses
 
     def predict(self, extract: Extract, images: ImageList) -> list[Detections]:
-        """Objects above the score threshold after NMS, with masks inside their boxes."""
-        pyramid = pyramid_of(self.neck, extract(images.tensors))
+        """Return the detections above the score threshold after NMS, with masks inside their boxes."""
+        pyramid = build_pyramid(self.neck, extract(images.tensors))
         proposals, _ = self.rpn(images, pyramid)
-        found, _ = self.roi_heads(pyramid, proposals, images.image_sizes)
+        results, _ = self.roi_heads(pyramid, proposals, images.image_sizes)
         return [
-            Detections(one["boxes"], one["scores"], one["labels"], one["masks"], size)
-            for one, size in zip(found, images.image_sizes, strict=True)
+            Detections(result["boxes"], result["scores"], result["labels"], result["masks"], size)
+            for result, size in zip(results, images.image_sizes, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""The region proposal network of two-stage detectors (arXiv 1506.01497), of torchvision's parts."""
+"""The region proposal network (arXiv 1506.01497) of two-stage detectors, on torchvision's."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from e3va_cli.components.options import Options, option
-from e3va_cli.models.heads.anchor_matching import MaxIoUMatcher, match_anchors
-from e3va_cli.models.heads.anchors import anchor_errors, build_anchors
+from e3va_cli.models.heads.anchors import MaxIoUMatcher, anchor_errors, build_anchors, match_anchors
 from e3va_cli.models.heads.base import Target
-from e3va_cli.models.heads.predictors import Float32RPNHead
+from e3va_cli.models.heads.layers import Float32RPNHead
+from e3va_cli.models.heads.torchvision_private import Matcher
 from e3va_cli.models.necks.fpn import STRIDES
 
 
@@ -24,33 +23,33 @@ from e3va_cli.models.necks.fpn import STRIDES
 class RPNOptions(Options):
     """Options of a region proposal network."""
 
-    anchor_sizes: list[int] = option(help="pixels, one per pyramid level")
-    aspect_ratios: list[float] = option(help="height over width of the anchors at each place")
-    fg_iou: float = option(help="overlap from which on an anchor holds an object", least=0, most=1)
-    bg_iou: float = option(help="overlap below which it holds none", least=0, most=1)
-    batch_size_per_image: int = option(help="anchors that training samples in an image", above=0)
-    positive_fraction: float = option(help="most of them that hold an object", least=0, most=1)
-    pre_nms_train: int = option(help="best proposals of a level that go into NMS, in training", above=0)
-    pre_nms_test: int = option(help="the same in evaluation", above=0, free=True)
-    post_nms_train: int = option(help="best proposals of an image after NMS, in training", above=0)
-    post_nms_test: int = option(help="the same in evaluation", above=0, free=True)
-    nms_iou: float = option(help="overlap above which NMS drops a proposal", least=0, most=1)
-    inside_only: bool = option(help="train only anchors inside the image", before=False)
+    anchor_sizes: list[int] = option(help="anchor sizes in pixels, one per pyramid level")
+    aspect_ratios: list[float] = option(help="height over width of the anchors in each cell")
+    fg_iou: float = option(help="IoU from which an anchor is positive", least=0, most=1)
+    bg_iou: float = option(help="IoU below which an anchor is negative", least=0, most=1)
+    batch_size_per_image: int = option(help="anchors sampled per image in training", above=0)
+    positive_fraction: float = option(help="maximum fraction of positive anchors among them", least=0, most=1)
+    pre_nms_train: int = option(help="proposals per level before NMS, in training", above=0)
+    pre_nms_test: int = option(help="proposals per level before NMS, in evaluation", above=0, free=True)
+    post_nms_train: int = option(help="proposals per image after NMS, in training", above=0)
+    post_nms_test: int = option(help="proposals per image after NMS, in evaluation", above=0, free=True)
+    nms_iou: float = option(help="IoU above which NMS drops a proposal", least=0, most=1)
+    inside_only: bool = option(help="train only on anchors inside the image", before=False)
     exact_anchors: bool = option(
-        help="false, as torchvision has it: whole sides, and image side // map side from one anchor to the next",
+        help="true: unrounded sizes and exact strides; false: torchvision's, rounded",
         before=False,
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with the anchors."""
+        """Yield errors in the anchor sizes."""
         return anchor_errors(f"{at}.anchor_sizes", self.anchor_sizes)
 
 
 class InsideRPN(RegionProposalNetwork):
-    """Trained on the anchors that lie inside their image, as mmdetection does with `allowed_border=0`.
+    """An RPN trained only on anchors inside their image, as mmdetection with `allowed_border=0`.
 
-    Each object has its best anchors where they overlap it by the background's threshold at least (`min_pos_iou`): at
-    the border no anchor inside may come near it.
+    An object's best anchors need the negative threshold's IoU (`min_pos_iou`), as objects at the border may have none
+    inside.
     """
 
     proposal_matcher: Matcher
@@ -58,7 +57,7 @@ class InsideRPN(RegionProposalNetwork):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         high, low = self.proposal_matcher.high_threshold, self.proposal_matcher.low_threshold
-        self.proposal_matcher = MaxIoUMatcher(high, low, least_iou=low)
+        self.proposal_matcher = MaxIoUMatcher(high, low, min_pos_iou=low)
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
@@ -72,26 +71,28 @@ class InsideRPN(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[Target]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Return for each image labels (A,), 1 object, 0 background, -1 neither, and objects' boxes (A, 4)."""
+        """Return labels (A,), 1 positive, 0 negative, -1 ignored, and matched boxes (A, 4) of each image."""
         labels, matched = [], []
-        for of_image, target in zip(anchors, targets, strict=True):
+        for image_anchors, target in zip(anchors, targets, strict=True):
             boxes = target["boxes"]
-            matches = match_anchors(of_image, boxes, inside(of_image, target["size"]), self.proposal_matcher)
-            # The matcher's codes of background and neither are -1 and -2.
+            matches = match_anchors(
+                image_anchors, boxes, anchors_inside(image_anchors, target["size"]), self.proposal_matcher
+            )
+            # The matcher's codes of negative and ignored anchors are -1 and -2.
             labels.append(matches.clamp(max=0) + 1)
-            matched.append(boxes[matches.clamp(min=0)] if len(boxes) else torch.zeros_like(of_image))
-        return [of_image.to(torch.float32) for of_image in labels], matched
+            matched.append(boxes[matches.clamp(min=0)] if len(boxes) else torch.zeros_like(image_anchors))
+        return [image_labels.to(torch.float32) for image_labels in labels], matched
 
 
-def inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return which anchors (A, 4) lie inside an image of `size` (height, width): (A,) bool; all where none does."""
+def anchors_inside(anchors: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return which anchors (A, 4) are inside an image of `size` (height, width): (A,) bool; all if none is."""
     height, width = size
     within = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2] < width) & (anchors[:, 3] < height)
     return within | ~within.any()
 
 
 def build_rpn(options: RPNOptions, *, channels: int) -> RegionProposalNetwork:
-    """Return a region proposal network with one anchor size per pyramid level."""
+    """Build a region proposal network with one anchor size per pyramid level."""
     strides = (*STRIDES, 2 * STRIDES[-1])
     sizes = [[size] for size in options.anchor_sizes]
     network = InsideRPN if options.inside_only else RegionProposalNetwork

@@ -1,4 +1,4 @@
-"""Class scores of large images from windows that overlap, as networks trained on crops are evaluated."""
+"""Sliding-window inference: class scores of large images from overlapping windows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch.nn.functional import interpolate
 
 
 def window_starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side, in pixels; the last one is moved back to end with the side."""
+    """Return where windows start along a side, in pixels; the last one ends with the side."""
     last = max(side - window, 0)
     return [*range(0, last, stride), last]
 
 
 def sliding_scores(score: Callable[[Tensor], Tensor], images: Tensor, *, window: int, stride: int) -> Tensor:
-    """The scores of every pixel, averaged over the windows that it lies in: float32 (B, K, H, W).
+    """Average each pixel's scores over its windows: float32 (B, K, H, W).
 
-    Beside the result, only one window's scores are in memory.
+    Only one window's scores and the result are in memory.
 
     Args:
-        score: images (B, 3, h, w) to scores (B, K, .., ..) of any resolution; called with one window at a time.
+        score: images (B, 3, h, w) to scores (B, K, .., ..) of any resolution; called once per window.
         images: (B, 3, H, W).
-        window: side of the square windows in pixels; a window is cut to a side of the images that is shorter.
+        window: side of the square windows in pixels; clipped to the image size.
         stride: pixels from one window to the next, at most `window`.
     """
     batch, _, height, width = images.shape

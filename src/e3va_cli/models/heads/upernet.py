@@ -1,8 +1,7 @@
-"""UPerNet (arXiv 1807.10221): a feature pyramid with pyramid pooling (arXiv 1612.01105) on its top, all levels fused.
+"""UPerNet (arXiv 1807.10221): an FPN with pyramid pooling (arXiv 1612.01105) on top, and all levels fused.
 
-Sizes are those of mmsegmentation's UPerHead and FCNHead. The norms are not: theirs are batch norms, whose statistics of
-the one or two images that fit on a small GPU mean nothing, and which fail on one image's 1x1 pooled map. Here they are
-group norms (arXiv 1803.08494).
+Sizes are those of mmsegmentation's UPerHead and FCNHead, but with group norms (arXiv 1803.08494): batch norms are
+unreliable at one or two images per GPU, and fail on the 1x1 pooled map of one image.
 """
 
 from __future__ import annotations
@@ -16,28 +15,28 @@ from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import Conv2dNormActivation
 
-from e3va_cli.components.options import Under, option
+from e3va_cli.components.options import Condition, option
 from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
-from e3va_cli.models.heads.norms import group_norm
-from e3va_cli.models.heads.segmentation import Segmentation
+from e3va_cli.models.heads.layers import group_norm
+from e3va_cli.models.heads.predictions import Segmentation
 from e3va_cli.models.heads.sliding_window import sliding_scores
 
 COARSEST_STRIDE = 32
 
 
 def conv_norm_relu(in_channels: int, out_channels: int, kernel_size: int) -> Conv2dNormActivation:
-    """Convolution without bias, group norm, ReLU; height and width stay."""
+    """Build a convolution without bias, group norm and ReLU, which keep height and width."""
     return Conv2dNormActivation(in_channels, out_channels, kernel_size, norm_layer=group_norm)
 
 
-def resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, (B, C, ., .) to (B, C, *size)."""
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize bilinearly: (B, C, h, w) to (B, C, *size)."""
     return interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
-def pooled(x: Tensor, cells: int) -> Tensor:
-    """What `adaptive_avg_pool2d` computes, (B, C, H, W) to (B, C, cells, cells); its gradient is deterministic."""
+def adaptive_avg_pool2d(x: Tensor, cells: int) -> Tensor:
+    """Pool (B, C, H, W) to (B, C, cells, cells) as PyTorch's function, but with a deterministic backward pass."""
     for axis in (2, 3):
         side = x.shape[axis]
         edges = [(i * side // cells, -(-(i + 1) * side // cells)) for i in range(cells)]
@@ -46,7 +45,7 @@ def pooled(x: Tensor, cells: int) -> Tensor:
 
 
 class PyramidPooling(nn.Module):
-    """A feature map together with its averages over coarse grids: (B, C, H, W) to (B, width, H, W)."""
+    """Fuse a feature map with its averages over coarse grids: (B, C, H, W) to (B, width, H, W)."""
 
     def __init__(self, channels: int, width: int, scales: Sequence[int]) -> None:
         super().__init__()
@@ -55,13 +54,15 @@ class PyramidPooling(nn.Module):
         self.fuse = conv_norm_relu(channels + len(self.scales) * width, width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool to every grid, project, bring back to the map's size, and fuse with the map."""
-        maps = [project(pooled(x, cells)) for cells, project in zip(self.scales, self.project, strict=True)]
-        return self.fuse(torch.cat([x, *(resized(one, x.shape[-2:]) for one in maps)], 1))
+        """Pool to every grid, project, upsample and fuse with the map."""
+        maps = [
+            project(adaptive_avg_pool2d(x, cells)) for cells, project in zip(self.scales, self.project, strict=True)
+        ]
+        return self.fuse(torch.cat([x, *(resize(m, x.shape[-2:]) for m in maps)], 1))
 
 
 class FusedPyramid(nn.Module):
-    """Feature maps [(B, C_s, H_s, W_s)], finest first, to one of the finest's size: (B, width, H_0, W_0)."""
+    """Fuse feature maps [(B, C_s, H_s, W_s)], finest first, at the finest resolution: (B, width, H_0, W_0)."""
 
     def __init__(self, channels: Sequence[int], width: int, pool_scales: Sequence[int]) -> None:
         super().__init__()
@@ -71,18 +72,18 @@ class FusedPyramid(nn.Module):
         self.fuse = conv_norm_relu(len(channels) * width, width, 3)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Add each level's upper neighbour from the top down, smooth, and fuse all levels at the finest's size."""
+        """Add levels top-down, smooth each, and fuse all at the finest resolution."""
         *lower, top = features
         levels = [self.pooling(top)]
         for lateral, feature in zip(reversed(self.laterals), reversed(lower), strict=True):
-            levels.insert(0, lateral(feature) + resized(levels[0], feature.shape[-2:]))
+            levels.insert(0, lateral(feature) + resize(levels[0], feature.shape[-2:]))
         outputs = [smooth(level) for smooth, level in zip(self.smooth, levels[:-1], strict=True)]
         size = features[0].shape[-2:]
-        return self.fuse(torch.cat([resized(level, size) for level in (*outputs, levels[-1])], 1))
+        return self.fuse(torch.cat([resize(level, size) for level in (*outputs, levels[-1])], 1))
 
 
 def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Class scores of every place: dropout of whole channels, and a 1x1 convolution."""
+    """Build dropout of whole channels and a 1x1 convolution to class scores."""
     return nn.Sequential(nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1))
 
 
@@ -91,49 +92,54 @@ class UPerNetOptions(HeadOptions):
     """Options of UPerNet."""
 
     fpn_channels: int = option(help="width of every pyramid level; fewer reduces memory", above=0)
-    pool_scales: list[int] = option(help="cells along a side of each grid that the last stage is pooled to")
-    dropout: float = option(help="of channels, before classification", least=0, most=1)
+    pool_scales: list[int] = option(help="cells per side of each pooling grid")
+    dropout: float = option(help="dropout of channels before classification", least=0, most=1)
     auxiliary_stage: int = option(
-        help="of the backbone, from 0: the one that is also classified by itself, in training",
-        under=(Under("auxiliary_weight", bool, "set it above 0"),),
+        help="backbone stage, from 0, of the auxiliary classifier, used in training only",
+        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
     auxiliary_channels: int = option(
-        help="width of that classifier", above=0, under=(Under("auxiliary_weight", bool, "set it above 0"),)
+        help="width of the auxiliary classifier",
+        above=0,
+        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
-    auxiliary_weight: float = option(help="of its loss; 0 leaves it out, which reduces memory", least=0)
-    window: int | None = option(
+    auxiliary_weight: float = option(help="weight of the auxiliary loss; 0 disables it, which reduces memory", least=0)
+    slide_window: int | None = option(
         None,
-        help="pixels, a multiple of 32: predict in sliding windows, such as 512 after training on crops of that size",
+        formerly="window",
+        help="sliding-window size in pixels, a multiple of 32, such as the training crop size; null: whole images",
         above=0,
         free=True,
     )
-    stride: int = option(
-        help="pixels from one window to the next",
+    slide_stride: int = option(
+        formerly="stride",
+        help="sliding-window stride in pixels",
         above=0,
         free=True,
-        under=(Under("window", lambda value: value is not None, "set head.window, such as 512"),),
+        under=(Condition("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what is wrong with stages and windows."""
+        """Yield errors in stages and windows."""
         if any(cells < 1 for cells in self.pool_scales or ()):
-            yield f"{at}.pool_scales={self.pool_scales}: grids have at least 1 cell along a side"
-        if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.stages:
-            yield f"{at}.auxiliary_stage={self.auxiliary_stage}: one of {', '.join(map(str, Head.stages))}"
-        if self.window is not None and self.window % COARSEST_STRIDE:
-            yield f"{at}.window={self.window}: a multiple of {COARSEST_STRIDE} pixels, or null for whole images"
-        if self.window is not None and self.stride is not None and self.stride > self.window:
-            yield f"{at}.stride={self.stride}: from 1 to {at}.window={self.window}, or pixels would be left out"
+            yield f"{at}.pool_scales={self.pool_scales}: grids need at least 1 cell per side"
+        if self.auxiliary_stage is not None and self.auxiliary_stage not in Head.out_indices:
+            yield f"{at}.auxiliary_stage={self.auxiliary_stage}: must be one of {', '.join(map(str, Head.out_indices))}"
+        window, stride = self.slide_window, self.slide_stride
+        if window is not None and window % COARSEST_STRIDE:
+            yield f"{at}.slide_window={window}: must be a multiple of {COARSEST_STRIDE}, or null for whole images"
+        if window is not None and stride is not None and stride > window:
+            yield f"{at}.slide_stride={stride}: must be at most {at}.slide_window={window}"
 
 
 @HEADS.register("upernet", UPerNetOptions)
 class UPerNet(Head):
-    """A class for every pixel.
+    """UPerNet for semantic segmentation.
 
     Args:
         options: see `UPerNetOptions`.
-        channels: of the four feature maps, strides 4 to 32.
-        num_classes: all of them are found; what is not labelled is no class.
+        channels: of the feature maps with strides 4, 8, 16, 32.
+        num_classes: classes; unlabeled pixels have none.
     """
 
     target_types = frozenset({"semantic"})
@@ -149,14 +155,14 @@ class UPerNet(Head):
                 classifier(options.auxiliary_channels, num_classes, options.dropout),
             )
         self.auxiliary_stage, self.auxiliary_weight = options.auxiliary_stage, options.auxiliary_weight
-        self.window, self.stride = options.window, options.stride
+        self.slide_window, self.slide_stride = options.slide_window, options.slide_stride
 
     def scores(self, features: list[Tensor]) -> Tensor:
-        """Class scores before softmax, float32 (B, K, H / 4, W / 4)."""
+        """Return class logits, float32 (B, K, H / 4, W / 4)."""
         return self.classifier(self.neck(features)).float()
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
-        """Cross entropy over the labelled pixels, and the weighted one of the auxiliary classifier."""
+        """Return the cross entropy over labeled pixels, and the weighted one of the auxiliary classifier."""
         height, width = images.tensors.shape[-2:]
         maps = [target["semantic"] for target in targets]
         labels = torch.stack([pad(m, (0, width - m.shape[1], 0, height - m.shape[0])) for m in maps])  # B, H, W
@@ -167,12 +173,15 @@ class UPerNet(Head):
         return losses
 
     def predict(self, extract: Extract, images: ImageList) -> list[Segmentation]:
-        """Scores of the padded images: at stride 4, or of every pixel where windows slide."""
-        if self.window is None:
+        """Return the scores of the padded images at stride 4, or of every pixel with sliding windows."""
+        if self.slide_window is None:
             scores = self.scores(extract(images.tensors))
         else:
             scores = sliding_scores(
-                lambda part: self.scores(extract(part)), images.tensors, window=self.window, stride=self.stride
+                lambda part: self.scores(extract(part)),
+                images.tensors,
+                window=self.slide_window,
+                stride=self.slide_stride,
             )
         height, width = images.tensors.shape[-2:]
         return [Segmentation(one, (height, width), size) for one, size in zip(scores, images.image_sizes, strict=True)]

@@ -1,6 +1,6 @@
-"""How many regions a two-stage detector works on: counted in any step, brought to the configured limit where measured.
+"""Count the RoIs of a two-stage detector, and raise them to a trained detector's number.
 
-An untrained network proposes boxes that match hardly anything, so that its step is smaller than a trained one's.
+An untrained RPN's proposals match hardly any ground truth, so its step needs less memory than a trained one's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
 
-JITTER = 0.02  # of a box's sides: overlaps stay above 0.9
+JITTER = 0.02  # of a box's sides: the IoU stays above 0.9
 
 
 @contextmanager
-def counted_regions(model: nn.Module) -> Iterator[dict[str, int]]:
-    """Within the block, the number of regions that each pooling layer cuts out in a step, by the layer's name."""
+def count_rois(model: nn.Module) -> Iterator[dict[str, int]]:
+    """Yield a dict that receives, within the block, the number of RoIs of each pooling layer, by the layer's name."""
     counts: dict[str, int] = {}
     with ExitStack() as hooks:
         for name, module in model.named_modules():
@@ -33,25 +33,25 @@ def counted_regions(model: nn.Module) -> Iterator[dict[str, int]]:
 
 
 @contextmanager
-def matching_proposals(model: nn.Module) -> Iterator[None]:
-    """Within the block, half of what region proposal networks propose lies close to the annotated boxes."""
+def add_matching_proposals(model: nn.Module) -> Iterator[None]:
+    """Within the block, replace half of the RPN's proposals by jittered ground-truth boxes."""
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, RegionProposalNetwork):
-                hooks.callback(module.register_forward_hook(_mix_in_annotated).remove)
+                hooks.callback(module.register_forward_hook(_mix_in_gt_boxes).remove)
         yield
 
 
-def _mix_in_annotated(_: nn.Module, inputs: tuple[Any, ...], output: tuple[list[Tensor], Any]) -> Any:
+def _mix_in_gt_boxes(_: nn.Module, inputs: tuple[Any, ...], output: tuple[list[Tensor], Any]) -> Any:
     proposals, losses = output
     mixed = []
     for boxes, target in zip(proposals, inputs[2], strict=True):
-        annotated = target["boxes"].to(boxes)
-        if not len(annotated):
+        gt_boxes = target["boxes"].to(boxes)
+        if not len(gt_boxes):
             mixed.append(boxes)
             continue
         count = len(boxes) // 2
-        near = annotated[torch.arange(count, device=boxes.device) % len(annotated)]
+        near = gt_boxes[torch.arange(count, device=boxes.device) % len(gt_boxes)]
         sides = (near[:, 2:] - near[:, :2]).repeat(1, 2)
         near = near + JITTER * sides * (torch.rand_like(near) - 0.5)
         mixed.append(torch.cat((near, boxes[count:])))

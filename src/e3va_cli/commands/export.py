@@ -1,4 +1,4 @@
-"""`e3va export-onnx`."""
+"""`e3va export`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from e3va_cli.commands.console import console
-from e3va_cli.config.run_config import ExportOnnxConfig
+from e3va_cli.config.run_config import ExportConfig
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
 from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_exportable
@@ -14,8 +14,8 @@ from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_ex
 MB = 10**6
 
 
-def run(config: ExportOnnxConfig) -> None:
-    """Write the file and say what is in it; exit code 1 if it computes something else than PyTorch."""
+def run(config: ExportConfig) -> None:
+    """Export the model and print its inputs and outputs; exit code 1 if its results differ from PyTorch's."""
     if not config.output:
         raise UserError("output: the name of a file is needed")
     path = Path(config.output)
@@ -36,7 +36,7 @@ def run(config: ExportOnnxConfig) -> None:
 
 
 def print_summary(path: Path, image_size: tuple[int, int], exported: Exported) -> None:
-    """The file's size, its input and outputs, and how near it is to PyTorch."""
+    """Print file size, input, outputs and the largest difference from PyTorch."""
     height, width = image_size
     console.print(f"{path}: {path.stat().st_size / MB:,.1f} MB", markup=False)
     console.print(f"  in   images     float32 (batch, 3, {height}, {width}), RGB of 0 to 255")

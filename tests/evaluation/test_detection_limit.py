@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from e3va_cli.evaluation.average_precision import AveragePrecision
-from e3va_cli.evaluation.limits import limit_note
+from e3va_cli.evaluation.detection_limit import detection_limit_warning
 from e3va_cli.models.heads import Detections, HeadOptions
 from tests.components import options_of
 
@@ -68,7 +68,9 @@ def reference(evaluator: AveragePrecision, most: int) -> dict[str, float]:
     coco.dataset = truth()
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-        evaluation = COCOeval(coco, coco.loadRes([one for image in evaluator.found.values() for one in image]), "bbox")
+        evaluation = COCOeval(
+            coco, coco.loadRes([one for image in evaluator.predictions.values() for one in image]), "bbox"
+        )
         evaluation.params.maxDets = [1, 100, most]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -95,7 +97,7 @@ def test_ap_is_that_of_pycocotools_at_the_heads_limit(limit: int) -> None:
     assert 0.05 < ours["AP"] < 0.9
 
 
-def head_of(name: str, **options: Any) -> HeadOptions:
+def head_options(name: str, **options: Any) -> HeadOptions:
     head: HeadOptions = options_of("head", name=name, **options)
     return head
 
@@ -104,15 +106,15 @@ def dataset(*counts: int) -> SimpleNamespace:
     return SimpleNamespace(objects_per_image=np.array(counts))
 
 
-def test_the_limit_is_said_with_the_words_to_type() -> None:
-    note = limit_note(dataset(3, 400, 120, 0), head_of("retinanet", detections_per_image=100))
-    assert "2 of 4 images have more than head.detections_per_image=100 objects, up to 400" in note
-    assert f"at most {100 * 203 / 523:.1f} % of all" in note and note.endswith("set head.detections_per_image=400")
-    note = limit_note(dataset(101), head_of("mask_rcnn", box={"detections_per_image": 100}))
+def test_warning_names_the_option_and_value() -> None:
+    note = detection_limit_warning(dataset(3, 400, 120, 0), head_options("retinanet", detections_per_image=100))
+    assert "2 of 4 images have more than head.detections_per_image=100 objects (up to 400)" in note
+    assert f"at most {100 * 203 / 523:.1f} %" in note and note.endswith("set head.detections_per_image=400")
+    note = detection_limit_warning(dataset(101), head_options("mask_rcnn", box={"detections_per_image": 100}))
     assert note.endswith("set head.box.detections_per_image=101")
 
 
-def test_nothing_is_said_where_nothing_is_lost() -> None:
-    assert limit_note(dataset(3, 400), head_of("retinanet", detections_per_image=400)) is None
-    assert limit_note(dataset(3, 400), head_of("upernet")) is None
-    assert limit_note(SimpleNamespace(), head_of("retinanet", detections_per_image=1)) is None
+def test_no_warning_below_the_limit() -> None:
+    assert detection_limit_warning(dataset(3, 400), head_options("retinanet", detections_per_image=400)) is None
+    assert detection_limit_warning(dataset(3, 400), head_options("upernet")) is None
+    assert detection_limit_warning(SimpleNamespace(), head_options("retinanet", detections_per_image=1)) is None

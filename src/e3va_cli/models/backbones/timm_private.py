@@ -1,0 +1,16 @@
+"""Private methods of timm's Swin blocks. `tests/models/backbones/test_timm_private.py` tests what is used."""
+
+from __future__ import annotations
+
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from torch import Tensor
+
+
+def shifted_window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
+    """Compute timm's (shifted-)window attention of a normed map: (B, H, W, C) -> (B, H, W, C)."""
+    return block._attn(x)
+
+
+def relative_position_bias(attn: WindowAttention) -> Tensor:
+    """Return what timm adds to the scores of every window: (1, heads, tokens, tokens)."""
+    return attn._get_rel_pos_bias()
