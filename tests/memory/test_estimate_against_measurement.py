@@ -11,6 +11,7 @@ from e3va_cli.memory.estimate import estimate_memory
 from e3va_cli.memory.measure import Request, measure_in_process
 from e3va_cli.memory.step import StepSize
 from e3va_cli.memory.tracker import ACTIVATIONS, CATEGORIES
+from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones.swin import build_swin
 
 MIB = 2**20
@@ -73,6 +74,33 @@ def test_every_head_is_within_five_percent(config, head, method, precision):
     measurement = measure_in_process(Request(options, size, 30, "cpu", warmup=0, repeats=0))
     assert estimate.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
     assert estimate.rois == measurement.rois
+
+
+TINY_VIT = {
+    "dinov2_s": "+backbone.model_args={depth: 4, embed_dim: 48, num_heads: 3, img_size: 70}",
+    "dinov3_s": "+backbone.model_args={depth: 4, embed_dim: 64, num_heads: 2}",
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "overrides"),
+    [
+        *(("dinov3_s", [f"adapter={method}"]) for method in METHODS),
+        *(("dinov2_s", [f"adapter={method}"]) for method in ("full", "lora", "mona", "e3va")),
+        ("dinov3_s", ["adapter=full", "trainer.precision=bf16-mixed"]),
+        ("dinov3_s", ["adapter=e3va", "trainer.precision=bf16-mixed"]),
+        ("dinov2_s", ["adapter=e3va", "adapter.activations=recompute"]),
+        ("dinov3_s", ["adapter=e3va", "adapter.activations=compress"]),
+        ("dinov3_s", ["adapter=e3va", "backbone.dtype=bfloat16"]),
+    ],
+    ids=str,
+)
+def test_vision_transformers_are_within_five_percent(config, backbone, overrides):
+    options = config(f"backbone={backbone}", TINY_VIT[backbone], "head=upernet_nano", *overrides)
+    size = step(options.trainer.precision, batch_size=2, image_size=(120, 160))
+    estimate = estimate_memory(options, size, num_classes=5, device_type="cpu")
+    measurement = measure_in_process(Request(options, size, 5, "cpu", warmup=0, repeats=0))
+    assert estimate.peak.total_bytes / MIB == pytest.approx(measurement.peak_mib, rel=WITHIN)
 
 
 def test_full_size_head_is_within_five_percent(config):

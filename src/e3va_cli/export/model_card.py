@@ -87,8 +87,7 @@ def _backbone(config: dict[str, Any]) -> str:
     how = {
         "pretrained": f"The weights are timm's, [{timm_name}]({HUB}/{timm_name}), and are fetched at the first use. "
         f"Without a network: `hf download timm/{timm_name} model.safetensors` elsewhere, and `backbone.weights=FILE`.",
-        "file": "The weights came from a file; give it with `backbone.weights=FILE`, in timm's layout or the Swin "
-        "authors'.",
+        "file": "The weights came from a file; give it with `backbone.weights=FILE`, in timm's layout or the authors'.",
         "random": f"Its weights are random, drawn from seed {config['config']['backbone']['seed']}: nothing to fetch, "
         "and nothing to expect of the results.",
     }[backbone["weights"]]

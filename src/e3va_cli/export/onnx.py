@@ -36,13 +36,13 @@ class ExportModule(nn.Module):
     def __init__(self, model: DenseModel) -> None:
         super().__init__()
         head: Any = model.head
-        self.extractor, self.mean, self.std = model.extractor, model.mean, model.std
+        self.extractor, self.rescale, self.mean, self.std = model.extractor, model.rescale, model.mean, model.std
         self.segmenter = head if "semantic" in head.target_types else None
         self.neck = None if self.segmenter else head.neck  # and no more of a detector, or its weights would be kept
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """RGB of 0..255, float32 (B, 3, H, W), to levels (B, C, H_s, W_s), or to scores (B, K, H / 4, W / 4)."""
-        features = self.extractor((images - self.mean) / self.std)
+        features = self.rescale(self.extractor((images - self.mean) / self.std))
         if self.segmenter is not None:
             return (self.segmenter.scores(features),)
         return tuple(build_pyramid(self.neck, features).values())

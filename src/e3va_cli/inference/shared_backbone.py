@@ -47,7 +47,8 @@ def predict_shared(
         return [models[0].predict(images, image_sizes)]
     batch = models[0].normalize(images, image_sizes)
     features = forward_shared_backbone([_highway(model.extractor) for model in models], batch.tensors)
-    return [model.head.predict(lambda _: features.pop(0), batch) for model in models]
+    rescaled = [model.rescale(of_model) for model, of_model in zip(models, features, strict=True)]
+    return [model.head.predict(lambda _: rescaled.pop(0), batch) for model in models]
 
 
 def _highway(extractor: FeatureExtractor) -> E3VA:

@@ -22,7 +22,7 @@ def module_groups(model: nn.Module) -> dict[nn.Module, str]:
             group = "adapters"
         elif module is model.extractor.backbone:
             group = "backbone"
-        elif module is getattr(model.head, "neck", None):
+        elif module in (model.rescale, getattr(model.head, "neck", None)):
             group = "neck"
         elif module is model.head:
             group = "head"

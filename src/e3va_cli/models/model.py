@@ -19,6 +19,8 @@ from e3va_cli.models.backbones import (
     build_meta_backbone,
 )
 from e3va_cli.models.heads import Detections, Head, HeadOptions, Segmentation, Target, build_head
+from e3va_cli.models.necks.fpn import STRIDES
+from e3va_cli.models.necks.rescale import Rescale, rescaled_channels
 from e3va_cli.utils.amp import guard_convolutions
 
 
@@ -36,6 +38,7 @@ class DenseModel(nn.Module):
 
     Attributes:
         extractor: the backbone under its tuning method.
+        rescale: a `Rescale`, if the strides of the backbone are not 4, 8, 16 and 32; else the identity.
         head: a detection or segmentation head, with its neck.
         identity: fingerprint of the backbone.
     """
@@ -43,9 +46,12 @@ class DenseModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, head: Head, identity: BackboneFingerprint) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, head: Head, identity: BackboneFingerprint, rescale: Rescale | None = None
+    ) -> None:
         super().__init__()
         self.extractor = extractor
+        self.rescale = rescale or nn.Identity()
         self.head = head
         self.identity = identity
         self.register_buffer("mean", 255 * torch.tensor(extractor.backbone.mean).view(3, 1, 1), persistent=False)
@@ -59,15 +65,19 @@ class DenseModel(nn.Module):
             image[:, :, width:] = 0
         return ImageList(normalized, image_sizes)
 
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return feature maps of normalized images, one per stage that the head uses."""
+        return self.rescale(self.extractor(images))
+
     def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
         """Return named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
         batch = self.normalize(images, image_sizes)
-        return self.head.losses(self.extractor(batch.tensors), batch, targets)
+        return self.head.losses(self.features(batch.tensors), batch, targets)
 
     @torch.no_grad()
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections] | list[Segmentation]:
         """Return the predictions for each image, in its pixels."""
-        return self.head.predict(self.extractor, self.normalize(images, image_sizes))
+        return self.head.predict(self.features, self.normalize(images, image_sizes))
 
 
 def check_frozen(config: ModelConfig) -> None:
@@ -115,9 +125,13 @@ def build_from_backbone(
     """Build the model of a configuration on a given backbone."""
     check_frozen(config)
     extractor = tune(backbone, config.adapter)
-    head = build_head(config.head, channels=backbone.out_channels, num_classes=num_classes)
+    channels, strides = backbone.out_channels, backbone.strides
+    rescaled = tuple(strides) != STRIDES
+    head_channels = rescaled_channels(channels, strides) if rescaled else channels
+    head = build_head(config.head, channels=head_channels, num_classes=num_classes)
     extractor.set_out_indices(head.out_indices)
-    return DenseModel(extractor, head, identity)
+    rescale = Rescale(channels, strides, head.out_indices) if rescaled else None
+    return DenseModel(extractor, head, identity, rescale)
 
 
 def parameter_counts(model: DenseModel) -> dict[str, int | float]:
@@ -135,6 +149,6 @@ def parameter_counts(model: DenseModel) -> dict[str, int | float]:
         "trainable_backbone_params": tuned,
         "backbone_params": backbone,
         "trainable_backbone_pct": 100 * tuned / backbone,
-        "trainable_params": tuned + count(model.head, trainable=True),
-        "total_params": count(model.extractor, trainable=False) + count(model.head, trainable=False),
+        "trainable_params": count(model, trainable=True),
+        "total_params": count(model, trainable=False),
     }

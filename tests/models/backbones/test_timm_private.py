@@ -1,9 +1,11 @@
-"""What the package relies on in private methods of timm's Swin blocks. If a test fails after an update of timm, adapt
+"""What the package relies on in private methods of timm's networks. If a test fails after an update of timm, adapt
 `backbones/timm_private.py`."""
 
 import torch
+from torch import nn
 
-from e3va_cli.models.backbones.timm_private import relative_position_bias, shifted_window_attention
+from e3va_cli.models.backbones.timm_private import position_embedding, relative_position_bias, shifted_window_attention
+from e3va_cli.models.backbones.vit import build_vit
 from tests.swin_reference import WINDOW, attention, bias_of, large_biases
 
 
@@ -22,3 +24,14 @@ def test_relative_position_bias(nano):
     large_biases(nano.model)
     attn = nano.model.layers[1].blocks[0].attn
     assert torch.equal(relative_position_bias(attn), bias_of(attn)[None])
+
+
+def test_tokens_begin_with_the_prefix_tokens():
+    """Used by `backbones/vit.py`."""
+    for name in ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"):
+        model = build_vit(name, depth=4, embed_dim=48, num_heads=3).model
+        nn.init.normal_(model.reg_token)
+        with torch.no_grad():
+            tokens = position_embedding(model, torch.randn(2, 3, 4, 48))
+        assert tokens.shape == (2, 5 + 12, 48)
+        assert torch.equal(tokens[:, 1:5], model.reg_token.expand(2, 4, 48))

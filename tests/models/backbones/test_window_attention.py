@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from e3va_cli.models.backbones import window_attention
-from e3va_cli.models.backbones.swin import build_swin
-from e3va_cli.models.backbones.window_attention import chunked_mlp, chunked_window_attention
+from e3va_cli.models.backbones import chunked, window_attention
+from e3va_cli.models.backbones.swin import build_swin, mlp_forward
+from e3va_cli.models.backbones.window_attention import chunked_window_attention
 
 SIZES = [(14, 21), (7, 7), (20, 30), (5, 9), (32, 40)]  # of the map; windows are 7x7
 
@@ -19,7 +19,7 @@ def blocks_of(backbone):
 
 @pytest.fixture(params=[2**21, 7 * 21 * 32, 1], ids=["whole", "bands", "smallest"])
 def chunk_elements(request, monkeypatch):
-    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", request.param)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", request.param)
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -33,7 +33,9 @@ def test_chunked_results_equal_timm(nano, chunk_elements, monkeypatch, size, fus
             shifts.append(any(block.shift_size))
             found = chunked_window_attention(block, nano.attn_mask, x, pad_before_shift=False)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
-            torch.testing.assert_close(chunked_mlp(block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(
+                chunked.chunked_tokens(mlp_forward, block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9
+            )
     assert shifts == [False, True]
 
 
@@ -49,7 +51,7 @@ def test_rectangular_windows():
 
 def test_chunk_sizes(nano, monkeypatch):
     """The qkv projection and the hidden layer get one chunk at a time."""
-    monkeypatch.setattr(window_attention, "CHUNK_ELEMENTS", 7 * 28 * 32)
+    monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 7 * 28 * 32)
     block, seen = nano.model.layers[0].blocks[1], []
     for linear in (block.attn.qkv, block.mlp.fc1):
         linear.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
@@ -79,7 +81,7 @@ def test_compiled_features(nano, monkeypatch, backend):
         return compiled.setdefault(function, torch.compile(function, backend=backend, dynamic=True, fullgraph=True))
 
     compiled = {}
-    monkeypatch.setattr(window_attention, "as_compiled", as_compiled)
+    monkeypatch.setattr(chunked, "as_compiled", as_compiled)
     nano.eval()
     for size in ((64, 96), (50, 70)):
         images = torch.randn(2, 3, *size)

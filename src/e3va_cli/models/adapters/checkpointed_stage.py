@@ -6,7 +6,7 @@ of the frozen stage then yields each adapter's input in turn, and with it the ad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,30 +28,42 @@ WEIGHTS = 6  # tensors per adapter
 
 
 def checkpointed_stage(
-    highway: Tensor, x: Tensor, branches: Sequence[Branch], adapters: Sequence[DualLowRankAdapter]
+    highway: Tensor,
+    x: Tensor,
+    patches: Callable[[Tensor], Tensor],
+    branches: Sequence[Branch],
+    adapters: Sequence[DualLowRankAdapter],
 ) -> tuple[Tensor, Tensor]:
-    """Run a stage; return the highway, updated in place, and the frozen stream after it, both (B, H, W, C).
+    """Run a stage; return the highway, updated in place, (B, H, W, C), and the frozen stream after it.
 
-    The stream `x` is saved for the backward pass and must not share its storage with the highway.
+    The stream `x`, whose `patches` are a map like the highway, is saved for the backward pass and must not share its
+    storage with the highway.
     """
     weights = [weight for adapter in adapters for weight in adapter.weights]
-    return _CheckpointedStage.apply(highway, x, branches, *weights)
+    return _CheckpointedStage.apply(highway, x, patches, branches, *weights)
 
 
 class _CheckpointedStage(torch.autograd.Function):
     """Saves the input of the stage only."""
 
     @staticmethod
-    def forward(ctx: Any, highway: Tensor, x: Tensor, branches: Sequence[Branch], *weights: Tensor) -> Any:
-        """Highway and x: (B, H, W, C); weights: six per branch."""
+    def forward(
+        ctx: Any,
+        highway: Tensor,
+        x: Tensor,
+        patches: Callable[[Tensor], Tensor],
+        branches: Sequence[Branch],
+        *weights: Tensor,
+    ) -> Any:
+        """Highway: (B, H, W, C); x: the stream; weights: six per branch."""
         ctx.save_for_backward(x, *weights)
-        ctx.branches, ctx.autocast = branches, autocast_of(x)
+        ctx.patches, ctx.branches, ctx.autocast = patches, branches, autocast_of(x)
         x = x.clone()
         for index, branch in enumerate(branches):
             own = branch_weights(weights, index)
             z = branch(x)
             x.add_(z)
-            add_adapter_output_(highway, cast_tokens(z, own), own)
+            add_adapter_output_(highway, cast_tokens(patches(z), own), own)
         ctx.mark_dirty(highway)
         ctx.mark_non_differentiable(x)
         return highway, x
@@ -68,11 +80,11 @@ class _CheckpointedStage(torch.autograd.Function):
             with ctx.autocast:
                 z = branch(x)
                 x.add_(z)
-                tokens = cast_tokens(z, own)
+                tokens = cast_tokens(ctx.patches(z), own)
             rows = grad.reshape(tokens.shape).to(tokens.dtype)
             grads, grad_low_rank_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
             gradients += [(tokens.T @ grad_low_rank_in).to(own[0].dtype), *grads]
-        return grad, None, None, *gradients
+        return grad, None, None, None, *gradients
 
 
 def branch_weights(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:

@@ -103,16 +103,23 @@ class E3VA(FrozenBackbone):
         """Return the same feature maps, saving only the input of each stage."""
         with torch.no_grad():
             x = self.backbone.stem(images)
-        highway = x.clone()
+        highway = initial_highway(self.backbone, x)
         outputs = []
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
                 x = stage.downsample(x)
             highway = checkpointed_downsample(stage, highway)
-            highway, x = checkpointed_stage(highway, x, stage.branches, list(self.adapters[index]))
+            highway, x = checkpointed_stage(
+                highway, x, self.backbone.patches, stage.branches, list(self.adapters[index])
+            )
             if index in self.out_indices:
                 outputs.append(self.output(index, highway))
         return outputs
+
+
+def initial_highway(backbone: ResidualBackbone, x: Tensor) -> Tensor:
+    """Return the patches of the stem's stream, in a storage of their own."""
+    return backbone.patches(x).clone(memory_format=torch.contiguous_format)
 
 
 def checkpointed_downsample(stage: Stage, highway: Tensor) -> Tensor:
@@ -128,7 +135,7 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
     backbone = extractors[0].backbone
     with torch.no_grad():
         x = backbone.stem(images)
-    highways = [x.clone() for _ in extractors]
+    highways = [initial_highway(backbone, x) for _ in extractors]
     outputs: list[list[Tensor]] = [[] for _ in extractors]
     for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
@@ -139,7 +146,8 @@ def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[
                 z = branch(x)
                 x.add_(z)
             adapters = [extractor.adapters[index][position] for extractor in extractors]
-            highways = [adapter(highway, z) for adapter, highway in zip(adapters, highways, strict=True)]
+            z_map = backbone.patches(z)
+            highways = [adapter(highway, z_map) for adapter, highway in zip(adapters, highways, strict=True)]
         for extractor, highway, features in zip(extractors, highways, outputs, strict=True):
             if index in extractor.out_indices:
                 features.append(extractor.output(index, highway))

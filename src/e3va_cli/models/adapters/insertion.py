@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+import torch
 from torch import Tensor, nn
 
 from e3va_cli.models.adapters.base import FeatureExtractor
@@ -26,9 +27,13 @@ def beside_branch(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
     return x + branch(x) + module(x)
 
 
-def after_addition(x: Tensor, branch: Branch, module: nn.Module) -> Tensor:
-    """`M(x + drop_path(compute(x)))`."""
-    return module(x + branch(x))
+def after_addition(
+    x: Tensor, branch: Branch, module: nn.Module, patches: Callable[[Tensor], Tensor] = lambda stream: stream
+) -> Tensor:
+    """`M(x + drop_path(compute(x)))`, with M applied to the stream's `patches` only."""
+    x = x + branch(x)
+    grid = patches(x)
+    return module(x) if grid is x else torch.cat((x[:, : -grid.shape[1]], module(grid)), dim=1)
 
 
 class InsertedAdapters(FeatureExtractor):
@@ -65,5 +70,5 @@ class InsertedAdapters(FeatureExtractor):
             for branch in stage.branches:
                 x = self.insert(x, branch, next(modules)) if branch.type in self.branch_types else x + branch(x)
             if index in self.out_indices:
-                outputs.append(self.output(index, x))
+                outputs.append(self.output(index, self.backbone.patches(x)))
         return outputs

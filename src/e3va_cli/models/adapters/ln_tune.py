@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from e3va_cli.errors import UserError
 from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FeatureExtractor
 from e3va_cli.models.backbones.base import ResidualBackbone
 
@@ -27,3 +28,5 @@ class LNTune(FeatureExtractor):
         for module in backbone.modules():
             if isinstance(module, nn.LayerNorm):
                 module.requires_grad_(True)
+        if not any(parameter.requires_grad for parameter in backbone.parameters()):
+            raise UserError("adapter=ln_tune: this backbone has no LayerNorm; use adapter=bitfit")

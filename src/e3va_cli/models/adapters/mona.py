@@ -67,4 +67,4 @@ class Mona(InsertedAdapters):
         build = partial(
             MultiCognitiveAdapter, hidden=options.hidden, dropout=options.dropout, init_std=options.init_std
         )
-        super().__init__(backbone, build, after_addition)
+        super().__init__(backbone, build, partial(after_addition, patches=backbone.patches))

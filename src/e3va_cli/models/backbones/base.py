@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 @dataclass
 class BackboneOptions(Options):
     """Options common to all backbone families; a checkpoint identifies its backbone by the weights' fingerprint."""
+
+    fixed_args: ClassVar[frozenset[str]] = frozenset({"timm_name", "pretrained", "num_classes"})
+    """Arguments of timm's constructor that are set by the family."""
+    weightless_args: ClassVar[frozenset[str]] = frozenset({"drop_path_rate", "drop_rate"})
+    """Arguments of timm's constructor without effect on the weights."""
 
     name: str = option(free=True)
     family: str = option("swin", free=True, help="family that builds timm_name", before="swin")
@@ -67,12 +72,23 @@ class BackboneOptions(Options):
     )
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield errors in names and weights."""
+        """Yield errors in names, weights and `model_args`."""
         for key in ("name", "timm_name"):
             if (name := getattr(self, key)) is not None and not NAME.fullmatch(name):
                 yield f"{at}.{key}={name}: invalid architecture name"
         if self.pretrained and self.weights:
             yield f"{at}.pretrained=true and {at}.weights= are mutually exclusive; set one of them"
+        if self.pretrained and (others := sorted(set(self.model_args) - self.weightless_args)):
+            yield (
+                f"{at}.pretrained=true: there are no published weights for {self.name} with "
+                f"{', '.join(f'model_args.{name}' for name in others)}; remove them, or set {at}.weights=FILE"
+            )
+        for key, value in self.model_args.items():  # checkpoints contain them, and timm would open files that they name
+            if key in self.fixed_args:
+                yield f"{at}.model_args.{key}: cannot be set"
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
+                yield f"{at}.model_args.{key}: must be a number or a list of numbers"
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,7 @@ class Branch:
         compute: the branch without drop path.
         drop_path: stochastic depth after the branch; the identity in eval mode.
         qkv: the fused query-key-value projection of an attention branch.
+        query_value: its query and value projections, where they are separate.
     """
 
     type: Literal["attention", "mlp"]
@@ -94,6 +111,7 @@ class Branch:
     compute: Callable[[Tensor], Tensor]
     drop_path: Callable[[Tensor], Tensor]
     qkv: nn.Linear | None = None
+    query_value: tuple[nn.Linear, nn.Linear] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.drop_path(self.compute(x))
@@ -132,6 +150,14 @@ class ResidualBackbone(nn.Module):
         """The stages, first to last."""
         raise NotImplementedError
 
+    def patches(self, stream: Tensor) -> Tensor:
+        """Return the stream as a map (B, H, W, C), without class and register tokens."""
+        return stream
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a file, in one of the family's published layouts, to timm's names."""
+        return state
+
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Cast the frozen weight matrices of the branches to `dtype`, and compute the branches in it."""
         raise NotImplementedError
@@ -145,15 +171,20 @@ class ResidualBackbone(nn.Module):
         """The channels of each stage."""
         return [stage.width for stage in self.stages]
 
+    @property
+    def strides(self) -> list[int]:
+        """The stride of each stage, in pixels of the image."""
+        return [stage.stride for stage in self.stages]
+
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the residual stream at the end of each stage, (B, H_s, W_s, C_s)."""
+        """Return the residual stream's patches at the end of each stage, (B, H_s, W_s, C_s)."""
         x = self.stem(images)
         outputs = []
         for stage in self.stages:
             x = stage.downsample(x)
             for branch in stage.branches:
                 x = x + branch(x) if torch.is_grad_enabled() else x.add_(branch(x))
-            outputs.append(x)
+            outputs.append(self.patches(x))
         return outputs
 
 

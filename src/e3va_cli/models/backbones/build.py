@@ -10,7 +10,7 @@ import torch
 
 from e3va_cli.components.options import require_valid
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.models.backbones import swin  # noqa: F401 (registers its family)
+from e3va_cli.models.backbones import convnext, swin, vit  # noqa: F401 (register their families)
 from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, ResidualBackbone
 from e3va_cli.models.backbones.weights import fingerprint, load_weights
 
@@ -57,7 +57,7 @@ def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Backbone
         torch.manual_seed(options.seed)
         backbone = _build(options, pretrained=options.pretrained)
     if options.weights:
-        load_weights(backbone.model, Path(options.weights))
+        load_weights(backbone.model, Path(options.weights), backbone.convert_weights)
     source: Literal["pretrained", "file", "random"] = (
         "pretrained" if options.pretrained else "file" if options.weights else "random"
     )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
@@ -15,48 +13,30 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.chunked import autocast_to_weights, chunked_tokens, is_chunked
 from e3va_cli.models.backbones.timm_private import shifted_window_attention
+from e3va_cli.models.backbones.weights import to_timm_layout
 from e3va_cli.models.backbones.window_attention import (
-    chunked_mlp,
     chunked_window_attention,
     pad_to_windows,
     shift_attn_mask,
 )
-from e3va_cli.utils.amp import autocast_dtype
 
 STAGES = 4  # of strides 4 to 32
-FIXED = frozenset(
-    {"timm_name", "pretrained", "num_classes", "strict_img_size", "always_partition", "pad_before_shift"}
-)  # of timm's constructor, set here
-WEIGHTLESS = frozenset(
-    {"drop_path_rate", "drop_rate", "proj_drop_rate", "attn_drop_rate", "img_size"}
-)  # without effect on weights
 
 
 @dataclass
 class SwinOptions(BackboneOptions):
     """Options of a Swin Transformer of timm."""
 
+    fixed_args = BackboneOptions.fixed_args | {"strict_img_size", "always_partition", "pad_before_shift"}
+    weightless_args = BackboneOptions.weightless_args | {"proj_drop_rate", "attn_drop_rate", "img_size"}
+
     pad_before_shift: bool = option(
         True,
         help="pad feature maps to whole windows before shifting, as Swin's detection code; false: after, as timm",
         before=False,
     )
-
-    def errors(self, at: str) -> Iterator[str]:
-        """Yield errors in `model_args`, and combinations with `pretrained` that have no published weights."""
-        if self.pretrained and (others := sorted(set(self.model_args) - WEIGHTLESS)):
-            yield (
-                f"{at}.pretrained=true: there are no published weights for {self.name} with "
-                f"{', '.join(f'model_args.{name}' for name in others)}; use swin_t, swin_s, swin_b or swin_l "
-                f"unchanged, or set {at}.weights=FILE"
-            )
-        for key, value in self.model_args.items():  # checkpoints contain them, and timm would open files that they name
-            if key in FIXED:
-                yield f"{at}.model_args.{key}: cannot be set"
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if not key.isidentifier() or not all(isinstance(number, int | float) for number in numbers):
-                yield f"{at}.model_args.{key}: must be a number or a list of numbers"
 
 
 def attention_branch(
@@ -76,20 +56,12 @@ def attention_branch(
 def mlp_branch(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
     """Compute the MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with autocast_to_weights(block.mlp.fc1, x):
-        return chunked_mlp(block, x, compiled) if is_chunked(block) else block.mlp(block.norm2(x))
+        return chunked_tokens(mlp_forward, block, x, compiled) if is_chunked(block) else mlp_forward(block, x)
 
 
-def is_chunked(block: SwinTransformerBlock) -> bool:
-    """Return whether to compute in chunks: without gradients, unless traced for export, which gets timm's code."""
-    return not (torch.is_grad_enabled() or block.training or torch.compiler.is_compiling())
-
-
-def autocast_to_weights(linear: nn.Module, x: Tensor) -> AbstractContextManager[Any]:
-    """Return an autocast context to the dtype of 16-bit weights; a null context for float32."""
-    dtype = cast(Tensor, linear.weight).dtype
-    if dtype not in (torch.bfloat16, torch.float16) or autocast_dtype(x) == dtype:
-        return nullcontext()
-    return torch.autocast(x.device.type, dtype=dtype)
+def mlp_forward(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
+    """Compute norm and MLP of `block`: (..., C) -> (..., C)."""
+    return block.mlp(block.norm2(tokens))
 
 
 def block_branches(
@@ -149,6 +121,10 @@ class SwinBackbone(ResidualBackbone):
             for block in layer.blocks:
                 for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
                     linear.weight.data = linear.weight.data.to(dtype)
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the Swin authors' tensors as timm does."""
+        return to_timm_layout(state)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the relative position bias tables."""

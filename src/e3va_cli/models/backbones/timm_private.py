@@ -1,8 +1,12 @@
-"""Private methods of timm's Swin blocks. `tests/models/backbones/test_timm_private.py` tests what is used."""
+"""Private methods of timm's networks. `tests/models/backbones/test_timm_private.py` tests what is used."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 
@@ -14,3 +18,9 @@ def shifted_window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
 def relative_position_bias(attn: WindowAttention) -> Tensor:
     """Return what timm adds to the scores of every window: (1, heads, tokens, tokens)."""
     return attn._get_rel_pos_bias()
+
+
+def position_embedding(model: VisionTransformer | Eva, patches: Tensor) -> Tensor:
+    """Return the tokens, prefix tokens first, with their position embeddings: (B, H, W, C) -> (B, N, C)."""
+    embedded: Any = model._pos_embed(patches)
+    return embedded[0] if isinstance(model, Eva) else embedded

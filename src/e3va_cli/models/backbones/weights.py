@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeGuard
@@ -91,13 +92,15 @@ def to_timm_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {renamed(name): tensor for name, tensor in state.items()}
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load every parameter of `model` from a file in timm's or the Swin authors' layout.
+def load_weights(
+    model: nn.Module, path: Path, convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state
+) -> None:
+    """Load every parameter of `model` from a file in timm's layout, or one that `convert` brings to it.
 
     Raises:
         UserError: names, shapes or types do not match; lists them.
     """
-    state = {k: v for k, v in to_timm_layout(read_state_dict(path)).items() if not IGNORED_KEYS.search(k)}
+    state = {k: v for k, v in convert(read_state_dict(path)).items() if not IGNORED_KEYS.search(k)}
     parameters = dict(model.named_parameters())
     mismatches = {
         "missing": [name for name in parameters if name not in state],

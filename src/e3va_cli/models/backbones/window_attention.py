@@ -1,47 +1,27 @@
-"""Chunked (shifted-)window attention and MLP of Swin without gradients, on timm's modules.
+"""Chunked (shifted-)window attention of Swin without gradients, on timm's modules.
 
-Windows and tokens are independent, so only one chunk's projections, scores and hidden layers are in memory at a time.
-On maps of whole windows the results equal timm's `SwinTransformerBlock` up to rounding. Other maps are padded before
-windows are shifted, as in Swin's detection code.
-
-`torch.compile` applies to the function of one chunk: one graph per width, not per block or image size.
+Windows are independent, so only one chunk's projections and scores are in memory at a time. On maps of whole windows
+the results equal timm's `SwinTransformerBlock` up to rounding. Other maps are padded before windows are shifted, as in
+Swin's detection code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from e3va_cli.models.backbones import chunked
 from e3va_cli.models.backbones.timm_private import relative_position_bias
 from e3va_cli.utils.amp import autocast_dtype
 
-CHUNK_ELEMENTS = 2**21  # of the stream
 MASK_VALUE = -100.0  # added to the scores of tokens from different ends of a shifted map, as in timm
 FUSED_DEVICES = ("cuda",)  # PyTorch's fused attention is slower for windows on a CPU
 
 Span = tuple[int, int]
-
-
-@cache
-def as_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Compile `function` by `torch.compile` for any number of windows or tokens."""
-    return torch.compile(function, dynamic=True)
-
-
-def chunked_mlp(block: SwinTransformerBlock, x: Tensor, compiled: bool = False) -> Tensor:
-    """Compute the MLP of `block` in chunks: (B, H, W, C) -> (B, H, W, C)."""
-    transform = as_compiled(mlp_forward) if compiled else mlp_forward
-    rows = x.flatten(0, -2)
-    result = torch.empty_like(rows, dtype=autocast_dtype(x) or x.dtype)
-    chunk_tokens = max(1, CHUNK_ELEMENTS // x.shape[-1])
-    for chunk, result_chunk in zip(rows.split(chunk_tokens), result.split(chunk_tokens), strict=True):
-        result_chunk.copy_(transform(block, chunk))
-    return result.view(x.shape)
 
 
 def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
@@ -60,7 +40,7 @@ def chunked_window_attention(
         compiled: whether to use `torch.compile`.
         pad_before_shift: pad before shifting, as Swin's detection code; timm shifts first.
     """
-    attend = as_compiled(window_attention) if compiled else window_attention
+    attend = chunked.as_compiled(window_attention) if compiled else window_attention
     height, width = x.shape[1:3]
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
     windowed = block.norm1(x)
@@ -113,8 +93,8 @@ def chunk_slices(windowed: Tensor, rows: Span, columns: Span, window: int) -> It
     """Yield slices of images, rows and columns of a padded map (B, H, W, C), each of one row of windows or more."""
     images, _, _, channels = windowed.shape
     in_band = window * (columns[1] - columns[0]) * channels
-    chunk_images = min(images, max(1, CHUNK_ELEMENTS // in_band))
-    chunk_rows = window * max(1, CHUNK_ELEMENTS // (in_band * chunk_images))
+    chunk_images = min(images, max(1, chunked.CHUNK_ELEMENTS // in_band))
+    chunk_rows = window * max(1, chunked.CHUNK_ELEMENTS // (in_band * chunk_images))
     for image in range(0, images, chunk_images):
         for row in range(*rows, chunk_rows):
             yield (
@@ -136,11 +116,6 @@ def window_reverse(windows: Tensor, shape: torch.Size, window_h: int, window_w: 
     images, height, width, channels = shape
     x = windows.view(images, height // window_h, width // window_w, window_h, window_w, channels)
     return x.transpose(2, 3).reshape(shape)
-
-
-def mlp_forward(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
-    """Compute norm and MLP of tokens (N, C)."""
-    return block.mlp(block.norm2(tokens))
 
 
 def window_attention(attn: WindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
