@@ -21,15 +21,12 @@ from e3va_cli.memory.step import DTYPES, StepSize, random_batch
 from e3va_cli.memory.torch_private import FakeTensorMode
 from e3va_cli.memory.trace import StepTrace, trace_step
 from e3va_cli.memory.tracker import WORKSPACES
+from e3va_cli.memory.workspaces import CUBLAS_WORKSPACES, cudnn_workspace
 from e3va_cli.memory.worst_case_shapes import worst_case_shapes
 from e3va_cli.models.model import build_meta_model, parameter_counts
 from e3va_cli.optim.optimizer import build_optimizer
-from e3va_cli.utils.environment import MIB
 
 DeviceType = Literal["cuda", "cpu"]
-# PyTorch allocates a cuBLAS workspace for each thread that multiplies, one in the forward and one in the backward pass:
-# 32 MiB since Hopper and with deterministic algorithms, else 8 MiB (`parseChosenWorkspaceSize`, CublasHandlePool.cpp).
-CUBLAS_WORKSPACES = 2 * 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,18 @@ def estimate_memory(
         optimizer = build_optimizer(model, config.optimizer)
         device = "cpu" if mixed else "meta"
         batch = random_batch(size, num_classes=num_classes, target_types=model.head.target_types, device=device)
-        autocast_mode = CudaAutocast() if mixed and device_type == "cuda" else None
+        on_cuda = device_type == "cuda"
         with FlopCounter() as counter:
-            trace = trace_step(model, optimizer, batch, size, autocast_mode)
+            trace = trace_step(
+                model,
+                optimizer,
+                batch,
+                size,
+                autocast_mode=CudaAutocast() if mixed and on_cuda else None,
+                workspace=cudnn_workspace if on_cuda else None,
+            )
         parameters = parameter_counts(model)
-    workspaces = CUBLAS_WORKSPACES if device_type == "cuda" else 0
+    workspaces = CUBLAS_WORKSPACES if on_cuda else 0
     return MemoryEstimate(
         peak=trace.peak.with_category(WORKSPACES, workspaces),
         between_steps_bytes=trace.between_steps_bytes + workspaces,

@@ -12,7 +12,7 @@ from e3va_cli.data.collate import Batch
 from e3va_cli.memory.module_groups import module_groups
 from e3va_cli.memory.rois import count_rois
 from e3va_cli.memory.step import StepSize, batch_tensors, init_optimizer_state, optimizer_tensors, train_step
-from e3va_cli.memory.tracker import Peak, StorageTracker
+from e3va_cli.memory.tracker import Peak, StorageTracker, WorkspaceFunction
 from e3va_cli.models.model import DenseModel
 
 
@@ -36,11 +36,18 @@ def trace_step(
     optimizer: Optimizer,
     batch: Batch,
     size: StepSize,
+    *,
     autocast_mode: AbstractContextManager[Any] | None = None,
+    workspace: WorkspaceFunction | None = None,
 ) -> StepTrace:
-    """Trace a step that is not a run's first: the optimizer has its state."""
+    """Trace a step that is not a run's first: the optimizer has its state.
+
+    Args:
+        autocast_mode: replaces that of the device.
+        workspace: of a `StorageTracker`.
+    """
     init_optimizer_state(optimizer, accumulates=size.accumulates)
-    tracker = StorageTracker()
+    tracker = StorageTracker(workspace=workspace)
     tracker.track(batch_tensors(batch), "batch")
     tracker.track(optimizer_tensors(optimizer), "optimizer")
     with count_rois(model) as rois, tracker.track_model(model, module_groups), tracker:

@@ -7,13 +7,13 @@ last tensor is deleted, once for all its views. Each storage has a category:
     batch                                    set by `track`: images and targets
     backbone, adapters, neck, head           activations saved for the backward pass, by the module that saves them
     transient                                everything else: temporaries, gradients of activations
-    workspaces                               set by `Peak.with_category`: workspaces of libraries
+    workspaces                               of libraries, during an operator, and set by `Peak.with_category`
 
 `torch.distributed._tools.mem_tracker.MemTracker` (torch 2.15) is no replacement: it registers gradient hooks on frozen
 parameters, which raises an error for every method but full fine-tuning, it has one category for all activations, and
 rounds sizes only on a GPU. For full fine-tuning the peaks agree up to that rounding.
 
-Not tracked: memory that an operator allocates and frees internally (workspaces of convolutions), and fragmentation.
+Not tracked: memory that an operator allocates and frees internally, except what `workspace` returns; fragmentation.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ACTIVATIONS = ("backbone", "adapters", "neck", "head")
 TRANSIENT = "transient"
 WORKSPACES = "workspaces"
 CATEGORIES = (*OWNED, *ACTIVATIONS, TRANSIENT, WORKSPACES)
+WorkspaceFunction = Callable[[Any, tuple[Any, ...], Any], int]  # of an operator, its arguments and its result
 CUDA_GRANULARITY = 512  # bytes; CUDA's caching allocator rounds up to a multiple of it
 
 
@@ -80,6 +81,7 @@ class StorageTracker(TorchDispatchMode):
 
     Args:
         granularity: sizes are rounded up to a multiple of this many bytes; 512 for CUDA's allocator.
+        workspace: returns the bytes that an operator allocates and frees internally.
 
     Attributes:
         current_bytes: now.
@@ -87,9 +89,10 @@ class StorageTracker(TorchDispatchMode):
         peak: maximum of `current_bytes` since the last `reset_peak`.
     """
 
-    def __init__(self, *, granularity: int = CUDA_GRANULARITY) -> None:
+    def __init__(self, *, granularity: int = CUDA_GRANULARITY, workspace: WorkspaceFunction | None = None) -> None:
         super().__init__()
         self.granularity = granularity
+        self.workspace = workspace
         self.current_bytes = 0
         self.by_category: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
         self.peak = Peak()
@@ -106,9 +109,10 @@ class StorageTracker(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._count(leaf)
-        if self.current_bytes > self.peak.total_bytes:
-            module = self._where()[0]
-            self.peak = Peak(self.current_bytes, dict(self.by_category), self._phase, module, str(func))
+        workspace = self.workspace(func, args, result) if self.workspace else 0
+        if self.current_bytes + workspace > self.peak.total_bytes:
+            now = Peak(self.current_bytes, dict(self.by_category), self._phase, self._where()[0], str(func))
+            self.peak = now.with_category(WORKSPACES, workspace)
         return result
 
     def track(self, tensors: Iterable[Tensor | None], category: str) -> None:

@@ -21,8 +21,6 @@ from e3va_cli.utils.amp import autocast_dtype
 MASK_VALUE = -100.0  # added to the scores of tokens from different ends of a shifted map, as in timm
 FUSED_DEVICES = ("cuda",)  # PyTorch's fused attention is slower for windows on a CPU
 
-Span = tuple[int, int]
-
 
 def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
     """Pad a map (B, H, W, C) with zeros at the bottom and right to whole windows."""
@@ -51,13 +49,17 @@ def chunked_window_attention(
     windowed = pad_to_windows(windowed, window_h, window_w)
     result = torch.empty_like(windowed, dtype=autocast_dtype(x) or x.dtype)
     bias = relative_position_bias(block.attn)
-    for rows, last_row in window_spans(windowed.shape[1], window_h, shift_h):
-        for columns, last_column in window_spans(windowed.shape[2], window_w, shift_w):
-            # Only the last windows of a shifted map contain tokens from both of its ends, which are masked.
-            scores_bias = bias + attn_mask[int(last_row), int(last_column)]
-            for chunk in chunk_slices(windowed, rows, columns, window_h):
-                windows = attend(block.attn, window_partition(windowed[chunk], window_h, window_w), scores_bias)
-                result[chunk].copy_(window_reverse(windows, result[chunk].shape, window_h, window_w))
+    if shift_h or shift_w:
+        indices = mask_indices(windowed.shape[1] // window_h, windowed.shape[2] // window_w, block.shift_size, x.device)
+        bias = bias + attn_mask.flatten(0, 1)[:, None]  # 4, heads, tokens, tokens
+    for chunk in chunk_slices(windowed, window_h):
+        windows = window_partition(windowed[chunk], window_h, window_w)
+        scores_bias = bias
+        if shift_h or shift_w:
+            chunk_indices = indices[chunk[1].start // window_h : chunk[1].stop // window_h].flatten()
+            scores_bias = bias[chunk_indices.repeat(len(windows) // len(chunk_indices))]
+        windows = attend(block.attn, windows, scores_bias)
+        result[chunk].copy_(window_reverse(windows, result[chunk].shape, window_h, window_w))
     del windowed
     if not pad_before_shift:
         result = result[:, :height, :width]
@@ -66,14 +68,16 @@ def chunked_window_attention(
     return result[:, :height, :width].contiguous()
 
 
-def window_spans(length: int, window: int, shift: int) -> Iterator[tuple[Span, bool]]:
-    """Yield (start, end) of windows along a side, and whether it is the last window, which is separate if shifted."""
-    if not shift:
-        yield (0, length), False
-        return
-    if length > window:
-        yield (0, length - window), False
-    yield (length - window, length), True
+def mask_indices(rows: int, columns: int, shift_size: tuple[int, int], device: torch.device) -> Tensor:
+    """Return the index of each window's mask in the four of `shift_attn_mask`, (rows, columns), of a shifted map.
+
+    Only the windows of the last row and column contain tokens from both ends of the map.
+    """
+    last_row, last_column = (
+        (torch.arange(count, device=device) == count - 1).long() * bool(shift)
+        for count, shift in zip((rows, columns), shift_size, strict=True)
+    )
+    return 2 * last_row[:, None] + last_column
 
 
 def shift_attn_mask(window_h: int, window_w: int) -> Tensor:
@@ -89,19 +93,15 @@ def shift_attn_mask(window_h: int, window_w: int) -> Tensor:
     return MASK_VALUE * (end[..., None] != end[..., None, :]).float()
 
 
-def chunk_slices(windowed: Tensor, rows: Span, columns: Span, window: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield slices of images, rows and columns of a padded map (B, H, W, C), each of one row of windows or more."""
-    images, _, _, channels = windowed.shape
-    in_band = window * (columns[1] - columns[0]) * channels
-    chunk_images = min(images, max(1, chunked.CHUNK_ELEMENTS // in_band))
-    chunk_rows = window * max(1, chunked.CHUNK_ELEMENTS // (in_band * chunk_images))
+def chunk_slices(windowed: Tensor, window: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of images and rows of a padded map (B, H, W, C), each of one row of windows or more."""
+    images, height, width, channels = windowed.shape
+    elements = window * width * channels  # of a row of windows
+    chunk_rows = window * max(1, chunked.CHUNK_ELEMENTS // elements)
+    chunk_images = max(1, chunked.CHUNK_ELEMENTS // (elements * (height // window)))
     for image in range(0, images, chunk_images):
-        for row in range(*rows, chunk_rows):
-            yield (
-                slice(image, image + chunk_images),
-                slice(row, min(row + chunk_rows, rows[1])),
-                slice(*columns),
-            )
+        for row in range(0, height, chunk_rows):
+            yield slice(image, min(image + chunk_images, images)), slice(row, min(row + chunk_rows, height))
 
 
 def window_partition(x: Tensor, window_h: int, window_w: int) -> Tensor:
