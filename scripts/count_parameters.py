@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from e3va_cli.config.composition import load_config
-from e3va_cli.models.adapters import METHODS, tune
+from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones.swin import build_swin
 from e3va_cli.paper.published import COCO, VOC, PublishedSetting
 
@@ -21,7 +21,7 @@ def trainable(method: str, backbone: str) -> int:
     """Return the trainable parameters of `backbone` with `method`, output norms included."""
     config = load_config("train", [f"adapter={method}", f"backbone={backbone}"])
     with torch.device("meta"):
-        extractor = tune(build_swin(config.backbone.timm_name), config.adapter)
+        extractor = METHODS[method](build_swin(config.backbone.timm_name), config.adapter)
     return sum(p.numel() for p in extractor.parameters() if p.requires_grad)
 
 

@@ -1,11 +1,11 @@
-"""Components made of keyword options, as tests write them; what is not given stays missing."""
+"""Build components from keyword options; options that are not given stay missing."""
 
 from __future__ import annotations
 
 from dataclasses import fields
 from typing import Any
 
-from e3va_cli.components.options import group_of
+from e3va_cli.components.options import group_of, require_valid
 from e3va_cli.config.run_config import kind_of
 from e3va_cli.data import LoaderOptions
 from e3va_cli.models import adapters, backbones, heads
@@ -14,7 +14,7 @@ from e3va_cli.optim import optimizer
 
 
 def made_of(kind: type, options: dict[str, Any]) -> Any:
-    """The dataclass of plain options, nested ones too."""
+    """Return the dataclass of a dict of options, nested ones included."""
     groups = {one.name: group for one in fields(kind) if (group := group_of(one))}
     return kind(
         **{key: made_of(groups[key], v) if key in groups and isinstance(v, dict) else v for key, v in options.items()}
@@ -22,24 +22,26 @@ def made_of(kind: type, options: dict[str, Any]) -> Any:
 
 
 def options_of(group: str, **options: Any) -> Any:
-    """The options of a component, by its configuration group."""
+    """Return the options of a component, by its configuration group."""
     kind = kind_of(group, options)
     assert kind is not None, options
     return made_of(kind, options)
 
 
 def tune(backbone: Any, name: str, **options: Any) -> Any:
-    """`backbone` under the method called `name`."""
-    return adapters.tune(backbone, options_of("adapter", name=name, **options))
+    """Return `backbone` with the tuning method `name`."""
+    config = options_of("adapter", name=name, **options)
+    require_valid(config, "adapter")
+    return adapters.METHODS[name](backbone, config)
 
 
 def build_head(name: str, *, channels: Any, num_classes: int, **options: Any) -> Any:
-    """The head called `name`."""
+    """Build the head `name`."""
     return heads.build_head(options_of("head", name=name, **options), channels=channels, num_classes=num_classes)
 
 
 def build_backbone(**options: Any) -> Any:
-    """A backbone and its identity."""
+    """Build a backbone and its fingerprint."""
     return backbones.build_backbone(options_of("backbone", **options))
 
 

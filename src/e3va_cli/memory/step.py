@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from e3va_cli.data.collate import SIZE_DIVISOR, Batch
 from e3va_cli.data.dataset import Target
 from e3va_cli.models.model import DenseModel
+from e3va_cli.models.train_step import clip_gradients, compute_losses, gradient_norm
 
 DTYPES = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of autocast, by trainer.precision
 
@@ -120,17 +120,15 @@ def train_step(
         scaler: of the loss, for 16-mixed on a GPU.
     """
     dtype = DTYPES[size.precision]
-    autocast = nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
+    autocast = nullcontext() if dtype is None else torch.autocast(device, dtype=dtype, cache_enabled=False)
     with phase("forward"), autocast, autocast_mode or nullcontext():
-        losses = model.losses(batch.images, batch.image_sizes, batch.targets)
-        total = torch.stack(list(losses.values())).sum()
+        losses = compute_losses(model, batch)
     with phase("backward"):
-        (scaler.scale(total) if scaler else total).backward()
+        (scaler.scale(losses["loss"]) if scaler else losses["loss"]).backward()
     with phase("optimizer"):
         if scaler:
             scaler.unscale_(optimizer)
-        if size.clip_norm is not None:
-            clip_grad_norm_((p for p in model.parameters() if p.requires_grad), size.clip_norm)
+        clip_gradients(optimizer, size.clip_norm, gradient_norm(optimizer))
         if scaler:
             scaler.step(optimizer)
             scaler.update()

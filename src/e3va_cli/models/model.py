@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from e3va_cli.components.options import Options, option
+from e3va_cli.components.options import Options, option, require_valid
 from e3va_cli.errors import UserError
-from e3va_cli.models.adapters import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone, tune
+from e3va_cli.models.adapters import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone
 from e3va_cli.models.backbones import (
     BackboneFingerprint,
     BackboneOptions,
@@ -122,9 +122,14 @@ def build_meta_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
 def build_from_backbone(
     config: ModelConfig, backbone: ResidualBackbone, identity: BackboneFingerprint, num_classes: int
 ) -> DenseModel:
-    """Build the model of a configuration on a given backbone."""
+    """Build the model of a configuration on a given backbone.
+
+    Raises:
+        UserError: an option is out of range, or the method does not support the backbone.
+    """
     check_frozen(config)
-    extractor = tune(backbone, config.adapter)
+    require_valid(config.adapter, "adapter")
+    extractor = METHODS[config.adapter.name](backbone, config.adapter)
     channels, strides = backbone.out_channels, backbone.strides
     rescaled = tuple(strides) != STRIDES
     head_channels = rescaled_channels(channels, strides) if rescaled else channels

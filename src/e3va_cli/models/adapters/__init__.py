@@ -13,7 +13,7 @@ from e3va_cli.models.adapters import (
     mona,
     partial_1,
 )
-from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone, tune
+from e3va_cli.models.adapters.base import METHODS, AdapterOptions, FeatureExtractor, FrozenBackbone
 
 __all__ = [
     "METHODS",
@@ -31,5 +31,4 @@ __all__ = [
     "lorand",
     "mona",
     "partial_1",
-    "tune",
 ]

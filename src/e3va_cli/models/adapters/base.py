@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from e3va_cli.components.options import Options, option, require_valid
+from e3va_cli.components.options import Options, option
 from e3va_cli.components.registry import Registry
 from e3va_cli.models.backbones.base import ResidualBackbone
 
@@ -81,13 +81,4 @@ class FrozenBackbone(FeatureExtractor):
 
 
 METHODS: Registry[type[FeatureExtractor]] = Registry("adapter")
-
-
-def tune(backbone: ResidualBackbone, options: AdapterOptions) -> FeatureExtractor:
-    """Apply the tuning method named by `options` to `backbone`.
-
-    Raises:
-        UserError: an option is out of range, or the method does not support the backbone.
-    """
-    require_valid(options, "adapter")
-    return METHODS[options.name](backbone, options)
+"""Tuning methods, called with a backbone and their options."""
