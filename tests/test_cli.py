@@ -42,8 +42,8 @@ def test_evaluate_refuses_options_of_training():
     with pytest.raises(UserError) as refused:
         validate_overrides("evaluate", ["checkpoint=x", "optimizer.lr=1e-3", "schedule=poly", "data.num_workers=0"])
     assert refused.value.messages == [
-        "optimizer.lr=1e-3: e3va evaluate does not read optimizer options; leave it out",
-        "schedule=poly: e3va evaluate does not read schedule options; leave it out",
+        "optimizer.lr=1e-3: e3va evaluate does not read optimizer options; remove it",
+        "schedule=poly: e3va evaluate does not read schedule options; remove it",
     ]
 
 
@@ -88,7 +88,7 @@ def test_all_mistakes_at_once(e3va, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["foo"], "write KEY=VALUE"),
+        (["foo"], "use KEY=VALUE"),
         (["pictures=0"], "pictures=0: pictures is now called num_visualizations"),
         (["head.window=64", "dataset=ade20k", "dataset.root=."], "head.window is now called head.slide_window"),
         (["dataset=coco"], "dataset.root: a value is needed"),

@@ -40,7 +40,7 @@ Examples:
 
 
 def help_text() -> str:
-    """What `e3va --help` prints."""
+    """Return the text of `e3va --help`."""
     return HELP.format(commands="\n".join(f"  {name:<18} {text}" for name, text in COMMANDS.items()))
 
 

@@ -91,7 +91,7 @@ def test_where_the_system_ends_a_process_for_it(tmp_path):
 
 def test_a_process_that_the_system_ends_for_memory(tmp_path):
     message = line(Images(lambda: os.kill(os.getpid(), signal.SIGKILL)), tmp_path)
-    assert "memory may not suffice" in message.lower() and "data.num_workers" in message
+    assert "out of memory" in message.lower() and "data.num_workers" in message
 
 
 def test_a_batch_that_cannot_be_handed_over(tmp_path, capfd):

@@ -99,7 +99,7 @@ def test_every_path_is_known():
 
 
 def test_words_torn_apart_by_the_shell(tmp_path):
-    with pytest.raises(UserError, match="type 'input=my photos'"):
+    with pytest.raises(UserError, match="use 'input=my photos'"):
         parse(quote_overrides("predict", ["checkpoint=A", "input=my", "photos"]))
 
 

@@ -14,17 +14,17 @@ from e3va_cli.inference.shared_passes import Adapter
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 
-LEAST_NAME = 8  # characters of the first column, whose names are wrapped where there is no room
+MIN_NAME_WIDTH = 8  # of the first column, in characters; longer names are wrapped
 Row = Sequence[str]
 
 
 def print_table(
     title: str | None, header: Row, rows: Sequence[Row], *, compact: bool = False, styles: Sequence[str] = ()
 ) -> None:
-    """Print a table whose numbers are never broken or cut.
+    """Print a table whose numbers are never wrapped or truncated.
 
-    Where the console is too narrow, headers are wrapped between words, then the columns are printed as several tables,
-    each with the names again, and a column that still has no room as lines.
+    On a narrow console headers are wrapped between words; then the columns are split over several tables, each with
+    the first column, and a column that still does not fit is printed as lines.
 
     Args:
         title: above the table.
@@ -48,7 +48,7 @@ def print_table(
 
 
 def _chunks(header: Row, rows: Sequence[Row], compact: bool) -> Iterator[list[int]]:
-    """The columns beside the first one, as many at a time as have room."""
+    """Yield groups of columns, without the first, that fit the console."""
     chunk: list[int] = []
     for column in range(1, len(header)):
         if chunk and _width(header, rows, [*chunk, column], True, compact) > console.width:
@@ -84,13 +84,13 @@ def _table(
 
 
 def _width(header: Row, rows: Sequence[Row], columns: Sequence[int], wrapped: bool, compact: bool) -> int:
-    """The least number of characters that a table of these columns takes."""
+    """Return the minimum width of a table with these columns, in characters."""
     widths = [_least_name(header, rows), *(_needed(header, rows, column, wrapped) for column in columns)]
     return sum(widths) + (2 * len(widths) if compact else 3 * len(widths) + 1)
 
 
 def _least_name(header: Row, rows: Sequence[Row]) -> int:
-    return min(_longest(header, rows, 0), max(LEAST_NAME, console.width // 3))
+    return min(_longest(header, rows, 0), max(MIN_NAME_WIDTH, console.width // 3))
 
 
 def _longest(header: Row, rows: Sequence[Row], column: int) -> int:
@@ -98,7 +98,7 @@ def _longest(header: Row, rows: Sequence[Row], column: int) -> int:
 
 
 def _needed(header: Row, rows: Sequence[Row], column: int, wrapped: bool) -> int:
-    """Characters of a column: of its longest value, and of its header or, where that is wrapped, its longest word."""
+    """Return the width of a column: of its longest value and of its header, or its longest word if wrapped."""
     parts = header[column].split() if wrapped else header[column].split("\n")
     return max(_length(text) for text in (*parts, *(row[column] for row in rows), ""))
 
@@ -108,7 +108,7 @@ def _length(markup: str) -> int:
 
 
 def as_list(value: Any) -> list[str]:
-    """Return the names that an option of one name or a list of them was given; a folder may be called 7."""
+    """Return the value of an option that takes one name or a list, as a list of str; a folder may be named 7."""
     return [str(one) for one in (value if isinstance(value, list) else [value])]
 
 

@@ -1,4 +1,4 @@
-"""The processes that load images: what they ask of the machine beforehand, and what ended them, as one line."""
+"""Loader processes: a warning about shared memory before a run, and their failures as one line."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from e3va_cli.errors import first_line
 from e3va_cli.models.heads import HEADS
 from e3va_cli.utils.environment import MIB, is_out_of_memory
 
-SHARED_MEMORY = Path("/dev/shm")  # where PyTorch and Python keep it on Linux
-MORE_SHARED_MEMORY = "in Docker, give --shm-size=2g or --ipc=host; or use data.num_workers=0"
+SHARED_MEMORY = Path("/dev/shm")  # on Linux
+MORE_SHARED_MEMORY = "in Docker, use --shm-size=2g or --ipc=host; or use data.num_workers=0"
 PREFETCHED = 2  # batches of each process, PyTorch's default
 IN_PROCESS = "in DataLoader worker process"
 ENDED = "DataLoader worker (pid"
-OF_SHARED_MEMORY = ("shared memory", "Bus error")  # in what PyTorch says
+SHARED_MEMORY_ERRORS = ("shared memory", "Bus error")
 DATA = Path(data.__file__).parent
 PROCESSES = Path(multiprocessing.__file__).parent
-STARTING = ("synchronize.py", "popen_fork.py")  # of Python's, that begin a process
-NO_FILES = ("Communication with the workers", "items of ancdata")  # as PyTorch and Python put it
+STARTING = ("synchronize.py", "popen_fork.py")  # modules of `multiprocessing` that start a process
+OPEN_FILES_ERRORS = ("Communication with the workers", "items of ancdata")  # of PyTorch and Python
 
 
 def shared_memory_note(config: RunConfig, *, evaluates: bool = False) -> str | None:
-    """Warn of loaders whose batches shared memory may not hold: those prefetched, and the one in use.
+    """Return a warning if the batches of the loaders, prefetched and in use, may not fit into shared memory.
 
     Args:
         config: of the run.
@@ -49,19 +49,19 @@ def shared_memory_note(config: RunConfig, *, evaluates: bool = False) -> str | N
     if needed_mib <= free_mib:
         return None
     return (
-        f"{free_mib:,.0f} MiB of shared memory ({SHARED_MEMORY}) are free, and {options.num_workers} loader "
-        f"processes may need {needed_mib:,.0f} MiB at the largest images, {height}x{width}; should it not suffice, the "
-        f"run ends: {MORE_SHARED_MEMORY}"
+        f"{free_mib:,.0f} MiB of shared memory ({SHARED_MEMORY}) are free, but {options.num_workers} loader "
+        f"processes may need {needed_mib:,.0f} MiB at the largest images, {height}x{width}; if the run fails: "
+        f"{MORE_SHARED_MEMORY}"
     )
 
 
 def loading_failure(error: Exception) -> str | None:
-    """The line on an error of a loader process, or of reading images in this one; None for all others."""
+    """Return the message on an error of a loader process or of loading images in this one; None for others."""
     if ENDED in str(error) and ENDED in str(error.__cause__):
-        error = cast(Exception, error.__cause__)  # says more: which signal it was
+        error = cast(Exception, error.__cause__)  # which has the signal
     text, in_process = str(error), IN_PROCESS in str(error)
     semaphore, fork = (isinstance(error, OSError) and _passed(error, PROCESSES / name) for name in STARTING)
-    if any(words in text for words in NO_FILES) or (
+    if any(words in text for words in OPEN_FILES_ERRORS) or (
         "Too many open files" in text and (in_process or semaphore or fork)
     ):
         return (
@@ -69,7 +69,7 @@ def loading_failure(error: Exception) -> str | None:
         )
     if fork:
         return f"loader processes cannot be started ({first_line(error)}); use a smaller data.num_workers, or 0"
-    if semaphore or ((in_process or ENDED in text) and any(words in text for words in OF_SHARED_MEMORY)):
+    if semaphore or ((in_process or ENDED in text) and any(words in text for words in SHARED_MEMORY_ERRORS)):
         reason = f": {first_line(error)}" if semaphore else ""
         return (
             f"shared memory ({_size()}) is too small for the batches of the loader processes{reason}; "
@@ -81,25 +81,25 @@ def loading_failure(error: Exception) -> str | None:
             "data.batch_size, or smaller images"
         )
     if ENDED in text:
-        likely = "memory may not suffice for the loader processes" if "signal" in text else "why may stand above"
+        likely = "loader processes may be out of memory" if "signal" in text else "the cause may be printed above"
         return f"{first_line(error).rstrip('.')}; {likely}; use a smaller data.num_workers, or 0"
     return None
 
 
 def _is_out_of_memory(error: Exception, in_process: bool) -> bool:
     if in_process:
-        return is_out_of_memory(error) or "MemoryError" in first_line(error)  # NumPy's own kind arrives as another
+        return is_out_of_memory(error) or "MemoryError" in first_line(error)  # NumPy's subclass arrives as another type
     return is_out_of_memory(error) and _passed(error, DATA)
 
 
 def _passed(error: Exception, place: Path) -> bool:
-    """Whether code of a file or folder was running when an error was raised."""
+    """Return whether the traceback of an error passes through a file or folder."""
     files = (Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__))
     return any(place in (file, *file.parents) for file in files)
 
 
 def _size() -> str:
     if not SHARED_MEMORY.is_dir():
-        return f"{SHARED_MEMORY}, which is not there"
+        return f"{SHARED_MEMORY}, missing"
     space = os.statvfs(SHARED_MEMORY)
-    return f"{SHARED_MEMORY}, {space.f_blocks * space.f_frsize / MIB:,.0f} MiB in all"
+    return f"{SHARED_MEMORY}, {space.f_blocks * space.f_frsize / MIB:,.0f} MiB in total"

@@ -15,7 +15,7 @@ SHORT = {
     "gradients": "grads",
     "optimizer": "optim.",
     "transient": "temp.",
-    "workspaces": "cuBLAS",
+    "workspaces": "worksp.",
     "planned": "estimated",
     "measured and planned": "both",
 }

@@ -22,7 +22,7 @@ UNCHANGED: Final = object()  # of an option as old as its component
 
 @dataclass(frozen=True)
 class Condition:
-    """What an option is read under: a value of another option of the same dataclass, and what to do about it."""
+    """A condition on another option of the same dataclass under which an option is used, and the remedy if unmet."""
 
     option: str
     holds: Callable[[Any], bool]
@@ -31,18 +31,18 @@ class Condition:
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What is known of an option beside its type and default.
+    """Metadata of an option besides its type and default.
 
     Attributes:
         help: one line for `--help`.
-        above, below: bounds that a number lies between.
-        least, most: bounds that a number may reach.
-        choices: all values that are allowed.
-        free: whether weights may be used with any value of it, however they were trained.
-        of_training: whether it concerns training alone, not how trained weights are used.
-        before: its value before it existed, which weights from then were trained with.
-        formerly: its name before it was renamed; saved configurations may still have it.
-        under: what it is read under; given where it does nothing, it is refused.
+        above, below: exclusive bounds of a number.
+        least, most: inclusive bounds of a number.
+        choices: all allowed values.
+        free: trained weights can be used with any value, whatever they were trained with.
+        of_training: only used in training, not by trained weights.
+        before: the value that older weights, from before the option existed, were trained with.
+        formerly: former name, which saved configurations may still have.
+        under: conditions under which it is used; setting it is an error if one is not met.
     """
 
     help: str = ""
@@ -58,7 +58,7 @@ class OptionInfo:
     under: tuple[Condition, ...] = ()
 
     def error(self, value: Any) -> str:
-        """Return what is wrong with a value, or nothing."""
+        """Return the error in a value, or an empty string."""
         if value is None or value == MISSING:
             return ""
         if self.choices:
@@ -82,7 +82,7 @@ def option(default: Any = MISSING, help: str = "", **info: Any) -> Any:
     """Declare an option.
 
     Args:
-        default: its value where the YAML has none; a list or dict is copied, a dataclass is a group of options.
+        default: value if the YAML has none; a list or dict is copied, a dataclass is a group of options.
         help: one line for `--help`.
         info: further attributes of `OptionInfo`.
     """
@@ -95,7 +95,7 @@ def option(default: Any = MISSING, help: str = "", **info: Any) -> Any:
 
 
 def info_of(one: Field[Any]) -> OptionInfo:
-    """Return what is known of an option."""
+    """Return the metadata of an option."""
     known = one.metadata.get(INFO)
     return known if isinstance(known, OptionInfo) else OptionInfo()
 
@@ -111,9 +111,9 @@ class Options:
     """A group of options that belong together."""
 
     def errors(self, at: str) -> Iterator[str]:
-        """Yield what no single option tells, one line each; missing values are None.
+        """Yield errors in the combination of options, one line each; missing values are None.
 
-        Those of all base classes are asked for. `at` is the group's dotted key.
+        The methods of all base classes are called. `at` is the group's dotted key.
         """
         return iter(())
 

@@ -1,4 +1,4 @@
-"""Compose a command's configuration and report all of its mistakes at once, each with the nearest right word."""
+"""Compose a command's configuration and report all errors at once, each with a suggestion."""
 
 from __future__ import annotations
 
@@ -26,39 +26,39 @@ from e3va_cli.config.run_config import COMMANDS, NEEDED, RunConfig, errors_in, r
 from e3va_cli.errors import UserError, first_line
 
 CONFIG_MODULE = "e3va_cli.conf"
-NAMES_OF_CHOICES = ("name", "family")  # which `GROUP=` chooses
-HELP_COLUMNS, HELP_AT, HELP_MOST = 78, 42, 60  # of a line at least; where help begins; of an option before it
+SELECTORS = ("name", "family")  # set by `GROUP=`
+HELP_WIDTH, HELP_COLUMN, MAX_OPTION_WIDTH = 78, 42, 60  # of `--help`, in characters
 
 
 def parse(words: list[str]) -> list[Override]:
-    """Hydra's reading of command-line overrides.
+    """Parse command-line overrides.
 
     Raises:
-        UserError: a word that is no override; all of them at once.
+        UserError: invalid overrides; lists all of them.
     """
-    parser, overrides, mistakes = OverridesParser.create(), [], []
+    parser, overrides, errors = OverridesParser.create(), [], []
     for before, word in zip(["", *words], words, strict=False):
         try:
             overrides.append(parser.parse_override(word))
         except HydraException as error:
-            mistakes.append(f"{word}: not understood; {_how_to_type(before, word)} ({first_line(error)})")
-    if mistakes:
-        raise UserError(*mistakes)
+            errors.append(f"{word}: invalid override; {_suggest_override(before, word)} ({first_line(error)})")
+    if errors:
+        raise UserError(*errors)
     return overrides
 
 
-def _how_to_type(before: str, word: str) -> str:
-    """What to type in place of a word that is no override, to be pasted into a shell."""
+def _suggest_override(before: str, word: str) -> str:
+    """Return what to type instead of an invalid override, quoted for a shell."""
     key, equals, value = word.partition("=")
     if key and equals:
-        return f"type {shlex.quote(f'{key}={QuotedString(value, Quote.single).with_quotes()}')}"
+        return f"use {shlex.quote(f'{key}={QuotedString(value, Quote.single).with_quotes()}')}"
     if "=" in before:
-        return f"write KEY=VALUE; if it belongs to the value before it, type {shlex.quote(f'{before} {word}')}"
-    return "write KEY=VALUE"
+        return f"use KEY=VALUE; if it belongs to the value before it, use {shlex.quote(f'{before} {word}')}"
+    return "use KEY=VALUE"
 
 
 def single_values(override: Override) -> Iterator[str]:
-    """The override itself, or, for a sweep such as `adapter.rank=4,8`, one override for each of its values."""
+    """Yield the override, or for a sweep such as `adapter.rank=4,8` one override for each value."""
     if not override.is_sweep_override():
         yield override.input_line or ""
     elif override.is_discrete_sweep():
@@ -67,7 +67,7 @@ def single_values(override: Override) -> Iterator[str]:
 
 
 def groups() -> dict[str, list[str]]:
-    """The names to choose from in each configuration group."""
+    """Return the choices of each configuration group."""
     loader = GlobalHydra.instance().config_loader()
     names = loader.list_groups("")
     options = {name: loader.get_group_options(name, ObjectType.CONFIG) for name in names if name != "hydra"}
@@ -92,11 +92,11 @@ def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
     ]
     heading = ["Choices (GROUP=NAME):", "", *choices, ""] if choices else []
     heading.append("Options and their values (KEY=VALUE):")
-    columns = max(HELP_COLUMNS, shutil.get_terminal_size().columns - 1)
+    columns = max(HELP_WIDTH, shutil.get_terminal_size().columns - 1)
     lines, group = [], ""
     shared = {one.name for one in fields(RunConfig)} if choices else set()  # listed after the command's own
     for key, value, one in sorted(walk(config), key=lambda option: option[0].split(".")[0] in shared):
-        if one.name in NAMES_OF_CHOICES or key.split(".")[0] in unread:
+        if one.name in SELECTORS or key.split(".")[0] in unread:
             continue
         if (head := key.rpartition(".")[0]) != group:
             group = head
@@ -105,16 +105,16 @@ def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
         if not info_of(one).help:
             lines.append(text)
             continue
-        room = max(HELP_AT, len(text) + 2) if len(text) < HELP_MOST else HELP_AT
+        room = max(HELP_COLUMN, len(text) + 2) if len(text) < MAX_OPTION_WIDTH else HELP_COLUMN
         needed = "needed; " if value == MISSING else ""
         wrapped = textwrap.wrap(needed + info_of(one).help, columns - room)
-        lines.append(text if len(text) >= HELP_MOST else f"{text:<{room}}{wrapped.pop(0)}")
+        lines.append(text if len(text) >= MAX_OPTION_WIDTH else f"{text:<{room}}{wrapped.pop(0)}")
         lines += [" " * room + line for line in wrapped]
     return "\n".join([*heading, "", "\n".join(lines).strip("\n")])
 
 
 def as_value(value: Any) -> str:
-    """A value as it is typed in an override."""
+    """Return a value as text in an override."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list):
@@ -125,7 +125,7 @@ def as_value(value: Any) -> str:
 
 
 def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a configuration."""
+    """Yield every dotted key of a configuration."""
     for key in map(str, cfg):
         yield f"{prefix}{key}"
         if (group := child_config(cfg, key)) is not None:
@@ -133,7 +133,7 @@ def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
 
 
 def format_override_error(config_name: str, override: Override, error: Exception, cfg: DictConfig) -> str:
-    """One line on what is wrong with an override that Hydra refuses."""
+    """Return the message on an override that Hydra refuses."""
     key, word = override.key_or_group, override.input_line
     names = [*groups(), *known_keys(cfg)]
     if key not in names:
@@ -151,14 +151,14 @@ def format_override_error(config_name: str, override: Override, error: Exception
 
 
 def choices_with(config_name: str, key: str) -> list[str]:
-    """The choices of the group that a dotted key begins with that have this option."""
+    """Return the choices of a dotted key's group that have this option."""
     group = key.partition(".")[0]
     composed = {choice: compose(config_name, overrides=[f"{group}={choice}"]) for choice in groups().get(group, [])}
     return [choice for choice, cfg in composed.items() if key in known_keys(cfg)]
 
 
 def no_such_choice(group: str, value: str, choices: list[str]) -> str:
-    """One line on a choice that a group does not have."""
+    """Return the message on an unknown choice of a group."""
     near = get_close_matches(value, choices, n=1)
     hint = f"did you mean {group}={near[0]}? " if near else ""
     return f"{group}={value}: no such {group}; {hint}choices: {', '.join(choices)}"
@@ -181,7 +181,7 @@ def validate_overrides(config_name: str, overrides: list[str], given: list[str] 
     refused = unread_groups(config_name) if getattr(COMMANDS[config_name], "refuses_unread", True) else ()
     command = config_name.replace("_", "-")
     unread = [
-        f"{override.input_line}: e3va {command} does not read {group} options; leave it out"
+        f"{override.input_line}: e3va {command} does not read {group} options; remove it"
         for override in own
         if (group := override.key_or_group.split(".")[0]) in refused
     ]
@@ -198,7 +198,7 @@ def validate_overrides(config_name: str, overrides: list[str], given: list[str] 
             keys = {o.key_or_group for o in own if not any(line.startswith(f"{o.key_or_group}=") for line in errors)}
             errors += idle_options(keys, instantiate(cfg, missing=None))
         for override in parsed:
-            for word in list(single_values(override))[1:]:  # the further values of a sweep
+            for word in list(single_values(override))[1:]:  # the other values of a sweep
                 try:
                     errors += errors_in(compose(config_name, overrides=[*(w for w in sweep_free if w), word]))
                 except (HydraException, OmegaConfBaseException) as error:
@@ -208,8 +208,8 @@ def validate_overrides(config_name: str, overrides: list[str], given: list[str] 
 
 
 def _unknown_choices(overrides: list[Override]) -> tuple[list[str], list[Override]]:
-    """Mistakes that Hydra passes over in a group that may be left out, and the other overrides."""
-    choices, mistakes, others = groups(), [], []
+    """Return errors on unknown choices, which Hydra ignores in optional groups, and the other overrides."""
+    choices, errors, others = groups(), [], []
     for override in overrides:
         group = override.key_or_group
         unknown = []
@@ -217,15 +217,15 @@ def _unknown_choices(overrides: list[Override]) -> tuple[list[str], list[Overrid
             values = [parse([word])[0].value() for word in single_values(override)]
             unknown = [value for value in values if str(value) not in choices[group]]
         if unknown:
-            mistakes += [no_such_choice(group, str(value), choices[group]) for value in unknown]
+            errors += [no_such_choice(group, str(value), choices[group]) for value in unknown]
         else:
             others.append(override)
-    return mistakes, others
+    return errors, others
 
 
 def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
-    """Compose with the valid choices and each override alone, so that no mistake hides another."""
-    mistakes: list[str] = []
+    """Return the errors of each override alone, composed with the valid choices, so that no error hides another."""
+    errors: list[str] = []
     choices: list[str] = []
     cfg = compose(config_name)
     values = [parse([word])[0] for override in overrides for word in single_values(override)]
@@ -233,12 +233,12 @@ def _one_by_one(config_name: str, overrides: list[Override]) -> list[str]:
         try:
             cfg = compose(config_name, overrides=[*choices, override.input_line or ""])
         except (HydraException, OmegaConfBaseException) as error:
-            mistakes.append(format_override_error(config_name, override, error, cfg))
+            errors.append(format_override_error(config_name, override, error, cfg))
         else:
-            mistakes += [error for error in errors_in(cfg) if not error.endswith(NEEDED)]
+            errors += [error for error in errors_in(cfg) if not error.endswith(NEEDED)]
             if override.key_or_group in groups():
                 choices.append(override.input_line or "")
-    return mistakes
+    return errors
 
 
 def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool = True) -> Any:
@@ -247,7 +247,7 @@ def load_config(command: str, overrides: Sequence[str] = (), *, complete: bool =
     Args:
         command: `train`, `evaluate`, `predict`, `export_adapter`, `export`, `check_data` or `benchmark_memory`.
         overrides: such as `adapter.rank=8`.
-        complete: raise a UserError where a value is missing that has no default, such as the place of data.
+        complete: raise a UserError if an option without default is missing, such as `dataset.root`.
     """
     hydra = (
         nullcontext() if GlobalHydra().is_initialized() else initialize_config_module(CONFIG_MODULE, version_base="1.3")

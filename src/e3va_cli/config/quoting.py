@@ -1,8 +1,8 @@
-"""Values as people type them: quoted for Hydra's grammar where the shell has taken the quotes away.
+"""Quote values of overrides for Hydra's grammar, after the shell has removed the quotes.
 
-`"input=my photos (1)"` reaches the program without its quotes, and Hydra reads spaces, parentheses, commas, `=`, `#`
-and most characters that are not ASCII as grammar or as errors. What it cannot read is text; what it would read as
-something else is text where the option is one.
+`"input=my photos (1)"` reaches the program without its quotes, and Hydra parses spaces, parentheses, commas, `=`, `#`
+and most characters that are not ASCII as grammar or as errors. A value that it cannot parse is quoted; so is one that
+it would parse as another type, if the option is text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from e3va_cli.errors import UserError
 
 KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./@-]*", re.ASCII)
 ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*)\s*(?:,|$)""")
-NO_LOOKUP = re.compile(r"\$\{(?![\w.]+:|hydra\.)")  # what is no `${oc.env:HOME}` or `${hydra.job.name}`
-ONE_OR_SEVERAL = ("checkpoint", "input", "classes")  # options of any type that take a text, or a list of texts
-OF_HYDRA = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
+NO_INTERPOLATION = re.compile(r"\$\{(?![\w.]+:|hydra\.)")  # not `${oc.env:HOME}` or `${hydra.job.name}`
+TEXT_OR_LIST = ("checkpoint", "input", "classes")  # untyped options that take a text or a list of texts
+HYDRA_OPTIONS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.name")
 
 
 def quote_overrides(command: str, words: Sequence[str], *, multirun: bool = False) -> list[str]:
-    """Return the words of a command with quotes around values where Hydra needs them to read what was typed.
+    """Return the overrides of a command with quotes around values where Hydra needs them.
 
     Args:
         command: such as `train`.
@@ -48,9 +48,9 @@ def quote_overrides(command: str, words: Sequence[str], *, multirun: bool = Fals
 @cache
 def text_options(command: str) -> dict[str, bool]:
     """Return the options of a command that take any text, such as a path, and whether they take a list of such too."""
-    texts = dict.fromkeys(OF_HYDRA, False)
+    texts = dict.fromkeys(HYDRA_OPTIONS, False)
     for key, one, hint in declared_options(COMMANDS[command.replace("-", "_")]):
-        if hint == list[str] or (hint is Any and one.name in ONE_OR_SEVERAL):
+        if hint == list[str] or (hint is Any and one.name in TEXT_OR_LIST):
             texts[key] = True
         elif hint in (str, str | None) and not info_of(one).choices:
             texts[key] = False
@@ -58,8 +58,8 @@ def text_options(command: str) -> dict[str, bool]:
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes, as Hydra's grammar has it; `${` that looks nothing up stands for itself."""
-    return QuotedString(NO_LOOKUP.sub(r"\\${", text), Quote.single).with_quotes()
+    """Return a text quoted in Hydra's grammar; `${` without an interpolation is escaped."""
+    return QuotedString(NO_INTERPOLATION.sub(r"\\${", text), Quote.single).with_quotes()
 
 
 def _quoted_word(word: str, kinds: dict[str, bool], multirun: bool) -> str:
@@ -85,7 +85,7 @@ def _quoted_word(word: str, kinds: dict[str, bool], multirun: bool) -> str:
 
 
 def _is_meant(override: Override, value: str, *, takes_list: bool, multirun: bool) -> bool:
-    """Whether Hydra reads the value of an option that takes a text as it was typed, or as what must have been meant."""
+    """Return whether Hydra parses the value of a text option as it was typed, or as an intended list or sweep."""
     read: Any = override._value
     if read is None or isinstance(read, QuotedString):
         return True
@@ -100,7 +100,7 @@ def _is_meant(override: Override, value: str, *, takes_list: bool, multirun: boo
 
 
 def _items(text: str) -> Iterator[str]:
-    """The items of a list, each in quotes where Hydra could not read it."""
+    """Yield the items of a list, quoted where Hydra cannot parse them."""
     at = 0
     while at < len(text):
         match = ITEM.match(text, at)
@@ -114,7 +114,7 @@ def _items(text: str) -> Iterator[str]:
 
 
 def _home(text: str) -> str:
-    """A path with the home folder in place of `~`, which no shell expands behind `=`."""
+    """Return a path with `~` expanded, which a shell does not do after `=`."""
     return text if Path(text).exists() else os.path.expanduser(text)  # noqa: PTH111 (which would drop a last slash)
 
 

@@ -152,10 +152,10 @@ class BenchmarkMemoryConfig(RunConfig):
 
 @dataclass
 class MovedBackbone(Options):
-    """Where a trained adapter's backbone has its weights, if no longer where the run had them."""
+    """Weights of a trained adapter's backbone, if not at the path of the training run."""
 
-    weights: str | None = option(None, help="file of the backbone's weights, if it lies elsewhere than in training")
-    pretrained: bool | None = option(None, help="true: timm's, in place of a file")
+    weights: str | None = option(None, help="file with the backbone's weights, if not at the path of training")
+    pretrained: bool | None = option(None, help="true: timm's instead of a file")
 
 
 @dataclass

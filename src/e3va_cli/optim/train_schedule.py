@@ -88,7 +88,7 @@ class TrainSchedule:
 
     @property
     def rescaled(self) -> bool:
-        """Whether the recipe is meant for another total batch size."""
+        """Return whether the recipe has another total batch size."""
         return self.recipe_batch not in (None, self.total_batch)
 
 
