@@ -46,6 +46,7 @@ SIZE = {"batch_size": 2, "image_size": (SIDE, SIDE), "instances_per_image": 2, "
 
 METHOD_WORDS = {
     **{name: [f"adapter={name}"] for name in METHODS},
+    "colin": ["adapter=colin", "adapter.orthogonality=0.001"],  # all are clipped together: more would hide the rest
     "e3va compress 8": ["adapter=e3va", "adapter.activations=compress", "adapter.compress_bits=8"],
     "e3va compress 16": ["adapter=e3va", "adapter.activations=compress", "adapter.compress_bits=16"],
     "e3va recompute": ["adapter=e3va", "adapter.activations=recompute"],

@@ -23,6 +23,7 @@ NAMES = {
     "lora": "LoRA",
     "lorand": "LoRand",
     "mona": "Mona",
+    "colin": "CoLin",
     "e3va": "E3VA",
 }
 STACK = {  # label: categories, color
@@ -32,7 +33,7 @@ STACK = {  # label: categories, color
     "backbone activations": (("backbone",), "#d1495b"),
     "adapter activations": (("adapters",), "#edae49"),
     "neck and head activations": (("neck", "head"), "#66a182"),
-    "temporary, cuBLAS": (("transient", "workspaces"), "#c9c9c9"),
+    "temporary, workspaces": (("transient", "workspaces"), "#c9c9c9"),
 }
 OURS, BASELINE, GRAY = "#d1495b", "#3b4a6b", "#5f6368"
 

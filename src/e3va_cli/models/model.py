@@ -72,7 +72,7 @@ class DenseModel(nn.Module):
     def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
         """Return named scalar losses of a batch: images uint8 (B, 3, H, W) padded from `image_sizes`."""
         batch = self.normalize(images, image_sizes)
-        return self.head.losses(self.features(batch.tensors), batch, targets)
+        return self.head.losses(self.features(batch.tensors), batch, targets) | self.extractor.regularization()
 
     @torch.no_grad()
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[Detections] | list[Segmentation]:

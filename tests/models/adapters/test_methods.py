@@ -12,12 +12,16 @@ from torch import nn
 from e3va_cli.config.composition import validate_overrides
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
+from e3va_cli.memory.step import StepSize, random_batch
 from e3va_cli.models.adapters import METHODS
+from e3va_cli.models.adapters.colin import ComplexLinearAdapter, SharedFactorLinear
 from e3va_cli.models.adapters.insertion import after_addition, after_branch, beside_branch
 from e3va_cli.models.adapters.lorand import MultiBranchLinear
 from e3va_cli.models.adapters.mona import MultiCognitiveAdapter
 from e3va_cli.models.backbones import Branch
 from e3va_cli.models.backbones.swin import SwinBackbone, build_swin
+from e3va_cli.models.model import build_random_model
+from e3va_cli.models.train_step import compute_losses
 from e3va_cli.paper.published import COCO, VOC
 from tests.components import tune
 from tests.swin_reference import attention
@@ -39,6 +43,7 @@ COUNTS = {
     "adaptformer": (1_557_504, 2_335_488),
     "lorand": (1_207_296, 1_804_800),
     "mona": (3_671_296, 5_273_472),
+    "colin": (1_707_264, 2_395_008),
     "e3va": (1_195_008, 1_792_512),
 }
 PUBLISHED = {method: (COCO.methods[method][0], VOC.methods[method][0]) for method in COCO.methods}
@@ -79,6 +84,7 @@ def by_formula(method, widths, depths, heads):
     low_rank = {c: 2 * (2 * 8 * (c + c // 2) + 2 * 8 * 8) + c // 2 + c for c in widths}
     dual = {c: 2 * 16 * (c + c // 2) + c // 2 + c for c in widths}
     filters = 64 * (9 + 25 + 49 + 3) + 64 * 64 + 64
+    shared = {c: 2 * 28 * (c + 100) + 100 + c + 4 * 28 + 100 * (9 + 1 + 1) for c in widths}
     attention = {c: 3 * c * c + 3 * c + c * c + c + table[c] for c in widths}
     mlp = {c: 4 * c * c + 4 * c + 4 * c * c + c for c in widths}
     merging = widths[:-1]
@@ -93,6 +99,7 @@ def by_formula(method, widths, depths, heads):
         "lora": lambda c: 2 * 64 * (c + c),
         "lorand": lambda c: 2 * low_rank[c],
         "mona": lambda c: 2 * (bottleneck[c] + 4 * c + filters),
+        "colin": lambda c: 2 * shared[c],
         "e3va": lambda c: 2 * dual[c],
     }[method]
     beside_blocks = {
@@ -178,7 +185,7 @@ def nothing(backbone):
         ("ln_tune", independent_norms),
         ("partial_1", last_block),
         ("full", everything),
-        *((m, nothing) for m in ("adapter", "adaptformer", "e3va", "frozen", "lora", "lorand", "mona")),
+        *((m, nothing) for m in ("adapter", "adaptformer", "colin", "e3va", "frozen", "lora", "lorand", "mona")),
     ],
 )
 def test_trainable_parameters_of_the_backbone(nano, config, method, expected):
@@ -246,7 +253,7 @@ def test_optional_initializations(nano, config):
             assert float(factor.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
-@pytest.mark.parametrize("method", ["lorand", "mona"])
+@pytest.mark.parametrize("method", ["lorand", "mona", "colin"])
 def test_initial_features_differ_from_pretrained(nano, config, method):
     assert distance_from_frozen(nano, config, method) > 0.01
 
@@ -258,7 +265,7 @@ def test_insertion_variants(insert, expected):
     assert insert(1, branch, lambda x: x + 3) == expected
 
 
-@pytest.mark.parametrize("method", ["adapter", "lorand", "adaptformer", "mona"])
+@pytest.mark.parametrize("method", ["adapter", "lorand", "adaptformer", "mona", "colin"])
 def test_inserted_modules_equal_a_manual_forward_pass(nano, config, method):
     """Calling the inserted modules in a plain loop over blocks returns the same features."""
     extractor = tune(nano, **options(config, method)).eval()
@@ -275,7 +282,7 @@ def test_inserted_modules_equal_a_manual_forward_pass(nano, config, method):
                 if method == "adaptformer":
                     x = x + attended
                     x = x + block.mlp(block.norm2(x)) + modules.pop(0)(x)
-                elif method == "mona":
+                elif method in ("mona", "colin"):
                     x = modules.pop(0)(x + attended)
                     x = modules.pop(0)(x + block.mlp(block.norm2(x)))
                 else:
@@ -358,6 +365,48 @@ def test_mona_equals_a_bottleneck_with_one_7x7_convolution():
     mixing = module.mix.weight.view(4, 4).T + torch.eye(4)
     expected = x + module.up(nn.functional.gelu(y @ mixing + module.mix.bias))
     torch.testing.assert_close(module(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_colin_equals_a_bottleneck_with_dense_weights():
+    """Branch by branch as in the authors' code, with a gated depthwise convolution."""
+    module = ComplexLinearAdapter(12, hidden=10, branches=3, rank=4)
+    module.gate.data.normal_()
+    x = torch.randn(2, 5, 6, 12)
+    down, up = (
+        sum(layer.A @ torch.diag(diagonal) @ layer.B for diagonal in module.diagonals)
+        for layer in (module.down, module.up)
+    )
+    y = (x @ down + module.down.bias).permute(0, 3, 1, 2)
+    gate = module.gate.sigmoid().view(1, -1, 1, 1)
+    y = gate * nn.functional.conv2d(y, module.filter.weight, module.filter.bias, padding=1, groups=10) + (1 - gate) * y
+    expected = x + nn.functional.gelu(y.permute(0, 2, 3, 1)) @ up + module.up.bias
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_colin_starts_with_singular_vectors():
+    torch.manual_seed(0)
+    layer = SharedFactorLinear(12, 10, rank=10)
+    torch.manual_seed(1)
+    values = layer.init_svd(1)
+    torch.manual_seed(1)
+    weight = torch.empty(1, 12, 10).uniform_(-(12**-0.5), 12**-0.5)[0]
+    torch.testing.assert_close((layer.A * values[0]) @ layer.B, weight)
+    assert float(layer.orthogonality_loss()) < 1e-8
+
+
+def test_colins_loss_is_added_to_the_heads(config):
+    """0.5 for each of the four branches of each layer of each module."""
+    model = build_random_model(config("adapter=colin"), num_classes=3)
+    size = StepSize(1, (64, 64), 2, "32", clip_norm=None)
+    batch = random_batch(size, num_classes=3, target_types=model.head.target_types)
+    losses = compute_losses(model, batch)
+    expected = 0.0
+    for layer in (layer for module in model.extractor.inserted for layer in (module.down, module.up)):
+        for gram in (layer.A.T @ layer.A, layer.B @ layer.B.T):
+            expected += 4 * 0.5 * float(torch.linalg.norm(gram - torch.eye(len(gram))) ** 2)
+    assert float(losses["orthogonality"]) == pytest.approx(expected, rel=1e-4)
+    others = sum(float(value) for name, value in losses.items() if name not in ("loss", "orthogonality"))
+    assert float(losses["loss"]) == pytest.approx(others + expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["adapter", "adaptformer", "mona"])

@@ -28,6 +28,7 @@ OPTIONS = {
     "adaptformer": {"hidden": 8, "scale": 0.1},
     "lorand": {"hidden_ratio": 0.5, "rank": 2, "branches": 2},
     "mona": {"hidden": 8, "dropout": 0.0},
+    "colin": {"hidden": 8, "branches": 2, "rank": 4, "orthogonality": 0.5},
 }
 SIZES = ((64, 96), (160, 128))
 

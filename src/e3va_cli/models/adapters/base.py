@@ -53,6 +53,10 @@ class FeatureExtractor(nn.Module):
         """Normalize the stream at the end of a stage and move channels first: (B, H, W, C) -> (B, C, H, W)."""
         return self.norms[stage](stream).permute(0, 3, 1, 2)
 
+    def regularization(self) -> dict[str, Tensor]:
+        """Return named scalar losses of the trainable parameters themselves, to be added to the head's."""
+        return {}
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the backbone's features (B, C_s, H_s, W_s) of the stages in `out_indices`."""
         streams = self.backbone(images)
