@@ -39,7 +39,7 @@ IDLE = {
 def test_every_option_of_the_table_is_tried() -> None:
     kinds = [(f"{group}.", registry.options(name)) for group, registry in REGISTRIES.items() for name in registry]
     kinds += [("", BenchmarkMemoryConfig), *((f"{group}.", kind) for group, kind in SINGLE.items())]
-    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if info_of(one).under}
+    assert set(IDLE) == {f"{at}{one.name}" for at, kind in kinds for one in fields(kind) if info_of(one).conditions}
 
 
 @pytest.mark.parametrize("key", IDLE)

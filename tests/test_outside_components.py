@@ -42,7 +42,7 @@ DATASET = {
 class GainOptions(AdapterOptions):
     """Options of the method."""
 
-    start: float = option(help="of the gain of each channel", above=0)
+    start: float = option(help="of the gain of each channel", gt=0)
 
 
 class Gain(FrozenBackbone):
@@ -62,7 +62,7 @@ class Gain(FrozenBackbone):
 class LadderOptions(BackboneOptions):
     """Options of the family."""
 
-    width: int = option(help="of every stage", above=0)
+    width: int = option(help="of every stage", gt=0)
 
 
 class Ladder(ResidualBackbone):
@@ -100,7 +100,7 @@ class Ladder(ResidualBackbone):
 class CenterOptions(HeadOptions):
     """Options of the head."""
 
-    width: int = option(help="of its hidden layer", above=0)
+    width: int = option(help="of its hidden layer", gt=0)
 
 
 class Center(Head):
@@ -135,7 +135,7 @@ class Dots(DetectionTransforms, DatasetFormat):
     target_types: ClassVar[frozenset[str]] = frozenset({"boxes"})
     usual_classes: ClassVar[int] = len(CLASSES)
 
-    images: int = option(help="of each split", above=0)
+    images: int = option(help="of each split", gt=0)
 
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = target_types

@@ -59,7 +59,7 @@ def aged(config: dict[str, Any]) -> dict[str, Any]:
 
     def remove(kind: type, options: dict[str, Any]) -> None:
         for one in fields(kind):
-            if info_of(one).before is not UNCHANGED:
+            if info_of(one).legacy_value is not UNCHANGED:
                 del options[one.name]
             elif (group := group_of(one)) is not None:
                 remove(group, options[one.name])

@@ -35,27 +35,26 @@ class OptionInfo:
 
     Attributes:
         help: one line for `--help`.
-        above, below: exclusive bounds of a number.
-        least, most: inclusive bounds of a number.
+        gt, ge, lt, le: bounds of a number: greater than, greater or equal, less than, less or equal.
         choices: all allowed values.
         free: trained weights can be used with any value, whatever they were trained with.
-        of_training: only used in training, not by trained weights.
-        before: the value that older weights, from before the option existed, were trained with.
-        formerly: former name, which saved configurations may still have.
-        under: conditions under which it is used; setting it is an error if one is not met.
+        training_only: only used in training, not by trained weights.
+        legacy_value: the value that older weights, from before the option existed, were trained with.
+        former_name: name before a rename, which saved configurations may still have.
+        conditions: conditions under which it is used; setting it is an error if one is not met.
     """
 
     help: str = ""
-    above: float | None = None
-    least: float | None = None
-    below: float | None = None
-    most: float | None = None
+    gt: float | None = None
+    ge: float | None = None
+    lt: float | None = None
+    le: float | None = None
     choices: tuple[Any, ...] = ()
     free: bool = False
-    of_training: bool = False
-    before: Any = UNCHANGED
-    formerly: str = ""
-    under: tuple[Condition, ...] = ()
+    training_only: bool = False
+    legacy_value: Any = UNCHANGED
+    former_name: str = ""
+    conditions: tuple[Condition, ...] = ()
 
     def error(self, value: Any) -> str:
         """Return the error in a value, or an empty string."""
@@ -65,16 +64,16 @@ class OptionInfo:
             return "" if value in self.choices else f"one of {', '.join(str(one).lower() for one in self.choices)}"
         if isinstance(value, bool) or not isinstance(value, int | float):
             return ""
-        if self.least is not None and self.most is not None:
-            return "" if self.least <= value <= self.most else f"from {self.least:g} to {self.most:.10g}"
-        if self.least is not None and self.below is not None:
-            return "" if self.least <= value < self.below else f"from {self.least:g} to below {self.below:g}"
-        if self.above is not None and self.most is not None:
-            return "" if self.above < value <= self.most else f"above {self.above:g} and at most {self.most:g}"
-        if self.above is not None:
-            return "" if value > self.above else f"must be above {self.above:g}"
-        if self.least is not None:
-            return "" if value >= self.least else f"must be {self.least:g} or above"
+        if self.ge is not None and self.le is not None:
+            return "" if self.ge <= value <= self.le else f"from {self.ge:g} to {self.le:.10g}"
+        if self.ge is not None and self.lt is not None:
+            return "" if self.ge <= value < self.lt else f"from {self.ge:g} to below {self.lt:g}"
+        if self.gt is not None and self.le is not None:
+            return "" if self.gt < value <= self.le else f"above {self.gt:g} and at most {self.le:g}"
+        if self.gt is not None:
+            return "" if value > self.gt else f"must be above {self.gt:g}"
+        if self.ge is not None:
+            return "" if value >= self.ge else f"must be {self.ge:g} or above"
         return ""
 
 
@@ -173,7 +172,7 @@ def idle_options(given: set[str], options: Any) -> Iterator[str]:
         if key not in given or value is None:
             continue
         path = key.rpartition(".")[0]
-        for condition in info_of(one).under:
+        for condition in info_of(one).conditions:
             other = getattr(owners[path], condition.option)
             if not condition.holds(other):
                 name = f"{path}.{condition.option}" if path else condition.option
@@ -199,15 +198,15 @@ def older_options(kind: type, options: dict[str, Any], at: str) -> Iterator[tupl
     for one in fields(kind):
         known, group = info_of(one), group_of(one)
         if one.name not in options:
-            if known.before is not UNCHANGED:
-                yield f"{at}.{one.name}", copy.deepcopy(known.before), known
+            if known.legacy_value is not UNCHANGED:
+                yield f"{at}.{one.name}", copy.deepcopy(known.legacy_value), known
         elif group and isinstance(options[one.name], dict):
             yield from older_options(group, options[one.name], f"{at}.{one.name}")
 
 
 def with_current_names(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     """Return plain options, nested ones too, under their current names."""
-    declared = {name: one for one in fields(kind) for name in (one.name, info_of(one).formerly) if name}
+    declared = {name: one for one in fields(kind) for name in (one.name, info_of(one).former_name) if name}
     renamed: dict[str, Any] = {}
     for name, value in options.items():
         one = declared.get(name)

@@ -65,12 +65,12 @@ class RunConfig(ModelConfig):
     schedule: ScheduleOptions = option()
     trainer: TrainerOptions = option()
     seed: int = option(
-        help="of the order of images, transforms, and what is drawn at random inside a step", least=0, most=MAX_SEED
+        help="of the order of images, transforms, and what is drawn at random inside a step", ge=0, le=MAX_SEED
     )
     num_visualizations: int = option(
         help="validation images drawn with predictions, or with their annotations; 0 for none",
-        least=0,
-        formerly="pictures",
+        ge=0,
+        former_name="pictures",
     )
 
     def errors(self, at: str) -> Iterator[str]:
@@ -125,20 +125,20 @@ class BenchmarkMemoryConfig(RunConfig):
         None, help="[height,width] in pixels; null: the largest that the data set's training sizes allow"
     )
     instances_per_image: int = option(
-        help="annotated objects in each image; COCO has 7 on average, and 100 in its most crowded images", above=0
+        help="annotated objects in each image; COCO has 7 on average, and 100 in its most crowded images", gt=0
     )
     measure: Any = option(
         help="true: run real steps here; false: plan on shapes; auto: measure where there is a GPU",
         choices=("auto", True, False),
     )
-    warmup: int = option(help="steps that are not timed", least=0, under=ONLY_MEASURED)
-    repeats: int = option(help="steps that are", above=0, under=ONLY_MEASURED)
+    warmup: int = option(help="warm-up steps, not timed", ge=0, conditions=ONLY_MEASURED)
+    repeats: int = option(help="timed steps", gt=0, conditions=ONLY_MEASURED)
     budget: str | None = option(
         None,
         help="such as 11GiB: says which methods fit, and the largest batch that does; caps a measurement on a GPU",
     )
     reserve_mib: float = option(
-        help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", least=0
+        help="of the budget, for CUDA's context, workspaces of convolutions and fragmentation", ge=0
     )
     claims: bool | None = option(
         None,
@@ -168,11 +168,11 @@ class PredictConfig(Options):
         None, help="folder for the results; nothing in it is overwritten; null: a new one under runs/"
     )
     score_threshold: float = option(
-        formerly="score", help="least score of an object that is drawn and written", least=0, most=1
+        former_name="score", help="least score of an object that is drawn and written", ge=0, le=1
     )
-    batch_size: int = option(help="images at once; memory grows with it", above=0)
+    batch_size: int = option(help="images at once; memory grows with it", gt=0)
     accelerator: str = option(help="gpu, cpu, or auto for a gpu if there is one", choices=("auto", "cpu", "gpu"))
-    save_images: bool = option(formerly="pictures", help="draw what is found")
+    save_images: bool = option(former_name="pictures", help="draw what is found")
     backbone: MovedBackbone = option(MovedBackbone)
 
 
@@ -194,7 +194,7 @@ class ExportConfig(Options):
     image_size: list[int] | None = option(
         None, help="[height,width] of every image that the file is used on, in pixels; multiples of 32; needed"
     )
-    tolerance: float = option(help="a file whose results differ more than this from PyTorch's is not kept", least=0)
+    tolerance: float = option(help="a file whose results differ more than this from PyTorch's is not kept", ge=0)
     backbone: MovedBackbone = option(MovedBackbone)
 
     def errors(self, at: str) -> Iterator[str]:
@@ -339,7 +339,9 @@ def renamed_options(command: str) -> dict[str, str]:
     """Return the current names of the options of a command that have been renamed, by old name, both dotted."""
     options = declared_options(COMMANDS[command])
     return {
-        f"{key.removesuffix(one.name)}{info_of(one).formerly}": key for key, one, _ in options if info_of(one).formerly
+        f"{key.removesuffix(one.name)}{info_of(one).former_name}": key
+        for key, one, _ in options
+        if info_of(one).former_name
     }
 
 
@@ -381,7 +383,7 @@ OF_TRAINING = re.compile(r"(optimizer|schedule)\.")
 def warn_of_legacy_options(place: object, config: dict[str, Any]) -> None:
     """Warn where weights from `place` are older than options, with the values that they are used with."""
     missing = {
-        key: value for key, value, known in _older(config) if not known.of_training and not OF_TRAINING.match(key)
+        key: value for key, value, known in _older(config) if not known.training_only and not OF_TRAINING.match(key)
     }
     if missing:
         listed = truncate_list([f"{key}={str(value).lower()}" for key, value in missing.items()], LISTED)

@@ -17,40 +17,40 @@ class TrainerOptions(Options):
     """Options of a run's trainer."""
 
     max_epochs: int | None = option(
-        help="passes over the training images; null: as schedule.epochs or schedule.iterations has it", above=0
+        help="passes over the training images; null: as schedule.epochs or schedule.iterations has it", gt=0
     )
-    max_steps: int | None = option(None, help="optimizer steps; ends the run before max_epochs", above=0)
-    limit_train_batches: int | None = option(None, help="batches per epoch", above=0)
-    limit_val_batches: int | None = option(None, help="batches per evaluation; 0 leaves evaluation out", least=0)
+    max_steps: int | None = option(None, help="optimizer steps; ends the run before max_epochs", gt=0)
+    limit_train_batches: int | None = option(None, help="batches per epoch", gt=0)
+    limit_val_batches: int | None = option(None, help="batches per evaluation; 0 leaves evaluation out", ge=0)
     val_every_epochs: int = option(
         help="from one evaluation to the next",
-        above=0,
-        under=(Condition("limit_val_batches", lambda value: value != 0, "set it to null or above 0"),),
+        gt=0,
+        conditions=(Condition("limit_val_batches", lambda value: value != 0, "set it to null or above 0"),),
     )
     accelerator: str = option(help="cpu, gpu, or auto")
     devices: Any = option(help="a count, auto, or a list of indices such as [0,1]")
-    num_nodes: int = option(help="machines", above=0)
+    num_nodes: int = option(help="machines", gt=0)
     strategy: str = option(help="ddp with several devices")
     precision: str = option(help="32; 16-mixed and bf16-mixed reduce memory")
-    accumulate_grad_batches: int = option(help="batches per optimizer step", above=0)
-    gradient_clip_norm: float | None = option(None, help="largest norm of the gradients of a step", above=0)
+    accumulate_grad_batches: int = option(help="batches per optimizer step", gt=0)
+    gradient_clip_norm: float | None = option(None, help="largest norm of the gradients of a step", gt=0)
     early_stopping_patience: int | None = option(
-        None, help="evaluations without a better result before the run stops", least=0
+        None, help="evaluations without a better result before the run stops", ge=0
     )
     deterministic: bool = option(help="true: the same bits on a GPU too, where PyTorch can; slower")
-    log_every_n_steps: int = option(help="from one logged step to the next", above=0)
+    log_every_n_steps: int = option(help="from one logged step to the next", gt=0)
     tensorboard: bool = option(help="write event files beside metrics.csv")
     checkpoint_every_steps: int | None = option(
-        None, help="steps between two states of an epoch; null keeps one before and after each evaluation", above=0
+        None, help="steps between two states of an epoch; null keeps one before and after each evaluation", gt=0
     )
     preemption_signal: str | None = option(
         None, help="preemption signal of a cluster; SIGTERM and Ctrl-C are handled anyway"
     )
     max_nonfinite_steps: int | None = option(
         None,
-        formerly="max_bad_losses",
+        former_name="max_bad_losses",
         help="steps in a row with a NaN or infinite loss or gradient that end the run; they change no weight",
-        above=0,
+        gt=0,
     )
     skip_oom: bool = option(
         help="true: a step whose batch does not fit into memory changes no weight and counts as such a step"

@@ -78,9 +78,9 @@ class ResumableLoader(DataLoader[Batch]):
 class LoaderOptions(Options):
     """Options of the data loaders."""
 
-    batch_size: int = option(help="images per step and device; affects memory", above=0)
-    val_batch_size: int = option(help="batch size in evaluation", above=0)
-    num_workers: int = option(help="data loader workers per device", least=0)
+    batch_size: int = option(help="images per step and device; affects memory", gt=0)
+    val_batch_size: int = option(help="batch size in evaluation", gt=0)
+    num_workers: int = option(help="data loader workers per device", ge=0)
 
 
 class DenseDataModule(L.LightningDataModule):

@@ -96,16 +96,16 @@ class SegmentationTransforms(Options):
     heads ignore it.
     """
 
-    short_side: int = option(help="pixels of the short side", above=0)
-    max_size: int = option(help="maximum pixels of the long side", above=0)
+    short_side: int = option(help="pixels of the short side", gt=0)
+    max_size: int = option(help="maximum pixels of the long side", gt=0)
     scales: list[float] = option(help="[least,most] random factor of both sides in training")
-    crop_size: int = option(help="maximum height and width of training crops in pixels; affects memory", above=0)
+    crop_size: int = option(help="maximum height and width of training crops in pixels; affects memory", gt=0)
     cat_max_ratio: float = option(
-        formerly="crop_one_class", help="maximum ratio of a crop's labeled pixels in one class", least=0, most=1
+        former_name="crop_one_class", help="maximum ratio of a crop's labeled pixels in one class", ge=0, le=1
     )
-    flip: float = option(help="probability of a horizontal flip", least=0, most=1)
+    flip: float = option(help="probability of a horizontal flip", ge=0, le=1)
     photometric_distortion: bool = option(
-        formerly="distort", help="distort brightness, contrast, saturation and hue in training"
+        former_name="distort", help="distort brightness, contrast, saturation and hue in training"
     )
 
     def errors(self, at: str) -> Iterator[str]:

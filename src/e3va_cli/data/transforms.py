@@ -99,25 +99,25 @@ class DetectionTransforms(Options):
     """
 
     train_short_sides: list[int] = option(help="pixels of the short side; one is drawn per image")
-    val_short_side: int = option(help="pixels of the short side in evaluation", above=0)
-    max_size: int = option(help="maximum pixels of the long side; affects memory", above=0)
-    flip: float = option(help="probability of a horizontal flip", least=0, most=1)
+    val_short_side: int = option(help="pixels of the short side in evaluation", gt=0)
+    max_size: int = option(help="maximum pixels of the long side; affects memory", gt=0)
+    flip: float = option(help="probability of a horizontal flip", ge=0, le=1)
     crop_probability: float = option(
         0.0,
         help="probability of resizing to crop_short_sides and cropping before the resize",
-        least=0,
-        most=1,
-        before=0.0,
-        of_training=True,
+        ge=0,
+        le=1,
+        legacy_value=0.0,
+        training_only=True,
     )
     crop_short_sides: list[int] = option(
         [],
         help="short sides before a crop, in pixels; one is drawn per image",
-        before=[400, 500, 600],
-        of_training=True,
+        legacy_value=[400, 500, 600],
+        training_only=True,
     )
     crop_range: list[int] = option(
-        [], help="[least,most] pixels of a crop's height and width", before=[384, 600], of_training=True
+        [], help="[least,most] pixels of a crop's height and width", legacy_value=[384, 600], training_only=True
     )
 
     def errors(self, at: str) -> Iterator[str]:

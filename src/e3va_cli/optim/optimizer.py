@@ -26,11 +26,11 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.BatchNorm2d, nn.SyncBatchNor
 class OptimizerOptions(Options):
     """Options of AdamW."""
 
-    lr: float = option(help="highest learning rate, at the total batch size schedule.total_batch", above=0)
-    weight_decay: float = option(help="of all but norms, relative position biases and, by default, biases", least=0)
+    lr: float = option(help="highest learning rate, at the total batch size schedule.total_batch", gt=0)
+    weight_decay: float = option(help="of all but norms, relative position biases and, by default, biases", ge=0)
     betas: list[float] = option(help="decay rates of the moving averages of the gradient and its square")
     decay_biases: bool = option(
-        False, help="true: biases and other vectors have weight decay too, as in mmdetection", before=False
+        False, help="true: biases and other vectors have weight decay too, as in mmdetection", legacy_value=False
     )
 
     def errors(self, at: str) -> Iterator[str]:

@@ -25,34 +25,34 @@ class ScheduleOptions(Options):
     """Options of every schedule: the length of a run and the warm-up of its learning rate."""
 
     name: str = option()
-    epochs: int | None = option(None, help="epochs of the recipe; trainer.max_epochs overrides it", above=0)
+    epochs: int | None = option(None, help="epochs of the recipe; trainer.max_epochs overrides it", gt=0)
     min_steps: int = option(
-        0, help="least number of optimizer steps; small data sets get more epochs until they have it", least=0
+        0, help="least number of optimizer steps; small data sets get more epochs until they have it", ge=0
     )
     iterations: int | None = option(
         None,
         help="optimizer steps instead of epochs, rounded up to whole epochs; trainer.max_epochs may end them earlier",
-        above=0,
+        gt=0,
     )
-    warmup_steps: int = option(help="steps of linear warm-up", least=0)
+    warmup_steps: int = option(help="steps of linear warm-up", ge=0)
     warmup_ratio: float = option(
         help="ratio of the first learning rate to the highest",
-        above=0,
-        most=1,
-        under=(Condition("warmup_steps", bool, "set it above 0"),),
+        gt=0,
+        le=1,
+        conditions=(Condition("warmup_steps", bool, "set it above 0"),),
     )
     warmup_max_fraction: float = option(
-        1.0, help="largest fraction of the run that the warm-up may take", above=0, most=1, before=1.0
+        1.0, help="largest fraction of the run that the warm-up may take", gt=0, le=1, legacy_value=1.0
     )
     total_batch: int | None = option(
         None,
         help="total batch size for which the learning rate and the numbers of steps are meant",
-        above=0,
+        gt=0,
     )
     lr_scaling: str = option(
         help="scaling of the learning rate to the run's total batch size: sqrt, as for Adam, linear or none",
         choices=tuple(LR_FACTORS),
-        under=(
+        conditions=(
             Condition(
                 "total_batch", lambda value: value is not None, "set the batch size that the recipe is meant for"
             ),

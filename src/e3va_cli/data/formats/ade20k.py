@@ -145,7 +145,7 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
     train_labels: str = option(help="folder")
     val_images: str = option(help="folder")
     val_labels: str = option(help="folder")
-    num_classes: int | None = option(None, help="null: the number of entries in label_map, or of class names", above=0)
+    num_classes: int | None = option(None, help="null: the number of entries in label_map, or of class names", gt=0)
     classes: Any = option(
         None,
         help="names, or a text file of them; null: objectInfo150.txt, classes.txt or names.txt in root, or numbers",
@@ -153,18 +153,18 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
     reduce_zero_label: bool = option(
         True,
         help="0 is unlabeled and classes start at 1; false: classes start at 0, for example with a background",
-        before=True,
-        under=(Condition("label_map", lambda value: value is None, "which defines the classes"),),
+        legacy_value=True,
+        conditions=(Condition("label_map", lambda value: value is None, "which defines the classes"),),
     )
     ignore_index: Any = option(
         None,
         help="unlabeled values, or colors as [[r,g,b]]; null: 255, unless it is a class",
-        before=None,
+        legacy_value=None,
     )
     label_map: Any = option(
         None,
         help="value or [r,g,b] of each class, for example [0,255], or a file of lines NAME:R,G,B (CVAT's labelmap.txt)",
-        before=None,
+        legacy_value=None,
     )
 
     def open(

@@ -36,7 +36,7 @@ class DatasetFormat(Options):
 
     name: str = option()
     num_classes: int | None = option(
-        None, help="null: read from the annotations; memory estimates use that of the public data set", above=0
+        None, help="null: read from the annotations; memory estimates use that of the public data set", gt=0
     )
     metric: str = option(help="evaluation metric: coco, voc, voc_11_point or miou")
 

@@ -279,9 +279,11 @@ class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     use_iscrowd: bool = option(
         True,
         help="iscrowd 1 marks crowds, which are ignored; false: they are objects, such as CVAT's brush masks",
-        before=True,
+        legacy_value=True,
     )
-    filter_empty: bool = option(False, help="train without images that have no objects", before=False, of_training=True)
+    filter_empty: bool = option(
+        False, help="train without images that have no objects", legacy_value=False, training_only=True
+    )
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
         if split == "train":

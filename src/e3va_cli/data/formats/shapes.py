@@ -232,10 +232,10 @@ class ShapesFormat(DetectionTransforms, DatasetFormat):
     target_types: ClassVar[frozenset[str]] = DETECTION
     usual_classes: ClassVar[int] = len(CLASSES)
 
-    image_size: int = option(help="height and width in pixels", above=0)
-    train_images: int = option(help="number of training images", above=0)
-    val_images: int = option(help="number of validation images", above=0)
-    seed: int = option(help="of the images", least=0, most=MAX_SEED)
+    image_size: int = option(help="height and width in pixels", gt=0)
+    train_images: int = option(help="number of training images", gt=0)
+    val_images: int = option(help="number of validation images", gt=0)
+    seed: int = option(help="of the images", ge=0, le=MAX_SEED)
 
     def open(
         self, split: Split, transforms: Callable[..., Any] | None = None, *, targets: Collection[str] = DETECTION

@@ -77,13 +77,13 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
         None, help="names, or a text file of them; null: VOC's 20, or those in the annotations if there are others"
     )
     encoding: str | None = option(
-        None, help="of XML files that are not UTF-8 and declare none, for example gbk or cp1251", before="latin-1"
+        None, help="of XML files that are not UTF-8 and declare none, for example gbk or cp1251", legacy_value="latin-1"
     )
     filter_empty: bool = option(
         False,
         help="train without images that have no objects, or only difficult ones",
-        before=False,
-        of_training=True,
+        legacy_value=False,
+        training_only=True,
     )
 
     def errors(self, at: str) -> Iterator[str]:

@@ -67,13 +67,13 @@ class ImageFileOptions(Options):
     intensity_range: list[float] | None = option(
         None,
         help="[black,white] of images of more than 8 bits, for example [0,4095]; null: intensity_percentiles",
-        before=[0.0, 65535.0],
+        legacy_value=[0.0, 65535.0],
     )
     intensity_percentiles: list[float] = option(
         list(DEFAULT_PERCENTILES),
         help="[black,white] as percentiles of each image of more than 8 bits",
-        before=list(DEFAULT_PERCENTILES),
-        under=(Condition("intensity_range", lambda value: value is None, "set it to null"),),
+        legacy_value=list(DEFAULT_PERCENTILES),
+        conditions=(Condition("intensity_range", lambda value: value is None, "set it to null"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:

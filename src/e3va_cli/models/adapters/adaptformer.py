@@ -35,7 +35,7 @@ class ScaledBottleneck(Bottleneck):
 class AdaptFormerOptions(BottleneckOptions):
     """Options of AdaptFormer."""
 
-    scale: float = option(help="scale of the bottleneck's output", above=0)
+    scale: float = option(help="scale of the bottleneck's output", gt=0)
 
 
 @METHODS.register("adaptformer", AdaptFormerOptions)

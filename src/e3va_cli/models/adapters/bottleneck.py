@@ -15,12 +15,12 @@ from e3va_cli.models.adapters.base import AdapterOptions
 class BottleneckOptions(AdapterOptions):
     """Options of methods with a bottleneck."""
 
-    hidden: int = option(help="bottleneck width; more adds parameters, and a little memory", above=0)
-    dropout: float = option(help="dropout rate in the bottleneck; 0.0 saves the memory of a mask", least=0, most=1)
+    hidden: int = option(help="bottleneck width; more adds parameters, and a little memory", gt=0)
+    dropout: float = option(help="dropout rate in the bottleneck; 0.0 saves the memory of a mask", ge=0, le=1)
     init_std: float | None = option(
         None,
         help="std of the initial weights of both projections; null: initialization of the method's paper",
-        above=0,
+        gt=0,
         free=True,
     )
 

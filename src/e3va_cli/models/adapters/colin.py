@@ -98,10 +98,10 @@ class ComplexLinearAdapter(nn.Module):
 class CoLinOptions(AdapterOptions):
     """Options of CoLin."""
 
-    hidden: int = option(help="bottleneck width; more uses more memory", above=0)
-    branches: int = option(help="diagonals summed per weight", above=0)
-    rank: int = option(help="of the factors; more adds parameters, not memory", above=0)
-    orthogonality: float = option(help="weight of the loss for orthogonal factors", least=0, free=True)
+    hidden: int = option(help="bottleneck width; more uses more memory", gt=0)
+    branches: int = option(help="diagonals summed per weight", gt=0)
+    rank: int = option(help="of the factors; more adds parameters, not memory", gt=0)
+    orthogonality: float = option(help="weight of the loss for orthogonal factors", ge=0, free=True)
 
 
 @METHODS.register("colin", CoLinOptions)

@@ -37,8 +37,8 @@ from e3va_cli.models.backbones.base import ResidualBackbone, Stage
 class E3VAOptions(AdapterOptions):
     """Options of E3VA."""
 
-    rank: int = option(help="parameters grow with it; memory hardly does", above=0)
-    hidden_ratio: float = option(help="bottleneck width over the stage's width", above=0)
+    rank: int = option(help="parameters grow with it; memory hardly does", gt=0)
+    hidden_ratio: float = option(help="bottleneck width over the stage's width", gt=0)
     init: str = option(
         "zero",
         help="zero: last factor zero, so that training starts at the pre-trained features; kaiming: all factors random",
@@ -56,7 +56,7 @@ class E3VAOptions(AdapterOptions):
         help="with compress: 16 (bfloat16) or 8 (integers with scales); rounds the gradients of A slightly",
         choices=(16, 8),
         free=True,
-        under=(Condition("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
+        conditions=(Condition("activations", lambda value: value == "compress", "set adapter.activations=compress"),),
     )
 
 

@@ -49,8 +49,8 @@ class QueryValueUpdate(nn.Module):
 class LoRAOptions(AdapterOptions):
     """Options of LoRA."""
 
-    rank: int = option(help="more adds parameters, and a little memory: 2 * rank numbers per token and block", above=0)
-    alpha: float = option(help="updates are scaled by alpha / rank; 1 is the default of the authors' code", above=0)
+    rank: int = option(help="more adds parameters, and a little memory: 2 * rank numbers per token and block", gt=0)
+    alpha: float = option(help="updates are scaled by alpha / rank; 1 is the default of the authors' code", gt=0)
 
 
 @METHODS.register("lora", LoRAOptions)

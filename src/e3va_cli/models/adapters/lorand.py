@@ -57,9 +57,9 @@ class LowRankBottleneck(nn.Module):
 class LoRandOptions(AdapterOptions):
     """Options of LoRand."""
 
-    hidden_ratio: float = option(help="bottleneck width over the stage's width; more uses more memory", above=0)
-    branches: int = option(help="products summed per weight; more adds parameters, not memory", above=0)
-    rank: int = option(help="of each product; more adds parameters, not memory", above=0)
+    hidden_ratio: float = option(help="bottleneck width over the stage's width; more uses more memory", gt=0)
+    branches: int = option(help="products summed per weight; more adds parameters, not memory", gt=0)
+    rank: int = option(help="of each product; more adds parameters, not memory", gt=0)
 
 
 @METHODS.register("lorand", LoRandOptions)

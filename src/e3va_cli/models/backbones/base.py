@@ -36,7 +36,7 @@ class BackboneOptions(Options):
     """Arguments of timm's constructor without effect on the weights."""
 
     name: str = option(free=True)
-    family: str = option("swin", free=True, help="family that builds timm_name", before="swin")
+    family: str = option("swin", free=True, help="family that builds timm_name", legacy_value="swin")
     timm_name: str = option(help="architecture in timm", free=True)
     model_args: dict[str, Any] = option({}, help="further arguments of timm's constructor", free=True)
     pretrained: bool = option(False, help="download timm's weights", free=True)
@@ -44,10 +44,10 @@ class BackboneOptions(Options):
     seed: int = option(
         0,
         help="seed of random weights, without pretrained and weights",
-        least=0,
-        most=MAX_SEED,
+        ge=0,
+        le=MAX_SEED,
         free=True,
-        under=(
+        conditions=(
             Condition("pretrained", lambda value: not value, "whose weights are not random"),
             Condition("weights", lambda value: value is None, "whose weights are not random"),
         ),
@@ -55,11 +55,11 @@ class BackboneOptions(Options):
     drop_path_rate: float = option(
         0.1,
         help="stochastic depth; no effect with E3VA and frozen",
-        least=0,
-        below=1,
-        before=0.1,
+        ge=0,
+        lt=1,
+        legacy_value=0.1,
         free=True,
-        of_training=True,
+        training_only=True,
     )
     dtype: str = option(
         "float32",

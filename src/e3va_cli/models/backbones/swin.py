@@ -35,7 +35,7 @@ class SwinOptions(BackboneOptions):
     pad_before_shift: bool = option(
         True,
         help="pad feature maps to whole windows before shifting, as Swin's detection code; false: after, as timm",
-        before=False,
+        legacy_value=False,
     )
 
 

@@ -43,11 +43,14 @@ class CascadeBoxOptions(BoxOptions):
     """Options of the box stages; lists have one entry per stage."""
 
     aligned: bool = option(
-        help="aligned RoIAlign; false: offset by half a feature cell, as in torchvision", before=False
+        help="aligned RoIAlign; false: offset by half a feature cell, as in torchvision", legacy_value=False
     )
-    class_agnostic: bool = option(help="true: one box per RoI for all classes; false: one per class", before=True)
+    class_agnostic: bool = option(help="true: one box per RoI for all classes; false: one per class", legacy_value=True)
     score_averaging: str = option(
-        help="what is averaged over the stages", choices=("logits", "probabilities"), free=True, before="probabilities"
+        help="what is averaged over the stages",
+        choices=("logits", "probabilities"),
+        free=True,
+        legacy_value="probabilities",
     )
     conv_channels: list[int] = option(
         help="output channels of the convolutions before the linear layer; fewer reduces memory"
@@ -58,7 +61,7 @@ class CascadeBoxOptions(BoxOptions):
     loss: str = option(
         help="box loss: giou (arXiv 1902.09630), or smooth_l1 with loss_weight=1", choices=("giou", "smooth_l1")
     )
-    loss_weight: float = option(help="weight of the box loss", least=0)
+    loss_weight: float = option(help="weight of the box loss", ge=0)
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield errors in the lists."""
@@ -84,7 +87,7 @@ class CascadeMaskOptions(MaskBranchOptions):
 class CascadeMaskRCNNOptions(HeadOptions):
     """Options of Cascade Mask R-CNN."""
 
-    fpn_channels: int = option(help="width of every pyramid level", above=0)
+    fpn_channels: int = option(help="width of every pyramid level", gt=0)
     rpn: RPNOptions = option(RPNOptions)
     box: CascadeBoxOptions = option(CascadeBoxOptions)
     mask: CascadeMaskOptions = option(CascadeMaskOptions)

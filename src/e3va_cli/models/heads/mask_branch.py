@@ -25,7 +25,7 @@ class MaskBranchOptions(MaskOptions):
     """Options of a mask branch."""
 
     aligned: bool = option(
-        help="aligned RoIAlign; false: offset by half a feature cell, as in torchvision", before=False
+        help="aligned RoIAlign; false: offset by half a feature cell, as in torchvision", legacy_value=False
     )
 
 

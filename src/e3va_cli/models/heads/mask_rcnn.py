@@ -26,8 +26,8 @@ from e3va_cli.models.necks.fpn import LEVEL_NAMES, build_pyramid
 class MaskRCNNBoxOptions(BoxOptions):
     """Options of the box branch of Mask R-CNN."""
 
-    fg_iou: float = option(help="IoU from which a RoI is positive", least=0, most=1)
-    bg_iou: float = option(help="IoU below which a RoI is negative", least=0, most=1)
+    fg_iou: float = option(help="IoU from which a RoI is positive", ge=0, le=1)
+    bg_iou: float = option(help="IoU below which a RoI is negative", ge=0, le=1)
     regression_weights: list[float] = option(help="factors of (x, y, width, height) deltas")
 
     def errors(self, at: str) -> Iterator[str]:
@@ -40,7 +40,7 @@ class MaskRCNNBoxOptions(BoxOptions):
 class MaskRCNNOptions(HeadOptions):
     """Options of Mask R-CNN."""
 
-    fpn_channels: int = option(help="width of every pyramid level", above=0)
+    fpn_channels: int = option(help="width of every pyramid level", gt=0)
     rpn: RPNOptions = option(RPNOptions)
     box: MaskRCNNBoxOptions = option(MaskRCNNBoxOptions)
     mask: MaskOptions = option(MaskOptions)

@@ -61,27 +61,27 @@ class P6P7FromC5(ExtraFPNBlock):
 class RetinaNetOptions(HeadOptions):
     """Options of RetinaNet."""
 
-    fpn_channels: int = option(help="width of every pyramid level", above=0)
+    fpn_channels: int = option(help="width of every pyramid level", gt=0)
     p6_from: str = option(
         help="input of P6: c5, the backbone's last map, or p5, the pyramid's (torchvision, with a ReLU before P7)",
         choices=("c5", "p5"),
-        before="p5",
+        legacy_value="p5",
     )
     anchor_sizes: list[int] = option(help="smallest anchor sizes in pixels, one per pyramid level")
-    anchors_per_octave: int = option(help="anchor sizes per octave, from each of anchor_sizes to its double", above=0)
+    anchors_per_octave: int = option(help="anchor sizes per octave, from each of anchor_sizes to its double", gt=0)
     aspect_ratios: list[float] = option(help="height over width of the anchors in each cell")
     exact_anchors: bool = option(
         help="true: unrounded sizes and exact strides; false: torchvision's, rounded",
-        before=False,
+        legacy_value=False,
     )
-    fg_iou: float = option(help="IoU from which an anchor is positive", least=0, most=1)
-    bg_iou: float = option(help="IoU below which an anchor is negative", least=0, most=1)
-    score_threshold: float = option(help="minimum score of detections", least=0, most=1, free=True)
+    fg_iou: float = option(help="IoU from which an anchor is positive", ge=0, le=1)
+    bg_iou: float = option(help="IoU below which an anchor is negative", ge=0, le=1)
+    score_threshold: float = option(help="minimum score of detections", ge=0, le=1, free=True)
     topk_candidates: int = option(
-        formerly="candidates_per_level", help="top-scoring anchors per level before NMS", above=0, free=True
+        former_name="candidates_per_level", help="top-scoring anchors per level before NMS", gt=0, free=True
     )
-    nms_iou: float = option(help="IoU above which NMS drops a detection", least=0, most=1, free=True)
-    detections_per_image: int = option(help="maximum detections per image", above=0, free=True)
+    nms_iou: float = option(help="IoU above which NMS drops a detection", ge=0, le=1, free=True)
+    detections_per_image: int = option(help="maximum detections per image", gt=0, free=True)
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield errors in the anchor sizes."""

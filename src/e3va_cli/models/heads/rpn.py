@@ -25,19 +25,19 @@ class RPNOptions(Options):
 
     anchor_sizes: list[int] = option(help="anchor sizes in pixels, one per pyramid level")
     aspect_ratios: list[float] = option(help="height over width of the anchors in each cell")
-    fg_iou: float = option(help="IoU from which an anchor is positive", least=0, most=1)
-    bg_iou: float = option(help="IoU below which an anchor is negative", least=0, most=1)
-    batch_size_per_image: int = option(help="anchors sampled per image in training", above=0)
-    positive_fraction: float = option(help="maximum fraction of positive anchors among them", least=0, most=1)
-    pre_nms_train: int = option(help="proposals per level before NMS, in training", above=0)
-    pre_nms_test: int = option(help="proposals per level before NMS, in evaluation", above=0, free=True)
-    post_nms_train: int = option(help="proposals per image after NMS, in training", above=0)
-    post_nms_test: int = option(help="proposals per image after NMS, in evaluation", above=0, free=True)
-    nms_iou: float = option(help="IoU above which NMS drops a proposal", least=0, most=1)
-    inside_only: bool = option(help="train only on anchors inside the image", before=False)
+    fg_iou: float = option(help="IoU from which an anchor is positive", ge=0, le=1)
+    bg_iou: float = option(help="IoU below which an anchor is negative", ge=0, le=1)
+    batch_size_per_image: int = option(help="anchors sampled per image in training", gt=0)
+    positive_fraction: float = option(help="maximum fraction of positive anchors among them", ge=0, le=1)
+    pre_nms_train: int = option(help="proposals per level before NMS, in training", gt=0)
+    pre_nms_test: int = option(help="proposals per level before NMS, in evaluation", gt=0, free=True)
+    post_nms_train: int = option(help="proposals per image after NMS, in training", gt=0)
+    post_nms_test: int = option(help="proposals per image after NMS, in evaluation", gt=0, free=True)
+    nms_iou: float = option(help="IoU above which NMS drops a proposal", ge=0, le=1)
+    inside_only: bool = option(help="train only on anchors inside the image", legacy_value=False)
     exact_anchors: bool = option(
         help="true: unrounded sizes and exact strides; false: torchvision's, rounded",
-        before=False,
+        legacy_value=False,
     )
 
     def errors(self, at: str) -> Iterator[str]:

@@ -91,32 +91,32 @@ def classifier(channels: int, num_classes: int, dropout: float) -> nn.Sequential
 class UPerNetOptions(HeadOptions):
     """Options of UPerNet."""
 
-    fpn_channels: int = option(help="width of every pyramid level; fewer reduces memory", above=0)
+    fpn_channels: int = option(help="width of every pyramid level; fewer reduces memory", gt=0)
     pool_scales: list[int] = option(help="cells per side of each pooling grid")
-    dropout: float = option(help="dropout of channels before classification", least=0, most=1)
+    dropout: float = option(help="dropout of channels before classification", ge=0, le=1)
     auxiliary_stage: int = option(
         help="backbone stage, from 0, of the auxiliary classifier, used in training only",
-        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
+        conditions=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
     auxiliary_channels: int = option(
         help="width of the auxiliary classifier",
-        above=0,
-        under=(Condition("auxiliary_weight", bool, "set it above 0"),),
+        gt=0,
+        conditions=(Condition("auxiliary_weight", bool, "set it above 0"),),
     )
-    auxiliary_weight: float = option(help="weight of the auxiliary loss; 0 disables it, which reduces memory", least=0)
+    auxiliary_weight: float = option(help="weight of the auxiliary loss; 0 disables it, which reduces memory", ge=0)
     slide_window: int | None = option(
         None,
-        formerly="window",
+        former_name="window",
         help="sliding-window size in pixels, a multiple of 32, such as the training crop size; null: whole images",
-        above=0,
+        gt=0,
         free=True,
     )
     slide_stride: int = option(
-        formerly="stride",
+        former_name="stride",
         help="sliding-window stride in pixels",
-        above=0,
+        gt=0,
         free=True,
-        under=(Condition("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
+        conditions=(Condition("slide_window", lambda value: value is not None, "set head.slide_window, such as 512"),),
     )
 
     def errors(self, at: str) -> Iterator[str]:
