@@ -72,6 +72,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert [cell.strip() for cell in of_row.split("|")[3:6]] == ["52", "3.250", "2.167"]  # 13 letters against 4 and 6
 
 
+@pytest.mark.slow
 def test_one_backward_pass_needs_more_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
