@@ -31,6 +31,20 @@ def test_as_mmdetection_decays(nano):
     assert any(name.endswith("qkv.bias") for name in names.values() if name not in plain)
 
 
+def test_a_learning_rate_for_adapters(nano):
+    model = nn.ModuleDict({"extractor": tune(nano, "e3va", rank=2, hidden_ratio=0.5), "head": nn.Linear(4, 2)})
+    options = {"lr": 0.1, "weight_decay": 0.0, "betas": [0.9, 0.999]}
+    groups = build_optimizer(model, **options, adapter_lr_scale=5.0).param_groups
+    trainable = {id(p) for p in model["extractor"].parameters() if p.requires_grad}
+    assert [round(group["lr"], 6) for group in groups] == [0.5, 0.5, 0.1, 0.1]
+    assert {id(p) for group in groups[:2] for p in group["params"]} == trainable
+    assert [[id(p) for p in group["params"]] for group in groups[2:]] == [
+        [id(model["head"].weight)],
+        [id(model["head"].bias)],
+    ]
+    assert len(build_optimizer(model, **options).param_groups) == 2
+
+
 def test_position_biases_are_not_decayed(nano):
     decayed, plain = build_optimizer(tune(nano, "full"), lr=0.1, weight_decay=0.05, betas=[0.9, 0.999]).param_groups
     tables = {id(p) for n, p in nano.named_parameters() if n.endswith("relative_position_bias_table")}

@@ -61,12 +61,12 @@ def test_a_line_for_each_thing(config, checkpoint, tmp_path, word, says):
     assert line.startswith(says)
 
 
-def test_other_groups_of_the_optimizer_are_refused(config, checkpoint, tmp_path):
-    with pytest.raises(
-        UserError,
-        match=r"optimizer\.decay_biases=true: the run was started with optimizer\.decay_biases=false.*start a new run",
-    ):
-        told(config, checkpoint, tmp_path, "optimizer.decay_biases=true")
+@pytest.mark.parametrize(("option", "saved"), [("decay_biases=true", "false"), ("adapter_lr_scale=2.0", "1.0")])
+def test_other_groups_of_the_optimizer_are_refused(config, checkpoint, tmp_path, option, saved):
+    was = f"{option.partition('=')[0]}={saved}"
+    expected = rf"optimizer\.{option}: the run was started with optimizer\.{was}.*start a new run"
+    with pytest.raises(UserError, match=expected):
+        told(config, checkpoint, tmp_path, f"optimizer.{option}")
 
 
 def test_a_checkpoint_from_before_fingerprints(config, checkpoint):

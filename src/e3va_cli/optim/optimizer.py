@@ -32,6 +32,9 @@ class OptimizerOptions(Options):
     decay_biases: bool = option(
         False, help="true: biases and other vectors have weight decay too, as in mmdetection", legacy_value=False
     )
+    adapter_lr_scale: float = option(
+        1.0, help="learning rate of adapters, or a tuned backbone, over that of neck and head", gt=0, legacy_value=1.0
+    )
 
     def errors(self, at: str) -> Iterator[str]:
         """Yield an error for invalid betas."""
@@ -43,8 +46,10 @@ class OptimizerOptions(Options):
 def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
     """Return AdamW with two parameter groups, with weight decay and without.
 
-    Norms and the parameters that a backbone exempts have none; other vectors only if `decay_biases`. On a GPU it is
-    fused: one kernel for all parameters, no temporary copies, and `NonFiniteGuard` can skip a step on the device.
+    Norms and the parameters that a backbone exempts have none; other vectors only if `decay_biases`. If
+    `adapter_lr_scale` is not 1, the first two groups are of the feature extractor, and two more of neck and head. On a
+    GPU it is fused: one kernel for all parameters, no temporary copies, and `NonFiniteGuard` can skip a step on the
+    device.
     """
     exempt = {
         id(module.get_parameter(name))
@@ -54,10 +59,23 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> AdamW:
     }
     exempt |= {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters()}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if (p.ndim > 1 or options.decay_biases) and id(p) not in exempt]
-    kept = {id(p) for p in decayed}
-    plain = [p for p in trainable if id(p) not in kept]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    decayed = {id(p) for p in trainable if (p.ndim > 1 or options.decay_biases) and id(p) not in exempt}
+    parts = [(1.0, trainable)]
+    if options.adapter_lr_scale != 1:
+        tuned = {id(p) for p in model.get_submodule("extractor").parameters()}
+        parts = [
+            (options.adapter_lr_scale, [p for p in trainable if id(p) in tuned]),
+            (1.0, [p for p in trainable if id(p) not in tuned]),
+        ]
+    groups = [
+        {
+            "params": [p for p in parameters if (id(p) in decayed) == has_decay],
+            "lr": options.lr * scale,
+            "weight_decay": options.weight_decay if has_decay else 0.0,
+        }
+        for scale, parameters in parts
+        for has_decay in (True, False)
+    ]
     fused = bool(trainable) and all(p.device.type in FUSED_ON for p in trainable)
     return AdamW(groups, lr=options.lr, betas=(options.betas[0], options.betas[1]), fused=fused or None)
 

@@ -36,7 +36,6 @@ CONSEQUENCES = {
     "trainer.accumulate_grad_batches": NEW_SCHEDULE,
     "trainer.devices": NEW_SCHEDULE,
 }
-GROUPS = "optimizer.decay_biases"  # decides the parameter groups
 
 
 @dataclass(frozen=True)
@@ -106,14 +105,15 @@ def check_param_groups(checkpoint: dict[str, Any], config: RunConfig) -> None:
     Raises:
         UserError: it has others.
     """
-    was = with_older_options(checkpoint[METADATA_KEY]["config"])["optimizer"]["decay_biases"]
-    now = config.optimizer.decay_biases
-    if was != now:
-        given, saved = (f"{GROUPS}={to_override_value(one)}" for one in (now, was))
-        raise UserError(
-            f"{given}: the run was started with {saved}, and the state of its optimizer has other parameter groups; "
-            f"use {saved}, or start a new run"
-        )
+    options = with_older_options(checkpoint[METADATA_KEY]["config"])["optimizer"]
+    for name, groups in (("decay_biases", bool), ("adapter_lr_scale", lambda scale: scale != 1)):
+        was, now = options[name], getattr(config.optimizer, name)
+        if groups(was) != groups(now):
+            given, saved = (f"optimizer.{name}={to_override_value(one)}" for one in (now, was))
+            raise UserError(
+                f"{given}: the run was started with {saved}, and the state of its optimizer has other parameter "
+                f"groups; use {saved}, or start a new run"
+            )
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
