@@ -29,7 +29,7 @@ from e3va_cli.utils.text import is_printable_name, shorten
 
 FORMAT = "e3va-adapter"
 VERSION = 1
-ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
+METADATA_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "backbone": {"name": str, "timm_name": str, "weights": str, "fingerprint": str},
     "adapter": dict,
     "head": dict,
@@ -39,7 +39,7 @@ ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
 }
 CONFIG_FORM = {one.name: int if one.name in ("seed", "num_visualizations") else dict for one in fields(RunConfig)}
 FORM: dict[str, Any] = {
-    **ABOUT_FORM,
+    **METADATA_FORM,
     "format": str,
     "format_version": int,
     "image_size": dict,
@@ -101,7 +101,7 @@ def _no_number(text: str) -> NoReturn:
 def _mistakes(content: dict[str, Any]) -> Iterator[str]:
     """What is wrong, most basic first: a later check relies on the earlier ones."""
     yield from _of_another_form(content, FORM)
-    yield from about_mistakes({key: content[key] for key in ABOUT_FORM})
+    yield from metadata_errors({key: content[key] for key in METADATA_FORM})
     if not DIGEST.fullmatch(content["weights"]["sha256"]):
         yield "weights.sha256 is no SHA-256"
     if content["weights"]["precision"] not in EXPORT_PRECISIONS:
@@ -111,9 +111,9 @@ def _mistakes(content: dict[str, Any]) -> Iterator[str]:
             yield f"normalisation.{key} has not one number for each of red, green and blue"
 
 
-def about_mistakes(content: Any) -> Iterator[str]:
+def metadata_errors(content: Any) -> Iterator[str]:
     """What is wrong with what trained weights belong to, as it stands in a checkpoint or an exported adapter."""
-    yield from _of_another_form(content, ABOUT_FORM)
+    yield from _of_another_form(content, METADATA_FORM)
     backbone, config = content["backbone"], content["config"]
     yield from _of_another_kind(config)
     if backbone["weights"] not in HUB_WEIGHTS:
