@@ -1,7 +1,5 @@
 """Plain vision transformers against timm's own forward pass, at small sizes."""
 
-import json
-
 import pytest
 import torch
 from torch import nn
@@ -12,7 +10,6 @@ from e3va_cli.models.backbones.vit import build_vit
 from e3va_cli.models.model import build_random_model
 from e3va_cli.models.necks.rescale import Rescale, rescaled_channels
 from tests.components import build_backbone, tune
-from tests.conftest import QUICK
 
 V, E = "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"
 TINY = {
@@ -58,10 +55,9 @@ def normed(feature):
     return nn.functional.layer_norm(feature.movedim(1, -1), feature.shape[1:2]).movedim(-1, 1)
 
 
-@pytest.mark.parametrize("model_args", [None, {"drop_path_rate": 0.0}], ids=["tiny", "real"])
 @pytest.mark.parametrize("name", [V, E])
-def test_fresh_adapters_give_timms_normed_features(name, model_args):
-    backbone = tiny(name, **model_args or {})
+def test_fresh_adapters_give_timms_normed_features_at_published_sizes(name):
+    backbone = tiny(name, drop_path_rate=0.0)
     extractor = tune(backbone, "e3va", **E3VA).train()
     for size in ((96, 160), (128, 64)):
         images = torch.randn(2, 3, *size)
@@ -102,55 +98,6 @@ def test_input_and_tapped_outputs_sum_to_the_blocks_output(name):
             torch.testing.assert_close(ours / scale, reference / scale, atol=5e-7, rtol=0)
 
 
-@pytest.mark.parametrize("name", [V, E])
-def test_no_gradient_enters_a_branch(name):
-    backbone, ran = tiny(name), []
-    extractor = tune(backbone, "e3va", **E3VA).train()
-    for block in backbone.model.blocks:
-        for module in (block.norm1, block.attn.qkv, block.norm2, block.mlp.fc1):
-            module.register_forward_hook(lambda module, args, out: ran.append(out.requires_grad))
-    features = extractor(torch.randn(1, 3, 64, 96, requires_grad=True))
-    sum(feature.square().sum() for feature in features).backward()
-    assert ran and not any(ran)
-    assert all(parameter.grad is None for parameter in backbone.parameters())
-    own = [*extractor.adapters.parameters(), *extractor.norms.parameters()]
-    assert all(parameter.grad is not None for parameter in own)
-
-
-def reference_features(extractor, images):
-    """The highway written out, with dense weights of adapters and timm's own blocks."""
-    backbone, outputs = extractor.backbone, []
-    with torch.no_grad():
-        x = backbone.stem(images)
-    h = backbone.patches(x)
-    for stage, adapters, norm in zip(backbone.stages, extractor.adapters, extractor.norms, strict=True):
-        for branch, adapter in zip(stage.branches, adapters, strict=True):
-            z = branch(x).detach()
-            x, z = x + z, backbone.patches(z)
-            hidden = nn.functional.gelu(z @ (adapter.down.A @ adapter.down.B) + adapter.down.bias)
-            h = h + z + hidden @ (adapter.up.A @ adapter.up.B) + adapter.up.bias
-        outputs.append(norm(h).permute(0, 3, 1, 2))
-    return outputs
-
-
-@pytest.mark.parametrize("activations", ["keep", "recompute"])
-@pytest.mark.parametrize("name", [V, E])
-def test_gradients_equal_a_float64_reference(name, activations):
-    """Also where an output norm has kept what the next stage's sums, in place, would overwrite."""
-    extractor = tune(tiny(name), "e3va", **E3VA, activations=activations).double()
-    trained = [parameter for parameter in extractor.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        nn.init.normal_(parameter, std=0.1)
-    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    gradients = [
-        torch.autograd.grad(sum((i + 1) * f.sin().sum() for i, f in enumerate(features)), trained)
-        for features in (extractor(images), reference_features(extractor, images))
-    ]
-    for ours, reference in zip(*gradients, strict=True):
-        assert reference.abs().max() > 0
-        torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-9)
-
-
 @pytest.mark.parametrize("name", [V, "vit_small_patch16_dinov3_qkvb", "eva02_base_patch14_224"])
 def test_lora_changes_queries_and_values_of_any_projection(name):
     backbone, images = tiny(name), torch.randn(1, 3, 64, 96)
@@ -172,17 +119,6 @@ def test_filters_of_mona_see_patches_alone():
         module.register_forward_hook(lambda module, args, out: shapes.append(tuple(args[0].shape)))
     features = extractor(torch.randn(2, 3, 64, 96))
     assert set(shapes) == {(2, 4, 6, 64)} and all(feature.shape == (2, 64, 4, 6) for feature in features)
-
-
-@pytest.mark.parametrize("name", [V, E])
-def test_weights_in_16_bits_give_the_features_up_to_their_precision(name):
-    backbone, images = tiny(name), torch.randn(2, 3, 64, 96)
-    with torch.no_grad():
-        exact = backbone(images)
-        backbone.cast_weights(torch.bfloat16)
-        for ours, reference in zip(backbone(images), exact, strict=True):
-            assert ours.dtype == torch.float32
-            assert 0 < (ours - reference).norm() < 0.02 * reference.norm()
 
 
 @pytest.mark.parametrize(
@@ -272,21 +208,3 @@ def test_weights_with_biases_are_no_weights_without(tmp_path):
         build_backbone(
             name="tiny", family="vit", timm_name=E, model_args=TINY[E], weights=str(tmp_path / "weights.pth"), seed=0
         )
-
-
-@pytest.mark.parametrize("backbone", ["dinov2_s", "dinov3_s"])
-def test_train_evaluate_export_and_predict(e3va, tmp_path, backbone):
-    sizes = {"dinov2_s": "depth: 4, embed_dim: 48, num_heads: 3, img_size: 70"}
-    words = [
-        f"backbone={backbone}",
-        f"+backbone.model_args={{{sizes.get(backbone, 'depth: 4, embed_dim: 64, num_heads: 2')}}}",
-    ]
-    e3va("train", *words, *QUICK, "dataset.image_size=64", "hydra.run.dir=run")
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    e3va("export-adapter", "checkpoint=run", "output=adapter", "precision=fp32")
-    e3va("evaluate", "checkpoint=adapter", "trainer.accelerator=cpu", "hydra.run.dir=evaluation")
-    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
-    e3va("export", "checkpoint=run", "output=model.pt2", "image_size=[64,96]")
-    drawn = sorted((tmp_path / "run").rglob("*.png"))
-    e3va("predict", "checkpoint=adapter", f"input={drawn[0]}", "output=found", "accelerator=cpu")
-    assert list((tmp_path / "found").iterdir())

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from e3va_cli.models.backbones import chunked, window_attention
-from e3va_cli.models.backbones.swin import build_swin, mlp_forward
-from e3va_cli.models.backbones.window_attention import chunked_window_attention
+from e3va_cli.models.backbones.swin import attention_branch, build_swin, mlp_forward
 
 SIZES = [(14, 21), (7, 7), (20, 30), (5, 9), (32, 40)]  # of the map; windows are 7x7
 
@@ -31,7 +30,7 @@ def test_chunked_results_equal_timm(nano, chunk_elements, monkeypatch, size, fus
     with torch.no_grad():
         for block in blocks_of(nano):
             shifts.append(any(block.shift_size))
-            found = chunked_window_attention(block, nano.attn_mask, x, pad_before_shift=False)
+            found = attention_branch(block, nano.attn_mask(7, 7), False, False, x)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(
                 chunked.chunked_tokens(mlp_forward, block, x), block.mlp(block.norm2(x)), rtol=1e-9, atol=1e-9
@@ -45,7 +44,7 @@ def test_rectangular_windows():
     x = torch.randn(2, 20, 18, 32, dtype=torch.float64)
     with torch.no_grad():
         for block in backbone.model.layers[0].blocks:
-            found = chunked_window_attention(block, backbone.attn_mask, x, pad_before_shift=False)
+            found = attention_branch(block, backbone.attn_mask(8, 4), False, False, x)
             torch.testing.assert_close(found, block._attn(block.norm1(x)), rtol=1e-9, atol=1e-9)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from e3va_cli.components.options import require_valid
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.models.backbones import convnext, swin, vit  # noqa: F401 (register their families)
+from e3va_cli.models.backbones import convnext, swin, swinv2, vit  # noqa: F401 (register their families)
 from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, ResidualBackbone
 from e3va_cli.models.backbones.weights import fingerprint, load_weights
 

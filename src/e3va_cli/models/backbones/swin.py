@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
 from e3va_cli.models.backbones.chunked import autocast_to_weights, chunked_tokens, is_chunked
-from e3va_cli.models.backbones.timm_private import shifted_window_attention
+from e3va_cli.models.backbones.timm_private import relative_position_bias
 from e3va_cli.models.backbones.weights import to_timm_layout
 from e3va_cli.models.backbones.window_attention import (
+    biased_attention,
     chunked_window_attention,
-    pad_to_windows,
     shift_attn_mask,
+    split_heads,
+    timm_window_attention,
 )
 
 STAGES = 4  # of strides 4 to 32
@@ -45,18 +48,29 @@ def attention_branch(
     """Compute the (shifted-)window attention of `block`: (B, H, W, C) -> (B, H, W, C)."""
     with autocast_to_weights(block.attn.qkv, x):
         if is_chunked(block):
-            return chunked_window_attention(block, attn_mask, x, compiled=compiled, pad_before_shift=pad_before_shift)
-        normed = block.norm1(x)
-        if not pad_before_shift:
-            return shifted_window_attention(block, normed)
-        height, width = x.shape[1:3]
-        return shifted_window_attention(block, pad_to_windows(normed, *block.window_size))[:, :height, :width]
+            return chunked_window_attention(
+                block,
+                window_attention,
+                relative_position_bias(block.attn),
+                attn_mask,
+                block.norm1(x),
+                compiled=compiled,
+                pad_before_shift=pad_before_shift,
+            )
+        return timm_window_attention(block, block.norm1(x), pad_before_shift=pad_before_shift)
 
 
-def mlp_branch(block: SwinTransformerBlock, compiled: bool, x: Tensor) -> Tensor:
-    """Compute the MLP of `block`: (B, H, W, C) -> (B, H, W, C)."""
+def window_attention(block: SwinTransformerBlock, windows: Tensor, bias: Tensor) -> Tensor:
+    """Compute the attention of `block` in windows (N, tokens, C) with `bias` (1, heads, tokens, tokens) on scores."""
+    attn = block.attn
+    query, key, value = split_heads(attn.qkv(windows), attn.num_heads)
+    return attn.proj(biased_attention(query, key, value, bias, attn.scale))
+
+
+def mlp_branch(mlp: Callable[..., Tensor], block: Any, compiled: bool, x: Tensor) -> Tensor:
+    """Compute `mlp(block, x)`, in chunks without gradients: (B, H, W, C) -> (B, H, W, C)."""
     with autocast_to_weights(block.mlp.fc1, x):
-        return chunked_tokens(mlp_forward, block, x, compiled) if is_chunked(block) else mlp_forward(block, x)
+        return chunked_tokens(mlp, block, x, compiled) if is_chunked(block) else mlp(block, x)
 
 
 def mlp_forward(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
@@ -64,36 +78,20 @@ def mlp_forward(block: SwinTransformerBlock, tokens: Tensor) -> Tensor:
     return block.mlp(block.norm2(tokens))
 
 
-def block_branches(
-    block: SwinTransformerBlock, attn_mask: Tensor, compiled: bool, pad_before_shift: bool
-) -> tuple[Branch, Branch]:
-    """Return the two residual branches of a block, which end in timm's `drop_path1` and `drop_path2`."""
-    return (
-        Branch(
-            "attention",
-            block,
-            partial(attention_branch, block, attn_mask, compiled, pad_before_shift),
-            block.drop_path1,
-            block.attn.qkv,
-        ),
-        Branch("mlp", block, partial(mlp_branch, block, compiled), block.drop_path2),
-    )
-
-
 class SwinBackbone(ResidualBackbone):
     """A timm Swin without its classifier.
 
     Attributes:
         model: the network, with timm's parameter names.
-        attn_mask: the `shift_attn_mask` of its windows, all of one size.
         pad_before_shift: pad maps to whole windows before shifting, as Swin's detection code. timm pads after
             shifting, which moves padding into the image and changes features at other sizes than the classifier's.
     """
 
+    attention_branch: ClassVar[Callable[..., Tensor]] = staticmethod(attention_branch)
+    mlp_forward: ClassVar[Callable[..., Tensor]] = staticmethod(mlp_forward)
     model: Any  # a SwinTransformer, whose attributes timm leaves untyped
-    attn_mask: Tensor
 
-    def __init__(self, model: SwinTransformer, *, pad_before_shift: bool = True) -> None:
+    def __init__(self, model: Any, *, pad_before_shift: bool = True) -> None:
         super().__init__()
         self.model = model
         self.pad_before_shift = pad_before_shift
@@ -101,9 +99,13 @@ class SwinBackbone(ResidualBackbone):
         self.model.norm = nn.Identity()
         self.mean = tuple(self.model.pretrained_cfg["mean"])
         self.std = tuple(self.model.pretrained_cfg["std"])
-        self.register_buffer(
-            "attn_mask", shift_attn_mask(*self.model.layers[0].blocks[0].window_size), persistent=False
-        )
+        for window_h, window_w in {layer.blocks[0].window_size for layer in self.model.layers}:
+            mask = shift_attn_mask(window_h, window_w)
+            self.register_buffer(f"attn_mask_{window_h}x{window_w}", mask, persistent=False)
+
+    def attn_mask(self, window_h: int, window_w: int) -> Tensor:
+        """Return the `shift_attn_mask` of windows of this size."""
+        return self.get_buffer(f"attn_mask_{window_h}x{window_w}")
 
     def stem(self, images: Tensor) -> Tensor:
         """Embed patches: (B, 3, H, W) -> (B, ceil(H/4), ceil(W/4), C)."""
@@ -135,13 +137,18 @@ class SwinBackbone(ResidualBackbone):
         """One stage per Swin layer, with two branches, attention and MLP, per block."""
         stages = []
         for layer, info in zip(self.model.layers, self.model.feature_info, strict=True):
-            branches = tuple(
-                branch
-                for block in layer.blocks
-                for branch in block_branches(block, self.attn_mask, self.compiled, self.pad_before_shift)
-            )
+            branches = tuple(branch for block in layer.blocks for branch in self._block_branches(block))
             stages.append(Stage(info["num_chs"], info["reduction"], layer.downsample, branches))
         return stages
+
+    def _block_branches(self, block: Any) -> tuple[Branch, Branch]:
+        """Return the two residual branches of a block, which end in timm's `drop_path1` and `drop_path2`."""
+        attn_mask = self.attn_mask(*block.window_size)
+        attend = partial(self.attention_branch, block, attn_mask, self.compiled, self.pad_before_shift)
+        return (
+            Branch("attention", block, attend, block.drop_path1, block.attn.qkv),
+            Branch("mlp", block, partial(mlp_branch, self.mlp_forward, block, self.compiled), block.drop_path2),
+        )
 
 
 def build_swin(

@@ -6,12 +6,13 @@ from typing import Any
 
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 
-def shifted_window_attention(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    """Compute timm's (shifted-)window attention of a normed map: (B, H, W, C) -> (B, H, W, C)."""
+def shifted_window_attention(block: SwinTransformerBlock | SwinTransformerV2Block, x: Tensor) -> Tensor:
+    """Compute timm's (shifted-)window attention without norm: (B, H, W, C) -> (B, H, W, C)."""
     return block._attn(x)
 
 

@@ -19,7 +19,7 @@ from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.text import truncate_list
 
 # Classifiers, and buffers that models recompute.
-IGNORED_KEYS = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$")
+IGNORED_KEYS = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$|relative_coords_table$")
 MAX_LISTED = 6
 REFUSED_OBJECT = re.compile(
     r"GLOBAL ([\w.]+)"

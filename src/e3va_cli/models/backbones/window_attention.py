@@ -1,21 +1,21 @@
-"""Chunked (shifted-)window attention of Swin without gradients, on timm's modules.
+"""(Shifted-)window attention of Swin and Swin V2: in chunks without gradients, by timm's modules with them.
 
 Windows are independent, so only one chunk's projections and scores are in memory at a time. On maps of whole windows
-the results equal timm's `SwinTransformerBlock` up to rounding. Other maps are padded before windows are shifted, as in
-Swin's detection code.
+the results equal timm's up to rounding. Other maps are padded before windows are shifted, as in Swin's detection code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from e3va_cli.models.backbones import chunked
-from e3va_cli.models.backbones.timm_private import relative_position_bias
+from e3va_cli.models.backbones.timm_private import shifted_window_attention
 from e3va_cli.utils.amp import autocast_dtype
 
 MASK_VALUE = -100.0  # added to the scores of tokens from different ends of a shifted map, as in timm
@@ -28,37 +28,57 @@ def pad_to_windows(x: Tensor, window_h: int, window_w: int) -> Tensor:
     return pad(x, (0, 0, 0, missing_w, 0, missing_h)) if missing_h or missing_w else x  # pad would copy
 
 
+def timm_window_attention(
+    block: SwinTransformerBlock | SwinTransformerV2Block, x: Tensor, *, pad_before_shift: bool
+) -> Tensor:
+    """Compute the (shifted-)window attention of `block` by timm's modules: (B, H, W, C) -> (B, H, W, C)."""
+    if not pad_before_shift:
+        return shifted_window_attention(block, x)
+    height, width = x.shape[1:3]
+    return shifted_window_attention(block, pad_to_windows(x, *block.window_size))[:, :height, :width]
+
+
 def chunked_window_attention(
-    block: SwinTransformerBlock, attn_mask: Tensor, x: Tensor, *, compiled: bool = False, pad_before_shift: bool = True
+    block: SwinTransformerBlock | SwinTransformerV2Block,
+    attention: Callable[..., Tensor],
+    bias: Tensor,
+    attn_mask: Tensor,
+    x: Tensor,
+    *,
+    compiled: bool = False,
+    pad_before_shift: bool = True,
 ) -> Tensor:
     """Compute the (shifted-)window attention of `block` in chunks: (B, H, W, C) -> (B, H, W, C).
 
     Args:
+        attention: computes `attention(block, windows, bias)` of windows (N, tokens, C).
+        bias: relative position bias added to the scores of every window, (1, heads, tokens, tokens).
         attn_mask: the `shift_attn_mask` of its windows.
         compiled: whether to use `torch.compile`.
         pad_before_shift: pad before shifting, as Swin's detection code; timm shifts first.
     """
-    attend = chunked.as_compiled(window_attention) if compiled else window_attention
+    attend = chunked.as_compiled(attention) if compiled else attention
     height, width = x.shape[1:3]
     (window_h, window_w), (shift_h, shift_w) = block.window_size, block.shift_size
-    windowed = block.norm1(x)
-    if pad_before_shift:
-        windowed = pad_to_windows(windowed, window_h, window_w)
+    windowed = pad_to_windows(x, window_h, window_w) if pad_before_shift else x
+    result_dtype = autocast_dtype(x) or x.dtype
+    del x
     if shift_h or shift_w:
         windowed = windowed.roll((-shift_h, -shift_w), (1, 2))
     windowed = pad_to_windows(windowed, window_h, window_w)
-    result = torch.empty_like(windowed, dtype=autocast_dtype(x) or x.dtype)
-    bias = relative_position_bias(block.attn)
+    result = torch.empty_like(windowed, dtype=result_dtype, memory_format=torch.contiguous_format)
     if shift_h or shift_w:
-        indices = mask_indices(windowed.shape[1] // window_h, windowed.shape[2] // window_w, block.shift_size, x.device)
+        indices = mask_indices(
+            windowed.shape[1] // window_h, windowed.shape[2] // window_w, block.shift_size, bias.device
+        )
         bias = bias + attn_mask.flatten(0, 1)[:, None]  # 4, heads, tokens, tokens
-    for chunk in chunk_slices(windowed, window_h):
+    for chunk in chunk_slices(windowed, block.window_size, block.attn.num_heads):
         windows = window_partition(windowed[chunk], window_h, window_w)
         scores_bias = bias
         if shift_h or shift_w:
             chunk_indices = indices[chunk[1].start // window_h : chunk[1].stop // window_h].flatten()
             scores_bias = bias[chunk_indices.repeat(len(windows) // len(chunk_indices))]
-        windows = attend(block.attn, windows, scores_bias)
+        windows = attend(block, windows, scores_bias)
         result[chunk].copy_(window_reverse(windows, result[chunk].shape, window_h, window_w))
     del windowed
     if not pad_before_shift:
@@ -93,10 +113,15 @@ def shift_attn_mask(window_h: int, window_w: int) -> Tensor:
     return MASK_VALUE * (end[..., None] != end[..., None, :]).float()
 
 
-def chunk_slices(windowed: Tensor, window: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of images and rows of a padded map (B, H, W, C), each of one row of windows or more."""
+def chunk_slices(windowed: Tensor, window_size: tuple[int, int], num_heads: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of images and rows of a padded map (B, H, W, C), each of one row of windows or more.
+
+    The scores of a chunk have at most four times `CHUNK_ELEMENTS`, as the hidden layer of a chunk of an MLP.
+    """
     images, height, width, channels = windowed.shape
-    elements = window * width * channels  # of a row of windows
+    window = window_size[0]
+    scores = num_heads * window_size[0] * window_size[1]  # of a token
+    elements = window * width * max(channels, scores // 4)  # of a row of windows
     chunk_rows = window * max(1, chunked.CHUNK_ELEMENTS // elements)
     chunk_images = max(1, chunked.CHUNK_ELEMENTS // (elements * (height // window)))
     for image in range(0, images, chunk_images):
@@ -118,14 +143,17 @@ def window_reverse(windows: Tensor, shape: torch.Size, window_h: int, window_w: 
     return x.transpose(2, 3).reshape(shape)
 
 
-def window_attention(attn: WindowAttention, windows: Tensor, bias: Tensor) -> Tensor:
-    """Compute multi-head attention in windows (N, tokens, C) with `bias` (1, heads, tokens, tokens) added to scores."""
-    count, tokens, channels = windows.shape
-    qkv = attn.qkv(windows).view(count, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    query, key, value = qkv.unbind(0)  # N, heads, tokens, channels of a head
-    if windows.device.type in FUSED_DEVICES:
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=attn.scale)
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Split a fused projection into query, key and value: (N, tokens, 3 C) -> (N, heads, tokens, C / heads) each."""
+    query, key, value = qkv.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    return query, key, value
+
+
+def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Compute multi-head attention with `bias` added to scores: (N, heads, tokens, C / heads) -> (N, tokens, C)."""
+    if value.device.type in FUSED_DEVICES:
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=scale)
     else:
-        scores = (query * attn.scale) @ key.mT + bias
+        scores = (query * scale) @ key.mT + bias
         mixed = scores.softmax(-1) @ value
-    return attn.proj(mixed.transpose(1, 2).reshape(count, tokens, channels))
+    return mixed.transpose(1, 2).flatten(2)
