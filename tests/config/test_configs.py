@@ -97,7 +97,17 @@ def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_
                 check(options)
 
 
+@pytest.mark.parametrize("backbone", ["swin_nano", "convnext_t"])
+def test_a_simple_pyramid_of_a_backbone_with_several_strides_is_refused(config, backbone):
+    options = config(f"backbone={backbone}", "neck=simple_pyramid")
+    for check in (check_compatibility, partial(build_meta_model, num_classes=3)):
+        with pytest.raises(UserError, match=f"neck=simple_pyramid: .*backbone={backbone} has .* 4, 8, 16, 32; leave"):
+            check(options)
+    check_compatibility(config("backbone=dinov2_s", "neck=simple_pyramid"))
+
+
 NO_SENSE = {
+    "neck=fpn": "one of rescale, simple_pyramid",
     "seed=-1": "from 0 to 4294967295",
     "dataset.seed=-1": "from 0 to 4294967295",
     "backbone.seed=4294967296": "from 0 to 4294967295",

@@ -12,7 +12,7 @@ import torch
 
 from e3va_cli.components.options import UNCHANGED, group_of, info_of
 from e3va_cli.config.composition import load_config
-from e3va_cli.config.run_config import kind_of
+from e3va_cli.config.run_config import RunConfig, kind_of
 from e3va_cli.models.model import build_model
 from e3va_cli.training.checkpoints import METADATA_KEY, build_metadata, trainable_state_dict
 
@@ -64,6 +64,7 @@ def aged(config: dict[str, Any]) -> dict[str, Any]:
             elif (group := group_of(one)) is not None:
                 remove(group, options[one.name])
 
+    remove(RunConfig, config)
     for name, options in config.items():
         if isinstance(options, dict) and (kind := kind_of(name, options)) is not None:
             remove(kind, options)

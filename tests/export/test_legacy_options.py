@@ -12,6 +12,7 @@ from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import build_trained, build_trained_backbone, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import load_adapters
+from e3va_cli.models.necks.rescale import Rescale
 from e3va_cli.training.checkpoints import METADATA_KEY, check_metadata
 from tests.export.crafted_runs import SMALL, aged, craft
 from tests.export.test_adapter_folder import export, forge
@@ -88,6 +89,32 @@ def test_old_and_new_adapters_do_not_share_a_pass(old_run, tmp_path):
     with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); use them"):
         load_adapters([old_run, new])
     load_adapters([old_run, shutil.copytree(old_run, tmp_path / "another")])
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["run", "adapter"])
+def test_weights_older_than_the_neck_have_the_default_one(tmp_path, exported, recwarn):
+    vit = ["backbone=dinov3_s", "+backbone.model_args={depth: 4, embed_dim: 64, num_heads: 2}", *SMALL]
+    runs = {neck: craft(tmp_path / neck, *vit, f"neck={neck}") for neck in ("rescale", "simple_pyramid")}
+    states = {neck: read_checkpoint_or_adapter(str(run), "checkpoint").state for neck, run in runs.items()}
+    assert states["rescale"].keys() > states["simple_pyramid"].keys(), "the norms of the other stages"
+    place = export(runs["rescale"], tmp_path / "adapter") if exported else runs["rescale"]
+    if exported:
+        forge(place, lambda about: about["config"].pop("neck"))
+    else:
+        content = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
+        del content[METADATA_KEY]["config"]["neck"]
+        torch.save(content, place / "checkpoints" / "last.ckpt")
+        (place / "config.yaml").write_text(yaml.safe_dump(content[METADATA_KEY]["config"]))
+    trained = read_checkpoint_or_adapter(str(place), "checkpoint")
+    assert (
+        trained.config.neck == "rescale"
+        and type(build_trained(trained, *build_trained_backbone(trained)).rescale) is Rescale
+    )
+    assert "neck=rescale" in with_saved_config("evaluate", [], str(place))
+    about = {**trained.about, "config": {**trained.about["config"], "neck": "simple_pyramid"}}
+    with pytest.raises(UserError, match=r"trained with neck=rescale; set it$"):
+        check_metadata({METADATA_KEY: trained.about}, place, about)
+    assert not [one for one in recwarn if one.category is LegacyWarning], "nothing differs from a new run"
 
 
 def test_the_command_says_it_in_one_line(old_run, e3va, tmp_path):

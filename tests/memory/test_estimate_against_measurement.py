@@ -92,6 +92,8 @@ TINY_VIT = {
         ("dinov2_s", ["adapter=e3va", "adapter.activations=recompute"]),
         ("dinov3_s", ["adapter=e3va", "adapter.activations=compress"]),
         ("dinov3_s", ["adapter=e3va", "backbone.dtype=bfloat16"]),
+        ("dinov3_s", ["adapter=full", "neck=simple_pyramid"]),
+        ("dinov3_s", ["adapter=e3va", "neck=simple_pyramid"]),
     ],
     ids=str,
 )

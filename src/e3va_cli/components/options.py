@@ -193,15 +193,18 @@ def binding_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     return binding
 
 
-def older_options(kind: type, options: dict[str, Any], at: str) -> Iterator[tuple[str, Any, OptionInfo]]:
-    """Yield the options that plain ones lack and are younger than they: dotted key, value before, and what is known."""
+def older_options(kind: type, options: dict[str, Any], at: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Yield the options that plain ones lack and are younger than they: dotted key, value before, and field.
+
+    `at` is what the keys begin with, such as `head.`.
+    """
     for one in fields(kind):
         known, group = info_of(one), group_of(one)
         if one.name not in options:
             if known.legacy_value is not UNCHANGED:
-                yield f"{at}.{one.name}", copy.deepcopy(known.legacy_value), known
+                yield f"{at}{one.name}", copy.deepcopy(known.legacy_value), one
         elif group and isinstance(options[one.name], dict):
-            yield from older_options(group, options[one.name], f"{at}.{one.name}")
+            yield from older_options(group, options[one.name], f"{at}{one.name}.")
 
 
 def with_current_names(kind: type, options: dict[str, Any]) -> dict[str, Any]:

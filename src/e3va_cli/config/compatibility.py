@@ -5,8 +5,9 @@ from __future__ import annotations
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
+from e3va_cli.models.backbones import build_meta_backbone
 from e3va_cli.models.heads import HEADS
-from e3va_cli.models.model import check_frozen
+from e3va_cli.models.model import check_frozen, check_neck
 
 
 def check_compatibility(config: RunConfig) -> None:
@@ -14,9 +15,12 @@ def check_compatibility(config: RunConfig) -> None:
 
     Raises:
         UserError: the backbone is in 16 bits or compiled under a method that sends gradients through it, or the data
-            set cannot have what the head is trained on; names what goes together.
+            set cannot have what the head is trained on, or the backbone has no use for the neck; names what goes
+            together.
     """
     check_frozen(config)
+    if config.neck == "simple_pyramid":
+        check_neck(config, build_meta_backbone(config.backbone)[0])
     check_targets(config, config.dataset.target_types)
 
 

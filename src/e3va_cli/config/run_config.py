@@ -16,7 +16,6 @@ from omegaconf.errors import OmegaConfBaseException
 from e3va_cli.components.options import (
     MAX_SEED,
     Condition,
-    OptionInfo,
     Options,
     errors_of,
     group_of,
@@ -322,12 +321,13 @@ class LegacyWarning(UserWarning):
     """Weights are used as they were trained, which differs from how new ones are."""
 
 
-def _older(config: dict[str, Any]) -> Iterator[tuple[str, Any, OptionInfo]]:
+def _older(config: dict[str, Any]) -> Iterator[tuple[str, Any, Field[Any]]]:
+    yield from older_options(RunConfig, config)
     for group in (one.name for one in dataclasses.fields(RunConfig)):
         options = config.get(group)
         kind = kind_of(group, options) if isinstance(options, dict) else None
         if kind is not None:
-            yield from older_options(kind, cast("dict[str, Any]", options), group)
+            yield from older_options(kind, cast("dict[str, Any]", options), f"{group}.")
 
 
 def missing_options(config: dict[str, Any]) -> dict[str, Any]:
@@ -383,7 +383,9 @@ OF_TRAINING = re.compile(r"(optimizer|schedule)\.")
 def warn_of_legacy_options(place: object, config: dict[str, Any]) -> None:
     """Warn where weights from `place` are older than options, with the values that they are used with."""
     missing = {
-        key: value for key, value, known in _older(config) if not known.training_only and not OF_TRAINING.match(key)
+        key: value
+        for key, value, one in _older(config)
+        if value != one.default and not info_of(one).training_only and not OF_TRAINING.match(key)
     }
     if missing:
         listed = truncate_list([f"{key}={str(value).lower()}" for key, value in missing.items()], LISTED)

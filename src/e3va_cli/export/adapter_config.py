@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from e3va_cli.components.options import older_options
 from e3va_cli.config.run_config import (
     EXPORT_PRECISIONS,
     NEEDED,
@@ -37,7 +38,8 @@ METADATA_FORM: dict[str, Any] = {  # a list of one stands for a list of any leng
     "category_ids": [int],
     "config": dict,
 }
-CONFIG_FORM = {one.name: int if one.name in ("seed", "num_visualizations") else dict for one in fields(RunConfig)}
+SINGLE_OPTIONS = {"neck": str, "seed": int, "num_visualizations": int}  # that are in no group
+CONFIG_FORM = {one.name: SINGLE_OPTIONS.get(one.name, dict) for one in fields(RunConfig)}
 FORM: dict[str, Any] = {
     **METADATA_FORM,
     "format": str,
@@ -157,7 +159,8 @@ def _of_another_form(value: Any, form: Any, at: str = "") -> Iterator[str]:
 
 def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
     """Parts of the run's configuration that the schema does not allow."""
-    yield from _of_another_form(config, CONFIG_FORM, "config")
+    older = {key: value for key, value, _ in older_options(RunConfig, config)}
+    yield from _of_another_form({**older, **config}, CONFIG_FORM, "config")
     for at, text in _texts(config, "config"):
         if "${" in text:  # would be looked up in the environment
             yield f"{at} is no plain text"

@@ -21,16 +21,25 @@ from e3va_cli.models.backbones import (
 from e3va_cli.models.heads import Detections, Head, HeadOptions, Segmentation, Target, build_head
 from e3va_cli.models.necks.fpn import STRIDES
 from e3va_cli.models.necks.rescale import Rescale, rescaled_channels
+from e3va_cli.models.necks.simple_pyramid import SimplePyramid
 from e3va_cli.utils.amp import guard_convolutions
+
+NECKS = ("rescale", "simple_pyramid")
 
 
 @dataclass
 class ModelConfig(Options):
-    """Options of a model: backbone, tuning method and head."""
+    """Options of a model: backbone, tuning method, head, and what lies between backbone and head."""
 
     backbone: BackboneOptions = option()
     adapter: AdapterOptions = option()
     head: HeadOptions = option()
+    neck: str = option(
+        "rescale",
+        help="for ViTs: rescale, each pyramid level from its own stage; simple_pyramid, all from the last (ViTDet)",
+        choices=NECKS,
+        legacy_value="rescale",
+    )
 
 
 class DenseModel(nn.Module):
@@ -38,7 +47,8 @@ class DenseModel(nn.Module):
 
     Attributes:
         extractor: the backbone under its tuning method.
-        rescale: a `Rescale`, if the strides of the backbone are not 4, 8, 16 and 32; else the identity.
+        rescale: a `Rescale` or `SimplePyramid`, if the strides of the backbone are not 4, 8, 16 and 32; else the
+            identity.
         head: a detection or segmentation head, with its neck.
         identity: fingerprint of the backbone.
     """
@@ -47,7 +57,7 @@ class DenseModel(nn.Module):
     std: Tensor
 
     def __init__(
-        self, extractor: FeatureExtractor, head: Head, identity: BackboneFingerprint, rescale: Rescale | None = None
+        self, extractor: FeatureExtractor, head: Head, identity: BackboneFingerprint, rescale: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.extractor = extractor
@@ -66,7 +76,7 @@ class DenseModel(nn.Module):
         return ImageList(normalized, image_sizes)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Return feature maps of normalized images, one per stage that the head uses."""
+        """Return feature maps of normalized images, one per level that the head reads."""
         return self.rescale(self.extractor(images))
 
     def losses(self, images: Tensor, image_sizes: list[tuple[int, int]], targets: list[Target]) -> dict[str, Tensor]:
@@ -100,6 +110,20 @@ def check_frozen(config: ModelConfig) -> None:
             )
 
 
+def check_neck(config: ModelConfig, backbone: ResidualBackbone) -> None:
+    """Check that a simple pyramid has a backbone of one resolution.
+
+    Raises:
+        UserError: the outputs of the backbone have several strides.
+    """
+    if config.neck == "simple_pyramid" and len(set(backbone.strides)) > 1:
+        raise UserError(
+            f"neck=simple_pyramid: makes a pyramid of a ViT's last output, but backbone={config.backbone.name} has "
+            f"outputs of strides {', '.join(map(str, backbone.strides))}; leave out neck, or use a ViT such as "
+            "backbone=dinov2_s"
+        )
+
+
 def build_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
     """Build the model of a configuration, for training."""
     model = build_from_backbone(config, *build_backbone(config.backbone), num_classes)
@@ -128,12 +152,18 @@ def build_from_backbone(
         UserError: an option is out of range, or the method does not support the backbone.
     """
     check_frozen(config)
+    check_neck(config, backbone)
     require_valid(config.adapter, "adapter")
     extractor = METHODS[config.adapter.name](backbone, config.adapter)
     channels, strides = backbone.out_channels, backbone.strides
+    if config.neck == "simple_pyramid":
+        channels = channels[-1:] * len(channels)
     rescaled = tuple(strides) != STRIDES
     head_channels = rescaled_channels(channels, strides) if rescaled else channels
     head = build_head(config.head, channels=head_channels, num_classes=num_classes)
+    if config.neck == "simple_pyramid":
+        extractor.set_out_indices((len(strides) - 1,))
+        return DenseModel(extractor, head, identity, SimplePyramid(channels[-1], strides[-1], head.out_indices))
     extractor.set_out_indices(head.out_indices)
     rescale = Rescale(channels, strides, head.out_indices) if rescaled else None
     return DenseModel(extractor, head, identity, rescale)

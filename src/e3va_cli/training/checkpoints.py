@@ -108,9 +108,10 @@ def check_metadata(checkpoint: dict[str, Any], path: Path, metadata: dict[str, A
             f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
             "use the run's backbone.weights or backbone.pretrained"
         )
-    theirs, ours = (
-        checkpoint_options("backbone", with_older_options(one["config"])["backbone"]) for one in (saved, metadata)
-    )
+    configs = [with_older_options(one["config"]) for one in (saved, metadata)]
+    if (neck := configs[0]["neck"]) != configs[1]["neck"]:
+        errors.append(f"{path}: trained with neck={neck}; set it")
+    theirs, ours = (checkpoint_options("backbone", config["backbone"]) for config in configs)
     errors += [
         f"{path}: trained with backbone.{key}={str(value).lower()}; set it"
         for key, value in theirs.items()

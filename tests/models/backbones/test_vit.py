@@ -1,15 +1,22 @@
 """Plain vision transformers against timm's own forward pass, at small sizes."""
 
+import json
+
 import pytest
 import torch
+from timm.layers import LayerNorm2d
 from torch import nn
 
 from e3va_cli.errors import UserError
+from e3va_cli.inference.shared_backbone import predict_shared
+from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.adapters.e3va import forward_shared_backbone
 from e3va_cli.models.backbones.vit import build_vit
 from e3va_cli.models.model import build_random_model
 from e3va_cli.models.necks.rescale import Rescale, rescaled_channels
+from e3va_cli.models.necks.simple_pyramid import SimplePyramid
 from tests.components import build_backbone, tune
+from tests.conftest import QUICK
 
 V, E = "vit_small_patch14_dinov2", "vit_small_patch16_dinov3"
 TINY = {
@@ -29,6 +36,12 @@ OTHERS = [
     "vit_base_patch16_rope_mixed_224",
 ]
 E3VA = {"rank": 4, "hidden_ratio": 0.5}
+TINY_OVERRIDES = {
+    V: ["backbone=dinov2_s", "+backbone.model_args={depth: 4, embed_dim: 48, num_heads: 3, img_size: 70}"],
+    E: ["backbone=dinov3_s", "+backbone.model_args={depth: 4, embed_dim: 64, num_heads: 2}"],
+}
+NECK = ["neck=simple_pyramid"]
+SIMPLE_PYRAMID = [*TINY_OVERRIDES[E], *NECK]
 
 
 def tiny(name, **model_args):
@@ -143,10 +156,45 @@ def test_outputs_of_one_stride_become_a_pyramid():
 
 
 def test_a_head_that_reads_three_levels(config):
-    words = ["backbone=dinov3_s", "+backbone.model_args={depth: 4, embed_dim: 64, num_heads: 2}"]
-    model = build_random_model(config(*words, "head=retinanet", "head.fpn_channels=16"), num_classes=3)
+    model = build_random_model(config(*TINY_OVERRIDES[E], "head=retinanet", "head.fpn_channels=16"), num_classes=3)
     features = model.features(torch.randn(1, 3, 64, 96))
     assert [tuple(feature.shape[1:]) for feature in features] == [(32, 8, 12), (64, 4, 6), (64, 2, 3)]
+
+
+def test_a_simple_pyramid_is_that_of_vitdet():
+    """As detectron2's `SimpleFeaturePyramid` has it, without the convolutions that end each level."""
+    pyramid = SimplePyramid(64, 16, (0, 1, 2, 3))
+    layers = [[type(layer) for layer in level] for level in pyramid.levels]
+    up = nn.ConvTranspose2d
+    assert layers == [[up, LayerNorm2d, nn.GELU, up], [up], [], [nn.MaxPool2d]]
+    last = torch.randn(1, 64, 4, 6)
+    levels = pyramid([last])
+    assert [tuple(level.shape[1:]) for level in levels] == [(16, 16, 24), (32, 8, 12), (64, 4, 6), (64, 2, 3)]
+    assert [level.shape[1] for level in levels] == rescaled_channels([64] * 4, [16] * 4)
+    assert torch.equal(levels[2], last) and torch.equal(levels[3], nn.functional.max_pool2d(last, 2, 2))
+
+
+@pytest.mark.parametrize("head", ["mask_rcnn_nano", "retinanet"])
+def test_a_simple_pyramid_reads_the_last_output_alone(config, head):
+    model = build_random_model(config(*SIMPLE_PYRAMID, f"head={head}"), num_classes=3)
+    ran = []
+    for index, norm in enumerate(model.extractor.norms):
+        norm.register_forward_hook(lambda *_, index=index: ran.append(index))
+    features = model.features(torch.randn(1, 3, 64, 96))
+    assert ran == [3] and [norm.weight.requires_grad for norm in model.extractor.norms] == [False] * 3 + [True]
+    sizes = [(16, 16, 24), (32, 8, 12), (64, 4, 6), (64, 2, 3)]
+    assert [tuple(feature.shape[1:]) for feature in features] == sizes[-len(model.head.out_indices) :]
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_a_simple_pyramid_trains_every_weight_of_a_method(config, method):
+    model = build_random_model(config(*SIMPLE_PYRAMID, f"adapter={method}"), num_classes=3).train()
+    for parameter in model.extractor.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.1)
+    sum(feature.square().sum() for feature in model.features(torch.randn(1, 3, 64, 96))).backward()
+    trained = [p for part in (model.extractor, model.rescale) for p in part.parameters() if p.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
 
 
 def test_several_extractors_share_one_pass():
@@ -157,6 +205,19 @@ def test_several_extractors_share_one_pass():
     images = torch.randn(2, 3, 64, 96)
     for extractor, features in zip(extractors, forward_shared_backbone(extractors, images), strict=True):
         assert all(torch.equal(ours, alone) for ours, alone in zip(features, extractor(images), strict=True))
+
+
+def test_models_of_either_neck_share_one_pass(config):
+    models = [build_random_model(config(*TINY_OVERRIDES[E], *neck), num_classes=3).eval() for neck in ([], NECK)]
+    for model, seed in zip(models, (1, 2), strict=True):
+        torch.manual_seed(seed)
+        for parameter in model.extractor.adapters.parameters():
+            nn.init.normal_(parameter, std=0.1)
+    models[1].extractor.backbone = models[0].extractor.backbone
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    for (ours,), model in zip(predict_shared(models, images, [(64, 96)]), models, strict=True):
+        (alone,) = model.predict(images, [(64, 96)])
+        assert len(alone.boxes) and torch.equal(ours.boxes, alone.boxes) and torch.equal(ours.scores, alone.scores)
 
 
 def transformers_layout(state, *, v3):
@@ -208,3 +269,14 @@ def test_weights_with_biases_are_no_weights_without(tmp_path):
         build_backbone(
             name="tiny", family="vit", timm_name=E, model_args=TINY[E], weights=str(tmp_path / "weights.pth"), seed=0
         )
+
+
+def test_train_evaluate_export_and_predict_with_a_simple_pyramid(e3va, tmp_path):
+    e3va("train", *SIMPLE_PYRAMID, *QUICK, "dataset.image_size=64", "hydra.run.dir=run")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    e3va("export-adapter", "checkpoint=run", "output=adapter", "precision=fp32")
+    e3va("evaluate", "checkpoint=adapter", "trainer.accelerator=cpu", "hydra.run.dir=evaluation")
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == metrics
+    e3va("export", "checkpoint=run", "output=model.pt2", "image_size=[64,96]")
+    e3va("predict", "checkpoint=adapter", "input=run/predictions.png", "output=found", "accelerator=cpu")
+    assert list((tmp_path / "found").iterdir())

@@ -1,7 +1,8 @@
 """A feature pyramid from the outputs of a backbone whose stages share one resolution.
 
 Paper: Y. Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv 2203.16527, section 3.
-Its simple feature pyramid makes all levels from the last output; here each level has an output of its own.
+Its simple feature pyramid makes all levels from the last output (`simple_pyramid.py`); here each level has an output of
+its own.
 """
 
 from __future__ import annotations
