@@ -4,6 +4,7 @@
 import torch
 from torch import nn
 
+from e3va_cli.models.backbones.swinv2 import build_swinv2
 from e3va_cli.models.backbones.timm_private import position_embedding, relative_position_bias, shifted_window_attention
 from e3va_cli.models.backbones.vit import build_vit
 from tests.swin_reference import WINDOW, attention, bias_of, large_biases
@@ -19,8 +20,19 @@ def test_attention_of_normalized_maps_with_shifted_windows(nano):
             torch.testing.assert_close(result, attention(block, x, shifted=index == 1), rtol=1e-4, atol=1e-5)
 
 
+def test_attention_of_swin_v2_without_its_norm():
+    """Used by `backbones/swinv2.py` where gradients are taken."""
+    sizes = {"embed_dim": 32, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)}
+    x = torch.randn(2, 16, 24, 32)
+    for block in build_swinv2("swinv2_tiny_window8_256", **sizes).eval().model.layers[0].blocks:
+        nn.init.ones_(block.norm1.weight)  # timm begins at 0
+        with torch.no_grad():
+            between = x + block.norm1(shifted_window_attention(block, x))
+            torch.testing.assert_close(between + block.norm2(block.mlp(between)), block(x), rtol=1e-5, atol=1e-5)
+
+
 def test_relative_position_bias(nano):
-    """Used by `backbones/window_attention.py`."""
+    """Used by `backbones/swin.py`."""
     large_biases(nano.model)
     attn = nano.model.layers[1].blocks[0].attn
     assert torch.equal(relative_position_bias(attn), bias_of(attn)[None])
