@@ -106,11 +106,9 @@ def test_weights_older_than_the_neck_have_the_default_one(tmp_path, exported, re
         torch.save(content, place / "checkpoints" / "last.ckpt")
         (place / "config.yaml").write_text(yaml.safe_dump(content[METADATA_KEY]["config"]))
     trained = read_checkpoint_or_adapter(str(place), "checkpoint")
-    assert (
-        trained.config.neck == "rescale"
-        and type(build_trained(trained, *build_trained_backbone(trained)).rescale) is Rescale
-    )
-    assert "neck=rescale" in with_saved_config("evaluate", [], str(place))
+    model = build_trained(trained, *build_trained_backbone(trained))
+    assert trained.config.neck == "rescale" and type(model.rescale) is Rescale
+    assert "neck='rescale'" in with_saved_config("evaluate", [], str(place))
     about = {**trained.about, "config": {**trained.about["config"], "neck": "simple_pyramid"}}
     with pytest.raises(UserError, match=r"trained with neck=rescale; set it$"):
         check_metadata({METADATA_KEY: trained.about}, place, about)

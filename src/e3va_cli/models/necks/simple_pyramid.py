@@ -3,7 +3,8 @@
 Paper: Y. Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection", arXiv 2203.16527, section 3.
 
 ViTDet ends each level with a 1x1 and a 3x3 convolution, each with a norm, and has no connections between levels. Here
-the heads' FPNs follow: 1x1 lateral and 3x3 output convolutions, with the sums of an FPN between them.
+the heads' own necks follow: 1x1 lateral and 3x3 output convolutions, without norms in torchvision's FPN, and with sums
+of coarser and finer levels between them.
 """
 
 from __future__ import annotations
