@@ -14,7 +14,7 @@ from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.config.run_config import missing_options, to_dict, with_older_options
 from e3va_cli.data import DATASET_FORMATS
-from e3va_cli.export.adapter_checkpoint import build_meta_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.models.heads import HEADS
@@ -54,7 +54,7 @@ def test_what_is_older_is_filled_in_where_it_was(config: Callable[..., Any], dat
 def test_an_exported_adapter(tmp_path: Path) -> None:
     old_head = ["head.p6_from=p5", "head.exact_anchors=false"]
     trained = read_checkpoint_or_adapter(str(craft(tmp_path / "run", *VOC, *old_head)), "checkpoint")
-    description = describe(trained, build_meta_trained(trained), tmp_path / "run")
+    description = describe(trained, outlined(trained), tmp_path / "run")
     description["config"] = aged(description["config"])
     description["head"] = description["config"]["head"]
     write_adapter(tmp_path / "old", trained.state, description, precision="fp32")
@@ -84,7 +84,7 @@ def under_former_names(value: Any) -> Any:
 
 def test_an_adapter_under_former_names(tmp_path: Path) -> None:
     trained = read_checkpoint_or_adapter(str(craft(tmp_path / "run", *WINDOWS)), "checkpoint")
-    description = under_former_names(describe(trained, build_meta_trained(trained), tmp_path / "run"))
+    description = under_former_names(describe(trained, outlined(trained), tmp_path / "run"))
     assert description["head"]["window"] == 64
     write_adapter(tmp_path / "old", trained.state, description, precision="fp32")
     read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").about

@@ -21,7 +21,7 @@ from PIL import Image
 from e3va_cli import cli, load_adapter
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import build_meta_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.models.backbones.weights import read_state_dict
@@ -68,7 +68,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     run = craft(folder / "run", *SMALL)
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    write_adapter(folder / "adapter", trained.state, describe(trained, build_meta_trained(trained), run), "fp32")
+    write_adapter(folder / "adapter", trained.state, describe(trained, outlined(trained), run), "fp32")
     return folder
 
 
@@ -212,7 +212,7 @@ def test_an_export_tells_nothing_of_the_machine(place: Path, monkeypatch: pytest
     monkeypatch.setenv("SECRET", "hunter2")
     (place / "run/.hydra/overrides.yaml").write_text(json.dumps(["seed='${oc.env:SECRET}'"]))
     trained = read_checkpoint_or_adapter("run", "checkpoint")
-    write_adapter(place / "new", trained.state, describe(trained, build_meta_trained(trained), place / "run"), "fp32")
+    write_adapter(place / "new", trained.state, describe(trained, outlined(trained), place / "run"), "fp32")
     assert not [file for file in (place / "new").iterdir() if b"hunter2" in file.read_bytes()]
 
 
@@ -241,7 +241,7 @@ def test_a_checkpoint_names_no_other_file(key: str, value: Any, place: Path) -> 
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
         load_adapter("run")
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
-        build_meta_trained(read_checkpoint_or_adapter("run", "checkpoint"))
+        outlined(read_checkpoint_or_adapter("run", "checkpoint"))
     assert not (place / TOUCHED).exists()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from e3va_cli.commands import evaluate
 from e3va_cli.commands.saved_config import referenced_runs, with_saved_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import build_meta_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from tests.export.crafted_runs import craft
@@ -32,7 +32,7 @@ def crafted(folder, *words, **options):
     run = craft(folder / "run", *words, **options)
     OmegaConf.save(OmegaConf.create(list(words)), run / ".hydra" / "overrides.yaml")
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    description = describe(trained, build_meta_trained(trained), run)
+    description = describe(trained, outlined(trained), run)
     OmegaConf.save(OmegaConf.create({**description["config"], "resume": None}), run / "config.yaml")
     write_adapter(folder / "adapter", trained.state, description, "fp32")
     return run, folder / "adapter"

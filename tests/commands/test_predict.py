@@ -193,7 +193,7 @@ def test_nothing_to_do_is_exit_code_2(e3va, runs, tmp_path):
     [
         (["checkpoint=[]"], "at least one"),
         (["checkpoint=nowhere"], "checkpoint=nowhere: no such"),
-        (["input=[]"], "no input"),
+        (["input=[]"], "nothing to do"),
         (["backbone.weights=none.pth"], "no such file: none.pth"),
     ],
 )
@@ -213,7 +213,7 @@ def test_other_backbones_are_refused(runs, photos, tmp_path):
 def test_nothing_is_overwritten(runs, photos, tmp_path):
     words = [f"checkpoint={runs}/shapes", f"input={photos}"]
     before = (photos / "one.png").read_bytes()
-    with pytest.raises(UserError, match=r"one\.png already exists"):
+    with pytest.raises(UserError, match=r"one\.png is there already"):
         run(*words, f"output={photos}")
     assert (photos / "one.png").read_bytes() == before and files(photos) == {
         "one.png",
@@ -222,10 +222,10 @@ def test_nothing_is_overwritten(runs, photos, tmp_path):
         "y/one.jpg",
     }
     run(*words, f"output={tmp_path}/found")
-    with pytest.raises(UserError, match=r"predictions\.json already exists"):
+    with pytest.raises(UserError, match=r"predictions\.json is there already"):
         run(*words, f"output={tmp_path}/found")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be created"):
+    with pytest.raises(UserError, match="cannot be made"):
         run(*words, f"output={tmp_path}/file")
 
 
@@ -259,7 +259,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(type(tmp_path), "iterdir", exit_with_error)
-    with pytest.raises(UserError, match=r": cannot be read \(Permission denied\)"):
+    with pytest.raises(UserError, match=r": the folder cannot be read \(Permission denied\)"):
         find_images([str(tmp_path)])
 
 

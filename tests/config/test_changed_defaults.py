@@ -15,7 +15,7 @@ from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import write_config
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import COMMANDS, to_dict, typed
-from e3va_cli.export.adapter_checkpoint import build_meta_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
 from e3va_cli.export.description import describe
 from tests.export.crafted_runs import craft
@@ -74,7 +74,7 @@ def test_an_evaluation_is_that_of_the_run(
     if exported:
         trained = read_checkpoint_or_adapter(str(run), "checkpoint")
         place = tmp_path / "adapter"
-        write_adapter(place, trained.state, describe(trained, build_meta_trained(trained), run), "fp32")
+        write_adapter(place, trained.state, describe(trained, outlined(trained), run), "fp32")
     before = to_dict(load_config("train", ["optimizer.lr=2e-3"]))
     request.getfixturevalue("other_defaults")
     found = to_dict(composed("evaluate", with_saved_config("evaluate", [f"checkpoint={place}"], str(place))))

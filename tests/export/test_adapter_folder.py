@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import (
-    build_meta_trained,
+    backbone_of,
     build_trained,
-    build_trained_backbone,
-    check_same_backbone,
     load_trained,
+    outlined,
     read_checkpoint_or_adapter,
+    require_same_backbone,
 )
 from e3va_cli.export.adapter_config import config_digest, read_config
 from e3va_cli.export.adapter_folder import OF_CONFIG, write_adapter
@@ -47,7 +47,7 @@ KINDS = {
 
 def export(run: Path, folder: Path, precision: str = "fp32") -> Path:
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    write_adapter(folder, trained.state, describe(trained, build_meta_trained(trained), run), precision)
+    write_adapter(folder, trained.state, describe(trained, outlined(trained), run), precision)
     return folder
 
 
@@ -114,7 +114,7 @@ def test_there_and_back(kind, tmp_path):
         assert torch.equal(value, checkpoint[f"model.{name}"]), name
     backbone_names = [name for name in after.state if name.startswith("extractor.backbone.")]
     assert bool(backbone_names) == (kind == "full"), "the frozen backbone is never written"
-    models = [build_trained(t, *build_trained_backbone(t)) for t in (before, after)]
+    models = [build_trained(t, *backbone_of(t)) for t in (before, after)]
     images = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
     (one,), (other,) = (model.predict(images, [(96, 96)]) for model in models)
     for key, value in vars(one).items():
@@ -146,7 +146,7 @@ def test_weights_beyond_half_precision_are_refused(tmp_path):
 def test_whole_numbers_stay_whole(run, tmp_path):
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
     state = {"count": torch.tensor([70000, 3]), "w": torch.tensor([0.5])}
-    write_adapter(tmp_path / "a", state, describe(trained, build_meta_trained(trained), run), "fp16")
+    write_adapter(tmp_path / "a", state, describe(trained, outlined(trained), run), "fp16")
     with safe_open(tmp_path / "a" / WEIGHTS, "pt") as file:
         assert torch.equal(file.get_tensor("count"), state["count"]) and file.get_tensor("w").dtype == torch.float16
 
@@ -190,7 +190,7 @@ def test_the_adapter_of_swin_b_is_the_papers(config, tmp_path):
     state = trainable_state_dict(build_model(options, num_classes=5))
     run = tmp_path / "run"
     trained = read_checkpoint_or_adapter(str(craft(run, *SMALL)), "checkpoint")
-    write_adapter(tmp_path / "a", state, describe(trained, build_meta_trained(trained), run), "fp32")
+    write_adapter(tmp_path / "a", state, describe(trained, outlined(trained), run), "fp32")
     with safe_open(tmp_path / "a" / WEIGHTS, "pt") as file:
         sizes = {name: file.get_tensor(name).numel() for name in file.keys()}  # noqa: SIM118
     assert sum(size for name, size in sizes.items() if name.startswith("extractor.")) == 1_195_008
@@ -378,7 +378,7 @@ def test_an_option_newer_than_the_run(folder):
 
 def test_what_could_not_be_read_is_not_made(run, tmp_path):
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    description = describe(trained, build_meta_trained(trained), run)
+    description = describe(trained, outlined(trained), run)
     with pytest.raises(UserError, match="nobody could read it"):
         write_adapter(tmp_path / "a", trained.state, {**description, "classes": []}, "fp32")
     assert not list(tmp_path.iterdir())
@@ -388,17 +388,17 @@ def test_another_backbone_and_other_weights(exported):
     trained = read_checkpoint_or_adapter(str(exported), "checkpoint")
     own = trained.config.backbone
     with pytest.raises(UserError, match="trained on other weights of swin_nano"):
-        check_same_backbone(trained, build_backbone(replace(own, seed=1))[1])
+        require_same_backbone(trained, build_backbone(replace(own, seed=1))[1])
     with pytest.raises(UserError, match="trained on the backbone swin_nano, not on"):
         other = replace(own, name="other", timm_name="swin_small_patch4_window7_224")
-        check_same_backbone(trained, build_backbone(other)[1])
+        require_same_backbone(trained, build_backbone(other)[1])
 
 
 def test_moved_weights_take_the_place_of_fetched_ones(exported, tmp_path):
     trained = read_checkpoint_or_adapter(str(exported), "checkpoint")
     trained.about["config"]["backbone"]["pretrained"] = True
     with pytest.raises(UserError, match="no such file"):
-        build_trained_backbone(trained, weights=str(tmp_path / "none.pth"))
+        backbone_of(trained, weights=str(tmp_path / "none.pth"))
 
 
 def test_results_are_those_of_the_state(tmp_path):

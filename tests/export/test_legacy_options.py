@@ -10,7 +10,7 @@ import yaml
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import build_trained, build_trained_backbone, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.models.necks.rescale import Rescale
 from e3va_cli.training.checkpoints import METADATA_KEY, check_metadata
@@ -51,7 +51,7 @@ def old(request, tmp_path, old_run):
 
 def features(place):
     trained = read_checkpoint_or_adapter(str(place), "checkpoint")
-    model = build_trained(trained, *build_trained_backbone(trained))
+    model = build_trained(trained, *backbone_of(trained))
     images = torch.rand(1, 3, 120, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.extractor(images)

@@ -13,8 +13,8 @@ from e3va_cli.commands import export
 from e3va_cli.config.composition import validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.export import onnx as deployment
-from e3va_cli.export.adapter_checkpoint import build_trained, build_trained_backbone, read_checkpoint_or_adapter
-from e3va_cli.export.onnx import Format, ParityError, check_exportable, export_dense
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
+from e3va_cli.export.onnx import Format, ParityError, export_dense, require_exportable
 from tests.export.crafted_runs import CLASSES, SEGMENTER, SMALL, craft
 
 HEIGHT, WIDTH = 96, 128
@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 def load(run):
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    return build_trained(trained, *build_trained_backbone(trained))
+    return build_trained(trained, *backbone_of(trained))
 
 
 @pytest.fixture
@@ -155,10 +155,10 @@ def test_a_missing_package_is_one_line(monkeypatch, package):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
     with pytest.raises(UserError) as refused:
-        check_exportable(Path("model.onnx"), [HEIGHT, WIDTH])
+        require_exportable(Path("model.onnx"), [HEIGHT, WIDTH])
     (line,) = str(refused.value).splitlines()
     assert package in line and "pip install '.[onnx]'" in line
-    check_exportable(Path("model.pt2"), [HEIGHT, WIDTH])
+    require_exportable(Path("model.pt2"), [HEIGHT, WIDTH])
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_detector_and_a_segmenter_share_one_backbone_and_its_pass(runs, pictur
     names = ["detector", "segmenter", "frozen"]
     together = load_adapters([runs / name for name in names])
     backbones = {id(adapter.model.extractor.backbone) for adapter in together.adapters}
-    assert len(backbones) == 1 and [len(adapters) for adapters in together.groups] == [3]
+    assert len(backbones) == 1 and [len(adapters) for adapters in together.passes] == [3]
     with counted(together.adapters[0].model.extractor.backbone) as counts:
         found = together.predict(picture, score_threshold=SCORE)
     assert counts == {"stem": 1, "block": 1} and list(found) == names
@@ -95,14 +95,14 @@ def test_what_cannot_share_a_pass_runs_by_itself(runs, picture):
     names = ["lora", "detector", "windows", "full", "larger", "segmenter"]
     together = load_adapters([runs / name for name in names])
     adapters = {adapter.name: adapter for adapter in together.adapters}
-    assert [[a.name for a in shared] for shared in together.groups] == [
+    assert [[a.name for a in shared] for shared in together.passes] == [
         ["lora"],
         ["detector", "segmenter"],
         ["windows"],
         ["full"],
         ["larger"],
     ]
-    assert "adapter=lora" in adapters["lora"].exclusive_reason and "windows" in adapters["windows"].exclusive_reason
+    assert "adapter=lora" in adapters["lora"].alone and "windows" in adapters["windows"].alone
     backbones = {name: adapter.model.extractor.backbone for name, adapter in adapters.items()}
     assert backbones["windows"] is backbones["detector"] is backbones["segmenter"] is backbones["larger"]
     assert len({id(backbone) for backbone in backbones.values()}) == 3
@@ -198,7 +198,7 @@ def test_grey_and_palette_images_are_rgb():
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(4, 4, 3\)"),
         (np.zeros((4, 4), np.int64), "int64"),
         ("nowhere.png", "no such image"),
-        (7, "int is not an image"),
+        (7, "int is no image"),
     ],
 )
 def test_what_is_no_image_is_refused(given, says):
@@ -293,4 +293,4 @@ def test_predictions_are_computed_in_the_runs_precision(precision, picture, tmp_
 def test_runs_of_different_precisions_do_not_share_a_pass(tmp_path):
     one = craft(tmp_path / "one", *SMALL, "trainer.precision=bf16-mixed")
     together = load_adapters([one, craft(tmp_path / "other", *SMALL)], device="cpu")
-    assert [[adapter.name for adapter in adapters] for adapters in together.groups] == [["one"], ["other"]]
+    assert [[adapter.name for adapter in adapters] for adapters in together.passes] == [["one"], ["other"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from e3va_cli.commands.console import as_list, console, print_groups
+from e3va_cli.commands.console import as_list, console, print_passes
 from e3va_cli.commands.data_loading import shared_memory_note
 from e3va_cli.commands.error_handling import evaluation_oom_message, friendly_errors
 from e3va_cli.commands.image_grids import draw_predictions
@@ -14,8 +14,8 @@ from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.detection_limit import detection_limit_warning
-from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, group_by_image_size, read_eval_specs
-from e3va_cli.inference.shared_passes import LoadedAdapter, group_by_pass
+from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, by_image_size, read_candidates
+from e3va_cli.inference.shared_passes import Adapter, group_by_input
 from e3va_cli.runs.folder import METRICS, PREDICTIONS_PLOT
 from e3va_cli.utils.files import make_subfolder, write_json
 
@@ -33,7 +33,7 @@ def run(config: EvaluateConfig, *others: EvaluateConfig, folder: Path) -> Result
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
     paths = as_list(config.checkpoint)
     with friendly_errors(folder, evaluation_oom_message):
-        return measure(read_eval_specs(paths, [config, *others]), folder)
+        return measure(read_candidates(paths, [config, *others]), folder)
 
 
 def measure(candidates: list[EvalSpec], folder: Path) -> Results:
@@ -41,11 +41,11 @@ def measure(candidates: list[EvalSpec], folder: Path) -> Results:
     files: dict[str, dict[str, str]] = {}
     results: Results = {one.name: None for one in candidates}  # in this order
     limits: list[str | None] = []
-    for group in group_by_image_size(candidates):
+    for group in by_image_size(candidates):
         evaluation = build_evaluation(group, folder)
         trainer = evaluation.run.trainer
         if trainer.is_global_zero and len(candidates) > 1:
-            print_groups(group_by_pass(evaluation.adapters))
+            print_passes(group_by_input(evaluation.adapters))
         if trainer.is_global_zero:
             print_warnings([shared_memory_note(group[0].config, evaluates=True)])
         trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
@@ -59,7 +59,7 @@ def measure(candidates: list[EvalSpec], folder: Path) -> Results:
     return results
 
 
-def save(evaluation: Evaluation, adapter: LoadedAdapter, folder: Path) -> dict[str, str]:
+def save(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:
     """Write the files of one adapter's evaluation, and return a description of each by file name."""
     make_subfolder(folder)
     evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val

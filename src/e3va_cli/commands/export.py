@@ -8,8 +8,8 @@ from pathlib import Path
 from e3va_cli.commands.console import console
 from e3va_cli.config.run_config import ExportConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import build_trained, build_trained_backbone, read_checkpoint_or_adapter
-from e3va_cli.export.onnx import Exported, ParityError, check_exportable, export_dense
+from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
+from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_exportable
 
 MB = 10**6
 
@@ -19,9 +19,9 @@ def run(config: ExportConfig) -> None:
     if not config.output:
         raise UserError("output: the name of a file is needed")
     path = Path(config.output)
-    height, width = check_exportable(path, config.image_size)
+    height, width = require_exportable(path, config.image_size)
     trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
-    model = build_trained(trained, *build_trained_backbone(trained, **vars(config.backbone)))
+    model = build_trained(trained, *backbone_of(trained, **vars(config.backbone)))
     about = {
         "classes": trained.about["classes"],
         "category_ids": trained.about["category_ids"],

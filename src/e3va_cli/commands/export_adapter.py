@@ -8,7 +8,7 @@ from e3va_cli.commands.console import console
 from e3va_cli.commands.run_summary import PLACEHOLDER, needed_to_evaluate, print_command
 from e3va_cli.config.run_config import ExportAdapterConfig, RunConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import build_meta_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import require_new, write_adapter
 from e3va_cli.export.description import describe
 from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_checkpoint
@@ -30,7 +30,7 @@ def run(config: ExportAdapterConfig) -> None:
     run_folder, _ = find_checkpoint(config.checkpoint, "checkpoint")
     require_new(folder)
     trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
-    description = describe(trained, build_meta_trained(trained), run_folder)
+    description = describe(trained, outlined(trained), run_folder)
     write_adapter(folder, trained.state, description, config.precision)
     print_summary(folder, description["parameters"], trained.config)
 

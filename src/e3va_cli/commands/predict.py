@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from e3va_cli.commands.console import as_list, console, print_groups
+from e3va_cli.commands.console import as_list, console, print_passes
 from e3va_cli.commands.error_handling import friendly_errors, prediction_oom_message
 from e3va_cli.config.run_config import PredictConfig
 from e3va_cli.data.images.formats import describe_unsupported
@@ -59,7 +59,7 @@ def _predict(config: PredictConfig, files: Sequence[Path]) -> Iterator[tuple[Pat
         )
         console.print(line, markup=False)
     if len(together.adapters) > 1:
-        print_groups(together.groups)
+        print_passes(together.passes)
     with TerminalProgress(console=console, transient=True) as bar:
         task = bar.add_task("Predicting", total=len(files))
         for batch in batches(files, config.batch_size, output.skip):

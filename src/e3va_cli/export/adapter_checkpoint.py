@@ -11,7 +11,7 @@ from torch import Tensor
 
 from e3va_cli.config.run_config import RunConfig, from_dict, warn_of_legacy_options, with_older_options
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.export.adapter_config import METADATA_FORM, metadata_errors
+from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
 from e3va_cli.export.adapter_folder import read_adapter
 from e3va_cli.models.backbones import BackboneFingerprint, ResidualBackbone, build_backbone
 from e3va_cli.models.model import DenseModel, build_from_backbone, build_meta_model
@@ -54,7 +54,7 @@ def read_checkpoint_or_adapter(given: str, option: str) -> AdapterCheckpoint:
     if folder is not None:
         config, state = read_adapter(folder)
         trained = AdapterCheckpoint(folder, _about(folder, config), state, config["steps"])
-        model = build_meta_trained(trained)
+        model = outlined(trained)
         check_state_dict(trained.state, model, folder)
         backbone = model.extractor.backbone
         if config["normalisation"] != {"mean": list(backbone.mean), "std": list(backbone.std)}:
@@ -66,10 +66,10 @@ def read_checkpoint_or_adapter(given: str, option: str) -> AdapterCheckpoint:
     _, path = find_checkpoint(given, option)
     content = read_checkpoint(path)
     state = {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
-    if found := next(metadata_errors(content[METADATA_KEY]), None):
+    if found := next(about_mistakes(content[METADATA_KEY]), None):
         raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
     trained = AdapterCheckpoint(path, _about(path, content[METADATA_KEY]), state, content["global_step"])
-    check_state_dict(trained.state, build_meta_trained(trained), path)
+    check_state_dict(trained.state, outlined(trained), path)
     return trained
 
 
@@ -77,11 +77,11 @@ def _about(place: Path, saved: dict[str, Any]) -> dict[str, Any]:
     """What weights belong to, with the options that are younger than they are."""
     warn_of_legacy_options(place, saved["config"])
     config = with_older_options(saved["config"])
-    about = {key: saved[key] for key in METADATA_FORM}
+    about = {key: saved[key] for key in ABOUT_FORM}
     return {**about, "config": config, "adapter": config["adapter"], "head": config["head"]}
 
 
-def build_trained_backbone(
+def backbone_of(
     trained: AdapterCheckpoint, *, weights: str | None = None, pretrained: bool | None = None
 ) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """The backbone that the weights were trained on.
@@ -99,11 +99,11 @@ def build_trained_backbone(
     elif pretrained is not None:
         own = replace(own, pretrained=pretrained, weights=None if pretrained else own.weights)
     backbone, identity = build_backbone(own)
-    check_same_backbone(trained, identity)
+    require_same_backbone(trained, identity)
     return backbone, identity
 
 
-def check_same_backbone(trained: AdapterCheckpoint, identity: BackboneFingerprint) -> None:
+def require_same_backbone(trained: AdapterCheckpoint, identity: BackboneFingerprint) -> None:
     """Raises UserError unless this is the backbone that the weights were trained on."""
     check_metadata({METADATA_KEY: trained.about}, trained.path, {**trained.about, "backbone": vars(identity)})
 
@@ -129,7 +129,7 @@ def load_trained(model: DenseModel, trained: AdapterCheckpoint) -> None:
     model.load_state_dict(trained.state, strict=False)
 
 
-def build_meta_trained(trained: AdapterCheckpoint) -> DenseModel:
+def outlined(trained: AdapterCheckpoint) -> DenseModel:
     """The trained model as shapes only.
 
     Raises:

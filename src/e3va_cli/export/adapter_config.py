@@ -30,7 +30,7 @@ from e3va_cli.utils.text import is_printable_name, shorten
 
 FORMAT = "e3va-adapter"
 VERSION = 1
-METADATA_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
+ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "backbone": {"name": str, "timm_name": str, "weights": str, "fingerprint": str},
     "adapter": dict,
     "head": dict,
@@ -41,7 +41,7 @@ METADATA_FORM: dict[str, Any] = {  # a list of one stands for a list of any leng
 SINGLE_OPTIONS = {"neck": str, "seed": int, "num_visualizations": int}  # that are in no group
 CONFIG_FORM = {one.name: SINGLE_OPTIONS.get(one.name, dict) for one in fields(RunConfig)}
 FORM: dict[str, Any] = {
-    **METADATA_FORM,
+    **ABOUT_FORM,
     "format": str,
     "format_version": int,
     "image_size": dict,
@@ -103,7 +103,7 @@ def _no_number(text: str) -> NoReturn:
 def _mistakes(content: dict[str, Any]) -> Iterator[str]:
     """What is wrong, most basic first: a later check relies on the earlier ones."""
     yield from _of_another_form(content, FORM)
-    yield from metadata_errors({key: content[key] for key in METADATA_FORM})
+    yield from about_mistakes({key: content[key] for key in ABOUT_FORM})
     if not DIGEST.fullmatch(content["weights"]["sha256"]):
         yield "weights.sha256 is no SHA-256"
     if content["weights"]["precision"] not in EXPORT_PRECISIONS:
@@ -113,9 +113,9 @@ def _mistakes(content: dict[str, Any]) -> Iterator[str]:
             yield f"normalisation.{key} has not one number for each of red, green and blue"
 
 
-def metadata_errors(content: Any) -> Iterator[str]:
+def about_mistakes(content: Any) -> Iterator[str]:
     """What is wrong with what trained weights belong to, as it stands in a checkpoint or an exported adapter."""
-    yield from _of_another_form(content, METADATA_FORM)
+    yield from _of_another_form(content, ABOUT_FORM)
     backbone, config = content["backbone"], content["config"]
     yield from _of_another_kind(config)
     if backbone["weights"] not in HUB_WEIGHTS:

@@ -147,7 +147,7 @@ FORMATS = {
 }
 
 
-def check_exportable(path: Path, image_size: Sequence[int] | None) -> tuple[int, int]:
+def require_exportable(path: Path, image_size: Sequence[int] | None) -> tuple[int, int]:
     """Check, before anything is loaded, that such a file can be made; return height and width.
 
     Raises:

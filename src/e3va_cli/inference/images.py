@@ -1,4 +1,4 @@
-"""Conversion of files, PIL images, arrays and tensors to images as data sets yield them."""
+"""Whatever holds an image as the pixels that data sets yield."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ DEEP_ARRAYS = (np.uint16, np.int32, np.float32)
 
 
 def as_image(given: ImageLike, scaling: IntensityScaling = DEFAULT_SCALING) -> Tensor:
-    """Return an image as uint8 (3, H, W) in RGB, with its EXIF orientation applied.
+    """An image as a viewer shows it, uint8 (3, H, W) in RGB: an orientation in its EXIF is applied.
 
     Args:
         given: a file; a PIL image; an array, (H, W, 3) in RGB or (H, W) in gray, of uint8, or of uint16, int32 or
             float32 for more than 8 bits; or a tensor, uint8 (3, H, W).
-        scaling: scaling of images of more than 8 bits.
+        scaling: of an image of more than 8 bits.
 
     Raises:
-        UserError: the file cannot be read, or type, dtype or shape is not supported.
+        UserError: the file cannot be read, or the pixels are of another kind.
     """
     if isinstance(given, str | Path):
         given = read_raw(Path(given))
@@ -38,9 +38,9 @@ def as_image(given: ImageLike, scaling: IntensityScaling = DEFAULT_SCALING) -> T
     if isinstance(given, np.ndarray):
         return scaling(_from_array(given))
     if not isinstance(given, Tensor):
-        raise UserError(f"{type(given).__name__} is not an image; use a file, a PIL image, an array or a tensor")
+        raise UserError(f"{type(given).__name__} is no image: give a file, a PIL image, an array or a tensor")
     if given.dtype != torch.uint8 or given.dim() != 3 or len(given) != 3 or not given.numel():
-        raise UserError(f"a tensor of {given.dtype} {tuple(given.shape)} is not supported; use uint8 (3, H, W)")
+        raise UserError(f"a tensor {given.dtype} {tuple(given.shape)}: give uint8 (3, H, W)")
     return given.as_subclass(Tensor)
 
 
@@ -48,8 +48,8 @@ def _from_array(given: np.ndarray) -> Tensor:
     is_deep = given.dtype in DEEP_ARRAYS
     if not (is_deep or given.dtype == np.uint8) or given.size == 0 or (given.ndim != 2 and given.shape[2:] != (3,)):
         raise UserError(
-            f"an array of {given.dtype} {given.shape} is not supported; use (H, W, 3) in RGB or (H, W) in gray, uint8, "
-            "uint16, int32 or float32"
+            f"an array {given.dtype} {given.shape}: give (H, W, 3) in RGB or (H, W), of uint8, or of uint16, int32 or "
+            "float32"
         )
     pixels = np.array(np.broadcast_to(given.reshape(*given.shape[:2], -1), (*given.shape[:2], 3)))
     return torch.from_numpy(pixels.astype(np.float32) if is_deep else pixels).permute(2, 0, 1).contiguous()

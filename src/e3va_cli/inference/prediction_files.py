@@ -1,4 +1,4 @@
-"""The output of `e3va predict`: drawn images, label maps, and `predictions.json`."""
+"""The files that `e3va predict` leaves: pictures, label maps, and `predictions.json`."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from PIL import Image
 from e3va_cli.data.images.orientation import STORED
 from e3va_cli.errors import UserError
 from e3va_cli.inference.prediction import Detection, ImagePrediction
-from e3va_cli.inference.shared_passes import LoadedAdapter, unique_names
+from e3va_cli.inference.shared_passes import Adapter, unique_names
 from e3va_cli.utils.files import write_json
 from e3va_cli.visualization.drawing import save_png
 
 DISPLAYED = "as displayed, with the EXIF orientation applied"
 PREDICTIONS = "predictions.json"
-LABELS = "labels"  # subfolder of label maps
+LABELS = "labels"  # folder of label maps, apart from the pictures so that no name can meet another
 
 
 class PredictionFiles:
-    """Writes drawn images, label maps, and `predictions.json` to a folder, with a subfolder per adapter if several.
+    """The folder of results: pictures, label maps, and `predictions.json`.
+
+    With one adapter, pictures lie in the folder itself, with several in a folder for each adapter.
 
     Args:
-        folder: created if it does not exist.
+        folder: that is made.
         files: the images.
-        adapters: whose predictions will be added.
-        score_threshold: the minimum score of detections.
-        save_images: whether to draw the predictions.
+        adapters: whose findings will be added.
+        score_threshold: least one of the objects that will be added.
+        save_images: whether to draw.
 
     Raises:
-        UserError: the folder cannot be created, or a file to be written exists.
+        UserError: the folder cannot be made, or holds a file of a name that will be written.
     """
 
     def __init__(
         self,
         folder: Path,
         files: Sequence[Path],
-        adapters: Sequence[LoadedAdapter],
+        adapters: Sequence[Adapter],
         *,
         score_threshold: float,
         save_images: bool,
@@ -53,50 +55,50 @@ class PredictionFiles:
         self.values = {adapter.name: mask_values(adapter.category_ids) for adapter in adapters}
         try:
             for adapter in adapters:
-                target = self._folder(adapter.name)
-                (target / LABELS if adapter.task == "segmentation" else target).mkdir(parents=True, exist_ok=True)
+                place = self._place(adapter.name)
+                (place / LABELS if adapter.task == "segmentation" else place).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output={folder}: cannot be created ({error.strerror})") from None
-        existing = [path for path in self._paths() if path.exists()]
-        if existing:
-            raise UserError(f"output={folder}: {existing[0].relative_to(folder)} already exists; use another folder")
+            raise UserError(f"output={folder}: the folder cannot be made ({error.strerror})") from None
+        taken = [path for path in self._planned() if path.exists()]
+        if taken:
+            raise UserError(f"output={folder}: {taken[0].relative_to(folder)} is there already; give another folder")
 
-    def _paths(self) -> Iterator[Path]:
+    def _planned(self) -> Iterator[Path]:
         yield self.folder / PREDICTIONS
         for adapter in self.adapters:
             for stem in self.stems:
                 if self.save_images:
-                    yield self._folder(adapter.name) / f"{stem}.png"
+                    yield self._place(adapter.name) / f"{stem}.png"
                 if adapter.task == "segmentation":
-                    yield self._folder(adapter.name) / LABELS / f"{stem}.png"
+                    yield self._place(adapter.name) / LABELS / f"{stem}.png"
 
-    def _folder(self, adapter: str) -> Path:
+    def _place(self, adapter: str) -> Path:
         return self.folder if len(self.adapters) == 1 else self.folder / adapter
 
     def skip(self, index: int, error: UserError) -> None:
-        """Report and record that a file cannot be read."""
+        """Say and note that a file cannot be read."""
         print(f"e3va: skipped: {error}", file=sys.stderr)
         self.skipped.append({"file": str(self.files[index]), "reason": str(error)})
 
-    def add(self, index: int, predictions: dict[str, ImagePrediction], *, orientation: int = STORED) -> None:
-        """Draw and record the predictions of all adapters for an image with an EXIF orientation."""
+    def add(self, index: int, found: dict[str, ImagePrediction], *, orientation: int = STORED) -> None:
+        """Draw and note what the adapters found in an image, which its EXIF's orientation has turned."""
         entries: dict[str, Any] = {}
-        for name, prediction in predictions.items():
-            target, file = self._folder(name), f"{self.stems[index]}.png"
+        for name, prediction in found.items():
+            place, file = self._place(name), f"{self.stems[index]}.png"
             if self.save_images:
-                save_png(prediction.draw(), target / file)
+                save_png(prediction.draw(), place / file)
             if prediction.labels is None:
-                entries[name] = {"detections": [detection_to_json(one) for one in prediction.detections]}
+                entries[name] = {"detections": [as_json(one) for one in prediction.detections]}
                 continue
             values = self.values[name]
-            save_png(Image.fromarray(values[prediction.labels]), target / LABELS / file)
+            save_png(Image.fromarray(values[prediction.labels]), place / LABELS / file)
             shares = [
                 {"label": label, "value": int(values[label]), "class": prediction.classes[label - 1], "share": share}
                 for label, share in prediction.shares.items()
             ]
-            labels = str((target / LABELS / file).relative_to(self.folder))
+            labels = str((place / LABELS / file).relative_to(self.folder))
             entries[name] = {"segmentation": {"labels": labels, "shares": shares}}
-        one = next(iter(predictions.values()))
+        one = next(iter(found.values()))
         entry: dict[str, Any] = {"file": str(self.files[index]), "width": one.width, "height": one.height}
         if orientation != STORED:
             entry |= {"exif_orientation": orientation, "pixels": DISPLAYED}
@@ -123,19 +125,19 @@ class PredictionFiles:
 
 
 def mask_values(category_ids: Sequence[int]) -> np.ndarray:
-    """Return the value of label k in the training masks at index k; uint8 or uint16 if possible."""
+    """What the masks that were trained on call label k, at index k; uint8 or uint16 where the numbers allow it."""
     largest = max(category_ids)
-    dtype = next((dtype for dtype in (np.uint8, np.uint16) if largest <= np.iinfo(dtype).max), np.int32)
-    return np.array([0, *category_ids]).astype(dtype)
+    kind = next((kind for kind in (np.uint8, np.uint16) if largest <= np.iinfo(kind).max), np.int32)
+    return np.array([0, *category_ids]).astype(kind)
 
 
-def detection_to_json(detection: Detection) -> dict[str, Any]:
-    """Return the entry of an object in `predictions.json`."""
+def as_json(found: Detection) -> dict[str, Any]:
+    """An object as `predictions.json` has it."""
     entry: dict[str, Any] = {
-        "label": detection.label,
-        "class": detection.name,
-        "category_id": detection.category_id,
-        "score": detection.score,
-        "box": list(detection.box),
+        "label": found.label,
+        "class": found.name,
+        "category_id": found.category_id,
+        "score": found.score,
+        "box": list(found.box),
     }
-    return entry if detection.rle is None else {**entry, "mask": detection.rle}
+    return entry if found.rle is None else {**entry, "mask": found.rle}

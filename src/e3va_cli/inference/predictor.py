@@ -1,4 +1,4 @@
-"""Prediction with trained adapters from Python, one or several on one backbone."""
+"""Trained adapters ready for use on images, one or several on one backbone."""
 
 from __future__ import annotations
 
@@ -13,41 +13,35 @@ from e3va_cli.data.images.reading import read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import (
     AdapterCheckpoint,
+    backbone_of,
     build_trained,
-    build_trained_backbone,
-    check_same_backbone,
     read_checkpoint_or_adapter,
+    require_same_backbone,
 )
 from e3va_cli.inference.images import ImageLike, as_image
-from e3va_cli.inference.prediction import ImagePrediction, to_image_prediction
+from e3va_cli.inference.prediction import ImagePrediction, prediction_of
 from e3va_cli.inference.shared_backbone import can_share_backbone
-from e3va_cli.inference.shared_passes import (
-    HeadPrediction,
-    LoadedAdapter,
-    adapter_names,
-    group_by_pass,
-    predict_groups,
-)
+from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, names_of
 from e3va_cli.training.checkpoints import checkpoint_options
 from e3va_cli.utils.amp import mixed_precision
 
-DEFAULT_SCORE_THRESHOLD = 0.5
+LEAST_SCORE = 0.5  # of an object, unless another is asked for
 
 
 class MultiPredictor:
-    """Predicts with adapters of one backbone, which runs once for those with images of the same size.
+    """Adapters of one backbone, which runs once for all that see images of the same size.
 
     Args:
         adapters: at least one.
-        device: of the computation.
+        device: that they compute on.
 
     Attributes:
-        groups: the adapters of each forward pass of the backbone.
+        passes: the adapters of each pass of the backbone that an image takes.
     """
 
-    def __init__(self, adapters: Sequence[LoadedAdapter], device: torch.device) -> None:
+    def __init__(self, adapters: Sequence[Adapter], device: torch.device) -> None:
         self.adapters = list(adapters)
-        self.groups = group_by_pass(adapters)
+        self.passes = group_by_input(adapters)
         self.device = device
         for adapter in self.adapters:
             adapter.model.to(device)
@@ -60,13 +54,13 @@ class MultiPredictor:
     def predict(
         self, images: ImageLike, *, score_threshold: float = ..., batch_size: int = ...
     ) -> dict[str, ImagePrediction]: ...
-    def predict(self, images: Any, *, score_threshold: float = DEFAULT_SCORE_THRESHOLD, batch_size: int = 1) -> Any:
-        """Return the predictions of each adapter by name, for one image or for each of a list.
+    def predict(self, images: Any, *, score_threshold: float = LEAST_SCORE, batch_size: int = 1) -> Any:
+        """What each adapter finds, by its name: for an image, or for each of a list.
 
         Args:
-            images: an argument of `as_image`, or a list of them.
-            score_threshold: minimum score of detections; the head's own threshold applies too.
-            batch_size: images per batch. They are padded to the largest one, which can change scores slightly.
+            images: one or a list of what `as_image` takes.
+            score_threshold: least score of the objects that are kept; the head's own threshold applies too.
+            batch_size: images at once. They are padded to the largest of their batch, which can change scores a little.
 
         Raises:
             UserError: an image cannot be read.
@@ -82,18 +76,18 @@ class MultiPredictor:
         raw = [read_raw(Path(one)) if isinstance(one, str | Path) else one for one in given]
         shapes = [as_image(one).shape for one in raw]
 
-        def batch_for(adapter: LoadedAdapter) -> Batch:
+        def batch_for(adapter: Adapter) -> Batch:
             resize = adapter.resize
             return collate([resize(as_image(one, adapter.scaling), {}) for one in raw]).to(self.device)
 
-        predictions: dict[str, Sequence[HeadPrediction]] = {}
-        for adapters in self.groups:
+        found: dict[str, Sequence[Found]] = {}
+        for adapters in self.passes:
             with mixed_precision(adapters[0].precision, self.device):
-                predictions |= predict_groups([adapters], batch_for)
+                found |= find([adapters], batch_for)
         return [
             {
-                adapter.name: to_image_prediction(
-                    predictions[adapter.name][index],
+                adapter.name: prediction_of(
+                    found[adapter.name][index],
                     given[index],
                     (shape[1], shape[2]),
                     classes=adapter.classes,
@@ -108,15 +102,15 @@ class MultiPredictor:
 
 
 class Predictor:
-    """Predicts with one adapter."""
+    """One adapter on its backbone."""
 
-    def __init__(self, predictor: MultiPredictor) -> None:
-        self._predictor = predictor
-        (self.adapter,) = predictor.adapters
+    def __init__(self, together: MultiPredictor) -> None:
+        self._together = together
+        (self.adapter,) = together.adapters
 
     @property
     def classes(self) -> list[str]:
-        """The class names; label k is at index k - 1."""
+        """Name of label k at index k - 1."""
         return self.adapter.classes
 
     @overload
@@ -125,16 +119,16 @@ class Predictor:
     ) -> list[ImagePrediction]: ...
     @overload
     def predict(self, images: ImageLike, *, score_threshold: float = ..., batch_size: int = ...) -> ImagePrediction: ...
-    def predict(self, images: Any, *, score_threshold: float = DEFAULT_SCORE_THRESHOLD, batch_size: int = 1) -> Any:
-        """Return the prediction for an image, or for each of a list; see `MultiPredictor.predict`."""
-        predictions = self._predictor.predict(images, score_threshold=score_threshold, batch_size=batch_size)
-        if isinstance(predictions, list):
-            return [by_name[self.adapter.name] for by_name in predictions]
-        return predictions[self.adapter.name]
+    def predict(self, images: Any, *, score_threshold: float = LEAST_SCORE, batch_size: int = 1) -> Any:
+        """What is found in an image, or in each of a list; arguments and errors are those of `Together.predict`."""
+        found = self._together.predict(images, score_threshold=score_threshold, batch_size=batch_size)
+        if isinstance(found, list):
+            return [one[self.adapter.name] for one in found]
+        return found[self.adapter.name]
 
 
 def load_adapter(path: str | Path, *, device: str | None = None, **backbone: Any) -> Predictor:
-    """Load a trained adapter for prediction; see `load_adapters`."""
+    """A trained adapter, ready for `predict`; arguments and errors are those of `load_adapters`."""
     return Predictor(load_adapters([path], device=device, **backbone))
 
 
@@ -146,57 +140,51 @@ def load_adapters(
     pretrained: bool | None = None,
     option: str = "path",
 ) -> MultiPredictor:
-    """Load trained adapters of one backbone for prediction.
+    """Trained adapters of one backbone, ready to be used together.
 
     Args:
         paths: run folders, checkpoints in them, or exported adapters.
-        device: a torch device; None for a GPU if there is one.
-        weights: file with the backbone's weights, if not at the path of training.
-        pretrained: download the backbone's weights, instead of the run's file.
-        option: name of the paths in error messages.
+        device: torch's name of it; None for a GPU if there is one.
+        weights: file of the backbone's weights, if it lies elsewhere than in training.
+        pretrained: fetch the backbone's weights, if the run had them from a file.
+        option: what errors call the paths.
 
     Raises:
-        UserError: a path cannot be read, weights do not match the backbone, or the backbones differ.
+        UserError: something cannot be read or does not fit its backbone, or the backbones differ.
     """
     trained = [read_checkpoint_or_adapter(str(path), option) for path in paths]
-    check_shared_backbone(trained, option)
-    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = {"weights": weights, "pretrained": pretrained}
-    return MultiPredictor(list(_load(adapter_names(paths), trained, source)), torch_device)
+    require_one_backbone(trained, option)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    moved = {"weights": weights, "pretrained": pretrained}
+    return MultiPredictor(list(_adapters(names_of(paths), trained, moved)), place)
 
 
-def _load(
-    names: Sequence[str], trained: Sequence[AdapterCheckpoint], source: dict[str, Any]
-) -> Iterator[LoadedAdapter]:
+def _adapters(names: Sequence[str], trained: Sequence[AdapterCheckpoint], moved: dict[str, Any]) -> Iterator[Adapter]:
     shared = None
     for name, one in zip(names, trained, strict=True):
         about = one.about
         if can_share_backbone(about["adapter"]["name"]):
-            shared = shared or build_trained_backbone(one, **source)
-            check_same_backbone(one, shared[1])
+            shared = shared or backbone_of(one, **moved)
+            require_same_backbone(one, shared[1])
             model = build_trained(one, *shared)
         else:
-            model = build_trained(one, *build_trained_backbone(one, **source))
-        yield LoadedAdapter(name, one.path, model, one.config, about["classes"], about["category_ids"])
+            model = build_trained(one, *backbone_of(one, **moved))
+        yield Adapter(name, one.path, model, one.config, about["classes"], about["category_ids"])
 
 
-def check_shared_backbone(trained: Sequence[AdapterCheckpoint], option: str) -> None:
-    """Check that all were trained on the same backbone with the same options.
-
-    Raises:
-        UserError: they were not; names `option`.
-    """
+def require_one_backbone(trained: Sequence[AdapterCheckpoint], option: str) -> None:
+    """Raises UserError unless all were trained on one backbone, computed in one way; names `option`."""
     identities = {one.path: one.about["backbone"] for one in trained}
-    hint = "use them one at a time"
+    apart = "use them one at a time"
     if len({identity["fingerprint"] for identity in identities.values()}) > 1:
         listed = ", ".join(f"{path} ({i['name']}, {i['fingerprint'][:12]})" for path, i in identities.items())
         raise UserError(
-            f"{option}: adapters that are used together must share one backbone, but these have different weights: "
-            f"{listed}; {hint}"
+            f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
+            f"{apart}"
         )
     computed = {one.path: checkpoint_options("backbone", one.about["config"]["backbone"]) for one in trained}
     for key in next(iter(computed.values())):
         values = {path: str(options.get(key)).lower() for path, options in computed.items()}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{path} ({value})" for path, value in values.items())
-            raise UserError(f"{option}: trained with different backbone.{key}: {listed}; {hint}")
+            raise UserError(f"{option}: these were trained with different backbone.{key}: {listed}; {apart}")

@@ -1,4 +1,4 @@
-"""Loaded adapters, and groups of them that share a forward pass of their backbone."""
+"""Trained adapters in use, and which of them share a pass of their backbone."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.models.model import DenseModel
 from e3va_cli.runs.folder import CHECKPOINTS, find_adapter_folder
 
-HeadPrediction = Detections | Segmentation
+Found = Detections | Segmentation
 
 
 @dataclass(frozen=True)
-class LoadedAdapter:
-    """A trained model with its configuration.
+class Adapter:
+    """A trained model and what it takes to use it.
 
     Attributes:
-        name: of its run or folder, unique among the adapters that are used together.
-        path: the file or folder that it was loaded from.
+        name: its run's or folder's; no two that are used together have the same.
+        path: what it was read from.
         model: in eval mode.
-        config: of the run.
-        classes, category_ids: those of label k at index k - 1.
+        config: of the model and its data.
+        classes, category_ids: of label k at index k - 1.
     """
 
     name: str
@@ -41,83 +41,84 @@ class LoadedAdapter:
 
     @property
     def task(self) -> str:
-        """Return `detection` or `segmentation`."""
+        """Detection or segmentation."""
         return "segmentation" if "semantic" in self.model.head.target_types else "detection"
 
     @property
     def precision(self) -> str:
-        """Return `trainer.precision` of its run."""
+        """Of its run, `trainer.precision`."""
         return self.config.trainer.precision
 
     @property
     def resize(self) -> ResizeShortestEdge:
-        """Return the resizing of images, as in evaluation."""
-        return eval_resize(self.config)
+        """How its images are resized, as in evaluation."""
+        return resize_of(self.config)
 
     @property
     def scaling(self) -> IntensityScaling:
-        """Return the scaling of images of more than 8 bits, as in training."""
+        """How its images of more than 8 bits are read, as in training."""
         scaling: IntensityScaling = self.config.dataset.scaling
         return scaling
 
     @property
-    def exclusive_reason(self) -> str:
-        """Return why it cannot share a forward pass of the backbone; empty if it can."""
-        method = self.config.adapter.name
-        if not can_share_backbone(method):
-            return f"on a backbone of its own, which adapter={method} changes"
-        return (
-            "in passes of its own, for its sliding windows" if getattr(self.config.head, "slide_window", None) else ""
-        )
+    def alone(self) -> str:
+        """Why it cannot share a pass of the backbone with others; empty if it can."""
+        return exclusive_reason(self.config)
 
 
-def eval_resize(config: RunConfig) -> ResizeShortestEdge:
-    """Return the resizing of images in evaluation."""
+def resize_of(config: RunConfig) -> ResizeShortestEdge:
+    """How the images of an evaluation are resized."""
     val: Any = config.dataset.val_transforms()
     (resize,) = (step for step in val.transforms if isinstance(step, ResizeShortestEdge))
     return resize
 
 
-def eval_image_size(config: RunConfig) -> tuple[int, int]:
-    """Return the short side and the maximum of the long side of images in evaluation, in pixels."""
-    resize = eval_resize(config)
+def image_size(config: RunConfig) -> tuple[int, int]:
+    """The short side and the most of the long side, in pixels, that images of an evaluation are resized to."""
+    resize = resize_of(config)
     return resize.size, resize.max_size
 
 
-def group_by_pass(adapters: Iterable[LoadedAdapter]) -> list[list[LoadedAdapter]]:
-    """Group adapters that can share a forward pass of the backbone: same input pixels, precision and backbone."""
-    groups: dict[Any, list[LoadedAdapter]] = {}
+def exclusive_reason(config: RunConfig) -> str:
+    """Why the model of a configuration cannot share a pass of its backbone with others; empty if it can."""
+    method = config.adapter.name
+    if not can_share_backbone(method):
+        return f"on a backbone of its own, which adapter={method} changes"
+    return "in passes of its own, as its windows slide" if getattr(config.head, "slide_window", None) else ""
+
+
+def group_by_input(adapters: Iterable[Adapter]) -> list[list[Adapter]]:
+    """The adapters of each pass of a backbone: several where they see the same pixels and none is alone."""
+    passes: dict[Any, list[Adapter]] = {}
     for adapter in adapters:
-        inputs = eval_image_size(adapter.config), adapter.scaling, adapter.precision
-        groups.setdefault((inputs, adapter.exclusive_reason and adapter.name), []).append(adapter)
-    return list(groups.values())
+        sees = image_size(adapter.config), adapter.scaling, adapter.precision
+        passes.setdefault((sees, adapter.alone and adapter.name), []).append(adapter)
+    return list(passes.values())
 
 
-def predict_groups(
-    groups: Iterable[Sequence[LoadedAdapter]], batch_for: Callable[[LoadedAdapter], Batch]
-) -> dict[str, Sequence[HeadPrediction]]:
-    """Return the predictions of each adapter for each image of a batch, by the adapter's name.
+def find(passes: Iterable[Sequence[Adapter]], batch_for: Callable[[Adapter], Batch]) -> dict[str, Sequence[Found]]:
+    """What is found in each image of a batch, by the adapters' names.
 
     Args:
-        groups: of `group_by_pass`.
-        batch_for: returns the images as an adapter expects them; called once per group.
+        passes: of `group_by_input`.
+        batch_for: the images as an adapter wants them; asked for once for each pass.
     """
-    predictions: dict[str, Sequence[HeadPrediction]] = {}
-    for adapters in groups:
+    found: dict[str, Sequence[Found]] = {}
+    for adapters in passes:
         batch = batch_for(adapters[0])
         results = predict_shared([adapter.model for adapter in adapters], batch.images, batch.image_sizes)
-        predictions.update(zip((adapter.name for adapter in adapters), results, strict=True))
-    return predictions
+        found.update(zip((adapter.name for adapter in adapters), results, strict=True))
+    return found
 
 
-def adapter_names(paths: Iterable[str | Path]) -> list[str]:
-    """Return a unique name for the adapter of each path."""
-    return unique_names(_adapter_name(Path(path)) for path in paths)
+def names_of(paths: Iterable[str | Path]) -> list[str]:
+    """What adapters read from these paths are called, each otherwise."""
+    return unique_names(_name(Path(path)) for path in paths)
 
 
-def _adapter_name(path: Path) -> str:
-    """Return the name of a run or folder, with that of the file for a checkpoint."""
-    path = (find_adapter_folder(str(path)) or path).absolute()  # a link keeps its name
+def _name(path: Path) -> str:
+    """A run's or folder's name; of a checkpoint given by itself, with its own."""
+    path = (find_adapter_folder(str(path)) or path).absolute()  # a link keeps the name that it was given by
     path = path.resolve() if path.name == ".." else path
     if path.is_file() and path.parent.name == CHECKPOINTS:
         return f"{path.parent.parent.name}-{path.stem}"
@@ -125,15 +126,15 @@ def _adapter_name(path: Path) -> str:
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
-    """Return the names, numbered where they are equal, as file names without upper and lower case too."""
+    """The names, numbered where they would be the same: in files too, where upper and lower case may count as one."""
     taken: set[str] = set()
-    counts: Counter[str] = Counter()
-    unique = []
+    times: Counter[str] = Counter()
+    found = []
     for name in names:
         candidate = name
         while candidate.casefold() in taken:
-            counts[name.casefold()] += 1
-            candidate = f"{name}-{counts[name.casefold()] + 1}"
+            times[name.casefold()] += 1
+            candidate = f"{name}-{times[name.casefold()] + 1}"
         taken.add(candidate.casefold())
-        unique.append(candidate)
-    return unique
+        found.append(candidate)
+    return found

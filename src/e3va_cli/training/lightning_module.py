@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
@@ -23,14 +23,6 @@ from e3va_cli.training.nonfinite_guard import BatchRecord
 from e3va_cli.utils.environment import is_out_of_memory
 
 
-class EvaluatedModel(Protocol):
-    """The part of `DenseModel` that an evaluation uses."""
-
-    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Sequence[Any]:
-        """Return the predictions for each image of a batch, which the evaluator collects."""
-        ...
-
-
 class DenseLightningModule(L.LightningModule):
     """Minimizes the losses of a model's head, and evaluates its predictions on the validation images.
 
@@ -48,7 +40,6 @@ class DenseLightningModule(L.LightningModule):
         gradient_norm: of the last step before clipping, as measured by `NonFiniteGuard`.
         results: of the last evaluation.
         evaluated_step: number of optimizer steps before the last evaluation.
-        evaluated_model: replaces `model` in evaluations, for example with several models.
     """
 
     strict_loading = False  # a checkpoint has only the trainable weights
@@ -69,7 +60,6 @@ class DenseLightningModule(L.LightningModule):
         self.build_optimizer, self.schedule = optimizer, schedule
         self.seed, self.skip_oom = seed, skip_oom
         self.batch_records: list[BatchRecord] = []
-        self.evaluated_model: EvaluatedModel | None = None
         self.evaluating = False
         self.gradient_norm: Tensor | None = None
         self.results: dict[str, Any] | None = None
@@ -153,7 +143,7 @@ class DenseLightningModule(L.LightningModule):
         """Predict and update the evaluator. A training run first saves the state that its evaluation starts from."""
         if batch_idx == 0 and isinstance(self.trainer.checkpoint_callback, CheckpointCallback):
             self.trainer.checkpoint_callback.on_evaluation_start(self.trainer)
-        predictions = (self.evaluated_model or self.model).predict(batch.images, batch.image_sizes)
+        predictions = self.model.predict(batch.images, batch.image_sizes)
         for prediction, target in zip(predictions, batch.targets, strict=True):
             self.evaluator.update(prediction, target)
 

@@ -165,7 +165,7 @@ def test_adapters_of_other_ranges_do_not_share_a_pass(tmp_path: Path) -> None:
     for name, limits in (("a", "[0,4095]"), ("b", "[0,4095]"), ("c", "[0,255]"), ("d", "null")):
         craft(tmp_path / name, *RETINANET, "dataset.root=x", f"dataset.intensity_range={limits}")
     together = load_adapters([tmp_path / name for name in "abcd"])
-    assert [[adapter.name for adapter in shared] for shared in together.groups] == [["a", "b"], ["c"], ["d"]]
+    assert [[adapter.name for adapter in shared] for shared in together.passes] == [["a", "b"], ["c"], ["d"]]
     together.predict(SCENE)
 
 

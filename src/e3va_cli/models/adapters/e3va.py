@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,23 +117,6 @@ class E3VA(FrozenBackbone):
         return outputs
 
 
-class Highway(Protocol):
-    """What `forward_shared_backbone` needs of a feature extractor, see `E3VA`.
-
-    Attributes:
-        adapters: [stage][branch], called with the highway and the branch's output, both (B, H, W, C); return the
-            highway, updated in place.
-    """
-
-    backbone: ResidualBackbone
-    adapters: Any
-    out_indices: tuple[int, ...]
-
-    def output(self, stage: int, stream: Tensor) -> Tensor:
-        """Return the feature map (B, C, H, W) of the highway at the end of a stage."""
-        ...
-
-
 def initial_highway(backbone: ResidualBackbone, x: Tensor) -> Tensor:
     """Return the patches of the stem's stream, in a storage of their own."""
     return backbone.patches(x).clone(memory_format=torch.contiguous_format)
@@ -147,7 +130,7 @@ def checkpointed_downsample(stage: Stage, highway: Tensor) -> Tensor:
     )
 
 
-def forward_shared_backbone(extractors: Sequence[Highway], images: Tensor) -> list[list[Tensor]]:
+def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
     """Return the feature maps of several extractors that share one backbone module, in one pass of it."""
     backbone = extractors[0].backbone
     with torch.no_grad():
