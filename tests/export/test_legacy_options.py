@@ -10,7 +10,7 @@ import yaml
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import build_trained_backbone, build_trained_model, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.training.checkpoints import METADATA_KEY, check_metadata
 from tests.export.crafted_runs import SMALL, aged, craft
@@ -50,7 +50,7 @@ def old(request, tmp_path, old_run):
 
 def features(place):
     trained = read_checkpoint_or_adapter(str(place), "checkpoint")
-    model = build_trained(trained, *backbone_of(trained))
+    model = build_trained_model(trained, *build_trained_backbone(trained))
     images = torch.rand(1, 3, 120, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.extractor(images)
@@ -85,7 +85,7 @@ def test_an_old_run_resumes_as_it_began(old_run):
 @pytest.mark.filterwarnings("ignore::e3va_cli.config.run_config.LegacyWarning")
 def test_old_and_new_adapters_do_not_share_a_pass(old_run, tmp_path):
     new = craft(tmp_path / "new_run", *SMALL)
-    with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); use them"):
+    with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); run them"):
         load_adapters([old_run, new])
     load_adapters([old_run, shutil.copytree(old_run, tmp_path / "another")])
 

@@ -8,8 +8,8 @@ import torch
 from e3va_cli.config.composition import load_config
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.mean_iou import MeanIoU
-from e3va_cli.export.adapter_checkpoint import load_trained, read_checkpoint_or_adapter
-from e3va_cli.inference.evaluation import MultiEvaluator, build_evaluation, by_image_size, read_candidates
+from e3va_cli.export.adapter_checkpoint import load_trained_weights, read_checkpoint_or_adapter
+from e3va_cli.inference.evaluation import MultiEvaluator, build_evaluation, group_by_image_size, read_eval_specs
 from e3va_cli.models.heads import Segmentation
 from e3va_cli.training.run import build_run
 from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
@@ -43,20 +43,20 @@ def configured(*words):
 
 def candidates(runs, *names, given=()):
     configs = [configured(*ADAPTERS.get(name, ADAPTERS["detector"]), *given) for name in names]
-    return read_candidates([str(runs / name) for name in names], configs)
+    return read_eval_specs([str(runs / name) for name in names], configs)
 
 
 def alone(run, config, folder):
     """Results and findings of a run by training's own evaluation."""
     reference = build_run(config, folder, evaluate_only=True)
-    load_trained(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
+    load_trained_weights(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
     reference.trainer.validate(reference.lightning_module, reference.data, verbose=False)
     return reference.lightning_module.results, reference.lightning_module.evaluator.predictions
 
 
 def test_results_are_those_of_each_by_itself(runs, tmp_path):
     names = ["lora", "detector", "larger", "boxes", "frozen"]
-    groups = by_image_size(candidates(runs, *names))
+    groups = group_by_image_size(candidates(runs, *names))
     assert [[one.name for one in group] for group in groups] == [["lora", "detector", "boxes", "frozen"], ["larger"]]
     for group in groups:
         evaluation = build_evaluation(group, tmp_path / "together")
@@ -75,12 +75,15 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["detector", "segmenter"], "detector and segmenter .* dataset=shapes does not suit head=upernet of segmenter"),
-        (["segmenter", "boxes"], "segmenter and boxes .* dataset=ade20k does not suit head=retinanet of boxes"),
+        (
+            ["detector", "segmenter"],
+            "detector and segmenter .* dataset=shapes does not have .* for head=upernet of segmenter",
+        ),
+        (["segmenter", "boxes"], "segmenter and boxes .* dataset=ade20k does not have .* for head=retinanet of boxes"),
         (["detector", "fewer"], "dataset.val_images=5 and dataset.val_images=4, trainer.precision=32 and trainer.prec"),
-        (["detector", "fewer"], "give dataset.val_images=, trainer.precision= for both"),
-        (["detector", "tens"], "detector and tens .* other category ids"),
-        (["detector", "elsewhere"], "backbones of other weights: .*detector.*, .*elsewhere"),
+        (["detector", "fewer"], "set dataset.val_images=, trainer.precision= for both"),
+        (["detector", "tens"], "detector and tens .* different category ids"),
+        (["detector", "elsewhere"], "different backbone weights: .*detector.*, .*elsewhere"),
     ],
 )
 def test_what_does_not_go_together(runs, names, says):
@@ -91,7 +94,7 @@ def test_what_does_not_go_together(runs, names, says):
 
 def test_what_is_given_settles_it(runs):
     given = ["dataset.val_images=3", "trainer.precision=32", "dataset.val_short_side=64"]
-    assert len(by_image_size(candidates(runs, "detector", "fewer", "larger", given=given))) == 1
+    assert len(group_by_image_size(candidates(runs, "detector", "fewer", "larger", given=given))) == 1
 
 
 def test_shares_of_processes_are_gathered_by_name():
