@@ -51,7 +51,7 @@ SCHEMA: dict[str, Any] = {
     "overrides": [str],
     "weights": {"sha256": str, "bytes": int, "precision": str},
 }
-# An option may be missing that was added after the run; building the model fails if it is required.
+# Their options may be missing if they were added after the run; building the model fails if one is required.
 EXTENSIBLE_GROUPS = ("backbone", "adapter", "head", "data", "optimizer", "schedule", "trainer")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHT_SOURCES = ("pretrained", "file", "random")

@@ -13,7 +13,7 @@ from torch import Tensor
 from e3va_cli.config.composition import parse
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.export.adapter_checkpoint import EXTRACTOR_PREFIX, AdapterCheckpoint
-from e3va_cli.export.adapter_config import FORMAT, VERSION
+from e3va_cli.export.adapter_config import FORMAT, METADATA_SCHEMA, VERSION
 from e3va_cli.models.model import DenseModel, parameter_counts
 from e3va_cli.runs.folder import METRICS, METRICS_HISTORY, read_overrides
 from e3va_cli.utils.environment import package_versions
@@ -36,11 +36,7 @@ def build_adapter_config(checkpoint: AdapterCheckpoint, model: DenseModel, run: 
     return {
         "format": FORMAT,
         "format_version": VERSION,
-        "backbone": metadata["backbone"],
-        "adapter": metadata["adapter"],
-        "head": metadata["head"],
-        "classes": metadata["classes"],
-        "category_ids": metadata["category_ids"],
+        **{key: metadata[key] for key in METADATA_SCHEMA if key != "config"},
         "image_size": {
             **{key: config["dataset"][key] for key in SIZE_KEYS if key in config["dataset"]},
             "largest_in_training": list(checkpoint.config.dataset.largest_image),

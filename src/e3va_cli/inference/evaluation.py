@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from e3va_cli.config.run_config import RunConfig, to_dict
-from e3va_cli.data import DATASET_FORMATS, Batch, Target
+from e3va_cli.data import DATASET_FORMATS, Target
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
@@ -21,7 +21,7 @@ from e3va_cli.evaluation import Evaluator, Results, build_evaluator
 from e3va_cli.export.adapter_checkpoint import AdapterCheckpoint, load_trained_weights, read_checkpoint_or_adapter
 from e3va_cli.inference.loaded_adapter import LoadedAdapter, adapter_names, image_size
 from e3va_cli.inference.predictor import check_same_backbone
-from e3va_cli.inference.shared_backbone import group_by_input, predict_groups
+from e3va_cli.inference.shared_backbone import Predictions, group_by_input, predict_group
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.heads import HEADS, Detections, Segmentation
 from e3va_cli.models.model import DenseModel, build_from_backbone
@@ -50,7 +50,9 @@ class MultiModel(nn.Module):
 
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[dict[str, Detections | Segmentation]]:
         """Return the predictions for each image by adapter name; arguments as of `DenseModel.predict`."""
-        predictions = predict_groups(self.passes, lambda _: Batch(images, image_sizes, []))
+        predictions: dict[str, Predictions] = {}
+        for adapters in self.passes:
+            predictions |= predict_group(adapters, images, image_sizes)
         return [{name: of_images[index] for name, of_images in predictions.items()} for index in range(len(images))]
 
 

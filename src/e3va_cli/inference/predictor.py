@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import torch
 
-from e3va_cli.data import Batch, collate
+from e3va_cli.data import collate
 from e3va_cli.data.images.reading import read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import (
@@ -21,7 +21,7 @@ from e3va_cli.export.adapter_checkpoint import (
 from e3va_cli.inference.images import ImageLike, to_image
 from e3va_cli.inference.loaded_adapter import LoadedAdapter, adapter_names
 from e3va_cli.inference.prediction import ImagePrediction, build_image_prediction
-from e3va_cli.inference.shared_backbone import Predictions, group_by_input, predict_groups
+from e3va_cli.inference.shared_backbone import Predictions, group_by_input, predict_group
 from e3va_cli.training.checkpoints import checkpoint_options
 from e3va_cli.utils.amp import mixed_precision
 
@@ -75,15 +75,12 @@ class MultiPredictor:
     def _predict_batch(self, images: Sequence[ImageLike], score_threshold: float) -> list[dict[str, ImagePrediction]]:
         raw = [read_raw(Path(image)) if isinstance(image, str | Path) else image for image in images]
         shapes = [to_image(image).shape for image in raw]
-
-        def batch_for(adapter: LoadedAdapter) -> Batch:
-            resize = adapter.resize
-            return collate([resize(to_image(image, adapter.scaling), {}) for image in raw]).to(self.device)
-
         predictions: dict[str, Predictions] = {}
         for adapters in self.passes:
+            resize, scaling = adapters[0].resize, adapters[0].scaling
+            batch = collate([resize(to_image(image, scaling), {}) for image in raw]).to(self.device)
             with mixed_precision(adapters[0].precision, self.device):
-                predictions |= predict_groups([adapters], batch_for)
+                predictions |= predict_group(adapters, batch.images, batch.image_sizes)
         return [
             {
                 adapter.name: build_image_prediction(

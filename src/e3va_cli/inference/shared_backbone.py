@@ -6,13 +6,12 @@ models can use the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from e3va_cli.data import Batch
 from e3va_cli.inference.loaded_adapter import LoadedAdapter, image_size
 from e3va_cli.models.adapters import FeatureExtractor
 from e3va_cli.models.adapters.e3va import E3VA, Highway, forward_shared_backbone
@@ -67,18 +66,9 @@ def group_by_input(adapters: Iterable[LoadedAdapter]) -> list[list[LoadedAdapter
     return list(groups.values())
 
 
-def predict_groups(
-    groups: Iterable[Sequence[LoadedAdapter]], batch_for: Callable[[LoadedAdapter], Batch]
+def predict_group(
+    adapters: Sequence[LoadedAdapter], images: Tensor, image_sizes: list[tuple[int, int]]
 ) -> dict[str, Predictions]:
-    """Return the predictions for a batch of images by adapter name.
-
-    Args:
-        groups: of `group_by_input`.
-        batch_for: returns the images as preprocessed for an adapter; called once per group.
-    """
-    predictions: dict[str, Predictions] = {}
-    for adapters in groups:
-        batch = batch_for(adapters[0])
-        of_adapters = predict_shared([adapter.model for adapter in adapters], batch.images, batch.image_sizes)
-        predictions.update(zip((adapter.name for adapter in adapters), of_adapters, strict=True))
-    return predictions
+    """Return the predictions of a group by adapter name; arguments as of `predict_shared`."""
+    predictions = predict_shared([adapter.model for adapter in adapters], images, image_sizes)
+    return dict(zip((adapter.name for adapter in adapters), predictions, strict=True))
