@@ -65,7 +65,7 @@ def exported(run, tmp_path_factory):
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """A copy of the exported adapter, to be spoilt."""
+    """A copy of the exported adapter to damage."""
     return Path(shutil.copytree(exported, tmp_path / "adapter"))
 
 
@@ -77,7 +77,7 @@ def edit(folder, change):
 
 
 def forge(folder, change, tensors=None):
-    """Edit it as one who knows the format would: with all checksums made anew."""
+    """Edit the configuration and weights, and update all checksums."""
     import hashlib
 
     content = json.loads((folder / CONFIG).read_text())
@@ -100,7 +100,7 @@ def refusal(folder) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_and_back(kind, tmp_path):
+def test_round_trip(kind, tmp_path):
     run = craft(tmp_path / "run", *KINDS[kind])
     folder = export(run, tmp_path / "made")
     moved = folder.rename(tmp_path / "moved")
@@ -173,7 +173,7 @@ def test_reading_never_unpickles(exported, monkeypatch):
     assert read_checkpoint_or_adapter(str(exported), "checkpoint").state_dict
 
 
-def test_the_configuration_says_it_all(exported, run):
+def test_content_of_the_configuration(exported, run):
     content = read_config(exported)
     about = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["e3va"]
     for key in ("backbone", "adapter", "head", "classes", "category_ids"):
@@ -198,7 +198,7 @@ def test_the_adapter_of_swin_b_is_the_papers(config, tmp_path):
     assert sum(size for name, size in sizes.items() if name.startswith("extractor.")) == 1_195_008
 
 
-def test_the_card_names_what_a_user_needs(exported):
+def test_content_of_the_model_card(exported):
     text = (exported / "README.md").read_text()
     for words in (
         "swin_nano",
@@ -211,7 +211,7 @@ def test_the_card_names_what_a_user_needs(exported):
     assert read_config(exported)["backbone"]["fingerprint"] in text
 
 
-def test_places_of_the_training_machine_are_not_in_the_card(tmp_path):
+def test_paths_of_the_training_machine_are_not_in_the_model_card(tmp_path):
     run = craft(tmp_path / "run", *SEGMENTER)
     (run / ".hydra" / "overrides.yaml").write_text(
         "- dataset.root=/home/someone/x\n- hydra.run.dir=/home/y\n- seed=3\n"
@@ -382,9 +382,9 @@ def test_an_option_newer_than_the_run(folder):
 
 def test_what_could_not_be_read_is_not_made(run, tmp_path):
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    description = build_adapter_config(trained, build_trained_meta_model(trained), run)
+    adapter_config = build_adapter_config(trained, build_trained_meta_model(trained), run)
     with pytest.raises(UserError, match="could not be read again"):
-        write_adapter(tmp_path / "a", trained.state_dict, {**description, "classes": []}, "fp32")
+        write_adapter(tmp_path / "a", trained.state_dict, {**adapter_config, "classes": []}, "fp32")
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Several adapters on one pass over the data: the results of each by itself, and what cannot be measured together."""
+"""Evaluate several adapters together: the results of each by itself, and adapters that are refused."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def configured(*words):
     return load_config("evaluate", ["checkpoint=x", *words])
 
 
-def candidates(runs, *names, given=()):
+def eval_specs(runs, *names, given=()):
     configs = [configured(*ADAPTERS.get(name, ADAPTERS["detector"]), *given) for name in names]
     return read_eval_specs([str(runs / name) for name in names], configs)
 
 
-def alone(run, config, folder):
-    """Results and findings of a run by training's own evaluation."""
+def evaluate_one(run, config, folder):
+    """Return the results and predictions of a run, evaluated by itself."""
     reference = build_run(config, folder, evaluate_only=True)
     load_trained_weights(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
     reference.trainer.validate(reference.lightning_module, reference.data, verbose=False)
@@ -56,7 +56,7 @@ def alone(run, config, folder):
 
 def test_results_are_those_of_each_by_itself(runs, tmp_path):
     names = ["lora", "detector", "larger", "boxes", "frozen"]
-    groups = group_by_image_size(candidates(runs, *names))
+    groups = group_by_image_size(eval_specs(runs, *names))
     assert [[one.name for one in group] for group in groups] == [["lora", "detector", "boxes", "frozen"], ["larger"]]
     for group in groups:
         evaluation = build_evaluation(group, tmp_path / "together")
@@ -65,7 +65,7 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
             evaluation.run.trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
         assert counts == {"stem": 3, "block": 3}, "once for each of three batches"
         for one in group:
-            results, found = alone(runs / one.name, one.config, tmp_path / one.name)
+            results, found = evaluate_one(runs / one.name, one.config, tmp_path / one.name)
             assert evaluation.results[one.name] == results
             assert evaluation.evaluators[one.name].predictions == found and any(found.values()), "no predictions"
             assert ("mask" in results) == (one.name != "boxes")
@@ -86,18 +86,18 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
         (["detector", "elsewhere"], "different backbone weights: .*detector.*, .*elsewhere"),
     ],
 )
-def test_what_does_not_go_together(runs, names, says):
+def test_incomparable_adapters_are_refused(runs, names, says):
     with pytest.raises(UserError, match=says) as refused:
-        candidates(runs, *names)
+        eval_specs(runs, *names)
     assert len(refused.value.messages) == 1 and "\n" not in str(refused.value)
 
 
-def test_what_is_given_settles_it(runs):
+def test_overrides_make_adapters_comparable(runs):
     given = ["dataset.val_images=3", "trainer.precision=32", "dataset.val_short_side=64"]
-    assert len(group_by_image_size(candidates(runs, "detector", "fewer", "larger", given=given))) == 1
+    assert len(group_by_image_size(eval_specs(runs, "detector", "fewer", "larger", given=given))) == 1
 
 
-def test_shares_of_processes_are_gathered_by_name():
+def test_states_of_ranks_are_merged_by_name():
     def evaluators():
         return MultiEvaluator({name: MeanIoU(["sky", "road"]) for name in ("one", "other")})
 
