@@ -24,7 +24,7 @@ from e3va_cli.utils.environment import is_out_of_memory
 
 
 class EvalModel(Protocol):
-    """What an evaluation uses of a model: a `DenseModel`, or several as one, whose predictions fit the evaluator."""
+    """Interface of a model for evaluation: a `DenseModel`, or several models combined into one."""
 
     def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Sequence[Any]:
         """Return the predictions for each image: uint8 (B, 3, H, W) padded from `image_sizes`."""

@@ -118,7 +118,7 @@ class E3VA(FrozenBackbone):
 
 
 class Highway(Protocol):
-    """What `forward_shared_backbone` uses of an extractor; all members as in `E3VA`."""
+    """Interface of an extractor for `forward_shared_backbone`; attributes as in `E3VA`."""
 
     backbone: ResidualBackbone
     adapters: Any
