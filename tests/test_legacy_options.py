@@ -14,9 +14,9 @@ from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.overrides import overrides_of_config
 from e3va_cli.config.run_config import missing_options, to_dict, with_older_options
 from e3va_cli.data import DATASET_FORMATS
-from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import build_trained_meta_model, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
-from e3va_cli.export.description import describe
+from e3va_cli.export.config_builder import build_adapter_config
 from e3va_cli.models.heads import HEADS
 from e3va_cli.training.checkpoints import METADATA_KEY, read_checkpoint
 from tests.export.crafted_runs import SEGMENTER, aged, craft
@@ -54,11 +54,11 @@ def test_what_is_older_is_filled_in_where_it_was(config: Callable[..., Any], dat
 def test_an_exported_adapter(tmp_path: Path) -> None:
     old_head = ["head.p6_from=p5", "head.exact_anchors=false"]
     trained = read_checkpoint_or_adapter(str(craft(tmp_path / "run", *VOC, *old_head)), "checkpoint")
-    description = describe(trained, outlined(trained), tmp_path / "run")
+    description = build_adapter_config(trained, build_trained_meta_model(trained), tmp_path / "run")
     description["config"] = aged(description["config"])
     description["head"] = description["config"]["head"]
-    write_adapter(tmp_path / "old", trained.state, description, precision="fp32")
-    read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").about["config"]["dataset"]
+    write_adapter(tmp_path / "old", trained.state_dict, description, precision="fp32")
+    read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").metadata["config"]["dataset"]
     assert (read["intensity_range"], read["encoding"]) == ([0.0, 65_535.0], "latin-1")
     words = with_saved_config("evaluate", ["checkpoint=old"], str(tmp_path / "old"))
     assert set(words) >= OLD and "dataset.num_classes=null" in words
@@ -66,7 +66,7 @@ def test_an_exported_adapter(tmp_path: Path) -> None:
 
 def test_a_run_folder(tmp_path: Path) -> None:
     run = craft(tmp_path / "run", *VOC)
-    made = read_checkpoint_or_adapter(str(run), "checkpoint").about["config"]
+    made = read_checkpoint_or_adapter(str(run), "checkpoint").metadata["config"]
     for config in (made, aged(made)):
         assert bool(missing_options(config)) == (config is not made)
         (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -84,11 +84,11 @@ def under_former_names(value: Any) -> Any:
 
 def test_an_adapter_under_former_names(tmp_path: Path) -> None:
     trained = read_checkpoint_or_adapter(str(craft(tmp_path / "run", *WINDOWS)), "checkpoint")
-    description = under_former_names(describe(trained, outlined(trained), tmp_path / "run"))
+    description = under_former_names(build_adapter_config(trained, build_trained_meta_model(trained), tmp_path / "run"))
     assert description["head"]["window"] == 64
-    write_adapter(tmp_path / "old", trained.state, description, precision="fp32")
-    read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").about
-    assert (read["config"], read["head"]) == (trained.about["config"], trained.about["head"])
+    write_adapter(tmp_path / "old", trained.state_dict, description, precision="fp32")
+    read = read_checkpoint_or_adapter(str(tmp_path / "old"), "checkpoint").metadata
+    assert (read["config"], read["head"]) == (trained.metadata["config"], trained.metadata["head"])
     overrides = with_saved_config("evaluate", ["checkpoint=old"], str(tmp_path / "old"))
     assert set(overrides) >= CURRENT - {"trainer.max_nonfinite_steps=3"}
 
@@ -99,7 +99,7 @@ def test_a_run_under_former_names(tmp_path: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
     config = content[METADATA_KEY]["config"]
     torch.save({**content, METADATA_KEY: under_former_names(content[METADATA_KEY])}, checkpoint)
-    assert read_checkpoint_or_adapter(str(run), "checkpoint").about["config"] == config
+    assert read_checkpoint_or_adapter(str(run), "checkpoint").metadata["config"] == config
     assert read_checkpoint(checkpoint)[METADATA_KEY]["head"] == config["head"]
     (run / "config.yaml").write_text(yaml.safe_dump(under_former_names(config)))
     assert set(with_saved_config("train", [f"resume={run}"], str(run))) >= CURRENT

@@ -21,9 +21,9 @@ from PIL import Image
 from e3va_cli import cli, load_adapter
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import build_trained_meta_model, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
-from e3va_cli.export.description import describe
+from e3va_cli.export.config_builder import build_adapter_config
 from e3va_cli.models.backbones.weights import read_state_dict
 from e3va_cli.training.checkpoints import read_checkpoint
 from tests.export.crafted_runs import SMALL, craft
@@ -68,7 +68,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     run = craft(folder / "run", *SMALL)
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    write_adapter(folder / "adapter", trained.state, describe(trained, outlined(trained), run), "fp32")
+    write_adapter(
+        folder / "adapter",
+        trained.state_dict,
+        build_adapter_config(trained, build_trained_meta_model(trained), run),
+        "fp32",
+    )
     return folder
 
 
@@ -212,7 +217,12 @@ def test_an_export_tells_nothing_of_the_machine(place: Path, monkeypatch: pytest
     monkeypatch.setenv("SECRET", "hunter2")
     (place / "run/.hydra/overrides.yaml").write_text(json.dumps(["seed='${oc.env:SECRET}'"]))
     trained = read_checkpoint_or_adapter("run", "checkpoint")
-    write_adapter(place / "new", trained.state, describe(trained, outlined(trained), place / "run"), "fp32")
+    write_adapter(
+        place / "new",
+        trained.state_dict,
+        build_adapter_config(trained, build_trained_meta_model(trained), place / "run"),
+        "fp32",
+    )
     assert not [file for file in (place / "new").iterdir() if b"hunter2" in file.read_bytes()]
 
 
@@ -241,7 +251,7 @@ def test_a_checkpoint_names_no_other_file(key: str, value: Any, place: Path) -> 
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
         load_adapter("run")
     with pytest.raises(UserError, match=NOT_AN_ARCHITECTURE):
-        outlined(read_checkpoint_or_adapter("run", "checkpoint"))
+        build_trained_meta_model(read_checkpoint_or_adapter("run", "checkpoint"))
     assert not (place / TOUCHED).exists()
 
 
@@ -265,17 +275,17 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a sparse weight": (lambda c: c["state_dict"].update(a=torch.ones(1).to_sparse()), "no state_dict of tensors"),
     "a weight of no values": (lambda c: c["state_dict"].update(a=SHAPE), "no state_dict of tensors"),
     "no steps": (emptied("global_step"), "no global_step"),
-    "no classes": (emptied("e3va", "classes"), "classes is no list"),
-    "classes of numbers": (lambda c: c["e3va"].update(classes=[1, 2, 3, 4, 5]), "classes[0] is of the wrong type"),
+    "no classes": (emptied("e3va", "classes"), "classes is not a list"),
+    "classes of numbers": (lambda c: c["e3va"].update(classes=[1, 2, 3, 4, 5]), "classes[0] has the wrong type"),
     "a class that moves the cursor": (
         lambda c: c["e3va"]["classes"].insert(0, "\x1b[2J"),
-        "'\\x1b[2J', which is no name",
+        "'\\x1b[2J', which is not a printable name",
     ),
-    "no configuration": (emptied("e3va", "config"), "config is of the wrong type"),
-    "no backbone": (emptied("e3va", "config", "backbone"), "config.backbone is of the wrong type"),
+    "no configuration": (emptied("e3va", "config"), "config has the wrong type"),
+    "no backbone": (emptied("e3va", "config", "backbone"), "config.backbone has the wrong type"),
     "no data set": (lambda c: c["e3va"]["config"].pop("dataset"), "config.dataset is missing"),
     "another head": (lambda c: c["e3va"]["config"]["head"].update(name="x"), "no such head"),
-    "a look-up": (lambda c: c["e3va"]["config"]["dataset"].update(metric="${oc.env:HOME}"), "no plain text"),
+    "a look-up": (lambda c: c["e3va"]["config"]["dataset"].update(metric="${oc.env:HOME}"), "has an interpolation"),
 }
 
 

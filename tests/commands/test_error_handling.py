@@ -132,7 +132,7 @@ def test_memory_in_the_commands_that_only_look(config, tmp_path, monkeypatch):
     def fail(*args, **options):
         raise NO_MEMORY
 
-    monkeypatch.setattr(evaluate, "read_candidates", fail)
+    monkeypatch.setattr(evaluate, "read_eval_specs", fail)
     with pytest.raises(UserError, match=r"in the evaluation .*2\.00 GiB.*data\.val_batch_size=1"):
         evaluate.run(config("checkpoint=x", command="evaluate"), folder=Path())
     monkeypatch.setattr(predict, "load_adapters", fail)

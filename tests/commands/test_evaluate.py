@@ -11,9 +11,9 @@ from PIL import Image
 from e3va_cli.commands import evaluate
 from e3va_cli.commands.saved_config import referenced_runs, with_saved_config
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import build_trained_meta_model, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
-from e3va_cli.export.description import describe
+from e3va_cli.export.config_builder import build_adapter_config
 from tests.export.crafted_runs import craft
 
 TINY = ["dataset.train_images=4", "dataset.val_images=3", "data.val_batch_size=2", "head.box.score_threshold=0.01"]
@@ -32,9 +32,9 @@ def crafted(folder, *words, **options):
     run = craft(folder / "run", *words, **options)
     OmegaConf.save(OmegaConf.create(list(words)), run / ".hydra" / "overrides.yaml")
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    description = describe(trained, outlined(trained), run)
+    description = build_adapter_config(trained, build_trained_meta_model(trained), run)
     OmegaConf.save(OmegaConf.create({**description["config"], "resume": None}), run / "config.yaml")
-    write_adapter(folder / "adapter", trained.state, description, "fp32")
+    write_adapter(folder / "adapter", trained.state_dict, description, "fp32")
     return run, folder / "adapter"
 
 
@@ -120,7 +120,7 @@ def test_overrides_of_an_adapter_from_elsewhere_are_not_composed(tmp_path):
     assert not any("hydra" in word for word in words)
     content["config"]["dataset"]["metric"] = "${oc.env:HOME}"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="no plain text"):
+    with pytest.raises(UserError, match="has an interpolation"):
         on_top(adapter, "checkpoint=x")
 
 
@@ -165,7 +165,7 @@ def test_several_by_the_command(e3va, tmp_path):
     """A run and the adapter exported from it: they have the same results, each in a folder of its own."""
     places = ",".join(map(str, crafted(tmp_path, *TINY, "trainer.accelerator=cpu", tens=False)))
     done = e3va("evaluate", f"checkpoint=[{places}]", "hydra.run.dir=out", "trainer.accelerator=cpu")
-    assert "run, adapter: in one pass of the backbone" in done.stdout
+    assert "run, adapter: one shared backbone pass" in done.stdout
     assert "run, mask" in done.stdout and "adapter, box" in done.stdout
     out = tmp_path / "out"
     names = {"metrics.json", "detections.json", "precision_recall.png", "predictions.png"}

@@ -56,7 +56,7 @@ def test_export_move_evaluate(short_run, e3va, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"output": "taken"}, "taken: there is something already"),
+        ({"output": "taken"}, "taken: exists already"),
         ({"output": None}, "output: the name of a folder is needed"),
         ({"checkpoint": "empty"}, "checkpoint=empty: an empty folder, not a run"),
         ({"checkpoint": "nowhere"}, "checkpoint=nowhere: no such run folder"),

@@ -148,8 +148,8 @@ def test_what_is_said_about_passes(runs, photos, tmp_path, capsys):
     checkpoints = f"checkpoint=[{runs}/shapes,{tmp_path}/lora,{runs}/scenes]"
     run(checkpoints, f"input={photos}/one.png", f"output={tmp_path}/a", "save_images=false")
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("shapes, scenes: in one pass") for line in lines)
-    assert any(line.startswith("lora: on a backbone of its own, which adapter=lora changes") for line in lines)
+    assert any(line.startswith("shapes, scenes: one shared backbone pass") for line in lines)
+    assert any(line.startswith("lora: separate backbone, as adapter=lora changes its features") for line in lines)
 
 
 def test_a_photo_is_predicted_as_a_viewer_shows_it(runs, photos, tmp_path):
@@ -193,7 +193,7 @@ def test_nothing_to_do_is_exit_code_2(e3va, runs, tmp_path):
     [
         (["checkpoint=[]"], "at least one"),
         (["checkpoint=nowhere"], "checkpoint=nowhere: no such"),
-        (["input=[]"], "nothing to do"),
+        (["input=[]"], "no input"),
         (["backbone.weights=none.pth"], "no such file: none.pth"),
     ],
 )
@@ -213,7 +213,7 @@ def test_other_backbones_are_refused(runs, photos, tmp_path):
 def test_nothing_is_overwritten(runs, photos, tmp_path):
     words = [f"checkpoint={runs}/shapes", f"input={photos}"]
     before = (photos / "one.png").read_bytes()
-    with pytest.raises(UserError, match=r"one\.png is there already"):
+    with pytest.raises(UserError, match=r"one\.png exists already"):
         run(*words, f"output={photos}")
     assert (photos / "one.png").read_bytes() == before and files(photos) == {
         "one.png",
@@ -222,10 +222,10 @@ def test_nothing_is_overwritten(runs, photos, tmp_path):
         "y/one.jpg",
     }
     run(*words, f"output={tmp_path}/found")
-    with pytest.raises(UserError, match=r"predictions\.json is there already"):
+    with pytest.raises(UserError, match=r"predictions\.json exists already"):
         run(*words, f"output={tmp_path}/found")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot create the folder"):
         run(*words, f"output={tmp_path}/file")
 
 
@@ -265,12 +265,12 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 def test_label_maps_of_many_classes_have_16_bits(tmp_path):
     from e3va_cli.inference.prediction import ImagePrediction
-    from e3va_cli.inference.prediction_files import PredictionFiles
+    from e3va_cli.inference.prediction_writer import PredictionWriter
 
     labels = np.array([[1, 255, 256, 300]], dtype=np.int16)
     about = {"name": "a", "task": "segmentation", "path": "p", "classes": [], "category_ids": list(range(1, 301))}
     adapter = type("Adapter", (), about)
-    output = PredictionFiles(tmp_path, [tmp_path / "x.jpg"], [adapter], score_threshold=0, save_images=False)
+    output = PredictionWriter(tmp_path, [tmp_path / "x.jpg"], [adapter], score_threshold=0, save_images=False)
     classes = tuple(map(str, range(1, 301)))
     output.add(0, {"a": ImagePrediction(np.zeros((1, 4, 3), np.uint8), 4, 1, classes, labels=labels)})
     assert np.asarray(Image.open(tmp_path / "labels" / "x.png")).tolist() == labels.tolist()

@@ -15,9 +15,9 @@ from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.commands.train import write_config
 from e3va_cli.config.composition import load_config
 from e3va_cli.config.run_config import COMMANDS, to_dict, typed
-from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import build_trained_meta_model, read_checkpoint_or_adapter
 from e3va_cli.export.adapter_folder import write_adapter
-from e3va_cli.export.description import describe
+from e3va_cli.export.config_builder import build_adapter_config
 from tests.export.crafted_runs import craft
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -74,7 +74,9 @@ def test_an_evaluation_is_that_of_the_run(
     if exported:
         trained = read_checkpoint_or_adapter(str(run), "checkpoint")
         place = tmp_path / "adapter"
-        write_adapter(place, trained.state, describe(trained, outlined(trained), run), "fp32")
+        write_adapter(
+            place, trained.state_dict, build_adapter_config(trained, build_trained_meta_model(trained), run), "fp32"
+        )
     before = to_dict(load_config("train", ["optimizer.lr=2e-3"]))
     request.getfixturevalue("other_defaults")
     found = to_dict(composed("evaluate", with_saved_config("evaluate", [f"checkpoint={place}"], str(place))))

@@ -1,4 +1,4 @@
-"""Run folders as `e3va train` leaves them, with random weights instead of trained ones: made in a moment."""
+"""Run folders as `e3va train` writes them, with random weights: no training needed."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import yaml
 from e3va_cli.commands.saved_config import with_saved_config
 from e3va_cli.config.run_config import LegacyWarning
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_checkpoint import build_trained_backbone, build_trained_model, read_checkpoint_or_adapter
 from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.models.necks.rescale import Rescale
 from e3va_cli.training.checkpoints import METADATA_KEY, check_metadata
@@ -51,7 +51,7 @@ def old(request, tmp_path, old_run):
 
 def features(place):
     trained = read_checkpoint_or_adapter(str(place), "checkpoint")
-    model = build_trained(trained, *backbone_of(trained))
+    model = build_trained_model(trained, *build_trained_backbone(trained))
     images = torch.rand(1, 3, 120, 104, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.extractor(images)
@@ -86,7 +86,7 @@ def test_an_old_run_resumes_as_it_began(old_run):
 @pytest.mark.filterwarnings("ignore::e3va_cli.config.run_config.LegacyWarning")
 def test_old_and_new_adapters_do_not_share_a_pass(old_run, tmp_path):
     new = craft(tmp_path / "new_run", *SMALL)
-    with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); use them"):
+    with pytest.raises(UserError, match=r"pad_before_shift: .*old.*\(false\), .*\(true\); run them"):
         load_adapters([old_run, new])
     load_adapters([old_run, shutil.copytree(old_run, tmp_path / "another")])
 
@@ -106,7 +106,7 @@ def test_weights_older_than_the_neck_have_the_default_one(tmp_path, exported, re
         torch.save(content, place / "checkpoints" / "last.ckpt")
         (place / "config.yaml").write_text(yaml.safe_dump(content[METADATA_KEY]["config"]))
     trained = read_checkpoint_or_adapter(str(place), "checkpoint")
-    model = build_trained(trained, *build_trained_backbone(trained))
+    model = build_trained_model(trained, *build_trained_backbone(trained))
     assert trained.config.neck == "rescale" and type(model.rescale) is Rescale
     assert "neck='rescale'" in with_saved_config("evaluate", [], str(place))
     about = {**trained.about, "config": {**trained.about["config"], "neck": "simple_pyramid"}}

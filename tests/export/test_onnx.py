@@ -13,8 +13,8 @@ from e3va_cli.commands import export
 from e3va_cli.config.composition import validate_overrides
 from e3va_cli.errors import UserError
 from e3va_cli.export import onnx as deployment
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
-from e3va_cli.export.onnx import Format, ParityError, export_dense, require_exportable
+from e3va_cli.export.adapter_checkpoint import build_trained_backbone, build_trained_model, read_checkpoint_or_adapter
+from e3va_cli.export.onnx import Format, ParityError, check_export_options, export_model
 from tests.export.crafted_runs import CLASSES, SEGMENTER, SMALL, craft
 
 HEIGHT, WIDTH = 96, 128
@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 def load(run):
     trained = read_checkpoint_or_adapter(str(run), "checkpoint")
-    return build_trained(trained, *backbone_of(trained))
+    return build_trained_model(trained, *build_trained_backbone(trained))
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_onnx_computes_what_prediction_uses(runs, images, tmp_path, name):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, path = load(runs / name), tmp_path / "model.onnx"
     batch, padded = images
-    exported = export_dense(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, about={"classes": ["a"]})
+    exported = export_model(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, metadata={"classes": ["a"]})
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"], "one file, weights included"
-    assert 0 < exported.difference < TOLERANCE < exported.largest
+    assert 0 < exported.max_difference < TOLERANCE < exported.max_magnitude
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     assert (given.name, given.type, given.shape) == ("images", "tensor(float)", ["batch", 3, HEIGHT, WIDTH])
@@ -132,12 +132,12 @@ def wrong(model, by):
 def test_a_file_that_computes_something_else_is_not_kept(runs, monkeypatch, tmp_path, by):
     model, path = load(runs / "segmenter"), tmp_path / "model.pt2"
     monkeypatch.setitem(deployment.FORMATS, ".pt2", wrong(model, by))
-    with pytest.raises(ParityError, match=r"not made: it differs from PyTorch by up to (0\.01|nan)"):
-        export_dense(model, path, (HEIGHT, WIDTH), tolerance=0.001, about={})
+    with pytest.raises(ParityError, match=r"not written: its outputs differ from PyTorch's by up to (0\.01|nan)"):
+        export_model(model, path, (HEIGHT, WIDTH), tolerance=0.001, metadata={})
     assert not list(tmp_path.iterdir())
     if by == by:
-        exported = export_dense(model, path, (HEIGHT, WIDTH), tolerance=0.02, about={})
-        assert exported.difference == pytest.approx(by, rel=1e-3) and path.read_bytes() == b"x"
+        exported = export_model(model, path, (HEIGHT, WIDTH), tolerance=0.02, metadata={})
+        assert exported.max_difference == pytest.approx(by, rel=1e-3) and path.read_bytes() == b"x"
 
 
 def test_the_command_then_exits_with_1(runs, config, monkeypatch, tmp_path, capsys):
@@ -155,19 +155,22 @@ def test_a_missing_package_is_one_line(monkeypatch, package):
     for name in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None if name == package else sys)
     with pytest.raises(UserError) as refused:
-        require_exportable(Path("model.onnx"), [HEIGHT, WIDTH])
+        check_export_options(Path("model.onnx"), [HEIGHT, WIDTH])
     (line,) = str(refused.value).splitlines()
     assert package in line and "pip install '.[onnx]'" in line
-    require_exportable(Path("model.pt2"), [HEIGHT, WIDTH])
+    check_export_options(Path("model.pt2"), [HEIGHT, WIDTH])
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["output=model.pt2"], r"image_size: needed as \[height,width\]"),
-        (["output=model.pt2", "image_size=[100,128]"], r"image_size=\[100, 128\]: multiples of 32"),
-        (["output=model.pt", "image_size=[96,128]"], r"output=model\.pt: a name that ends in \.onnx or \.pt2"),
-        (["output=old.pt2", "image_size=[96,128]"], r"output=old\.pt2: there is something already"),
+        (["output=model.pt2"], r"image_size: required; set it to \[height,width\]"),
+        (["output=model.pt2", "image_size=[100,128]"], r"image_size=\[100, 128\]: must be multiples of 32"),
+        (
+            ["output=model.pt", "image_size=[96,128]"],
+            r"output=model\.pt: unknown format; use a name that ends in \.onnx or \.pt2",
+        ),
+        (["output=old.pt2", "image_size=[96,128]"], r"output=old\.pt2: exists already"),
         (["output=null", "image_size=[96,128]"], "output: the name of a file is needed"),
     ],
 )
@@ -193,13 +196,13 @@ def test_more_than_an_onnx_file_can_hold(runs, monkeypatch, tmp_path):
             raise message.EncodeError("Failed to serialize proto")
 
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: Program())
-    with pytest.raises(UserError, match=r"more than 2 GiB, .* write a \.pt2") as refused:
-        export_dense(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, about={})
+    with pytest.raises(UserError, match=r"exceeds 2 GiB, .* export to \.pt2") as refused:
+        export_model(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, metadata={})
     assert len(refused.value.messages) == 1
     monkeypatch.setattr(torch.onnx, "export", None)
-    monkeypatch.setattr(deployment, "ONNX_BYTES", 10**6)
-    with pytest.raises(UserError, match="more than 2 GiB"):  # before the export, which takes long
-        export_dense(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, about={})
+    monkeypatch.setattr(deployment, "MAX_ONNX_BYTES", 10**6)
+    with pytest.raises(UserError, match="exceeds 2 GiB"):  # before the export, which takes long
+        export_model(model, path, (HEIGHT, WIDTH), tolerance=TOLERANCE, metadata={})
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Several adapters on one pass over the data: the results of each by itself, and what cannot be measured together."""
+"""Evaluate several adapters together: the results of each by itself, and adapters that are refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from e3va_cli.config.composition import load_config
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation.mean_iou import MeanIoU
-from e3va_cli.export.adapter_checkpoint import load_trained, read_checkpoint_or_adapter
-from e3va_cli.inference.evaluation import MultiEvaluator, build_evaluation, by_image_size, read_candidates
+from e3va_cli.export.adapter_checkpoint import load_trained_weights, read_checkpoint_or_adapter
+from e3va_cli.inference.evaluation import MultiEvaluator, build_evaluation, group_by_image_size, read_eval_specs
 from e3va_cli.models.heads import Segmentation
 from e3va_cli.training.run import build_run
 from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
@@ -41,22 +41,22 @@ def configured(*words):
     return load_config("evaluate", ["checkpoint=x", *words])
 
 
-def candidates(runs, *names, given=()):
+def eval_specs(runs, *names, given=()):
     configs = [configured(*ADAPTERS.get(name, ADAPTERS["detector"]), *given) for name in names]
-    return read_candidates([str(runs / name) for name in names], configs)
+    return read_eval_specs([str(runs / name) for name in names], configs)
 
 
-def alone(run, config, folder):
-    """Results and findings of a run by training's own evaluation."""
+def evaluate_one(run, config, folder):
+    """Return the results and predictions of a run, evaluated by itself."""
     reference = build_run(config, folder, evaluate_only=True)
-    load_trained(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
+    load_trained_weights(reference.model, read_checkpoint_or_adapter(str(run), "checkpoint"))
     reference.trainer.validate(reference.lightning_module, reference.data, verbose=False)
     return reference.lightning_module.results, reference.lightning_module.evaluator.predictions
 
 
 def test_results_are_those_of_each_by_itself(runs, tmp_path):
     names = ["lora", "detector", "larger", "boxes", "frozen"]
-    groups = by_image_size(candidates(runs, *names))
+    groups = group_by_image_size(eval_specs(runs, *names))
     assert [[one.name for one in group] for group in groups] == [["lora", "detector", "boxes", "frozen"], ["larger"]]
     for group in groups:
         evaluation = build_evaluation(group, tmp_path / "together")
@@ -65,7 +65,7 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
             evaluation.run.trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
         assert counts == {"stem": 3, "block": 3}, "once for each of three batches"
         for one in group:
-            results, found = alone(runs / one.name, one.config, tmp_path / one.name)
+            results, found = evaluate_one(runs / one.name, one.config, tmp_path / one.name)
             assert evaluation.results[one.name] == results
             assert evaluation.evaluators[one.name].predictions == found and any(found.values()), "no predictions"
             assert ("mask" in results) == (one.name != "boxes")
@@ -75,26 +75,29 @@ def test_results_are_those_of_each_by_itself(runs, tmp_path):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["detector", "segmenter"], "detector and segmenter .* dataset=shapes does not suit head=upernet of segmenter"),
-        (["segmenter", "boxes"], "segmenter and boxes .* dataset=ade20k does not suit head=retinanet of boxes"),
+        (
+            ["detector", "segmenter"],
+            "detector and segmenter .* dataset=shapes does not have .* for head=upernet of segmenter",
+        ),
+        (["segmenter", "boxes"], "segmenter and boxes .* dataset=ade20k does not have .* for head=retinanet of boxes"),
         (["detector", "fewer"], "dataset.val_images=5 and dataset.val_images=4, trainer.precision=32 and trainer.prec"),
-        (["detector", "fewer"], "give dataset.val_images=, trainer.precision= for both"),
-        (["detector", "tens"], "detector and tens .* other category ids"),
-        (["detector", "elsewhere"], "backbones of other weights: .*detector.*, .*elsewhere"),
+        (["detector", "fewer"], "set dataset.val_images=, trainer.precision= for both"),
+        (["detector", "tens"], "detector and tens .* different category ids"),
+        (["detector", "elsewhere"], "different backbone weights: .*detector.*, .*elsewhere"),
     ],
 )
-def test_what_does_not_go_together(runs, names, says):
+def test_incomparable_adapters_are_refused(runs, names, says):
     with pytest.raises(UserError, match=says) as refused:
-        candidates(runs, *names)
+        eval_specs(runs, *names)
     assert len(refused.value.messages) == 1 and "\n" not in str(refused.value)
 
 
-def test_what_is_given_settles_it(runs):
+def test_overrides_make_adapters_comparable(runs):
     given = ["dataset.val_images=3", "trainer.precision=32", "dataset.val_short_side=64"]
-    assert len(by_image_size(candidates(runs, "detector", "fewer", "larger", given=given))) == 1
+    assert len(group_by_image_size(eval_specs(runs, "detector", "fewer", "larger", given=given))) == 1
 
 
-def test_shares_of_processes_are_gathered_by_name():
+def test_states_of_ranks_are_merged_by_name():
     def evaluators():
         return MultiEvaluator({name: MeanIoU(["sky", "road"]) for name in ("one", "other")})
 

@@ -16,11 +16,11 @@ from torchvision.transforms.v2.functional import resize
 
 import e3va_cli
 from e3va_cli.errors import UserError
-from e3va_cli.inference.images import as_image
+from e3va_cli.inference.images import to_image
+from e3va_cli.inference.loaded_adapter import unique_names
 from e3va_cli.inference.prediction import Detection, ImagePrediction
 from e3va_cli.inference.predictor import Predictor, load_adapter, load_adapters
 from e3va_cli.inference.shared_backbone import predict_shared
-from e3va_cli.inference.shared_passes import unique_names
 from tests.conftest import QUICK
 from tests.export.crafted_runs import SEGMENTER, SMALL, counted, craft
 
@@ -102,7 +102,9 @@ def test_what_cannot_share_a_pass_runs_by_itself(runs, picture):
         ["full"],
         ["larger"],
     ]
-    assert "adapter=lora" in adapters["lora"].alone and "windows" in adapters["windows"].alone
+    assert (
+        "adapter=lora" in adapters["lora"].exclusive_reason and "sliding window" in adapters["windows"].exclusive_reason
+    )
     backbones = {name: adapter.model.extractor.backbone for name, adapter in adapters.items()}
     assert backbones["windows"] is backbones["detector"] is backbones["segmenter"] is backbones["larger"]
     assert len({id(backbone) for backbone in backbones.values()}) == 3
@@ -158,7 +160,7 @@ def test_a_segmentation_is_of_the_size_of_the_image(runs, picture):
     assert found.labels.shape == (150, 200) and found.labels.dtype == np.int16 and not found.detections
     scale = min(96 / 150, 128 / 200)
     size = [int(150 * scale), int(200 * scale)]
-    pixels = resize(as_image(picture), size, antialias=True)
+    pixels = resize(to_image(picture), size, antialias=True)
     padded = torch.zeros(1, 3, 96, 128, dtype=torch.uint8)
     padded[0, :, : size[0], : size[1]] = pixels
     scores = predictor.adapter.model.predict(padded, [tuple(size)])[0].scores[None]
@@ -185,7 +187,7 @@ def test_kinds_of_images(runs, picture):
 def test_grey_and_palette_images_are_rgb():
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
     for given in (grey, Image.fromarray(grey), Image.fromarray(grey).convert("P")):
-        assert torch.equal(as_image(given), torch.from_numpy(grey).expand(3, 3, 4)), type(given)
+        assert torch.equal(to_image(given), torch.from_numpy(grey).expand(3, 3, 4)), type(given)
 
 
 @pytest.mark.parametrize(
@@ -198,12 +200,12 @@ def test_grey_and_palette_images_are_rgb():
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\(4, 4, 3\)"),
         (np.zeros((4, 4), np.int64), "int64"),
         ("nowhere.png", "no such image"),
-        (7, "int is no image"),
+        (7, "int is not an image"),
     ],
 )
 def test_what_is_no_image_is_refused(given, says):
     with pytest.raises(UserError, match=says):
-        as_image(given)
+        to_image(given)
 
 
 def test_pictures(runs, picture):
@@ -282,7 +284,7 @@ def test_predictions_are_computed_in_the_runs_precision(precision, picture, tmp_
     exact = craft(tmp_path / "exact", *SMALL, "head.box.score_threshold=0.01")
     together, other = load_adapters([run], device="cpu"), load_adapters([exact], device="cpu")
     (adapter,) = together.adapters
-    raw, _ = adapter.resize(as_image(picture), {})
+    raw, _ = adapter.resize(to_image(picture), {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (expected,) = adapter.model.predict(raw[None], [tuple(raw.shape[-2:])])
     scores = sorted(d.score for d in together.predict(picture, score_threshold=0.01)["half"].detections)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from e3va_cli.inference.shared_passes import Adapter
+from e3va_cli.inference.loaded_adapter import LoadedAdapter
 
 console = Console(highlight=False, soft_wrap=True, emoji=False)
 
@@ -112,10 +112,10 @@ def as_list(value: Any) -> list[str]:
     return [str(one) for one in (value if isinstance(value, list) else [value])]
 
 
-def print_passes(passes: Iterable[Sequence[Adapter]]) -> None:
-    """Print a line for each pass of the backbone that an image takes, with the adapters that share it."""
+def print_passes(passes: Iterable[Sequence[LoadedAdapter]]) -> None:
+    """Print a line for each forward pass of the backbone, with the adapters that share it."""
     for adapters in passes:
         names, resize = ", ".join(adapter.name for adapter in adapters), adapters[0].resize
-        sharing = "in one pass of the backbone" if len(adapters) > 1 else "a pass of its own"
-        sides = f"images of short side {resize.size} and long side up to {resize.max_size}"
-        console.print(f"{names}: {adapters[0].alone or f'{sharing}, for {sides}'}", markup=False)
+        sharing = "one shared backbone pass" if len(adapters) > 1 else "separate backbone pass"
+        sides = f"short side {resize.size}, long side up to {resize.max_size} pixels"
+        console.print(f"{names}: {adapters[0].exclusive_reason or f'{sharing}, {sides}'}", markup=False)

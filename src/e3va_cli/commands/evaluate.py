@@ -14,8 +14,9 @@ from e3va_cli.config.run_config import EvaluateConfig
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.detection_limit import detection_limit_warning
-from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, by_image_size, read_candidates
-from e3va_cli.inference.shared_passes import Adapter, group_by_input
+from e3va_cli.inference.evaluation import EvalSpec, Evaluation, build_evaluation, group_by_image_size, read_eval_specs
+from e3va_cli.inference.loaded_adapter import LoadedAdapter
+from e3va_cli.inference.shared_backbone import group_by_input
 from e3va_cli.runs.folder import METRICS, PREDICTIONS_PLOT
 from e3va_cli.utils.files import make_subfolder, write_json
 
@@ -33,25 +34,25 @@ def run(config: EvaluateConfig, *others: EvaluateConfig, folder: Path) -> Result
         raise UserError("trainer.limit_val_batches=0: nothing to measure; give a number of batches, or null for all")
     paths = as_list(config.checkpoint)
     with friendly_errors(folder, evaluation_oom_message):
-        return measure(read_candidates(paths, [config, *others]), folder)
+        return measure(read_eval_specs(paths, [config, *others]), folder)
 
 
-def measure(candidates: list[EvalSpec], folder: Path) -> Results:
-    """Evaluate candidates, those of one image size together, and print the results."""
+def measure(specs: list[EvalSpec], folder: Path) -> Results:
+    """Evaluate adapters, those of one image size together, and print the results."""
     files: dict[str, dict[str, str]] = {}
-    results: Results = {one.name: None for one in candidates}  # in this order
+    results: Results = {one.name: None for one in specs}  # in this order
     limits: list[str | None] = []
-    for group in by_image_size(candidates):
+    for group in group_by_image_size(specs):
         evaluation = build_evaluation(group, folder)
         trainer = evaluation.run.trainer
-        if trainer.is_global_zero and len(candidates) > 1:
+        if trainer.is_global_zero and len(specs) > 1:
             print_passes(group_by_input(evaluation.adapters))
         if trainer.is_global_zero:
             print_warnings([shared_memory_note(group[0].config, evaluates=True)])
         trainer.validate(evaluation.run.lightning_module, evaluation.run.data, verbose=False)
         if trainer.is_global_zero:
             results |= evaluation.results
-            places = {one.name: folder if len(candidates) == 1 else folder / one.name for one in evaluation.adapters}
+            places = {one.name: folder if len(specs) == 1 else folder / one.name for one in evaluation.adapters}
             files |= {one.name: save(evaluation, one, places[one.name]) for one in evaluation.adapters}
             limits += [detection_limit_warning(evaluation.run.val, one.config.head) for one in evaluation.adapters]
     if trainer.is_global_zero:
@@ -59,7 +60,7 @@ def measure(candidates: list[EvalSpec], folder: Path) -> Results:
     return results
 
 
-def save(evaluation: Evaluation, adapter: Adapter, folder: Path) -> dict[str, str]:
+def save(evaluation: Evaluation, adapter: LoadedAdapter, folder: Path) -> dict[str, str]:
     """Write the files of one adapter's evaluation, and return a description of each by file name."""
     make_subfolder(folder)
     evaluator, val = evaluation.evaluators[adapter.name], evaluation.run.val

@@ -8,8 +8,8 @@ from pathlib import Path
 from e3va_cli.commands.console import console
 from e3va_cli.config.run_config import ExportConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import backbone_of, build_trained, read_checkpoint_or_adapter
-from e3va_cli.export.onnx import Exported, ParityError, export_dense, require_exportable
+from e3va_cli.export.adapter_checkpoint import build_trained_backbone, build_trained_model, read_checkpoint_or_adapter
+from e3va_cli.export.onnx import ExportResult, ParityError, check_export_options, export_model
 
 MB = 10**6
 
@@ -19,27 +19,29 @@ def run(config: ExportConfig) -> None:
     if not config.output:
         raise UserError("output: the name of a file is needed")
     path = Path(config.output)
-    height, width = require_exportable(path, config.image_size)
-    trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
-    model = build_trained(trained, *backbone_of(trained, **vars(config.backbone)))
-    about = {
-        "classes": trained.about["classes"],
-        "category_ids": trained.about["category_ids"],
+    height, width = check_export_options(path, config.image_size)
+    checkpoint = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
+    model = build_trained_model(checkpoint, *build_trained_backbone(checkpoint, **vars(config.backbone)))
+    metadata = {
+        "classes": checkpoint.metadata["classes"],
+        "category_ids": checkpoint.metadata["category_ids"],
         "padding": model.mean.flatten().tolist(),
     }
     try:
-        exported = export_dense(model, path, (height, width), tolerance=config.tolerance, about=about)
+        exported = export_model(model, path, (height, width), tolerance=config.tolerance, metadata=metadata)
     except ParityError as error:
         print(f"e3va: error: {error}", file=sys.stderr)
         sys.exit(1)
     print_summary(path, (height, width), exported)
 
 
-def print_summary(path: Path, image_size: tuple[int, int], exported: Exported) -> None:
+def print_summary(path: Path, image_size: tuple[int, int], exported: ExportResult) -> None:
     """Print file size, input, outputs and the largest difference from PyTorch."""
     height, width = image_size
     console.print(f"{path}: {path.stat().st_size / MB:,.1f} MB", markup=False)
     console.print(f"  in   images     float32 (batch, 3, {height}, {width}), RGB of 0 to 255")
     for name, (_, *shape) in exported.outputs.items():
         console.print(f"  out  {name:<10} float32 (batch, {', '.join(map(str, shape))})")
-    console.print(f"Largest difference from PyTorch: {exported.difference:.1e}, of values up to {exported.largest:.1f}")
+    console.print(
+        f"Largest difference from PyTorch: {exported.max_difference:.1e}, of values up to {exported.max_magnitude:.1f}"
+    )

@@ -8,9 +8,9 @@ from e3va_cli.commands.console import console
 from e3va_cli.commands.run_summary import PLACEHOLDER, needed_to_evaluate, print_command
 from e3va_cli.config.run_config import ExportAdapterConfig, RunConfig
 from e3va_cli.errors import UserError
-from e3va_cli.export.adapter_checkpoint import outlined, read_checkpoint_or_adapter
-from e3va_cli.export.adapter_folder import require_new, write_adapter
-from e3va_cli.export.description import describe
+from e3va_cli.export.adapter_checkpoint import build_trained_meta_model, read_checkpoint_or_adapter
+from e3va_cli.export.adapter_folder import check_output_folder, write_adapter
+from e3va_cli.export.config_builder import build_adapter_config
 from e3va_cli.runs.folder import ADAPTER_CARD, ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_checkpoint
 from e3va_cli.utils.environment import MIB
 from e3va_cli.utils.text import pluralize
@@ -28,11 +28,11 @@ def run(config: ExportAdapterConfig) -> None:
         raise UserError("output: the name of a folder is needed")
     folder = Path(config.output)
     run_folder, _ = find_checkpoint(config.checkpoint, "checkpoint")
-    require_new(folder)
-    trained = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
-    description = describe(trained, outlined(trained), run_folder)
-    write_adapter(folder, trained.state, description, config.precision)
-    print_summary(folder, description["parameters"], trained.config)
+    check_output_folder(folder)
+    checkpoint = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
+    adapter_config = build_adapter_config(checkpoint, build_trained_meta_model(checkpoint), run_folder)
+    write_adapter(folder, checkpoint.state_dict, adapter_config, config.precision)
+    print_summary(folder, adapter_config["parameters"], checkpoint.config)
 
 
 def print_summary(folder: Path, counts: dict[str, int], config: RunConfig) -> None:

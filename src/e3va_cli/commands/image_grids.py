@@ -10,9 +10,9 @@ from torch import Tensor
 
 from e3va_cli.data import DenseDataset, collate
 from e3va_cli.errors import UserError
-from e3va_cli.inference.images import as_image
-from e3va_cli.inference.prediction import prediction_of
-from e3va_cli.inference.predictor import LEAST_SCORE
+from e3va_cli.inference.images import to_image
+from e3va_cli.inference.prediction import build_image_prediction
+from e3va_cli.inference.predictor import SCORE_THRESHOLD
 from e3va_cli.models.model import DenseModel
 from e3va_cli.visualization.drawing import draw_detections, grid, save_png, to_pil
 from e3va_cli.visualization.segmentation import draw_segmentation
@@ -47,10 +47,15 @@ def draw_predictions(model: DenseModel, dataset: DenseDataset, evaluated: int, c
         size = (image.shape[1], image.shape[2])
         batch = collate([(image, target)]).to(device)
         (found,) = model.predict(batch.images, batch.image_sizes)
-        prediction = prediction_of(
-            found, image, size, classes=dataset.classes, category_ids=dataset.category_ids, score_threshold=LEAST_SCORE
+        prediction = build_image_prediction(
+            found,
+            image,
+            size,
+            classes=dataset.classes,
+            category_ids=dataset.category_ids,
+            score_threshold=SCORE_THRESHOLD,
         )
-        drawn.append(as_image(prediction.draw()))
+        drawn.append(to_image(prediction.draw()))
     return _save(drawn, path)
 
 

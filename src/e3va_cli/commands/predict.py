@@ -17,7 +17,7 @@ from e3va_cli.data.images.reading import RawImage, read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.inference.image_inputs import find_images
 from e3va_cli.inference.prediction import ImagePrediction
-from e3va_cli.inference.prediction_files import PREDICTIONS, PredictionFiles
+from e3va_cli.inference.prediction_writer import PREDICTIONS, PredictionWriter
 from e3va_cli.inference.predictor import load_adapters
 from e3va_cli.runs.folder import make_unique_folder
 from e3va_cli.utils.terminal import TerminalProgress
@@ -50,7 +50,7 @@ def _predict(config: PredictConfig, files: Sequence[Path]) -> Iterator[tuple[Pat
     device = DEVICES[config.accelerator]
     together = load_adapters(as_list(config.checkpoint), device=device, option="checkpoint", **vars(config.backbone))
     folder = Path(config.output) if config.output else make_unique_folder(Path(RUNS) / f"{datetime.now():{NAME}}")
-    output = PredictionFiles(
+    output = PredictionWriter(
         folder, files, together.adapters, score_threshold=config.score_threshold, save_images=config.save_images
     )
     for adapter in together.adapters:

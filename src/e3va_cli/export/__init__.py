@@ -1,1 +1,1 @@
-"""What was trained, as a thing to keep, pass on and use."""
+"""Export of trained models: adapter folders, ONNX and torch.export."""

@@ -1,4 +1,4 @@
-"""What was trained, wherever it lies, and the model that it makes of its backbone."""
+"""Trained weights from a checkpoint or an exported adapter, and the model that they are loaded into."""
 
 from __future__ import annotations
 
@@ -11,132 +11,155 @@ from torch import Tensor
 
 from e3va_cli.config.run_config import RunConfig, from_dict, warn_of_legacy_options, with_older_options
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.export.adapter_config import ABOUT_FORM, about_mistakes
+from e3va_cli.export.adapter_config import METADATA_SCHEMA, metadata_errors
 from e3va_cli.export.adapter_folder import read_adapter
+from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import BackboneFingerprint, ResidualBackbone, build_backbone
 from e3va_cli.models.model import DenseModel, build_from_backbone, build_meta_model
 from e3va_cli.runs.folder import ADAPTER_CONFIG, find_adapter_folder, find_checkpoint
 from e3va_cli.training.checkpoints import METADATA_KEY, MODEL_PREFIX, check_metadata, check_state_dict, read_checkpoint
 
-EXTRACTOR = "extractor."  # what names begin with of what was trained on the backbone: adapters and output norms
+EXTRACTOR_PREFIX = "extractor."  # of the weights of adapters and output norms, as opposed to neck and head
 
 
 @dataclass(frozen=True)
 class AdapterCheckpoint:
-    """Trained weights without their backbone.
+    """The trainable weights of a run, without its frozen backbone.
 
     Attributes:
-        path: the file or folder that they were read from.
-        about: what they belong to, plain: `backbone` (its identity), `adapter`, `head`, `classes`, `category_ids`, and
-            the `config` of the run.
-        state: the weights, by their names in a `DenseModel`.
-        steps: optimizer steps that made them.
+        path: of the checkpoint or the adapter folder.
+        metadata: as `build_metadata` returns it: `backbone` (its fingerprint), `adapter`, `head`, `classes`,
+            `category_ids` and `config`.
+        state_dict: the weights, by their names in a `DenseModel`.
+        steps: number of optimizer steps.
     """
 
     path: Path
-    about: dict[str, Any]
-    state: dict[str, Tensor]
+    metadata: dict[str, Any]
+    state_dict: dict[str, Tensor]
     steps: int = 0
 
     @cached_property
     def config(self) -> RunConfig:
-        """Of the run."""
-        return from_dict(self.about["config"])
+        """Return the configuration of the run."""
+        return from_dict(self.metadata["config"])
+
+    @property
+    def shares_backbone(self) -> bool:
+        """Return whether the tuning method leaves the backbone's activations unchanged, so that models can share it."""
+        return METHODS[self.config.adapter.name].shares_backbone
 
 
 def read_checkpoint_or_adapter(given: str, option: str) -> AdapterCheckpoint:
-    """What was trained, from a run folder (its last checkpoint), a checkpoint in it, or an exported adapter.
+    """Read a run folder (its last checkpoint), a checkpoint in it, or an exported adapter.
+
+    Args:
+        given: its path.
+        option: name of the option in error messages.
 
     Raises:
-        UserError: there is none, or it is damaged; names `option`.
+        UserError: the path does not exist, or the files are damaged or inconsistent.
     """
     folder = find_adapter_folder(given)
     if folder is not None:
-        config, state = read_adapter(folder)
-        trained = AdapterCheckpoint(folder, _about(folder, config), state, config["steps"])
-        model = outlined(trained)
-        check_state_dict(trained.state, model, folder)
+        config, state_dict = read_adapter(folder)
+        checkpoint = AdapterCheckpoint(folder, _current_metadata(folder, config), state_dict, config["steps"])
+        model = build_trained_meta_model(checkpoint)
+        check_state_dict(state_dict, model, folder)
         backbone = model.extractor.backbone
         if config["normalisation"] != {"mean": list(backbone.mean), "std": list(backbone.std)}:
             raise UserError(
-                f"{folder / ADAPTER_CONFIG}: normalisation is not that of {config['backbone']['timm_name']} here; "
-                f"use timm {config['versions'].get('timm')}, which it was trained with"
+                f"{folder / ADAPTER_CONFIG}: normalisation differs from that of {config['backbone']['timm_name']} in "
+                f"the installed timm; install timm {config['versions'].get('timm')}, which it was trained with"
             )
-        return trained
+        return checkpoint
     _, path = find_checkpoint(given, option)
     content = read_checkpoint(path)
-    state = {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
-    if found := next(about_mistakes(content[METADATA_KEY]), None):
-        raise UserError(f"{path}: {found}; it is not as `e3va train` wrote it")
-    trained = AdapterCheckpoint(path, _about(path, content[METADATA_KEY]), state, content["global_step"])
-    check_state_dict(trained.state, outlined(trained), path)
-    return trained
+    state_dict = {name.removeprefix(MODEL_PREFIX): value for name, value in content["state_dict"].items()}
+    if error := next(metadata_errors(content[METADATA_KEY]), None):
+        raise UserError(f"{path}: invalid metadata: {error}; use a checkpoint as written by `e3va train`")
+    metadata = _current_metadata(path, content[METADATA_KEY])
+    checkpoint = AdapterCheckpoint(path, metadata, state_dict, content["global_step"])
+    check_state_dict(state_dict, build_trained_meta_model(checkpoint), path)
+    return checkpoint
 
 
-def _about(place: Path, saved: dict[str, Any]) -> dict[str, Any]:
-    """What weights belong to, with the options that are younger than they are."""
-    warn_of_legacy_options(place, saved["config"])
+def _current_metadata(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved metadata, with the former defaults of options that were added since."""
+    warn_of_legacy_options(path, saved["config"])
     config = with_older_options(saved["config"])
-    about = {key: saved[key] for key in ABOUT_FORM}
-    return {**about, "config": config, "adapter": config["adapter"], "head": config["head"]}
+    metadata = {key: saved[key] for key in METADATA_SCHEMA}
+    return {**metadata, "config": config, "adapter": config["adapter"], "head": config["head"]}
 
 
-def backbone_of(
-    trained: AdapterCheckpoint, *, weights: str | None = None, pretrained: bool | None = None
+def build_trained_backbone(
+    checkpoint: AdapterCheckpoint, *, weights: str | None = None, pretrained: bool | None = None
 ) -> tuple[ResidualBackbone, BackboneFingerprint]:
-    """The backbone that the weights were trained on.
+    """Build the backbone that the weights were trained on.
 
     Args:
-        weights: their file, where it has moved.
-        pretrained: whether to fetch timm's in place of the run's own.
+        checkpoint: of the run.
+        weights: file of the backbone's weights, if it has moved.
+        pretrained: override of the run's `backbone.pretrained`.
 
     Raises:
-        UserError: its weights cannot be had, or are others than the run's.
+        UserError: the backbone's weights cannot be loaded, or differ from the run's.
     """
-    own = replace(trained.config.backbone, compile=False)  # which pays over many steps
+    options = replace(checkpoint.config.backbone, compile=False)  # compiling takes longer than a few forward passes
     if weights is not None:
-        own = replace(own, weights=weights, pretrained=bool(pretrained))
+        options = replace(options, weights=weights, pretrained=bool(pretrained))
     elif pretrained is not None:
-        own = replace(own, pretrained=pretrained, weights=None if pretrained else own.weights)
-    backbone, identity = build_backbone(own)
-    require_same_backbone(trained, identity)
+        options = replace(options, pretrained=pretrained, weights=None if pretrained else options.weights)
+    backbone, identity = build_backbone(options)
+    check_backbone(checkpoint, identity)
     return backbone, identity
 
 
-def require_same_backbone(trained: AdapterCheckpoint, identity: BackboneFingerprint) -> None:
-    """Raises UserError unless this is the backbone that the weights were trained on."""
-    check_metadata({METADATA_KEY: trained.about}, trained.path, {**trained.about, "backbone": vars(identity)})
-
-
-def build_trained(trained: AdapterCheckpoint, backbone: ResidualBackbone, identity: BackboneFingerprint) -> DenseModel:
-    """The trained model on its backbone, in eval mode. Methods that leave a backbone as it is can share one.
+def check_backbone(checkpoint: AdapterCheckpoint, identity: BackboneFingerprint) -> None:
+    """Check that the weights were trained on this backbone.
 
     Raises:
-        UserError: weights are missing, too many, or of other sizes.
+        UserError: the architecture, the weights or the options of the backbone differ.
     """
-    model = build_from_backbone(trained.config, backbone, identity, len(trained.about["classes"]))
-    load_trained(model, trained)
+    metadata = {**checkpoint.metadata, "backbone": vars(identity)}
+    check_metadata({METADATA_KEY: checkpoint.metadata}, checkpoint.path, metadata)
+
+
+def build_trained_model(
+    checkpoint: AdapterCheckpoint, backbone: ResidualBackbone, identity: BackboneFingerprint
+) -> DenseModel:
+    """Build the trained model on a backbone, in eval mode.
+
+    Models can share one backbone if `shares_backbone` is true for each.
+
+    Raises:
+        UserError: weights are missing or unexpected, or have another shape or type.
+    """
+    model = build_from_backbone(checkpoint.config, backbone, identity, len(checkpoint.metadata["classes"]))
+    load_trained_weights(model, checkpoint)
     return model.eval()
 
 
-def load_trained(model: DenseModel, trained: AdapterCheckpoint) -> None:
-    """Put the weights into a model, in its own precision.
+def load_trained_weights(model: DenseModel, checkpoint: AdapterCheckpoint) -> None:
+    """Copy the weights into a model, cast to its dtypes.
 
     Raises:
-        UserError: weights are missing, too many, or of other sizes.
+        UserError: weights are missing or unexpected, or have another shape or type.
     """
-    check_state_dict(trained.state, model, trained.path)
-    model.load_state_dict(trained.state, strict=False)
+    check_state_dict(checkpoint.state_dict, model, checkpoint.path)
+    model.load_state_dict(checkpoint.state_dict, strict=False)
 
 
-def outlined(trained: AdapterCheckpoint) -> DenseModel:
-    """The trained model as shapes only.
+def build_trained_meta_model(checkpoint: AdapterCheckpoint) -> DenseModel:
+    """Build the model on the meta device, without weights.
 
     Raises:
-        UserError: its configuration, which may come from anywhere, is of no model that can be built.
+        UserError: no model can be built from the configuration, which comes from an untrusted file.
     """
     try:
-        return build_meta_model(trained.config, num_classes=len(trained.about["classes"]))
-    except Exception as error:  # what timm, torch and torchvision raise of values that make no sense
+        return build_meta_model(checkpoint.config, num_classes=len(checkpoint.metadata["classes"]))
+    except Exception as error:  # timm, torch and torchvision raise many types for invalid values
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{trained.path}: its configuration is of no model that can be built ({reason})") from None
+        raise UserError(
+            f"{checkpoint.path}: no model can be built from its configuration ({reason}); export or train again"
+        ) from None

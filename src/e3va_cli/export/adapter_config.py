@@ -1,4 +1,4 @@
-"""`adapter_config.json`: read from anywhere, so taken for data and checked before anything is made of it."""
+"""Read and validate `adapter_config.json`, an untrusted file, before a model is built from it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from e3va_cli.utils.text import is_printable_name, shorten
 
 FORMAT = "e3va-adapter"
 VERSION = 1
-ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
+METADATA_SCHEMA: dict[str, Any] = {  # [type] is a list of any length
     "backbone": {"name": str, "timm_name": str, "weights": str, "fingerprint": str},
     "adapter": dict,
     "head": dict,
@@ -38,10 +38,10 @@ ABOUT_FORM: dict[str, Any] = {  # a list of one stands for a list of any length
     "category_ids": [int],
     "config": dict,
 }
-SINGLE_OPTIONS = {"neck": str, "seed": int, "num_visualizations": int}  # that are in no group
-CONFIG_FORM = {one.name: SINGLE_OPTIONS.get(one.name, dict) for one in fields(RunConfig)}
-FORM: dict[str, Any] = {
-    **ABOUT_FORM,
+UNGROUPED = {"neck": str, "seed": int, "num_visualizations": int}  # options that are in no group
+CONFIG_SCHEMA = {one.name: UNGROUPED.get(one.name, dict) for one in fields(RunConfig)}
+SCHEMA: dict[str, Any] = {
+    **METADATA_SCHEMA,
     "format": str,
     "format_version": int,
     "image_size": dict,
@@ -53,117 +53,118 @@ FORM: dict[str, Any] = {
     "overrides": [str],
     "weights": {"sha256": str, "bytes": int, "precision": str},
 }
-LATER_OPTIONS = ("backbone", "adapter", "head", "data", "optimizer", "schedule", "trainer")
-"""Where an option may be missing: one that is newer than the run. Building the model tells if it was needed."""
-DIGEST = re.compile(r"[0-9a-f]{64}")
-HUB_WEIGHTS = ("pretrained", "file", "random")
+# Their options may be missing if they were added after the run; building the model fails if one is required.
+EXTENSIBLE_GROUPS = ("backbone", "adapter", "head", "data", "optimizer", "schedule", "trainer")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHT_SOURCES = ("pretrained", "file", "random")
 
 
 def config_digest(config: dict[str, Any]) -> str:
-    """SHA-256 of everything but the entry on the weights' file, which holds this digest."""
+    """Return the SHA-256 of all entries but `weights`, whose file has this digest in its metadata."""
     covered = {key: value for key, value in config.items() if key != "weights"}
     return hashlib.sha256(json.dumps(covered, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the checked content of a folder's `adapter_config.json` under current option names; as `read_written`."""
-    return metadata_in_current_names(read_written(folder))
+    """Return the content of `adapter_config.json` under current option names; raises as `read_raw_config`."""
+    return metadata_in_current_names(read_raw_config(folder))
 
 
-def read_written(folder: Path) -> dict[str, Any]:
-    """Return the checked content of a folder's `adapter_config.json` as written, which its digest covers.
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """Return the validated content of `adapter_config.json` as written, which its digest covers.
 
     Raises:
-        UserError: there is none, or it is not what an export writes; one line with the first thing that is wrong.
+        UserError: it is missing or invalid; one line with the first error.
     """
     path = folder / ADAPTER_CONFIG
     if not path.is_file():
-        raise UserError(f"{folder}: no {ADAPTER_CONFIG} in it; copy the whole exported folder")
+        raise UserError(f"{folder}: {ADAPTER_CONFIG} is missing; copy the whole exported folder")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); export the adapter again") from None
+        raise UserError(f"{path}: not valid JSON ({first_line(error)}); export the adapter again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path}: not written by `e3va export-adapter`: its format is not {FORMAT!r}")
+        raise UserError(
+            f"{path}: not an exported adapter: its format is not {FORMAT!r}; use the output of `e3va export-adapter`"
+        )
     if content.get("format_version") != VERSION:
         raise UserError(
             f"{path}: format_version {content.get('format_version')!r}, but this e3va reads {VERSION}; "
-            "use the e3va that wrote it, or export the adapter again"
+            "use the version of e3va that wrote it, or export the adapter again"
         )
-    found = next(_mistakes(metadata_in_current_names(content)), None)
-    if found:
-        raise UserError(f"{path}: {found}; it is not as `e3va export-adapter` wrote it")
+    if message := next(_content_errors(metadata_in_current_names(content)), None):
+        raise UserError(f"{path}: {message}; export the adapter again")
     return content
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
 
 
-def _mistakes(content: dict[str, Any]) -> Iterator[str]:
-    """What is wrong, most basic first: a later check relies on the earlier ones."""
-    yield from _of_another_form(content, FORM)
-    yield from about_mistakes({key: content[key] for key in ABOUT_FORM})
-    if not DIGEST.fullmatch(content["weights"]["sha256"]):
-        yield "weights.sha256 is no SHA-256"
+def _content_errors(content: dict[str, Any]) -> Iterator[str]:
+    """Yield errors; a later check assumes that the earlier ones found none, so stop at the first."""
+    yield from _schema_errors(content, SCHEMA)
+    yield from metadata_errors({key: content[key] for key in METADATA_SCHEMA})
+    if not SHA256.fullmatch(content["weights"]["sha256"]):
+        yield "weights.sha256 is not a SHA-256"
     if content["weights"]["precision"] not in EXPORT_PRECISIONS:
-        yield f"weights.precision is none of {', '.join(EXPORT_PRECISIONS)}"
+        yield f"weights.precision is not one of {', '.join(EXPORT_PRECISIONS)}"
     for key in ("mean", "std"):
         if len(content["normalisation"][key]) != 3:
-            yield f"normalisation.{key} has not one number for each of red, green and blue"
+            yield f"normalisation.{key} must have 3 numbers, for RGB"
 
 
-def about_mistakes(content: Any) -> Iterator[str]:
-    """What is wrong with what trained weights belong to, as it stands in a checkpoint or an exported adapter."""
-    yield from _of_another_form(content, ABOUT_FORM)
+def metadata_errors(content: Any) -> Iterator[str]:
+    """Yield errors of the metadata of a checkpoint or an exported adapter; stop at the first, as `_content_errors`."""
+    yield from _schema_errors(content, METADATA_SCHEMA)
     backbone, config = content["backbone"], content["config"]
-    yield from _of_another_kind(config)
-    if backbone["weights"] not in HUB_WEIGHTS:
-        yield f"backbone.weights is none of {', '.join(HUB_WEIGHTS)}"
-    if not DIGEST.fullmatch(backbone["fingerprint"]):
-        yield "backbone.fingerprint is no SHA-256"
+    yield from _config_errors(config)
+    if backbone["weights"] not in WEIGHT_SOURCES:
+        yield f"backbone.weights is not one of {', '.join(WEIGHT_SOURCES)}"
+    if not SHA256.fullmatch(backbone["fingerprint"]):
+        yield "backbone.fingerprint is not a SHA-256"
     if not content["classes"]:
         yield "classes is empty"
     if wrong := [name for name in content["classes"] if not is_printable_name(name)]:
-        yield f"classes has {shorten(wrong[0])}, which is no name"
+        yield f"classes has {shorten(wrong[0])}, which is not a printable name"
     if not len(content["classes"]) == len(content["category_ids"]) == len(set(content["category_ids"])):
-        yield "category_ids has not one number of its own for each class"
+        yield "category_ids must have one unique number per class"
     for part in ("adapter", "head"):
         if content[part] != config[part]:
-            yield f"{part} and config.{part} contradict each other"
+            yield f"{part} and config.{part} differ"
     for key in ("name", "timm_name"):
         if backbone[key] != config["backbone"][key]:
-            yield f"backbone.{key} and config.backbone.{key} contradict each other"
+            yield f"backbone.{key} and config.backbone.{key} differ"
 
 
-def _of_another_form(value: Any, form: Any, at: str = "") -> Iterator[str]:
-    """Keys and types of JSON that are not those of `form`."""
-    if isinstance(form, dict):
+def _schema_errors(value: Any, schema: Any, at: str = "") -> Iterator[str]:
+    """Yield keys of a JSON value that are missing or unknown in `schema`, and values of other types."""
+    if isinstance(schema, dict):
         if not isinstance(value, dict):
-            yield f"{at or 'the whole'} is no object"
+            yield f"{at or 'the content'} is not an object"
             return
-        for wrong, keys in (("is missing", form.keys() - value.keys()), ("is unknown", value.keys() - form.keys())):
+        for error, keys in (("is missing", schema.keys() - value.keys()), ("is unknown", value.keys() - schema.keys())):
             for key in sorted(keys):
-                yield f"{at}{'.' if at else ''}{key} {wrong}"
-        for key in form:
-            yield from _of_another_form(value[key], form[key], f"{at}{'.' if at else ''}{key}")
-    elif isinstance(form, list):
+                yield f"{at}{'.' if at else ''}{key} {error}"
+        for key in schema:
+            yield from _schema_errors(value[key], schema[key], f"{at}{'.' if at else ''}{key}")
+    elif isinstance(schema, list):
         if not isinstance(value, list):
-            yield f"{at} is no list"
+            yield f"{at} is not a list"
             return
         for index, entry in enumerate(value):
-            yield from _of_another_form(entry, form[0], f"{at}[{index}]")
-    elif isinstance(value, bool) or not isinstance(value, (int, float) if form is float else form):
-        yield f"{at} is of the wrong type ({type(value).__name__})"
+            yield from _schema_errors(entry, schema[0], f"{at}[{index}]")
+    elif isinstance(value, bool) or not isinstance(value, (int, float) if schema is float else schema):
+        yield f"{at} has the wrong type ({type(value).__name__})"
 
 
-def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
-    """Parts of the run's configuration that the schema does not allow."""
+def _config_errors(config: dict[str, Any]) -> Iterator[str]:
+    """Yield errors of the run's configuration: keys, types and values of options."""
     older = {key: value for key, value, _ in older_options(RunConfig, config)}
-    yield from _of_another_form({**older, **config}, CONFIG_FORM, "config")
-    for at, text in _texts(config, "config"):
-        if "${" in text:  # would be looked up in the environment
-            yield f"{at} is no plain text"
+    yield from _schema_errors({**older, **config}, CONFIG_SCHEMA, "config")
+    for at, text in _strings(config, "config"):
+        if "${" in text:  # OmegaConf would read environment variables
+            yield f"{at} has an interpolation ${{...}}, which is not allowed"
     config = with_older_options(config)
     for group, options in config.items():
         if not isinstance(options, dict):
@@ -178,32 +179,32 @@ def _of_another_kind(config: dict[str, Any]) -> Iterator[str]:
             yield f"config.{group}: {first_line(error)}"
             return
         missing = sorted(OmegaConf.missing_keys(typed)) or sorted(set(typed) - options.keys())
-        if group in LATER_OPTIONS:
+        if group in EXTENSIBLE_GROUPS:
             missing = [key for key in missing if "." in key]
         if missing:
             yield f"config.{group}.{missing[0]} is missing"
             return
-        if _differs(OmegaConf.to_container(typed), options):
+        if _was_converted(OmegaConf.to_container(typed), options):
             yield f"config.{group} has values of the wrong type"
             return
     yield from (f"config.{error}" for error in errors_in(structured(config)) if not error.endswith(NEEDED))
 
 
-def _differs(typed: Any, given: Any) -> bool:
-    """Whether what is given was changed to make it fit its type."""
+def _was_converted(typed: Any, given: Any) -> bool:
+    """Return whether a value was converted to fit its type."""
     if isinstance(typed, dict) and isinstance(given, dict):
-        return any(_differs(typed[key], value) for key, value in given.items())
+        return any(_was_converted(typed[key], value) for key, value in given.items())
     return bool(typed != given)
 
 
-def _texts(value: Any, at: str) -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, keys included, with its place."""
+def _strings(value: Any, at: str) -> Iterator[tuple[str, str]]:
+    """Yield the strings of a JSON value, keys included, with their locations."""
     if isinstance(value, str):
         yield at, value
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield at, key
-            yield from _texts(inner, f"{at}.{key}")
+            yield from _strings(inner, f"{at}.{key}")
     elif isinstance(value, list):
         for inner in value:
-            yield from _texts(inner, at)
+            yield from _strings(inner, at)

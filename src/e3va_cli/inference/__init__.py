@@ -1,1 +1,1 @@
-"""Trained adapters at work: on one image or many, one adapter or several on one pass of the backbone."""
+"""Inference and evaluation with trained adapters, of which several can share one forward pass of the backbone."""

@@ -1,6 +1,6 @@
-"""Evaluation of trained adapters on the same images, with one pass of their backbone for all that can share it.
+"""Evaluate several trained adapters on the same images, with one forward pass of the backbone where they can share it.
 
-Several are evaluated as one model with one evaluator, so that training's own evaluation serves them.
+They are combined into one model and one evaluator, so that the validation loop of training evaluates them.
 """
 
 from __future__ import annotations
@@ -8,220 +8,221 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 
 from e3va_cli.config.run_config import RunConfig, to_dict
-from e3va_cli.data import DATASET_FORMATS, Batch, Target
+from e3va_cli.data import DATASET_FORMATS, Target
 from e3va_cli.data.segmentation_transforms import SegmentationTransforms
 from e3va_cli.data.transforms import DetectionTransforms
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import Evaluator, Results, build_evaluator
-from e3va_cli.export.adapter_checkpoint import AdapterCheckpoint, load_trained, read_checkpoint_or_adapter
-from e3va_cli.inference.predictor import require_one_backbone
-from e3va_cli.inference.shared_backbone import can_share_backbone
-from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, image_size, names_of
+from e3va_cli.export.adapter_checkpoint import AdapterCheckpoint, load_trained_weights, read_checkpoint_or_adapter
+from e3va_cli.inference.loaded_adapter import LoadedAdapter, adapter_names, image_size
+from e3va_cli.inference.predictor import check_same_backbone
+from e3va_cli.inference.shared_backbone import Predictions, group_by_input, predict_group
 from e3va_cli.models.backbones import build_backbone
-from e3va_cli.models.heads import HEADS
+from e3va_cli.models.heads import HEADS, Detections, Segmentation
 from e3va_cli.models.model import DenseModel, build_from_backbone
 from e3va_cli.training.checkpoints import METADATA_KEY, build_metadata, check_metadata
 from e3va_cli.training.run import TrainingRun, build_run
 
-OPTION = "checkpoint"
+OPTION = "checkpoint"  # name of the option in error messages
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What is to be evaluated: trained weights, what they are called, and the configuration of the evaluation."""
+    """An adapter to evaluate: its name, its weights, and the configuration of the evaluation."""
 
     name: str
-    trained: AdapterCheckpoint
+    checkpoint: AdapterCheckpoint
     config: RunConfig
-
-    @property
-    def can_share_backbone(self) -> bool:
-        """Whether others can use the same backbone."""
-        return can_share_backbone(self.config.adapter.name)
 
 
 class MultiModel(nn.Module):
-    """Adapters that want images of one size as one model: it finds in an image what each of them finds, by name."""
+    """Adapters that use images of the same size as one model, which returns the predictions of each by name."""
 
-    def __init__(self, adapters: Sequence[Adapter]) -> None:
+    def __init__(self, adapters: Sequence[LoadedAdapter]) -> None:
         super().__init__()
         self.models = nn.ModuleList(adapter.model for adapter in adapters)
         self.passes = group_by_input(adapters)
 
-    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[dict[str, Found]]:
-        """As `DenseModel.predict`."""
-        found = find(self.passes, lambda _: Batch(images, image_sizes, []))
-        return [{name: of_all[index] for name, of_all in found.items()} for index in range(len(images))]
+    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> list[dict[str, Detections | Segmentation]]:
+        """Return the predictions for each image by adapter name; arguments as of `DenseModel.predict`."""
+        predictions: dict[str, Predictions] = {}
+        for adapters in self.passes:
+            predictions |= predict_group(adapters, images, image_sizes)
+        return [{name: of_images[index] for name, of_images in predictions.items()} for index in range(len(images))]
 
 
 class MultiEvaluator:
-    """The evaluators of several models as one (`metrics.Evaluator`); all that it takes and gives is by their names."""
+    """The evaluators of several adapters as one `Evaluator`; predictions, states and results are by adapter name."""
 
     def __init__(self, evaluators: dict[str, Evaluator]) -> None:
         self.evaluators = evaluators
-        name, first = next(iter(evaluators.items()))
-        self.first, self.monitor = first, f"{name}/{first.monitor}"
+        name, self.first = next(iter(evaluators.items()))
+        self.monitor = f"{name}/{self.first.monitor}"
 
     @property
     def num_images(self) -> int:
-        """Images that were given since the last reset; all evaluators get the same."""
+        """Return the number of images since the last reset, the same for all evaluators."""
         return self.first.num_images
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Discard all predictions."""
         for evaluator in self.evaluators.values():
             evaluator.reset()
 
-    def update(self, found: dict[str, Found], target: Target) -> None:
-        """Add what the models found in one image."""
+    def update(self, predictions: dict[str, Detections | Segmentation], target: Target) -> None:
+        """Add the predictions of all adapters for one image."""
         for name, evaluator in self.evaluators.items():
-            evaluator.update(found[name], target)
+            evaluator.update(predictions[name], target)
 
     def state(self) -> dict[str, Any]:
-        """What was collected."""
+        """Return the collected predictions in a form that can be pickled."""
         return {name: evaluator.state() for name, evaluator in self.evaluators.items()}
 
     def merge(self, states: Sequence[dict[str, Any]]) -> None:
-        """Take the shares of all processes."""
+        """Replace the collected predictions by those of all ranks, this one included."""
         for name, evaluator in self.evaluators.items():
             evaluator.merge([state[name] for state in states])
 
     def compute(self) -> Results:
-        """All results."""
+        """Return the results."""
         return {name: evaluator.compute() for name, evaluator in self.evaluators.items()}
 
     def log_dict(self, results: Results) -> dict[str, float]:
-        """Those that are worth a curve."""
+        """Return the results to log, named `adapter/metric`."""
         return {
-            f"{name}/{score}": value
+            f"{name}/{metric}": value
             for name, evaluator in self.evaluators.items()
-            for score, value in evaluator.log_dict(results[name]).items()
+            for metric, value in evaluator.log_dict(results[name]).items()
         }
 
     def save(self, folder: Path) -> dict[str, str]:
-        """The files of each evaluator, in a folder of its name."""
+        """Write the files of each evaluator to a subfolder; return a description of each by its relative path."""
         return {
-            f"{name}/{file}": what
+            f"{name}/{file}": description
             for name, evaluator in self.evaluators.items()
-            for file, what in evaluator.save(folder / name).items()
+            for file, description in evaluator.save(folder / name).items()
         }
 
 
-def read_candidates(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[EvalSpec]:
-    """What is to be evaluated together, on the data that the configurations agree on.
+def read_eval_specs(paths: Sequence[str], configs: Sequence[RunConfig]) -> list[EvalSpec]:
+    """Read adapters and check that they can be evaluated together.
 
     Args:
         paths: run folders, checkpoints in them, or exported adapters.
-        configs: of the evaluation of each.
+        configs: configuration of the evaluation of each.
 
     Raises:
-        UserError: something cannot be read, backbones differ, or one data set and one way to measure do not do for all.
+        UserError: a file cannot be read, or backbones, datasets or options of the evaluation differ.
     """
-    trained = [read_checkpoint_or_adapter(path, OPTION) for path in paths]
-    require_one_backbone(trained, OPTION)
-    candidates = [EvalSpec(*each) for each in zip(names_of(paths), trained, configs, strict=True)]
-    for other in candidates[1:]:
-        _require_together(candidates[0], other)
-    return candidates
+    checkpoints = [read_checkpoint_or_adapter(path, OPTION) for path in paths]
+    check_same_backbone(checkpoints, OPTION)
+    specs = [EvalSpec(*spec) for spec in zip(adapter_names(paths), checkpoints, configs, strict=True)]
+    for other in specs[1:]:
+        _check_comparable(specs[0], other)
+    return specs
 
 
-def _require_together(first: EvalSpec, other: EvalSpec) -> None:
+def _check_comparable(first: EvalSpec, other: EvalSpec) -> None:
     pair = f"{OPTION}: {first.name} and {other.name} cannot be evaluated together"
-    apart = "or evaluate them one at a time"
-    ours, theirs = measured_by(first.config), measured_by(other.config)
-    for one in (first, other):
-        if not HEADS[one.config.head.name].target_types <= DATASET_FORMATS[ours["dataset"]].target_types:
+    ours, theirs = evaluation_options(first.config), evaluation_options(other.config)
+    for spec in (first, other):
+        if not HEADS[spec.config.head.name].target_types <= DATASET_FORMATS[ours["dataset"]].target_types:
             raise UserError(
-                f"{pair}: they are measured on one data set, and dataset={ours['dataset']} does not suit "
-                f"head={one.config.head.name} of {one.name}; give one that suits both, {apart}"
+                f"{pair}: dataset={ours['dataset']} does not have the annotations for head={spec.config.head.name} of "
+                f"{spec.name}; set a dataset for both, or evaluate them one at a time"
             )
     differing = [key for key, value in ours.items() if theirs.get(key) != value]
     if "dataset" in differing:
-        differing = ["dataset"]  # whose options are its own
+        differing = ["dataset"]  # options differ by dataset format
     if differing:
         listed = ", ".join(f"{key}={ours[key]} and {key}={theirs[key]}" for key in differing)
-        raise UserError(f"{pair}: {listed}; give {', '.join(f'{key}=' for key in differing)} for both, {apart}")
+        keys = ", ".join(f"{key}=" for key in differing)
+        raise UserError(f"{pair}: {listed}; set {keys} for both, or evaluate them one at a time")
     for key in ("classes", "category_ids"):
-        if first.trained.about[key] != other.trained.about[key]:
-            raise UserError(f"{pair}: they were trained on other {key.replace('_', ' ')}; evaluate them one at a time")
+        if first.checkpoint.metadata[key] != other.checkpoint.metadata[key]:
+            name = key.replace("_", " ")
+            raise UserError(f"{pair}: they were trained on different {name}; evaluate them one at a time")
 
 
-def measured_by(config: RunConfig) -> dict[str, Any]:
-    """What any model's results depend on beside the model and the size of its images, by option."""
+def evaluation_options(config: RunConfig) -> dict[str, Any]:
+    """Return the options that affect results beside the model and its image size, by key."""
     dataset, trainer = config.dataset, config.trainer
     resizing = {
-        one.name
-        for kind in (DetectionTransforms, SegmentationTransforms)
-        if isinstance(dataset, kind)
-        for one in fields(kind)
+        field.name
+        for transforms in (DetectionTransforms, SegmentationTransforms)
+        if isinstance(dataset, transforms)
+        for field in fields(transforms)
     }
-    left_out = {"name", "num_classes", *resizing}
+    excluded = {"name", "num_classes", *resizing}
     return {
         "dataset": dataset.name,
-        **{f"dataset.{k}": v for k, v in to_dict(dataset).items() if k not in left_out and not k.startswith("train_")},
+        **{f"dataset.{k}": v for k, v in to_dict(dataset).items() if k not in excluded and not k.startswith("train_")},
         "data.val_batch_size": config.data.val_batch_size,
         "trainer.precision": trainer.precision,
         "trainer.limit_val_batches": trainer.limit_val_batches,
     }
 
 
-def by_image_size(candidates: Sequence[EvalSpec]) -> list[list[EvalSpec]]:
-    """Those that want images of the same size, together."""
+def group_by_image_size(specs: Sequence[EvalSpec]) -> list[list[EvalSpec]]:
+    """Group adapters that use images of the same size."""
     groups: dict[tuple[int, int], list[EvalSpec]] = {}
-    for candidate in candidates:
-        groups.setdefault(image_size(candidate.config), []).append(candidate)
+    for spec in specs:
+        groups.setdefault(image_size(spec.config), []).append(spec)
     return list(groups.values())
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A run whose validation measures several adapters; evaluators and results are by their names."""
+    """A run whose validation loop evaluates several adapters; evaluators are by adapter name."""
 
     run: TrainingRun
-    adapters: list[Adapter]
+    adapters: list[LoadedAdapter]
     evaluators: dict[str, Evaluator]
 
     @property
     def results(self) -> Results:
-        """Of each adapter, once they are measured."""
+        """Return the results by adapter name, after the validation."""
         assert self.run.lightning_module.results is not None
         return self.run.lightning_module.results
 
 
-def build_evaluation(candidates: Sequence[EvalSpec], folder: Path) -> Evaluation:
-    """The evaluation of candidates that want images of one size.
+def build_evaluation(specs: Sequence[EvalSpec], folder: Path) -> Evaluation:
+    """Build the evaluation of adapters that use images of the same size.
+
+    Args:
+        specs: the adapters.
+        folder: for the outputs.
 
     Raises:
-        UserError: data or weights of a backbone that cannot be used, or that what was trained does not fit.
+        UserError: the data or the backbone's weights cannot be used, or adapter weights do not fit the model.
     """
-    first = next((one for one in candidates if one.can_share_backbone), candidates[0])
+    first = next((spec for spec in specs if spec.checkpoint.shares_backbone), specs[0])
     run = build_run(first.config, folder, evaluate_only=True)
-    metric = first.config.dataset.metric
-    adapters: list[Adapter] = []
+    classes, category_ids = run.val.classes, run.val.category_ids
+    adapters: list[LoadedAdapter] = []
     evaluators: dict[str, Evaluator] = {}
-    for one in candidates:
-        is_first = one is first
-        model = run.model if is_first else _model(one, run)
-        about = build_metadata(model.identity, one.config, run.val.classes, run.val.category_ids)
-        check_metadata({METADATA_KEY: one.trained.about}, one.trained.path, about)
-        load_trained(model, one.trained)
-        adapters.append(Adapter(one.name, one.trained.path, model, one.config, run.val.classes, run.val.category_ids))
-        kinds = sorted(model.head.target_types)
-        evaluators[one.name] = run.lightning_module.evaluator if is_first else build_evaluator(metric, run.val, kinds)
-    run.lightning_module.model = cast(DenseModel, MultiModel(adapters))
+    for spec in specs:
+        model = run.model if spec is first else _build_model(spec, run)
+        metadata = build_metadata(model.identity, spec.config, classes, category_ids)
+        check_metadata({METADATA_KEY: spec.checkpoint.metadata}, spec.checkpoint.path, metadata)
+        load_trained_weights(model, spec.checkpoint)
+        adapters.append(LoadedAdapter(spec.name, spec.checkpoint.path, model, spec.config, classes, category_ids))
+        target_types = sorted(model.head.target_types)
+        evaluators[spec.name] = build_evaluator(first.config.dataset.metric, run.val, target_types)
+    run.lightning_module.model = MultiModel(adapters)
     run.lightning_module.evaluator = MultiEvaluator(evaluators)
     return Evaluation(run, adapters, evaluators)
 
 
-def _model(candidate: EvalSpec, run: TrainingRun) -> DenseModel:
-    """The model of a candidate, on the backbone of the run's own model if both leave it as it is."""
-    if candidate.can_share_backbone:
+def _build_model(spec: EvalSpec, run: TrainingRun) -> DenseModel:
+    """Build the model of an adapter, on the backbone of the run's own model if they can share it."""
+    if spec.checkpoint.shares_backbone:
         backbone, identity = run.model.extractor.backbone, run.model.identity
     else:
-        backbone, identity = build_backbone(candidate.config.backbone)
-    return build_from_backbone(candidate.config, backbone, identity, len(run.val.classes))
+        backbone, identity = build_backbone(spec.config.backbone)
+    return build_from_backbone(spec.config, backbone, identity, len(run.val.classes))

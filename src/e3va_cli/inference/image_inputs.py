@@ -1,4 +1,4 @@
-"""The image files that an `input=` option means."""
+"""Find the image files of an `input=` option."""
 
 from __future__ import annotations
 
@@ -11,36 +11,39 @@ from e3va_cli.errors import UserError
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The files that `inputs` mean, each once: image files, folders (the images directly in them), and patterns.
+    """Return the files of image paths, folders (not recursive) and glob patterns, without duplicates.
 
-    Images of a folder that cannot be read here are among them; reading them says so.
+    Files of a folder are those with a suffix of an image format, including unsupported ones, which fail when they are
+    read.
 
     Raises:
-        UserError: one of them means no file; a line for each.
+        UserError: an input has no files; one line for each.
     """
-    found: dict[Path, Path] = {}
-    mistakes = []
+    images: dict[Path, Path] = {}
+    errors = []
     for given in inputs:
         path = Path(given).expanduser()
         if path.is_dir():
             try:
                 files = [p for p in path.iterdir() if p.suffix.lower() in KNOWN_SUFFIXES and not p.name.startswith(".")]
             except OSError as error:
-                mistakes.append(f"input={given}: the folder cannot be read ({error.strerror})")
+                errors.append(f"input={given}: the folder cannot be read ({error.strerror})")
                 continue
-            reason = f"no images in this folder; a pattern such as '{given}/**/*.jpg' also looks into those below it"
+            reason = f"no images in this folder; for subfolders, use a pattern such as '{given}/**/*.jpg'"
         elif path.exists() or not any(character in given for character in "*?["):
             files, reason = [path], "no such file or folder"
         else:
-            names = glob(str(path), recursive=True)  # noqa: PTH207 (pathlib's would find hidden files)
-            files, reason = [Path(name) for name in names], "matches no file"
+            names = glob(str(path), recursive=True)  # noqa: PTH207 (pathlib's glob includes hidden files)
+            files, reason = [Path(name) for name in names], "the pattern matches no file"
         files = sorted(file for file in files if file.is_file())
         if not files:
-            mistakes.append(f"input={given}: {reason}")
+            errors.append(f"input={given}: {reason}")
         elif path.is_dir() and not any(file.suffix.lower() in IMAGE_SUFFIXES for file in files):
-            mistakes.append(f"input={given}: {describe_unsupported(file.name for file in files)}")
+            errors.append(f"input={given}: {describe_unsupported(file.name for file in files)}")
         for file in files:
-            found.setdefault(file.resolve(), file)
-    if mistakes or not found:
-        raise UserError(*(mistakes or ["input=[]: nothing to do; give images, folders or patterns"]))
-    return list(found.values())
+            images.setdefault(file.resolve(), file)
+    if not inputs:
+        errors.append("input=[]: no input; set it to images, folders or patterns")
+    if errors:
+        raise UserError(*errors)
+    return list(images.values())

@@ -1,4 +1,4 @@
-"""Whatever holds an image as the pixels that data sets yield."""
+"""Convert files, PIL images, arrays and tensors to image tensors."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from e3va_cli.data.images.reading import DEFAULT_SCALING, RawImage, pil_to_pixel
 from e3va_cli.errors import UserError
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor | RawImage
-DEEP_ARRAYS = (np.uint16, np.int32, np.float32)
+HIGH_BIT_DTYPES = (np.uint16, np.int32, np.float32)
 
 
-def as_image(given: ImageLike, scaling: IntensityScaling = DEFAULT_SCALING) -> Tensor:
-    """An image as a viewer shows it, uint8 (3, H, W) in RGB: an orientation in its EXIF is applied.
+def to_image(image: ImageLike, scaling: IntensityScaling = DEFAULT_SCALING) -> Tensor:
+    """Return an image as uint8 RGB (3, H, W), with the EXIF orientation of a file or PIL image applied.
 
     Args:
-        given: a file; a PIL image; an array, (H, W, 3) in RGB or (H, W) in gray, of uint8, or of uint16, int32 or
+        image: a path; a PIL image; an array, (H, W, 3) in RGB or (H, W) in grayscale, of uint8, or of uint16, int32 or
             float32 for more than 8 bits; or a tensor, uint8 (3, H, W).
-        scaling: of an image of more than 8 bits.
+        scaling: conversion of an image with more than 8 bits.
 
     Raises:
-        UserError: the file cannot be read, or the pixels are of another kind.
+        UserError: the file cannot be read, or the image has an unsupported type, dtype or shape.
     """
-    if isinstance(given, str | Path):
-        given = read_raw(Path(given))
-    if isinstance(given, Image.Image):
-        given = RawImage(pil_to_pixels(given), orientation_of(given))
-    if isinstance(given, RawImage):
-        return scaling(given.displayed())
-    if isinstance(given, np.ndarray):
-        return scaling(_from_array(given))
-    if not isinstance(given, Tensor):
-        raise UserError(f"{type(given).__name__} is no image: give a file, a PIL image, an array or a tensor")
-    if given.dtype != torch.uint8 or given.dim() != 3 or len(given) != 3 or not given.numel():
-        raise UserError(f"a tensor {given.dtype} {tuple(given.shape)}: give uint8 (3, H, W)")
-    return given.as_subclass(Tensor)
+    if isinstance(image, str | Path):
+        image = read_raw(Path(image))
+    if isinstance(image, Image.Image):
+        image = RawImage(pil_to_pixels(image), orientation_of(image))
+    if isinstance(image, RawImage):
+        return scaling(image.displayed())
+    if isinstance(image, np.ndarray):
+        return scaling(_from_array(image))
+    if not isinstance(image, Tensor):
+        raise UserError(f"{type(image).__name__} is not an image; use a path, a PIL image, an array or a tensor")
+    if image.dtype != torch.uint8 or image.dim() != 3 or len(image) != 3 or not image.numel():
+        raise UserError(f"unsupported tensor: {image.dtype} {tuple(image.shape)}; use uint8 (3, H, W)")
+    return image.as_subclass(Tensor)
 
 
-def _from_array(given: np.ndarray) -> Tensor:
-    is_deep = given.dtype in DEEP_ARRAYS
-    if not (is_deep or given.dtype == np.uint8) or given.size == 0 or (given.ndim != 2 and given.shape[2:] != (3,)):
+def _from_array(array: np.ndarray) -> Tensor:
+    """Return an array (H, W) or (H, W, 3) as (3, H, W), uint8 or float32."""
+    is_high_bit = array.dtype in HIGH_BIT_DTYPES
+    if not (is_high_bit or array.dtype == np.uint8) or array.size == 0 or (array.ndim != 2 and array.shape[2:] != (3,)):
         raise UserError(
-            f"an array {given.dtype} {given.shape}: give (H, W, 3) in RGB or (H, W), of uint8, or of uint16, int32 or "
-            "float32"
+            f"unsupported array: {array.dtype} {array.shape}; use (H, W, 3) in RGB or (H, W), of uint8, uint16, int32 "
+            "or float32"
         )
-    pixels = np.array(np.broadcast_to(given.reshape(*given.shape[:2], -1), (*given.shape[:2], 3)))
-    return torch.from_numpy(pixels.astype(np.float32) if is_deep else pixels).permute(2, 0, 1).contiguous()
+    pixels = np.array(np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3)))
+    return torch.from_numpy(pixels.astype(np.float32) if is_high_bit else pixels).permute(2, 0, 1).contiguous()

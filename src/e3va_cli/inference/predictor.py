@@ -1,4 +1,4 @@
-"""Trained adapters ready for use on images, one or several on one backbone."""
+"""Load trained adapters and predict: one adapter, or several on one backbone."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import Any, overload
 
 import torch
 
-from e3va_cli.data import Batch, collate
+from e3va_cli.data import collate
 from e3va_cli.data.images.reading import read_raw
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import (
     AdapterCheckpoint,
-    backbone_of,
-    build_trained,
+    build_trained_backbone,
+    build_trained_model,
+    check_backbone,
     read_checkpoint_or_adapter,
-    require_same_backbone,
 )
-from e3va_cli.inference.images import ImageLike, as_image
-from e3va_cli.inference.prediction import ImagePrediction, prediction_of
-from e3va_cli.inference.shared_backbone import can_share_backbone
-from e3va_cli.inference.shared_passes import Adapter, Found, find, group_by_input, names_of
+from e3va_cli.inference.images import ImageLike, to_image
+from e3va_cli.inference.loaded_adapter import LoadedAdapter, adapter_names
+from e3va_cli.inference.prediction import ImagePrediction, build_image_prediction
+from e3va_cli.inference.shared_backbone import Predictions, group_by_input, predict_group
 from e3va_cli.training.checkpoints import checkpoint_options
 from e3va_cli.utils.amp import mixed_precision
 
-LEAST_SCORE = 0.5  # of an object, unless another is asked for
+SCORE_THRESHOLD = 0.5  # default minimum score of detections
 
 
 class MultiPredictor:
-    """Adapters of one backbone, which runs once for all that see images of the same size.
+    """Adapters of one backbone, which share its forward pass if they use images of the same size.
 
     Args:
         adapters: at least one.
-        device: that they compute on.
+        device: to which the models are moved.
 
     Attributes:
-        passes: the adapters of each pass of the backbone that an image takes.
+        passes: the adapters of each forward pass of the backbone.
     """
 
-    def __init__(self, adapters: Sequence[Adapter], device: torch.device) -> None:
+    def __init__(self, adapters: Sequence[LoadedAdapter], device: torch.device) -> None:
         self.adapters = list(adapters)
         self.passes = group_by_input(adapters)
         self.device = device
@@ -54,13 +54,13 @@ class MultiPredictor:
     def predict(
         self, images: ImageLike, *, score_threshold: float = ..., batch_size: int = ...
     ) -> dict[str, ImagePrediction]: ...
-    def predict(self, images: Any, *, score_threshold: float = LEAST_SCORE, batch_size: int = 1) -> Any:
-        """What each adapter finds, by its name: for an image, or for each of a list.
+    def predict(self, images: Any, *, score_threshold: float = SCORE_THRESHOLD, batch_size: int = 1) -> Any:
+        """Return the predictions by adapter name, for an image or for each of a list.
 
         Args:
-            images: one or a list of what `as_image` takes.
-            score_threshold: least score of the objects that are kept; the head's own threshold applies too.
-            batch_size: images at once. They are padded to the largest of their batch, which can change scores a little.
+            images: an input of `to_image`, or a list of them.
+            score_threshold: minimum score of detections; the head's own threshold also applies.
+            batch_size: images per batch, padded to the largest of the batch, which can change scores slightly.
 
         Raises:
             UserError: an image cannot be read.
@@ -72,24 +72,21 @@ class MultiPredictor:
             one for start in starts for one in self._predict_batch(images[start : start + batch_size], score_threshold)
         ]
 
-    def _predict_batch(self, given: Sequence[ImageLike], score_threshold: float) -> list[dict[str, ImagePrediction]]:
-        raw = [read_raw(Path(one)) if isinstance(one, str | Path) else one for one in given]
-        shapes = [as_image(one).shape for one in raw]
-
-        def batch_for(adapter: Adapter) -> Batch:
-            resize = adapter.resize
-            return collate([resize(as_image(one, adapter.scaling), {}) for one in raw]).to(self.device)
-
-        found: dict[str, Sequence[Found]] = {}
+    def _predict_batch(self, images: Sequence[ImageLike], score_threshold: float) -> list[dict[str, ImagePrediction]]:
+        raw = [read_raw(Path(image)) if isinstance(image, str | Path) else image for image in images]
+        shapes = [to_image(image).shape for image in raw]
+        predictions: dict[str, Predictions] = {}
         for adapters in self.passes:
+            resize, scaling = adapters[0].resize, adapters[0].scaling
+            batch = collate([resize(to_image(image, scaling), {}) for image in raw]).to(self.device)
             with mixed_precision(adapters[0].precision, self.device):
-                found |= find([adapters], batch_for)
+                predictions |= predict_group(adapters, batch.images, batch.image_sizes)
         return [
             {
-                adapter.name: prediction_of(
-                    found[adapter.name][index],
-                    given[index],
-                    (shape[1], shape[2]),
+                adapter.name: build_image_prediction(
+                    predictions[adapter.name][index],
+                    image,
+                    (height, width),
                     classes=adapter.classes,
                     category_ids=adapter.category_ids,
                     score_threshold=score_threshold,
@@ -97,20 +94,20 @@ class MultiPredictor:
                 )
                 for adapter in self.adapters
             }
-            for index, shape in enumerate(shapes)
+            for index, (image, (_, height, width)) in enumerate(zip(images, shapes, strict=True))
         ]
 
 
 class Predictor:
     """One adapter on its backbone."""
 
-    def __init__(self, together: MultiPredictor) -> None:
-        self._together = together
-        (self.adapter,) = together.adapters
+    def __init__(self, predictor: MultiPredictor) -> None:
+        self._predictor = predictor
+        (self.adapter,) = predictor.adapters
 
     @property
     def classes(self) -> list[str]:
-        """Name of label k at index k - 1."""
+        """Return the class names, that of label k at index k - 1."""
         return self.adapter.classes
 
     @overload
@@ -119,16 +116,16 @@ class Predictor:
     ) -> list[ImagePrediction]: ...
     @overload
     def predict(self, images: ImageLike, *, score_threshold: float = ..., batch_size: int = ...) -> ImagePrediction: ...
-    def predict(self, images: Any, *, score_threshold: float = LEAST_SCORE, batch_size: int = 1) -> Any:
-        """What is found in an image, or in each of a list; arguments and errors are those of `Together.predict`."""
-        found = self._together.predict(images, score_threshold=score_threshold, batch_size=batch_size)
-        if isinstance(found, list):
-            return [one[self.adapter.name] for one in found]
-        return found[self.adapter.name]
+    def predict(self, images: Any, *, score_threshold: float = SCORE_THRESHOLD, batch_size: int = 1) -> Any:
+        """Return the prediction for an image, or for each of a list; arguments as of `MultiPredictor.predict`."""
+        predictions = self._predictor.predict(images, score_threshold=score_threshold, batch_size=batch_size)
+        if isinstance(predictions, list):
+            return [by_name[self.adapter.name] for by_name in predictions]
+        return predictions[self.adapter.name]
 
 
 def load_adapter(path: str | Path, *, device: str | None = None, **backbone: Any) -> Predictor:
-    """A trained adapter, ready for `predict`; arguments and errors are those of `load_adapters`."""
+    """Load one adapter; arguments and errors as of `load_adapters`."""
     return Predictor(load_adapters([path], device=device, **backbone))
 
 
@@ -140,51 +137,59 @@ def load_adapters(
     pretrained: bool | None = None,
     option: str = "path",
 ) -> MultiPredictor:
-    """Trained adapters of one backbone, ready to be used together.
+    """Load adapters of one backbone.
 
     Args:
         paths: run folders, checkpoints in them, or exported adapters.
-        device: torch's name of it; None for a GPU if there is one.
-        weights: file of the backbone's weights, if it lies elsewhere than in training.
-        pretrained: fetch the backbone's weights, if the run had them from a file.
-        option: what errors call the paths.
+        device: such as `cpu` or `cuda:1`; by default a GPU if there is one.
+        weights: file of the backbone's weights, if it has moved since training.
+        pretrained: override of the run's `backbone.pretrained`.
+        option: name of `paths` in error messages.
 
     Raises:
-        UserError: something cannot be read or does not fit its backbone, or the backbones differ.
+        UserError: a file cannot be read, weights do not fit the backbone, or the backbones differ.
     """
-    trained = [read_checkpoint_or_adapter(str(path), option) for path in paths]
-    require_one_backbone(trained, option)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    moved = {"weights": weights, "pretrained": pretrained}
-    return MultiPredictor(list(_adapters(names_of(paths), trained, moved)), place)
+    checkpoints = [read_checkpoint_or_adapter(str(path), option) for path in paths]
+    check_same_backbone(checkpoints, option)
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    backbone = {"weights": weights, "pretrained": pretrained}
+    return MultiPredictor(list(_build_adapters(adapter_names(paths), checkpoints, backbone)), target)
 
 
-def _adapters(names: Sequence[str], trained: Sequence[AdapterCheckpoint], moved: dict[str, Any]) -> Iterator[Adapter]:
+def _build_adapters(
+    names: Sequence[str], checkpoints: Sequence[AdapterCheckpoint], options: dict[str, Any]
+) -> Iterator[LoadedAdapter]:
     shared = None
-    for name, one in zip(names, trained, strict=True):
-        about = one.about
-        if can_share_backbone(about["adapter"]["name"]):
-            shared = shared or backbone_of(one, **moved)
-            require_same_backbone(one, shared[1])
-            model = build_trained(one, *shared)
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        metadata = checkpoint.metadata
+        if checkpoint.shares_backbone:
+            shared = shared or build_trained_backbone(checkpoint, **options)
+            check_backbone(checkpoint, shared[1])
+            model = build_trained_model(checkpoint, *shared)
         else:
-            model = build_trained(one, *backbone_of(one, **moved))
-        yield Adapter(name, one.path, model, one.config, about["classes"], about["category_ids"])
+            model = build_trained_model(checkpoint, *build_trained_backbone(checkpoint, **options))
+        config = checkpoint.config
+        yield LoadedAdapter(name, checkpoint.path, model, config, metadata["classes"], metadata["category_ids"])
 
 
-def require_one_backbone(trained: Sequence[AdapterCheckpoint], option: str) -> None:
-    """Raises UserError unless all were trained on one backbone, computed in one way; names `option`."""
-    identities = {one.path: one.about["backbone"] for one in trained}
-    apart = "use them one at a time"
+def check_same_backbone(checkpoints: Sequence[AdapterCheckpoint], option: str) -> None:
+    """Check that all adapters were trained on the same backbone with the same options.
+
+    Args:
+        checkpoints: of the adapters.
+        option: name of their option in the error message.
+
+    Raises:
+        UserError: weights or options of the backbones differ.
+    """
+    advice = "run them one at a time"
+    identities = {one.path: one.metadata["backbone"] for one in checkpoints}
     if len({identity["fingerprint"] for identity in identities.values()}) > 1:
         listed = ", ".join(f"{path} ({i['name']}, {i['fingerprint'][:12]})" for path, i in identities.items())
-        raise UserError(
-            f"{option}: adapters run together on one backbone, and these have backbones of other weights: {listed}; "
-            f"{apart}"
-        )
-    computed = {one.path: checkpoint_options("backbone", one.about["config"]["backbone"]) for one in trained}
-    for key in next(iter(computed.values())):
-        values = {path: str(options.get(key)).lower() for path, options in computed.items()}
+        raise UserError(f"{option}: the adapters were trained on different backbone weights: {listed}; {advice}")
+    by_path = {one.path: checkpoint_options("backbone", one.metadata["config"]["backbone"]) for one in checkpoints}
+    for key in next(iter(by_path.values())):
+        values = {path: str(options.get(key)).lower() for path, options in by_path.items()}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{path} ({value})" for path, value in values.items())
-            raise UserError(f"{option}: these were trained with different backbone.{key}: {listed}; {apart}")
+            raise UserError(f"{option}: the adapters were trained with different backbone.{key}: {listed}; {advice}")

@@ -1,58 +1,74 @@
-"""One pass of a frozen backbone for any number of trained models beside it.
+"""Predictions of several models that share one forward pass of a frozen backbone.
 
-Neither E3VA's highway nor a head on the bare features changes what the backbone computes, so what it computes serves
-all of them.
+Neither E3VA's highway nor a head on the frozen features changes the activations of the backbone, so that all these
+models can use the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from e3va_cli.models.adapters import METHODS, FeatureExtractor, FrozenBackbone
-from e3va_cli.models.adapters.e3va import E3VA, forward_shared_backbone
+from e3va_cli.inference.loaded_adapter import LoadedAdapter, image_size
+from e3va_cli.models.adapters import FeatureExtractor
+from e3va_cli.models.adapters.e3va import E3VA, Highway, forward_shared_backbone
 from e3va_cli.models.adapters.frozen import Frozen
 from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.models.model import DenseModel
 
-
-def can_share_backbone(method: str) -> bool:
-    """Whether the method called `method` computes the backbone's own activations, so that others can use them."""
-    return METHODS[method].shares_backbone
+Predictions = list[Detections] | list[Segmentation]  # one per image
 
 
-class IdentityHighway(E3VA):
-    """The backbone's own stream as a highway of adapters that change nothing: `Frozen` for a shared pass."""
+class FrozenHighway:
+    """The features of a frozen backbone as a highway that adds the outputs of its branches unchanged."""
 
     def __init__(self, frozen: Frozen) -> None:
-        FrozenBackbone.__init__(self, frozen.backbone)
-        self.norms, self.out_indices = frozen.norms, frozen.out_indices
+        self.backbone, self.out_indices, self.output = frozen.backbone, frozen.out_indices, frozen.output
         self.adapters = [[Tensor.add_ for _ in stage.branches] for stage in frozen.backbone.stages]
 
 
 @torch.no_grad()
 def predict_shared(
     models: Sequence[DenseModel], images: Tensor, image_sizes: list[tuple[int, int]]
-) -> list[list[Detections] | list[Segmentation]]:
-    """What `DenseModel.predict` of each model gives, with one pass of the backbone for all.
+) -> list[Predictions]:
+    """Return the same as `DenseModel.predict` of each model, with one forward pass of the backbone.
 
     Args:
-        models: one of any kind, or several on one and the same backbone module, under methods that leave it as it is;
-            their heads ask for the features of whole images, once.
+        models: any one model, or several on the same backbone module whose extractors have `shares_backbone` and whose
+            heads use the features of whole images once.
         images: uint8 (B, 3, H, W), padded from `image_sizes`.
+        image_sizes: (height, width) of each image before padding.
     """
     if len(models) == 1:
         return [models[0].predict(images, image_sizes)]
     batch = models[0].normalize(images, image_sizes)
-    features = forward_shared_backbone([_highway(model.extractor) for model in models], batch.tensors)
+    features = forward_shared_backbone([_to_highway(model.extractor) for model in models], batch.tensors)
     rescaled = [model.rescale(of_model) for model, of_model in zip(models, features, strict=True)]
     return [model.head.predict(lambda _: rescaled.pop(0), batch) for model in models]
 
 
-def _highway(extractor: FeatureExtractor) -> E3VA:
+def _to_highway(extractor: FeatureExtractor) -> Highway:
     if isinstance(extractor, Frozen):
-        return IdentityHighway(extractor)
+        return FrozenHighway(extractor)
     assert isinstance(extractor, E3VA)
     return extractor
+
+
+def group_by_input(adapters: Iterable[LoadedAdapter]) -> list[list[LoadedAdapter]]:
+    """Group adapters that can share a forward pass: same image size, scaling and precision, no `exclusive_reason`."""
+    groups: dict[Any, list[LoadedAdapter]] = {}
+    for adapter in adapters:
+        inputs = image_size(adapter.config), adapter.scaling, adapter.precision
+        groups.setdefault((inputs, adapter.exclusive_reason and adapter.name), []).append(adapter)
+    return list(groups.values())
+
+
+def predict_group(
+    adapters: Sequence[LoadedAdapter], images: Tensor, image_sizes: list[tuple[int, int]]
+) -> dict[str, Predictions]:
+    """Return the predictions of a group by adapter name; arguments as of `predict_shared`."""
+    predictions = predict_shared([adapter.model for adapter in adapters], images, image_sizes)
+    return dict(zip((adapter.name for adapter in adapters), predictions, strict=True))

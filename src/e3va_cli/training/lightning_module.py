@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
@@ -23,11 +23,19 @@ from e3va_cli.training.nonfinite_guard import BatchRecord
 from e3va_cli.utils.environment import is_out_of_memory
 
 
+class EvalModel(Protocol):
+    """Interface of a model for evaluation: a `DenseModel`, or several models combined into one."""
+
+    def predict(self, images: Tensor, image_sizes: list[tuple[int, int]]) -> Sequence[Any]:
+        """Return the predictions for each image: uint8 (B, 3, H, W) padded from `image_sizes`."""
+        ...
+
+
 class DenseLightningModule(L.LightningModule):
     """Minimizes the losses of a model's head, and evaluates its predictions on the validation images.
 
     Args:
-        model: the network.
+        model: the network; a `DenseModel` for training.
         evaluator: compares predictions with the annotations of the validation images.
         optimizer: builds the optimizer of a model.
         schedule: factor of the learning rate at each step; None where only evaluation is wanted.
@@ -46,7 +54,7 @@ class DenseLightningModule(L.LightningModule):
 
     def __init__(
         self,
-        model: DenseModel,
+        model: EvalModel,
         evaluator: Evaluator,
         *,
         optimizer: Callable[[DenseModel], Optimizer],
@@ -55,7 +63,7 @@ class DenseLightningModule(L.LightningModule):
         skip_oom: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model: EvalModel = model
         self.evaluator = evaluator
         self.build_optimizer, self.schedule = optimizer, schedule
         self.seed, self.skip_oom = seed, skip_oom
@@ -65,10 +73,16 @@ class DenseLightningModule(L.LightningModule):
         self.results: dict[str, Any] | None = None
         self.evaluated_step = -1
 
+    @property
+    def dense_model(self) -> DenseModel:
+        """Return the model, which must be a `DenseModel`."""
+        assert isinstance(self.model, DenseModel)
+        return self.model
+
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule, which counts steps."""
         assert self.schedule is not None
-        optimizer = self.build_optimizer(self.model)
+        optimizer = self.build_optimizer(self.dense_model)
         scheduler = LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -83,7 +97,7 @@ class DenseLightningModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         """Return the sum of the losses; None if the batch is out of memory and skipped."""
         try:
-            losses = compute_losses(self.model, batch)
+            losses = compute_losses(self.dense_model, batch)
         except (RuntimeError, MemoryError) as error:
             if not (self.skip_oom and is_out_of_memory(error)):
                 raise

@@ -25,7 +25,7 @@ from e3va_cli.data.validation.image_survey import survey_images
 from e3va_cli.data.validation.images import pixel_notes, pixel_problems
 from e3va_cli.errors import UserError
 from e3va_cli.export.adapter_checkpoint import read_checkpoint_or_adapter
-from e3va_cli.inference.images import as_image
+from e3va_cli.inference.images import to_image
 from e3va_cli.inference.predictor import load_adapter, load_adapters
 from tests.components import options_of
 from tests.export.crafted_runs import craft
@@ -187,4 +187,4 @@ def test_invalid_ranges(word: str) -> None:
 
 def test_a_data_set_without_files_has_the_usual_scaling() -> None:
     assert options_of("dataset", name="shapes").scaling == IntensityScaling()
-    assert torch.equal(as_image(SCENE), IntensityScaling()(torch.from_numpy(SCENE.astype(np.float32))[None]))
+    assert torch.equal(to_image(SCENE), IntensityScaling()(torch.from_numpy(SCENE.astype(np.float32))[None]))

@@ -16,7 +16,7 @@ from e3va_cli.data.formats.ade20k import Ade20kFormat
 from e3va_cli.data.formats.coco import open_coco
 from e3va_cli.data.images.reading import read_image, read_image_size
 from e3va_cli.data.validation.coco import check_coco_file
-from e3va_cli.inference.images import as_image
+from e3va_cli.inference.images import to_image
 
 Write = Callable[..., tuple[Path, Path]]
 Annotate = Callable[..., dict[str, Any]]
@@ -39,7 +39,7 @@ def pixels(image: torch.Tensor) -> np.ndarray:
 def test_each_orientation_is_that_of_pillow(tmp_path: Path, orientation: int) -> None:
     shown = photo(tmp_path / "a.jpg", orientation)
     assert np.array_equal(pixels(read_image(tmp_path / "a.jpg")), shown), "predicted as displayed"
-    assert np.array_equal(pixels(as_image(Image.open(tmp_path / "a.jpg"))), shown)
+    assert np.array_equal(pixels(to_image(Image.open(tmp_path / "a.jpg"))), shown)
     assert read_image_size(tmp_path / "a.jpg") == shown.shape[:2]
     assert np.array_equal(pixels(read_image(tmp_path / "a.jpg", annotated=shown.shape[:2])), shown)
     as_stored = read_image(tmp_path / "a.jpg", annotated=(30, 40), orient_ambiguous=False)

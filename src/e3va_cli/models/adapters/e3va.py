@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,18 @@ class E3VA(FrozenBackbone):
         return outputs
 
 
+class Highway(Protocol):
+    """Interface of an extractor for `forward_shared_backbone`; attributes as in `E3VA`."""
+
+    backbone: ResidualBackbone
+    adapters: Any
+    out_indices: tuple[int, ...]
+
+    def output(self, stage: int, stream: Tensor) -> Tensor:
+        """Normalize the stream at the end of a stage: (B, H, W, C) -> (B, C, H, W)."""
+        ...
+
+
 def initial_highway(backbone: ResidualBackbone, x: Tensor) -> Tensor:
     """Return the patches of the stem's stream, in a storage of their own."""
     return backbone.patches(x).clone(memory_format=torch.contiguous_format)
@@ -130,7 +142,7 @@ def checkpointed_downsample(stage: Stage, highway: Tensor) -> Tensor:
     )
 
 
-def forward_shared_backbone(extractors: Sequence[E3VA], images: Tensor) -> list[list[Tensor]]:
+def forward_shared_backbone(extractors: Sequence[Highway], images: Tensor) -> list[list[Tensor]]:
     """Return the feature maps of several extractors that share one backbone module, in one pass of it."""
     backbone = extractors[0].backbone
     with torch.no_grad():
