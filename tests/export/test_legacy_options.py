@@ -109,9 +109,9 @@ def test_weights_older_than_the_neck_have_the_default_one(tmp_path, exported, re
     model = build_trained_model(trained, *build_trained_backbone(trained))
     assert trained.config.neck == "rescale" and type(model.rescale) is Rescale
     assert "neck='rescale'" in with_saved_config("evaluate", [], str(place))
-    about = {**trained.about, "config": {**trained.about["config"], "neck": "simple_pyramid"}}
+    about = {**trained.metadata, "config": {**trained.metadata["config"], "neck": "simple_pyramid"}}
     with pytest.raises(UserError, match=r"trained with neck=rescale; set it$"):
-        check_metadata({METADATA_KEY: trained.about}, place, about)
+        check_metadata({METADATA_KEY: trained.metadata}, place, about)
     assert not [one for one in recwarn if one.category is LegacyWarning], "nothing differs from a new run"
 
 
