@@ -27,6 +27,7 @@ from e3va_cli.errors import UserError, first_line
 
 CONFIG_MODULE = "e3va_cli.conf"
 SELECTORS = ("name", "family")  # set by `GROUP=`
+CHOICES_INDENT: Any = {"initial_indent": "  ", "subsequent_indent": " " * 15}
 HELP_WIDTH, HELP_COLUMN, MAX_OPTION_WIDTH = 78, 42, 60  # of `--help`, in characters
 
 
@@ -87,12 +88,15 @@ def options_as_text(config_name: str, overrides: Sequence[str]) -> str:
     config: Any = typed(compose(config_name, overrides=list(overrides)), COMMANDS[config_name], complete=False)
     unread = unread_groups(config_name)
     listed = groups() if issubclass(COMMANDS[config_name], RunConfig) else {}
+    columns = max(HELP_WIDTH, shutil.get_terminal_size().columns - 1)
     choices = [
-        f"  {group}={'|'.join(names)}" for group, names in listed.items() if len(names) > 1 and group not in unread
+        line
+        for group, names in listed.items()
+        if len(names) > 1 and group not in unread
+        for line in textwrap.wrap(f"{group + '=':<13}{', '.join(names)}", columns, **CHOICES_INDENT)
     ]
     heading = ["Choices (GROUP=NAME):", "", *choices, ""] if choices else []
     heading.append("Options and their values (KEY=VALUE):")
-    columns = max(HELP_WIDTH, shutil.get_terminal_size().columns - 1)
     lines, group = [], ""
     shared = {one.name for one in fields(RunConfig)} if choices else set()  # listed after the command's own
     for key, value, one in sorted(walk(config), key=lambda option: option[0].split(".")[0] in shared):
