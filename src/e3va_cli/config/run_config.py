@@ -171,7 +171,7 @@ class PredictConfig(Options):
     )
     batch_size: int = option(help="images at once; memory grows with it", gt=0)
     accelerator: str = option(help="gpu, cpu, or auto for a gpu if there is one", choices=("auto", "cpu", "gpu"))
-    save_images: bool = option(former_name="pictures", help="draw what is found")
+    save_images: bool = option(former_name="pictures", help="draw the predictions")
     backbone: MovedBackbone = option(MovedBackbone)
 
 

@@ -112,7 +112,7 @@ def build_trainer(
             deterministic=options.deterministic,
             log_every_n_steps=options.log_every_n_steps,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the data module has samplers of its own
+            use_distributed_sampler=False,  # the data module builds its samplers
             callbacks=callbacks,
             logger=loggers or False,
             plugins=plugins,
