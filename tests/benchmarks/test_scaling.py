@@ -89,6 +89,7 @@ def test_one_backward_pass_needs_more_memory(
     assert peaks[1] > peaks[0]
 
 
+@pytest.mark.slow
 def test_errors() -> None:
     with pytest.raises(UserError, match=r"--axes size,depth: no axis depth; choices: size, batch"):
         scaling.main(["--axes", "size,depth"])

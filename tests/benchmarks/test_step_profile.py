@@ -37,6 +37,7 @@ def calls(spent: Sequence[Spent], part: str, phase: str, operator: str) -> int:
     return sum((one.part, one.phase, one.operator) == (part, phase, operator) for one in spent)
 
 
+@pytest.mark.slow
 def test_each_operator_belongs_to_the_part_that_called_it(seen, tmp_path, capsys):
     output, steps = tmp_path / "out.json", 2
     arguments = ["--steps", str(steps), "--variants", "full,e3va:activations=recompute", "--output", str(output)]

@@ -10,13 +10,11 @@ from scripts import gpu_check
 from scripts.gpu_check import Command, Step
 
 
-def test_every_step_composes():
+def test_steps_compose():
     steps = [check for check in gpu_check.checks() if isinstance(check, Step)]
     assert len(steps) == len(set(steps))
     sizes = {}
-    for step in {
-        (step.experiment, step.variant, step.options): step for step in steps if step.precision != "bf16-mixed"
-    }.values():
+    for step in {(step.experiment, step.budget, step.options): step for step in steps}.values():
         config, spec = gpu_check.load_step(step)
         sizes[step.experiment] = spec.size.image_size
         assert spec.size.batch_size == step.batch_size and spec.size.precision == step.precision
@@ -35,6 +33,7 @@ def test_every_profile_has_valid_arguments():
         assert given.size in ((800, 1333), (600, 1000))
 
 
+@pytest.mark.slow
 def test_report_and_skipped_checks(tmp_path):
     options = ("backbone=swin_nano", "head=mask_rcnn_nano", "image_size=[64,64]", "repeats=1", "instances_per_image=2")
     steps = [Step("coco_cascade_swin_b", v, 1, options=options, expected_s=1) for v in ("full", "e3va")]

@@ -467,6 +467,7 @@ def voc(year: Path) -> None:
     (year / "ImageSets/Main/test.txt").write_text("c\nd\n")
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path) -> None:
     voc(tmp_path / "data" / "VOC2007")
     script = Path(reproduce.__file__)
