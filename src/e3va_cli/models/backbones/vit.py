@@ -26,6 +26,7 @@ from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, R
 from e3va_cli.models.backbones.chunked import as_compiled, autocast_to_weights, chunked_tokens, is_chunked
 from e3va_cli.models.backbones.timm_private import position_embedding
 from e3va_cli.models.backbones.vit_weights import to_timm_layout
+from e3va_cli.models.backbones.window_attention import split_heads
 from e3va_cli.utils.amp import autocast_dtype
 
 STAGES = 4
@@ -66,7 +67,7 @@ def attention(attn: Any, rope: Tensor | None, x: Tensor) -> Tensor:
         qkv = attn.qkv(x)  # called as a module, for its hooks
         if getattr(attn, "q_bias", None) is not None:
             qkv = qkv + torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        query, key, value = qkv.unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = split_heads(qkv, attn.num_heads)
     else:
         query, key, value = (
             project(x).unflatten(2, (-1, attn.head_dim)).transpose(1, 2)

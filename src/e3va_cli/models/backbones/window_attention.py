@@ -93,11 +93,12 @@ def mask_indices(rows: int, columns: int, shift_size: tuple[int, int], device: t
 
     Only the windows of the last row and column contain tokens from both ends of the map.
     """
-    last_row, last_column = (
-        (torch.arange(count, device=device) == count - 1).long() * bool(shift)
-        for count, shift in zip((rows, columns), shift_size, strict=True)
-    )
-    return 2 * last_row[:, None] + last_column
+    indices = torch.zeros(rows, columns, dtype=torch.long, device=device)
+    if shift_size[0]:
+        indices[-1] += 2
+    if shift_size[1]:
+        indices[:, -1] += 1
+    return indices
 
 
 def shift_attn_mask(window_h: int, window_w: int) -> Tensor:
