@@ -24,7 +24,7 @@ from torch import Tensor
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.inference.shared_backbone import predict_shared
 from e3va_cli.memory.tracker import StorageTracker
-from e3va_cli.models.adapters.e3va import forward_shared_backbone
+from e3va_cli.models.adapters.highway import forward_shared_backbone
 from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.model import DenseModel, build_from_backbone
 from e3va_cli.utils.environment import MIB, device_name

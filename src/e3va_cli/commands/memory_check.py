@@ -10,7 +10,7 @@ from e3va_cli.config.run_config import BenchmarkMemoryConfig, RunConfig
 from e3va_cli.errors import UserError
 from e3va_cli.memory.benchmark import BenchmarkSpec, benchmark_spec, find_max_batch_size
 from e3va_cli.memory.budget import parse_budget
-from e3va_cli.models.adapters.e3va import E3VAOptions
+from e3va_cli.models.adapters.highway import HighwayOptions
 from e3va_cli.utils.environment import MIB
 
 
@@ -63,7 +63,7 @@ def what_would_fit(config: RunConfig, spec: BenchmarkSpec, limit_mib: float) -> 
         mixed = replace(spec, size=replace(spec.size, precision="bf16-mixed"))
         if peak_mib(config, mixed) <= limit_mib:
             remedies.append("trainer.precision=bf16-mixed")
-    if isinstance(config.adapter, E3VAOptions):
+    if isinstance(config.adapter, HighwayOptions):
         for activations in (one for one in ("compress", "recompute") if one != config.adapter.activations):
             other = replace(config, adapter=replace(config.adapter, activations=activations))
             if peak_mib(other, spec) <= limit_mib:

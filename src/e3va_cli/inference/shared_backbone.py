@@ -14,8 +14,8 @@ from torch import Tensor
 
 from e3va_cli.inference.loaded_adapter import LoadedAdapter, image_size
 from e3va_cli.models.adapters import FeatureExtractor
-from e3va_cli.models.adapters.e3va import E3VA, Highway, forward_shared_backbone
 from e3va_cli.models.adapters.frozen import Frozen
+from e3va_cli.models.adapters.highway import Highway, HighwayExtractor, forward_shared_backbone
 from e3va_cli.models.heads import Detections, Segmentation
 from e3va_cli.models.model import DenseModel
 
@@ -27,7 +27,12 @@ class FrozenHighway:
 
     def __init__(self, frozen: Frozen) -> None:
         self.backbone, self.out_indices, self.output = frozen.backbone, frozen.out_indices, frozen.output
-        self.adapters = [[Tensor.add_ for _ in stage.branches] for stage in frozen.backbone.stages]
+        self.adapters = [[add_unchanged for _ in stage.branches] for stage in frozen.backbone.stages]
+
+
+def add_unchanged(highway: Tensor, z: Tensor, x: Tensor) -> Tensor:
+    """Add z to the highway in place; all (B, H, W, C)."""
+    return highway.add_(z)
 
 
 @torch.no_grad()
@@ -53,7 +58,7 @@ def predict_shared(
 def _to_highway(extractor: FeatureExtractor) -> Highway:
     if isinstance(extractor, Frozen):
         return FrozenHighway(extractor)
-    assert isinstance(extractor, E3VA)
+    assert isinstance(extractor, HighwayExtractor)
     return extractor
 
 

@@ -25,6 +25,7 @@ NAMES = {
     "mona": "Mona",
     "colin": "CoLin",
     "e3va": "E3VA",
+    "e3va_plus": "E3VA+",
 }
 STACK = {  # label: categories, color
     "weights": (("weights", "buffers", "batch"), "#3b4a6b"),

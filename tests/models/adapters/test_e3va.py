@@ -6,7 +6,7 @@ from torch import nn
 
 from e3va_cli.models.adapters.activation_storage import Int8Storage
 from e3va_cli.models.adapters.dual_low_rank import DualLowRankAdapter
-from e3va_cli.models.adapters.e3va import forward_shared_backbone
+from e3va_cli.models.adapters.highway import forward_shared_backbone
 from e3va_cli.models.backbones.swin import build_swin
 from tests.components import tune
 from tests.swin_reference import attention, stage_outputs

@@ -10,7 +10,7 @@ from torch import nn
 from e3va_cli.errors import UserError
 from e3va_cli.inference.shared_backbone import predict_shared
 from e3va_cli.models.adapters import METHODS
-from e3va_cli.models.adapters.e3va import forward_shared_backbone
+from e3va_cli.models.adapters.highway import forward_shared_backbone
 from e3va_cli.models.backbones.vit import build_vit
 from e3va_cli.models.model import build_random_model
 from e3va_cli.models.necks.rescale import Rescale, rescaled_channels

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import Parameter
 
-from e3va_cli.models.adapters.dual_low_rank import (
-    DualLowRankAdapter,
-    add_adapter_output_,
-    cast_tokens,
-    low_rank_tensors,
-    weight_gradients,
-)
 from e3va_cli.models.backbones.base import Branch
 from e3va_cli.utils.amp import autocast_dtype
 
-WEIGHTS = 6  # tensors per adapter
+
+class HighwayAdapter(Protocol):
+    """Interface of an adapter E on the highway. All tensors are (B, H, W, C)."""
+
+    def __call__(self, highway: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        """Add E(z, x) to the highway in place; z: output of a residual branch, x: the stream after it."""
+        ...
+
+    def weight_gradients(self, grad: Tensor, z: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of all parameters, in their order, from the gradient of the highway."""
+        ...
+
+    def parameters(self) -> Any:
+        """Return the parameters."""
+        ...
 
 
 def checkpointed_stage(
@@ -32,15 +40,15 @@ def checkpointed_stage(
     x: Tensor,
     patches: Callable[[Tensor], Tensor],
     branches: Sequence[Branch],
-    adapters: Sequence[DualLowRankAdapter],
+    adapters: Sequence[HighwayAdapter],
 ) -> tuple[Tensor, Tensor]:
     """Run a stage; return the highway, updated in place, (B, H, W, C), and the frozen stream after it.
 
     The stream `x`, whose `patches` are a map like the highway, is saved for the backward pass and must not share its
     storage with the highway.
     """
-    weights = [weight for adapter in adapters for weight in adapter.weights]
-    return _CheckpointedStage.apply(highway, x, patches, branches, *weights)
+    weights = [weight for adapter in adapters for weight in adapter.parameters()]
+    return _CheckpointedStage.apply(highway, x, patches, branches, adapters, *weights)
 
 
 class _CheckpointedStage(torch.autograd.Function):
@@ -53,17 +61,17 @@ class _CheckpointedStage(torch.autograd.Function):
         x: Tensor,
         patches: Callable[[Tensor], Tensor],
         branches: Sequence[Branch],
-        *weights: Tensor,
+        adapters: Sequence[HighwayAdapter],
+        *weights: Parameter,
     ) -> Any:
-        """Highway: (B, H, W, C); x: the stream; weights: six per branch."""
+        """Highway: (B, H, W, C); x: the stream; weights: of all adapters, whose gradients autograd expects."""
         ctx.save_for_backward(x, *weights)
-        ctx.patches, ctx.branches, ctx.autocast = patches, branches, autocast_of(x)
+        ctx.patches, ctx.branches, ctx.adapters, ctx.autocast = patches, branches, adapters, autocast_of(x)
         x = x.clone()
-        for index, branch in enumerate(branches):
-            own = branch_weights(weights, index)
+        for branch, adapter in zip(branches, adapters, strict=True):
             z = branch(x)
             x.add_(z)
-            add_adapter_output_(highway, cast_tokens(patches(z), own), own)
+            adapter(highway, patches(z), patches(x))
         ctx.mark_dirty(highway)
         ctx.mark_non_differentiable(x)
         return highway, x
@@ -72,24 +80,14 @@ class _CheckpointedStage(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_stream: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of all adapters; the highway's gradient passes through unchanged."""
-        x, *weights = ctx.saved_tensors
-        x = x.clone()
+        x = ctx.saved_tensors[0].clone()
         gradients: list[Tensor] = []
-        for index, branch in enumerate(ctx.branches):
-            own = branch_weights(weights, index)
+        for branch, adapter in zip(ctx.branches, ctx.adapters, strict=True):
             with ctx.autocast:
                 z = branch(x)
                 x.add_(z)
-                tokens = cast_tokens(ctx.patches(z), own)
-            rows = grad.reshape(tokens.shape).to(tokens.dtype)
-            grads, grad_low_rank_in = weight_gradients(rows, low_rank_tensors(tokens, own), own)
-            gradients += [(tokens.T @ grad_low_rank_in).to(own[0].dtype), *grads]
-        return grad, None, None, None, *gradients
-
-
-def branch_weights(weights: Sequence[Tensor], index: int) -> Sequence[Tensor]:
-    """Return the weights of one branch's adapter."""
-    return weights[WEIGHTS * index : WEIGHTS * (index + 1)]
+                gradients += adapter.weight_gradients(grad, ctx.patches(z), ctx.patches(x))
+        return grad, None, None, None, None, *gradients
 
 
 def autocast_of(x: Tensor) -> AbstractContextManager[Any]:

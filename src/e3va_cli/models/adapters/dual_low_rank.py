@@ -67,12 +67,24 @@ class DualLowRankAdapter(nn.Module):
         """The parameters A, B, b, P, Q, c."""
         return self.down.A, self.down.B, self.down.bias, self.up.A, self.up.B, self.up.bias
 
-    def forward(self, highway: Tensor, z: Tensor) -> Tensor:
-        """Add E(z) to the highway in place; both (B, H, W, C). z gets no gradient."""
+    def init_kaiming_uniform(self) -> None:
+        """Initialize both projections by `LowRankLinear.init_kaiming_uniform`; E(z) = z does not hold then."""
+        self.down.init_kaiming_uniform()
+        self.up.init_kaiming_uniform()
+
+    def forward(self, highway: Tensor, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """Add E(z) to the highway in place; all (B, H, W, C). z gets no gradient, the stream x is not read."""
         if not torch.is_grad_enabled():
             add_adapter_output_(highway, cast_tokens(z, self.weights), self.weights)
             return highway
         return _AddAdapterOutput.apply(highway, z, self.storage, *self.weights)
+
+    def weight_gradients(self, grad: Tensor, z: Tensor, x: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the gradients of all parameters from that of the highway; all (B, H, W, C)."""
+        tokens = cast_tokens(z, self.weights)
+        rows = grad.reshape(tokens.shape).to(tokens.dtype)
+        gradients, grad_low_rank_in = weight_gradients(rows, low_rank_tensors(tokens, self.weights), self.weights)
+        return (tokens.T @ grad_low_rank_in).to(self.down.A.dtype), *gradients
 
 
 class _AddAdapterOutput(torch.autograd.Function):
