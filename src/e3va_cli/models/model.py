@@ -124,9 +124,11 @@ def check_neck(config: ModelConfig, backbone: ResidualBackbone) -> None:
         )
 
 
-def build_model(config: ModelConfig, *, num_classes: int) -> DenseModel:
-    """Build the model of a configuration, for training."""
-    model = build_from_backbone(config, *build_backbone(config.backbone), num_classes)
+def build_model(
+    config: ModelConfig, *, num_classes: int, backbone: tuple[ResidualBackbone, BackboneFingerprint] | None = None
+) -> DenseModel:
+    """Build the model of a configuration, for training, on a new backbone unless one is given."""
+    model = build_from_backbone(config, *(backbone or build_backbone(config.backbone)), num_classes)
     guard_convolutions(model)
     return model
 

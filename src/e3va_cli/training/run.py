@@ -15,6 +15,7 @@ from e3va_cli.config.run_config import RunConfig
 from e3va_cli.data import DenseDataModule, DenseDataset, build_datasets
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import build_evaluator
+from e3va_cli.models.backbones import BackboneFingerprint, ResidualBackbone
 from e3va_cli.models.heads import HEADS
 from e3va_cli.models.model import DenseModel, build_model
 from e3va_cli.optim.lr_schedules import build_schedule
@@ -51,8 +52,20 @@ class TrainingRun:
     checkpoint_contents: dict[str, Any]
 
 
-def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -> TrainingRun:
+def build_run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    evaluate_only: bool = False,
+    backbone: tuple[ResidualBackbone, BackboneFingerprint] | None = None,
+) -> TrainingRun:
     """Open the data, whose errors show fastest, then build the model and the trainer.
+
+    Args:
+        config: of the run.
+        folder: the run folder.
+        evaluate_only: omit what only training needs.
+        backbone: to use in place of a new one.
 
     Raises:
         UserError: data, weights or devices cannot be used.
@@ -64,7 +77,7 @@ def build_run(config: RunConfig, folder: Path, *, evaluate_only: bool = False) -
     for split in filter(None, (train, val)):
         check_targets(config, split.target_types)
     torch.manual_seed(config.seed)
-    model = build_model(config, num_classes=len(val.classes))
+    model = build_model(config, num_classes=len(val.classes), backbone=backbone)
     evaluator = build_evaluator(config.dataset.metric, val, sorted(model.head.target_types))
     data = DenseDataModule(train, val, config.data, seed=config.seed)
     splits = {} if train is None else {"train": train, "val": val}
