@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from e3va_cli.data.file_names import likely_name, match_stems
 from e3va_cli.data.fingerprint import Fingerprint, digest, sample_file_sizes
 from e3va_cli.data.formats.base import DATASET_FORMATS, DatasetFormat, Split
 from e3va_cli.data.formats.class_names import read_class_names
+from e3va_cli.data.formats.held_back import HeldBackOptions
 from e3va_cli.data.formats.label_encoding import LabelEncoding, label_encoding
 from e3va_cli.data.formats.semantic_masks import MASK_SUFFIXES, files_by_stem, validate_semantic_mask
 from e3va_cli.data.images.formats import IMAGE_SUFFIXES, describe_unsupported
@@ -51,6 +53,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         classes: names of the labels from 1.
         encoding: of the masks.
         train: whether it is the training split, which needs two classes.
+        select: returns those of the (image, mask) names that belong to the split; all by default.
         scaling: of images of more than 8 bits.
         transforms: of (image, target) pairs.
 
@@ -67,6 +70,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
         classes: Sequence[str],
         encoding: LabelEncoding,
         train: bool = True,
+        select: Callable[[list[tuple[str, str]]], list[tuple[str, str]]] = list,
         scaling: IntensityScaling = DEFAULT_SCALING,
         transforms: Callable[[tv_tensors.Image, Target], tuple[Any, Target]] | None = None,
     ) -> None:
@@ -90,7 +94,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
                 f"{escape_text(wanted)} in {labels}"
                 f"{f' (perhaps {escape_text(likely)})' if likely else ''}; add it, or remove the image; {ADVICE}"
             )
-        self._files = SerializedList((name, of_labels[matched[stem]]) for stem, name in of_images.items())
+        self._files = SerializedList(select([(name, of_labels[matched[stem]]) for stem, name in of_images.items()]))
         masks = survey_masks(labels, [name for _, name in self._files], encoding, needed=2 if train else 1)
         if reason := masks.nothing_to_learn(self.classes, train=train):
             raise UserError(f"{labels}: {reason}; {ADVICE}")
@@ -134,7 +138,7 @@ class SegmentationDataset(Dataset[tuple[tv_tensors.Image, Target]]):
 
 @DATASET_FORMATS.register("ade20k")
 @dataclass
-class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
+class Ade20kFormat(HeldBackOptions, ImageFileOptions, SegmentationTransforms, DatasetFormat):
     """Folders of images and semantic masks, relative to `root`."""
 
     target_types: ClassVar[frozenset[str]] = SEMANTIC
@@ -181,6 +185,7 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
             classes=self._class_names(encoding),
             encoding=encoding,
             train=split == "train",
+            select=partial(self.select, split),
             scaling=self.scaling,
             transforms=transforms,
         )
@@ -214,6 +219,7 @@ class Ade20kFormat(ImageFileOptions, SegmentationTransforms, DatasetFormat):
 
     def _folders(self, split: Split) -> tuple[Path, Path]:
         """Return the folders of images and of semantic masks."""
+        split = self.source_of(split)
         root = self._root()
         names = {key: getattr(self, key) for key in (f"{split}_images", f"{split}_labels")}
         for key, name in names.items():

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,9 @@ from e3va_cli.data.formats.coco_objects import (
     group_by_image,
     is_training_object,
     to_ground_truth,
+    with_images,
 )
+from e3va_cli.data.formats.held_back import HeldBackOptions
 from e3va_cli.data.images.formats import KNOWN_SUFFIXES, describe_unsupported, unsupported_format
 from e3va_cli.data.images.intensity import ImageFileOptions, IntensityScaling
 from e3va_cli.data.images.reading import DEFAULT_SCALING, read_image
@@ -242,6 +245,7 @@ def open_coco(
     targets: Collection[str] = DETECTION,
     scaling: IntensityScaling = DEFAULT_SCALING,
     use_iscrowd: bool = True,
+    select: Callable[[list[Any]], list[Any]] = list,
     transforms: Callable[..., tuple[Any, Target]] | None = None,
 ) -> CocoDetection:
     """Open a folder of images with the annotations in a JSON file.
@@ -252,6 +256,7 @@ def open_coco(
         targets: what the head needs of boxes and masks.
         scaling: of images of more than 8 bits.
         use_iscrowd: whether annotations with `iscrowd` 1 are crowds, else they are objects.
+        select: returns those of the image entries that belong to the split; all by default.
         transforms: of (image, target) pairs.
 
     Raises:
@@ -260,12 +265,13 @@ def open_coco(
     name, coco = str(annotations), read_coco(annotations)
     if not use_iscrowd:
         coco = crowds_as_objects(coco)
+    coco = with_images(coco, select(coco.images))
     return CocoDetection(coco, images, name=name, targets=targets, scaling=scaling, transforms=transforms)
 
 
 @DATASET_FORMATS.register("coco")
 @dataclass
-class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
+class CocoFormat(HeldBackOptions, ImageFileOptions, DetectionTransforms, DatasetFormat):
     """Images in folders and COCO annotation files, relative to `root`."""
 
     target_types: ClassVar[frozenset[str]] = DETECTION
@@ -286,7 +292,7 @@ class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
     )
 
     def _paths(self, split: Split) -> tuple[Path, Path]:
-        if split == "train":
+        if self.source_of(split) == "train":
             return coco_paths(Path(self.root), self.train_images, self.train_annotations)
         return coco_paths(Path(self.root), self.val_images, self.val_annotations)
 
@@ -301,6 +307,7 @@ class CocoFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
             targets=targets,
             scaling=self.scaling,
             use_iscrowd=self.use_iscrowd,
+            select=partial(self.select, split),
             transforms=transforms,
         )
         if self.filter_empty and split == "train":

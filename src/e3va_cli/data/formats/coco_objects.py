@@ -31,6 +31,15 @@ def crowds_as_objects(coco: CocoFile) -> CocoFile:
     return replace(coco, annotations=[{**annotation, "iscrowd": 0} for annotation in coco.annotations])
 
 
+def with_images(coco: CocoFile, images: list[Entry]) -> CocoFile:
+    """Return the file with some of its image entries only, and without the annotations of the others."""
+    kept = {id(image) for image in images}
+    others = {image["id"] for image in coco.images if id(image) not in kept and is_integer(image.get("id"))}
+    of_others = (is_integer(one.get("image_id")) and one["image_id"] in others for one in coco.annotations)
+    annotations = [one for one, other in zip(coco.annotations, of_others, strict=True) if not other]
+    return replace(coco, images=images, annotations=annotations)
+
+
 def crowd_warning(coco: CocoFile) -> str | None:
     """Return a warning where annotations with `iscrowd` 1 are probably single objects, else None.
 

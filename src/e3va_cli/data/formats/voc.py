@@ -16,6 +16,7 @@ from e3va_cli.data.formats.class_names import read_class_names
 from e3va_cli.data.formats.coco import CocoDetection
 from e3va_cli.data.formats.coco_file import CocoFile
 from e3va_cli.data.formats.coco_values import Entry
+from e3va_cli.data.formats.held_back import HeldBackOptions
 from e3va_cli.data.formats.text_encodings import is_encoding
 from e3va_cli.data.formats.voc_folder import CLASSES, YEARS, VocImage, find_devkit, list_image_sets, read_image_set
 from e3va_cli.data.images.intensity import ImageFileOptions
@@ -62,7 +63,7 @@ def to_coco(images: Sequence[VocImage], classes: Sequence[str]) -> tuple[CocoFil
 
 @DATASET_FORMATS.register("voc")
 @dataclass
-class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
+class VocFormat(HeldBackOptions, ImageFileOptions, DetectionTransforms, DatasetFormat):
     """VOC2007, VOC2012, or both together."""
 
     target_types: ClassVar[frozenset[str]] = frozenset({"boxes"})
@@ -155,11 +156,12 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
 
     def _images(self, split: Split) -> list[VocImage]:
         if split not in self._read:
-            self._read[split] = [
+            images = [
                 image
                 for year, name in self._sets(split)
                 for image in read_image_set(self._devkit, year, name, self.encoding)
             ]
+            self._read[split] = self.select(split, images)
         return self._read[split]
 
     def _images_if_any(self, split: Split) -> list[VocImage]:
@@ -171,6 +173,7 @@ class VocFormat(ImageFileOptions, DetectionTransforms, DatasetFormat):
 
     def _sets(self, split: Split) -> list[tuple[str, str]]:
         """Return the years of a split, each with the name of its image set."""
+        split = self.source_of(split)
         available = {year: list_image_sets(self._devkit, year) for year in YEARS}
         has_test = "test" in available["VOC2007"]
         if split == "val":
