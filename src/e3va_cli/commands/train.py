@@ -39,7 +39,7 @@ from e3va_cli.runs.folder import (
 from e3va_cli.runs.lock import lock_folder
 from e3va_cli.training.history import histories
 from e3va_cli.training.resume import read_resume_checkpoint
-from e3va_cli.training.run import TrainingRun, build_run
+from e3va_cli.training.run import TrainingRun, build_run, evaluate_last_step
 from e3va_cli.utils.command_line import format_command
 from e3va_cli.utils.files import atomic_write, make_subfolder
 
@@ -81,12 +81,8 @@ def finish(config: TrainConfig, run: TrainingRun, folder: Path) -> None:
     # A run that max_steps ends before its first epoch's end is a trial: an evaluation would take longer than the run.
     assert run.train_schedule is not None
     is_trial = run.trainer.global_step < run.train_schedule.steps_per_epoch
-    if (
-        run.lightning_module.evaluated_step != run.trainer.global_step
-        and not is_trial
-        and run.trainer.limit_val_batches
-    ):
-        run.trainer.validate(run.lightning_module, run.data, verbose=False)
+    if not is_trial and run.trainer.limit_val_batches:
+        evaluate_last_step(run)
     if not run.trainer.is_global_zero:
         return
     if run.lightning_module.results is None:

@@ -109,6 +109,12 @@ def build_run(
     return TrainingRun(train, val, model, lightning_module, data, trainer, train_schedule, contents)
 
 
+def evaluate_last_step(run: TrainingRun, data: L.LightningDataModule | None = None) -> None:
+    """Evaluate the trained model unless its last step was evaluated; `data` replaces the run's own."""
+    if run.lightning_module.evaluated_step != run.trainer.global_step:
+        run.trainer.validate(run.lightning_module, data or run.data, verbose=False)
+
+
 def train_schedule_from_config(config: RunConfig, *, batches_per_epoch: int, devices: int) -> TrainSchedule:
     """Return the schedule of a run.
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,7 +29,7 @@ from e3va_cli.models.backbones import build_backbone
 from e3va_cli.models.backbones.base import Branch, ResidualBackbone, Stage
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.training.progress import TrainingProgressBar
-from e3va_cli.training.run import TrainingRun, build_run
+from e3va_cli.training.run import TrainingRun, build_run, evaluate_last_step
 
 ONE_RUN_CALLBACKS = (GracefulShutdown, TrainingProgressBar)  # of a process with one trainer
 SHARED_OPTIONS = ("backbone", "dataset", "data", "trainer", "schedule", "seed")  # the same for all members
@@ -152,20 +151,20 @@ class TurnTaking(L.Callback):
         self,
         turns: Turns,
         member: int,
-        backbone: RecordedBackbone,
+        backbone: RecordedBackbone | None,
         progress: Callable[[int, L.Trainer], None] | None = None,
     ) -> None:
         self.turns, self.member, self.backbone, self.progress = turns, member, backbone, progress
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Record or replay this batch."""
-        self.backbone.start_batch(("train", trainer.current_epoch, batch_idx))
+        self._start(("train", trainer.current_epoch, batch_idx))
 
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record or replay this batch."""
-        self.backbone.start_batch(("validation", trainer.current_epoch, batch_idx))
+        self._start(("validation", trainer.current_epoch, batch_idx))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the turn."""
@@ -186,6 +185,10 @@ class TurnTaking(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """End the turn before Lightning moves the model, and with it the backbone, back to the CPU."""
         self._next_turn(trainer)
+
+    def _start(self, position: Position) -> None:
+        if self.backbone is not None:
+            self.backbone.start_batch(position)
 
     def _next_turn(self, trainer: L.Trainer) -> None:
         if self.progress is not None:
@@ -255,7 +258,7 @@ def train_together(
     """Train runs that differ in what the backbone and the data do not depend on.
 
     Args:
-        configs: of the runs, with the same backbone, data, loaders, seed and length.
+        configs: of the runs, with the same backbone, data, loaders, seed and length; a single one has any method.
         folders: their run folders.
         progress: called after each batch with the member's number and its trainer.
 
@@ -265,14 +268,12 @@ def train_together(
     Raises:
         UserError: the runs cannot share a pass.
     """
-    check_sharing(configs)
-    torch.manual_seed(configs[0].seed)
-    backbone, identity = build_backbone(configs[0].backbone)
-    recorded = RecordedBackbone(backbone)
-    runs = [
-        build_run(config, folder, backbone=(recorded, identity))
-        for config, folder in zip(configs, folders, strict=True)
-    ]
+    shared = None
+    if len(configs) > 1:
+        check_sharing(configs)
+        backbone, identity = build_backbone(configs[0].backbone)
+        shared = RecordedBackbone(backbone), identity
+    runs = [build_run(config, folder, backbone=shared) for config, folder in zip(configs, folders, strict=True)]
     turns, outcomes = Turns(len(runs)), list[TrainingRun | BaseException](runs)
     batches = [
         SharedBatches(loader(), len(runs)) for loader in (runs[0].data.train_dataloader, runs[0].data.val_dataloader)
@@ -281,18 +282,20 @@ def train_together(
     def work(member: int, run: TrainingRun) -> None:
         try:
             turns.wait(member)
-            run.trainer.fit(run.lightning_module, SharedData(*batches))
+            loaders = SharedData(*batches)
+            run.trainer.fit(run.lightning_module, loaders)
+            evaluate_last_step(run, loaders)
         except BaseException as error:  # of one member: the others go on
             outcomes[member] = error
         finally:
-            for shared in batches:
-                shared.readers -= 1
+            for one in batches:
+                one.readers -= 1
             turns.end(member, done=True)
 
     threads = []
     for member, run in enumerate(runs):
         others = [one for one in cast(Any, run.trainer).callbacks if not isinstance(one, ONE_RUN_CALLBACKS)]
-        cast(Any, run.trainer).callbacks = [*others, TurnTaking(turns, member, recorded, progress)]
+        cast(Any, run.trainer).callbacks = [*others, TurnTaking(turns, member, shared and shared[0], progress)]
         threads.append(threading.Thread(target=work, args=(member, run), daemon=True))
     for thread in threads:
         thread.start()
