@@ -3,10 +3,10 @@
     python scripts/compare_methods.py camvid_upernet_swin_nano dataset.root=data/camvid
     python scripts/compare_methods.py bccd_retinanet_swin_nano --methods e3va,lora --seeds 0,1 dataset.root=data/bccd
 
-1. Cost: the memory of a step on a GPU is estimated; the time of a step is measured here, one method after another.
-2. Learning rates: each method runs with all `--lrs`, and with all `--adapter-lr-scales` if it trains more than neck,
+1. Learning rates: each method runs with all `--lrs`, and with all `--adapter-lr-scales` if it trains more than neck,
    head and output norms, for a third of the steps. A fifth of the training images is held back and decides.
-3. Accuracy: each method runs with its best rates and each seed, and is evaluated on the validation images. With
+2. Accuracy: each method runs with its best rates and each seed, and is evaluated on the validation images.
+3. Cost: the memory of a step on a GPU is estimated; the time of a step is measured here, one method after another. With
    `--equal-time`, methods whose step takes longer than E3VA's also run for as many steps as take E3VA's time.
 
 Methods that leave the backbone unchanged train together, on one pass of it. Finished runs in OUTPUT/EXPERIMENT are not
@@ -34,6 +34,8 @@ from typing import Any
 import lightning as L  # noqa: N812 (Lightning's own alias)
 import torch
 from comparison_report import write_report
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
 from e3va_cli.commands.benchmark_memory import load_method_config, validate_methods
@@ -125,8 +127,10 @@ class Comparison:
         methods = list(dict.fromkeys([BASELINE, REFERENCE, *self.methods]))
         if known.keys() >= set(methods):
             return known
-        overrides = [f"experiment={self.experiment}", *self.overrides]
-        configs = {method: load_method_config([*overrides, "measure=true"], method) for method in methods}
+        overrides = [f"experiment={self.experiment}", "measure=true", *self.overrides]
+        GlobalHydra.instance().clear()
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            configs = {method: load_method_config(overrides, method) for method in methods}
         spec = benchmark_spec(configs[BASELINE])
         estimates = run_benchmark(configs, replace(spec, device=None))
         for estimated, measured in zip(estimates, run_benchmark(configs, spec), strict=True):
@@ -143,7 +147,8 @@ class Comparison:
 
     def run(self) -> bool:
         """Run what is not finished and write the results; return whether nothing failed."""
-        costs, steps = self.costs(), self.total_steps()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps = self.total_steps()
         searched = self.train(self.candidates(steps))
         best: dict[str, Member] = {}
         for member, result in searched.items():
@@ -154,12 +159,15 @@ class Comparison:
             for seed in self.seeds
             for member in best.values()
         ]
+        trained = self.train(finals)
+        costs = self.costs()
         if self.equal_time:
             step_s = {method: costs[method]["step_time_s"] for method in best}
             ratios = {method: costs[REFERENCE]["step_time_s"] / time for method, time in step_s.items()}
             shorter = [one for one in finals if ratios[one.method] < 1]
-            finals += [replace(m, phase="time", max_steps=max(1, round(steps * ratios[m.method]))) for m in shorter]
-        trained = self.train(finals)
+            shorter = [replace(m, phase="time", max_steps=max(1, round(steps * ratios[m.method]))) for m in shorter]
+            trained |= self.train(shorter)
+            finals += shorter
         results = {
             "experiment": self.experiment,
             "overrides": self.overrides,
