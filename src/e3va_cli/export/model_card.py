@@ -91,7 +91,7 @@ def _backbone(config: dict[str, Any]) -> str:
         "pretrained": f"The weights are timm's, [{timm_name}]({HUB}/{timm_name}), and are downloaded on first use. "
         f"Without a network, run `hf download timm/{timm_name} model.safetensors` on another machine and set "
         "`backbone.weights=FILE`.",
-        "file": "The weights were loaded from a file; set `backbone.weights=FILE`, in timm's or the authors' layout.",
+        "file": "The weights were loaded from a file (of timm, the authors or transformers); set `backbone.weights=`.",
         "random": f"The weights are random (seed {config['config']['backbone']['seed']}), for tests only.",
     }[backbone["weights"]]
     return (

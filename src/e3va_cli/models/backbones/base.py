@@ -40,7 +40,7 @@ class BackboneOptions(Options):
     timm_name: str = option(help="architecture in timm", free=True)
     model_args: dict[str, Any] = option({}, help="further arguments of timm's constructor", free=True)
     pretrained: bool = option(False, help="download timm's weights", free=True)
-    weights: str | None = option(None, help="file with weights: timm's, or the authors' .pth", free=True)
+    weights: str | None = option(None, help="file with weights of timm, the authors or transformers", free=True)
     seed: int = option(
         0,
         help="seed of random weights, without pretrained and weights",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
 from e3va_cli.models.backbones.chunked import autocast_to_weights, chunked_images, chunked_tokens, is_chunked
+from e3va_cli.models.backbones.convnext_weights import to_timm_layout
 
 STAGES = 4  # of strides 4 to 32
 
@@ -74,6 +75,10 @@ class ConvNeXtBackbone(ResidualBackbone):
         height, width = images.shape[-2:]
         images = nn.functional.pad(images, (0, -width % coarsest, 0, -height % coarsest))
         return self.model.stem(images).permute(0, 2, 3, 1).contiguous()
+
+    def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of a file in one of the layouts of `convnext_weights` to timm's names."""
+        return to_timm_layout(state, self.model)
 
     def cast_weights(self, dtype: torch.dtype) -> None:
         """Cast the weight matrices of the MLPs, nearly all of the weights, to `dtype`."""

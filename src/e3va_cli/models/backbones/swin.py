@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from e3va_cli.components.options import option
 from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
 from e3va_cli.models.backbones.chunked import autocast_to_weights, chunked_tokens, is_chunked
+from e3va_cli.models.backbones.swin_weights import to_timm_layout
 from e3va_cli.models.backbones.timm_private import relative_position_bias
-from e3va_cli.models.backbones.weights import to_timm_layout
 from e3va_cli.models.backbones.window_attention import (
     biased_attention,
     chunked_window_attention,
@@ -125,7 +125,7 @@ class SwinBackbone(ResidualBackbone):
                     linear.weight.data = linear.weight.data.to(dtype)
 
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the Swin authors' tensors as timm does."""
+        """Rename the tensors of a file in one of the layouts of `swin_weights` to timm's names."""
         return to_timm_layout(state)
 
     def no_weight_decay(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""Load backbone weights from files in timm's or the Swin authors' layout, and compute their fingerprint."""
+"""Load backbone weights from files, and compute their fingerprint."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.utils.text import truncate_list
 
-# Classifiers, and buffers that models recompute.
-IGNORED_KEYS = re.compile(r"^(head\.|norm\.)|attn_mask$|relative_position_index$|relative_coords_table$")
+# Classifiers, what masked pre-training leaves, and buffers that models recompute.
+IGNORED_KEYS = re.compile(r"^(head\.|norm\.|mask_token$)|attn_mask$|relative_position_index$|relative_coords_table$")
 MAX_LISTED = 6
 REFUSED_OBJECT = re.compile(
     r"GLOBAL ([\w.]+)"
@@ -79,17 +79,6 @@ def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
         isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
         for name, value in content.items()
     )
-
-
-def to_timm_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the Swin authors' tensors to timm's: their `downsample` ends a stage, timm's begins the next."""
-    if not any(name.startswith("layers.0.downsample.") for name in state):
-        return state
-
-    def renamed(name: str) -> str:
-        return re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name)
-
-    return {renamed(name): tensor for name, tensor in state.items()}
 
 
 def load_weights(
