@@ -63,6 +63,7 @@ WITHOUT_ATTENTION = ("convnext", "convnextv2")
 ESTIMATED_ELSEWHERE = ("dinov2", "dinov3")  # tests/memory/test_estimate_against_measurement.py
 OPTIONS = {
     "e3va": {"rank": 4, "hidden_ratio": 0.5},
+    "e3va_plus": {"rank": 4},
     "lora": {"rank": 4, "alpha": 1.0},
     "adapter": {"hidden": 8},
     "adaptformer": {"hidden": 8, "scale": 0.1},
