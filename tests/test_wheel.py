@@ -17,7 +17,7 @@ def wheel(tmp_path_factory):
     import shutil
 
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    for name in ("src", "conf"):
+    for name in ("src", "conf", "weights"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -31,6 +31,7 @@ def test_the_wheel_holds_every_yaml_and_module(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"e3va_cli/conf/{path.relative_to(ROOT / 'conf')}" in names
+    assert "e3va_cli/weights/swin_nano/swin_nano.safetensors" in names
     for path in (ROOT / "src" / "e3va_cli").rglob("*.py"):
         assert str(path.relative_to(ROOT / "src")) in names
 

@@ -1,10 +1,12 @@
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError
 from tests.components import build_backbone
 from tests.conftest import NANO
@@ -44,6 +46,20 @@ def test_weights_are_equal_in_every_layout(donor, tmp_path, layout):
     assert theirs.fingerprint == identity.fingerprint
     assert theirs.weights == "file"
     torch.testing.assert_close(loaded.model.state_dict(), model.state_dict())
+
+
+def test_packaged_weights_have_the_fingerprint_of_their_card(config):
+    backbone, identity = build_backbone(**to_dict(config("backbone.pretrained=true").backbone))
+    card = (Path(__file__).parents[3] / "weights/swin_nano/README.md").read_text()
+    assert f"`{identity.fingerprint}`" in card and identity.weights == "pretrained"
+    assert backbone.model.patch_embed.proj.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["nothing", "../conf", "/etc/passwd"])
+def test_packaged_weights_are_named_not_found_by_path(config, name):
+    options = {**to_dict(config("backbone.pretrained=true").backbone), "packaged_weights": name}
+    with pytest.raises(UserError, match="packaged_weights"):
+        build_backbone(**options)
 
 
 def test_random_weights_depend_on_the_seed(donor):

@@ -39,7 +39,12 @@ class BackboneOptions(Options):
     family: str = option("swin", free=True, help="family that builds timm_name", legacy_value="swin")
     timm_name: str = option(help="architecture in timm", free=True)
     model_args: dict[str, Any] = option({}, help="further arguments of timm's constructor", free=True)
-    pretrained: bool = option(False, help="download timm's weights", free=True)
+    pretrained: bool = option(
+        False, help="load published weights: timm's, downloaded, or those in the package for swin_nano", free=True
+    )
+    packaged_weights: str | None = option(
+        None, help="name of weights in the package, which pretrained=true loads in place of timm's", free=True
+    )
     weights: str | None = option(None, help="file with weights of timm, the authors or transformers", free=True)
     seed: int = option(
         0,
@@ -71,14 +76,19 @@ class BackboneOptions(Options):
         False, help="true: torch.compile, faster after a slow start (E3VA and frozen only)", free=True
     )
 
+    @property
+    def downloads(self) -> bool:
+        """Return whether the weights are downloaded."""
+        return self.pretrained and self.packaged_weights is None
+
     def errors(self, at: str) -> Iterator[str]:
         """Yield errors in names, weights and `model_args`."""
-        for key in ("name", "timm_name"):
+        for key in ("name", "timm_name", "packaged_weights"):
             if (name := getattr(self, key)) is not None and not NAME.fullmatch(name):
                 yield f"{at}.{key}={name}: invalid architecture name"
         if self.pretrained and self.weights:
             yield f"{at}.pretrained=true and {at}.weights= are mutually exclusive; set one of them"
-        if self.pretrained and (others := sorted(set(self.model_args) - self.weightless_args)):
+        if self.downloads and (others := sorted(set(self.model_args) - self.weightless_args)):
             yield (
                 f"{at}.pretrained=true: there are no published weights for {self.name} with "
                 f"{', '.join(f'model_args.{name}' for name in others)}; remove them, or set {at}.weights=FILE"

@@ -12,7 +12,7 @@ from e3va_cli.components.options import require_valid
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.models.backbones import convnext, swin, swinv2, vit  # noqa: F401 (register their families)
 from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, ResidualBackbone
-from e3va_cli.models.backbones.weights import fingerprint, load_weights
+from e3va_cli.models.backbones.weights import fingerprint, load_weights, packaged_weights
 
 # Raised by timm and torch for unknown names and invalid options.
 BUILD_ERRORS = (
@@ -55,7 +55,9 @@ def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Backbone
     require_valid(options, "backbone")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        backbone = _build(options, pretrained=options.pretrained)
+        backbone = _build(options, pretrained=options.downloads)
+    if options.pretrained and options.packaged_weights:
+        load_weights(backbone.model, packaged_weights(options.packaged_weights))
     if options.weights:
         load_weights(backbone.model, Path(options.weights), backbone.convert_weights)
     source: Literal["pretrained", "file", "random"] = (

@@ -6,6 +6,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeGuard
@@ -79,6 +80,18 @@ def is_state_dict(content: object) -> TypeGuard[dict[str, Tensor]]:
         isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
         for name, value in content.items()
     )
+
+
+def packaged_weights(name: str) -> Path:
+    """Return the file of weights that come with the package.
+
+    Raises:
+        UserError: there are none of this name.
+    """
+    path = Path(str(resources.files("e3va_cli.weights"))) / name / f"{name}.safetensors"
+    if not path.is_file():
+        raise UserError(f"backbone.packaged_weights={name}: the package has no such weights; install it again")
+    return path
 
 
 def load_weights(
