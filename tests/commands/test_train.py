@@ -95,11 +95,11 @@ def test_a_refused_run_leaves_no_folder(run_of, tmp_path):
 
 
 def test_what_a_run_was_started_with(run_of):
-    run = run_of("it's [one]", "budget=11GiB", "seed=3")
+    run = run_of("it's [one]", "budget=11GiB", "init_from=runs/7", "seed=3")
     words = with_saved_config("train", ["trainer.max_epochs=5"], str(run))
     assert {o.key_or_group: o.value() for o in parse(words)}["hydra.run.dir"] == str(run)
-    assert "budget=11GiB" in words
-    assert with_saved_config("evaluate", [], str(run)) == ["seed=3"], "an evaluation has no budget"
+    assert {"budget=11GiB", "init_from=runs/7"} < set(words)
+    assert with_saved_config("evaluate", [], str(run)) == ["seed=3"], "an evaluation has neither"
 
 
 def test_images_are_drawn_on_the_device_of_training(config, tmp_path, monkeypatch):

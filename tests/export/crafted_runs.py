@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -29,14 +30,17 @@ SEGMENTER = [
 CLASSES = {5: ["circle", "square", "triangle", "star", "ring"], 3: ["sky", "road", "tree"]}
 
 
-def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Path:
+def craft(
+    folder: Path, *overrides: str, seed: int = 0, tens: bool = True, classes: Sequence[str] | None = None
+) -> Path:
     """A run folder of the configuration under `overrides`; what would be trained is drawn from `seed`.
 
     Classes have the numbers 10, 20, ... of a data set that counts in tens, else 1, 2, ... as the program's own do.
     """
     config = load_config("train", overrides)
-    assert config.dataset.num_classes is not None
-    classes = CLASSES[config.dataset.num_classes]
+    if classes is None:
+        assert config.dataset.num_classes is not None
+        classes = CLASSES[config.dataset.num_classes]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build_model(config, num_classes=len(classes))
@@ -45,7 +49,7 @@ def craft(folder: Path, *overrides: str, seed: int = 0, tens: bool = True) -> Pa
             for name, value in trainable_state_dict(model).items()
         }
     numbers = [(10 if tens else 1) * k for k in range(1, len(classes) + 1)]
-    belongs_to = build_metadata(model.identity, config, classes, numbers)
+    belongs_to = build_metadata(model.identity, config, list(classes), numbers)
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": state, METADATA_KEY: belongs_to, "global_step": 1}, folder / "checkpoints" / "last.ckpt")
     (folder / ".hydra").mkdir()

@@ -213,12 +213,13 @@ def test_content_of_the_model_card(exported):
 
 def test_paths_of_the_training_machine_are_not_in_the_model_card(tmp_path):
     run = craft(tmp_path / "run", *SEGMENTER)
-    (run / ".hydra" / "overrides.yaml").write_text(
-        "- dataset.root=/home/someone/x\n- hydra.run.dir=/home/y\n- seed=3\n"
-    )
+    root, start = "dataset.root=/home/someone/x", "init_from='/home/z/first/checkpoints/best.ckpt'"
+    overrides = [root, "hydra.run.dir=/home/y", start, "seed=3"]
+    (run / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
     folder = export(run, tmp_path / "a")
-    assert "/home" not in (folder / "README.md").read_text()
-    assert read_config(folder)["overrides"] == ["dataset.root=/home/someone/x", "seed=3"]
+    text = (folder / "README.md").read_text()
+    assert "/home" not in text and "init_from=first seed=3" in text
+    assert read_config(folder)["overrides"] == [root, start, "seed=3"]
 
 
 def test_an_existing_folder_is_left_alone(run, tmp_path):

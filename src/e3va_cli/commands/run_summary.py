@@ -14,6 +14,7 @@ from rich.markup import escape
 from e3va_cli.commands.console import console, print_table
 from e3va_cli.config.run_config import RunConfig
 from e3va_cli.evaluation.detection_limit import detection_limit_warning
+from e3va_cli.export.initialization import Initialization, part_of
 from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.model import parameter_counts
 from e3va_cli.optim.lr_schedules import MultiStepOptions
@@ -34,6 +35,7 @@ from e3va_cli.utils.command_line import format_command
 from e3va_cli.utils.text import pluralize, truncate_list
 
 CLASSES_SHOWN = 20
+FRESH_SHOWN = 3  # parts or layers of a model
 PLACEHOLDER = "IMAGES: an image or a folder of images"
 TITLES = {"pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
 
@@ -53,8 +55,14 @@ def hide_lightning_hints() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: ResumeCheckpoint | None = None) -> None:
-    """Print model, data, schedule and run folder."""
+def print_start(
+    config: RunConfig,
+    run: TrainingRun,
+    folder: Path,
+    resumed: ResumeCheckpoint | None = None,
+    initialization: Initialization | None = None,
+) -> None:
+    """Print model, data, schedule, run folder, and the weights that the run starts from."""
     counts = parameter_counts(run.model)
     assert run.train is not None
     empty = run.train.num_filtered_images
@@ -77,6 +85,10 @@ def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: Resu
     }
     if resumed is not None:
         lines["Resumes"] = f"{resumed.path}, after {pluralize(resumed.step, 'step')}"
+    if initialization is not None:
+        lines["Starts from"] = f"\n{'':<12}".join(describe_initialization(initialization))
+    if initialization is not None:
+        lines["Starts from"] = f"\n{'':<12}".join(describe_initialization(initialization))
     for name, text in lines.items():
         console.print(f"{name:<12}{text}", markup=False)
     print_warnings(schedule_warnings(course, schedule))
@@ -97,6 +109,22 @@ def print_start(config: RunConfig, run: TrainingRun, folder: Path, resumed: Resu
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in run.train.dropped.items())
         console.print(f"Annotations left out of training: {reasons}")
     print_warnings([*run.train.notes, *run.val.notes, detection_limit_warning(run.val, config.head)])
+
+
+def describe_initialization(initialization: Initialization) -> Iterator[str]:
+    """Yield where the weights are from, how many were loaded, which classes have theirs, and what was not loaded."""
+    yield f"{initialization.path}, after {pluralize(initialization.steps, 'step')}"
+    counts = (f"{part} {count:,}" for part, count in initialization.loaded.items())
+    yield f"tensors loaded: {', '.join(counts)}"
+    classes = {"matched": initialization.matched_classes, "new": initialization.new_classes}
+    listed = (f"{len(some)} {kind} ({truncate_list(some, CLASSES_SHOWN)})" for kind, some in classes.items() if some)
+    yield f"classes: {', '.join(listed)}"
+    by_reason: dict[str, dict[str, None]] = {}  # parts of which nothing was loaded, else layers
+    for name, reason in initialization.fresh.items():
+        part, layer = part_of(name), name.rpartition(".")[0]
+        by_reason.setdefault(reason, {})[layer if part in initialization.loaded else part] = None
+    for reason, names in by_reason.items():
+        yield f"not loaded: {truncate_list(list(names), FRESH_SHOWN)} ({reason})"
 
 
 def describe_memory(trainer: L.Trainer) -> str:

@@ -18,9 +18,13 @@ CONTINUES = {
     "train": "resume",
     "evaluate": "checkpoint",
 }  # commands that build on a run, and the option naming it
-OF_TRAINING = ("optimizer", "schedule", "budget")  # that an evaluation does not depend on
+OF_TRAINING = ("optimizer", "schedule", "budget", "init_from")  # that an evaluation does not depend on
 MEASURED_WITH = ("precision", "limit_val_batches")  # of the trainer, that it does
-LEFT_OUT = {"train": ("resume", "experiment"), "evaluate": ("checkpoint", "resume", "experiment", "budget")}
+LEFT_OUT = {
+    "train": ("resume", "experiment"),
+    "evaluate": ("checkpoint", "resume", "experiment", "budget", "init_from"),
+}
+KEPT = ("budget", "init_from")  # of the options of `e3va train` itself, in the run that it resumes
 EITHER = {"backbone.weights": "backbone.pretrained", "backbone.pretrained": "backbone.weights"}
 
 
@@ -50,8 +54,17 @@ def with_saved_config(command: str, given: list[str], place: str) -> list[str]:
     """Return overrides that compose the saved configuration of the run or exported adapter at `place`, then `given`.
 
     A choice such as `dataset=coco` in `given` resets the run's options of that group.
+
+    Raises:
+        UserError: there is no run or adapter, its configuration cannot be used, or `init_from` is given for a run that
+            is resumed.
     """
     given_keys = {override.key_or_group for override in parse(given)}
+    if command == "train" and "init_from" in given_keys:
+        raise UserError(
+            f"init_from and resume={place}: a resumed run continues with its own weights; remove init_from, or remove "
+            "resume to start a new run"
+        )
     adapter = find_adapter_folder(place) if command == "evaluate" else None
     if adapter is not None:
         config: dict[str, Any] | None = read_config(adapter)["config"]
@@ -68,7 +81,7 @@ def with_saved_config(command: str, given: list[str], place: str) -> list[str]:
             name = key.lstrip("+~")
             base.append(f"{key.removesuffix(name)}{renamed.get(name, name)}{equals}{value}")
     else:
-        names = {one.name for one in fields(RunConfig)} | ({"budget"} if config.get("budget") else set())
+        names = {one.name for one in fields(RunConfig)} | {name for name in KEPT if config.get(name)}
         kept_parts = {key: value for key, value in with_older_options(config).items() if key in names}
         base = overrides_of_config(kept_parts if command == "train" else evaluation_options(kept_parts))
     reset = {*given_keys, *(EITHER[key] for key in given_keys if key in EITHER)}

@@ -25,6 +25,8 @@ from e3va_cli.commands.run_summary import (
 from e3va_cli.config.run_config import TrainConfig
 from e3va_cli.evaluation import Results
 from e3va_cli.evaluation.detection_limit import detection_limit_warning
+from e3va_cli.export.adapter_checkpoint import read_checkpoint_or_adapter
+from e3va_cli.export.initialization import initialize
 from e3va_cli.optim.train_schedule import extended_length, is_complete
 from e3va_cli.runs.folder import (
     CHECKPOINTS,
@@ -37,6 +39,7 @@ from e3va_cli.runs.folder import (
     write_hydra_config,
 )
 from e3va_cli.runs.lock import lock_folder
+from e3va_cli.training.checkpoints import METADATA_KEY
 from e3va_cli.training.history import histories
 from e3va_cli.training.resume import read_resume_checkpoint
 from e3va_cli.training.run import TrainingRun, build_run, evaluate_last_step
@@ -52,10 +55,13 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
         check_memory(config, config.budget)
     if is_rank_zero():
         lock_folder(folder)
-    run = build_run(config, folder)
     last = None if resume is None else find_checkpoint(resume, "resume")[1]
     checkpoint = last if last is not None and last.is_file() else None  # the run may have been killed before its first
+    init_from = config.init_from if checkpoint is None else None  # a resumed run has started from it already
+    source = None if init_from is None else read_checkpoint_or_adapter(init_from, "init_from")
+    run = build_run(config, folder)
     resumed = None if checkpoint is None else read_resume_checkpoint(checkpoint, run, config)
+    initialization = None if source is None else initialize(run.model, source, run.checkpoint_contents[METADATA_KEY])
     step = 0 if resumed is None else resumed.step
     for history in histories(run.trainer):
         history.drop_from(step)
@@ -66,7 +72,7 @@ def run(config: TrainConfig, *, folder: Path) -> Results | None:
     ):
         if run.trainer.is_global_zero:
             write_config(config, folder)
-            print_start(config, run, folder, resumed)
+            print_start(config, run, folder, resumed, initialization)
             print_warnings([shared_memory_note(config)])
             prepare(folder / CHECKPOINTS, checkpoint)
         run.trainer.fit(run.lightning_module, run.data, ckpt_path=checkpoint, weights_only=True)

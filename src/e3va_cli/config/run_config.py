@@ -91,6 +91,9 @@ class TrainConfig(RunConfig):
     """`e3va train`."""
 
     resume: str | None = option(None, help="a run folder: go on where it stopped")
+    init_from: str | None = option(
+        None, help="a run folder, a checkpoint in it, or an exported adapter: start from its weights"
+    )
     budget: str | None = option(
         None, help="such as 11GiB (2^30 bytes each): refuse a run that cannot fit, before anything is loaded"
     )

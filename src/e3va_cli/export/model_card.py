@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from e3va_cli.models.heads import HEADS
@@ -124,8 +125,11 @@ def _training(config: dict[str, Any]) -> str:
 
 
 def _hide_path(override: str) -> str:
-    """Replace the value of an override that is a path on the training machine."""
-    key = override.partition("=")[0]
+    """Replace the value of an override that is a path on the training machine; of `init_from`, keep the run's name."""
+    key, _, value = override.partition("=")
+    if key == "init_from":
+        path = Path(value.strip("'\""))
+        return f"{key}={path.parent.parent.name if path.suffix == '.ckpt' else path.name}"
     return f"{key}={PLACEHOLDERS[key]}" if key in PLACEHOLDERS else override
 
 

@@ -5,6 +5,7 @@ The frozen backbone is never saved: the weights that are trained are those that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -96,27 +97,10 @@ def check_metadata(checkpoint: dict[str, Any], path: Path, metadata: dict[str, A
         UserError: one line for each difference.
     """
     saved = checkpoint[METADATA_KEY]
-    errors = []
-    theirs, ours = saved["backbone"], metadata["backbone"]
-    if theirs["timm_name"] != ours["timm_name"]:
-        errors.append(
-            f"{path}: trained on the backbone {theirs['name']}, not on {ours['name']}; use backbone={theirs['name']}"
-        )
-    elif theirs["fingerprint"] != ours["fingerprint"]:
-        errors.append(
-            f"{path}: trained on other weights of {ours['name']} "
-            f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
-            "use the run's backbone.weights or backbone.pretrained"
-        )
-    configs = [with_older_options(one["config"]) for one in (saved, metadata)]
-    if (neck := configs[0]["neck"]) != configs[1]["neck"]:
+    errors = list(backbone_errors(path, saved, metadata))
+    neck, our_neck = (with_older_options(one["config"])["neck"] for one in (saved, metadata))
+    if neck != our_neck:
         errors.append(f"{path}: trained with neck={neck}; set it")
-    theirs, ours = (checkpoint_options("backbone", config["backbone"]) for config in configs)
-    errors += [
-        f"{path}: trained with backbone.{key}={str(value).lower()}; set it"
-        for key, value in theirs.items()
-        if key in ours and ours[key] != value
-    ]
     for part in ("adapter", "head"):
         theirs, ours = checkpoint_options(part, saved[part]), checkpoint_options(part, metadata[part])
         if theirs != ours:
@@ -124,14 +108,33 @@ def check_metadata(checkpoint: dict[str, Any], path: Path, metadata: dict[str, A
             errors.append(f"{path}: trained with another {part}; different options: {', '.join(keys)}")
     for part in ("classes", "category_ids"):
         if saved[part] != metadata[part]:
-            theirs, ours = (truncate_list(one[part], CLASSES_SHOWN) for one in (saved, metadata))
+            listed = [truncate_list(one[part], CLASSES_SHOWN) for one in (saved, metadata)]
             errors.append(
                 f"{path}: trained on other {part.replace('_', ' ')} than this data set has "
-                f"(checkpoint: {theirs}; data set: {ours})"
+                f"(checkpoint: {listed[0]}; data set: {listed[1]})"
             )
             break
     if errors:
         raise UserError(*errors)
+
+
+def backbone_errors(path: Path, saved: dict[str, Any], metadata: dict[str, Any]) -> Iterator[str]:
+    """Yield the differences of the backbone in the metadata `saved` at `path` from that of `metadata`."""
+    theirs, ours = saved["backbone"], metadata["backbone"]
+    if theirs["timm_name"] != ours["timm_name"]:
+        yield f"{path}: trained on the backbone {theirs['name']}, not on {ours['name']}; use backbone={theirs['name']}"
+    elif theirs["fingerprint"] != ours["fingerprint"]:
+        yield (
+            f"{path}: trained on other weights of {ours['name']} "
+            f"(fingerprint {theirs['fingerprint'][:12]}, here {ours['fingerprint'][:12]}); "
+            "use the run's backbone.weights or backbone.pretrained"
+        )
+    theirs, ours = (
+        checkpoint_options("backbone", with_older_options(one["config"])["backbone"]) for one in (saved, metadata)
+    )
+    for key, value in theirs.items():
+        if key in ours and ours[key] != value:
+            yield f"{path}: trained with backbone.{key}={str(value).lower()}; set it"
 
 
 def checkpoint_options(part: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,25 @@ class HeadOptions(Options):
     )
 
 
+@dataclass(frozen=True)
+class ClassRows:
+    """How classes divide the rows of a layer, the first dimension of its weight and bias: (groups, classes, rows).
+
+    Attributes:
+        groups: number of times that all classes are repeated, such as once per anchor.
+        rows: consecutive rows of each class, such as the 4 deltas of a box.
+        background: whether background has rows too, before those of the classes.
+    """
+
+    groups: int = 1
+    rows: int = 1
+    background: bool = False
+
+    def split(self, value: Tensor) -> Tensor:
+        """Return a view (groups, classes, rows, ...) of a weight or bias (groups * classes * rows, ...)."""
+        return value.unflatten(0, (self.groups, -1, self.rows))
+
+
 class Head(nn.Module):
     """Compute losses or predictions from feature maps [(B, C_s, H_s, W_s)] of padded images.
 
@@ -47,6 +66,10 @@ class Head(nn.Module):
 
     def __init__(self, options: Any, *, channels: Sequence[int], num_classes: int) -> None:
         super().__init__()
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the layers with rows for each class, by their names in the head; by default there are none."""
+        return {}
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Return named scalar losses, to be minimized as their sum."""

@@ -20,7 +20,7 @@ from torchvision.ops import boxes as box_ops
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
-from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
+from e3va_cli.models.heads.base import HEADS, ClassRows, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.eager_backward import eager_backward
 from e3va_cli.models.heads.layers import CascadeBoxPredictor, group_norm
 from e3va_cli.models.heads.mask_branch import MaskBranch, MaskBranchOptions
@@ -197,6 +197,18 @@ class CascadeMaskRCNN(Head):
         )
         branches = len(self.box_stages) if options.mask.every_stage else 1
         self.masks = nn.ModuleList(MaskBranch(options.mask, width, num_classes + 1) for _ in range(branches))
+        self.class_agnostic = box.class_agnostic
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the last layers of the box stages and mask branches."""
+        rows = {}
+        for index in range(len(self.box_stages)):
+            rows[f"box_stages.{index}.predictor.cls_score"] = ClassRows(background=True)
+            if not self.class_agnostic:
+                rows[f"box_stages.{index}.predictor.bbox_pred"] = ClassRows(rows=4)
+        for index in range(len(self.masks)):
+            rows[f"masks.{index}.predictor.mask_fcn_logits"] = ClassRows(background=True)
+        return rows
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Return objectness and proposal box losses, and weighted class, box and mask losses of each stage."""

@@ -14,7 +14,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from e3va_cli.components.options import option
-from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
+from e3va_cli.models.heads.base import HEADS, ClassRows, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.layers import Float32BoxPredictor, Float32MaskPredictor
 from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.heads.rpn import RPNOptions, build_rpn
@@ -79,6 +79,14 @@ class MaskRCNN(Head):
             mask_head=MaskRCNNHeads(width, mask.channels, dilation=1),
             mask_predictor=Float32MaskPredictor(mask.channels[-1], mask.predictor_channels, num_classes + 1),
         )
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the last layers of the box and mask branches."""
+        return {
+            "roi_heads.box_predictor.cls_score": ClassRows(background=True),
+            "roi_heads.box_predictor.bbox_pred": ClassRows(rows=4, background=True),
+            "roi_heads.mask_predictor.mask_fcn_logits": ClassRows(background=True),
+        }
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Return torchvision's five losses: objectness, proposal box, class, box and mask."""

@@ -14,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from e3va_cli.components.options import option
 from e3va_cli.models.heads.anchors import MaxIoUMatcher, anchor_errors, build_anchors, match_anchors
-from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
+from e3va_cli.models.heads.base import HEADS, ClassRows, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.eager_backward import eager_backward
 from e3va_cli.models.heads.predictions import Detections
 from e3va_cli.models.necks.fpn import STRIDES, build_pyramid
@@ -122,6 +122,11 @@ class RetinaNet(Head):
             topk_candidates=options.topk_candidates,
         )
         self.matcher = MaxIoUMatcher(options.fg_iou, options.bg_iou, min_pos_iou=0)
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the last layer of the class branch, with all classes for each anchor of a cell."""
+        anchors_per_cell = self.detector.anchor_generator.num_anchors_per_location()[0]
+        return {"detector.head.classification_head.cls_logits": ClassRows(groups=anchors_per_cell)}
 
     def losses(self, features: list[Tensor], images: ImageList, targets: list[Target]) -> dict[str, Tensor]:
         """Return the focal loss of the classes and the L1 loss of the boxes, over the positive anchors of the batch."""

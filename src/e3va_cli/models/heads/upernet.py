@@ -16,7 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import Conv2dNormActivation
 
 from e3va_cli.components.options import Condition, option
-from e3va_cli.models.heads.base import HEADS, Extract, Head, HeadOptions, Target
+from e3va_cli.models.heads.base import HEADS, ClassRows, Extract, Head, HeadOptions, Target
 from e3va_cli.models.heads.chunked_cross_entropy import chunked_cross_entropy
 from e3va_cli.models.heads.layers import group_norm
 from e3va_cli.models.heads.predictions import Segmentation
@@ -156,6 +156,11 @@ class UPerNet(Head):
             )
         self.auxiliary_stage, self.auxiliary_weight = options.auxiliary_stage, options.auxiliary_weight
         self.slide_window, self.slide_stride = options.slide_window, options.slide_stride
+
+    def class_rows(self) -> dict[str, ClassRows]:
+        """Return the convolutions to class scores."""
+        layers = ["classifier.1"] if self.auxiliary is None else ["classifier.1", "auxiliary.1.1"]
+        return dict.fromkeys(layers, ClassRows())
 
     def scores(self, features: list[Tensor]) -> Tensor:
         """Return class logits, float32 (B, K, H / 4, W / 4)."""
