@@ -57,7 +57,16 @@ FINISHED, RESULTS, COSTS = "finished.json", "comparison.json", "costs.json"
 BASELINE, REFERENCE = "full", "e3va"  # of step times; whose time the others get with --equal-time
 SEARCH_PART, HELD_BACK = 3, 0.2
 AT_ONCE = 8  # runs on one pass of the backbone
-RESERVED = ("adapter", "experiment", "seed", "resume", "hydra.run.dir", "trainer.max_steps", "dataset.val_fraction")
+RESERVED = (
+    "adapter",
+    "experiment",
+    "seed",
+    "resume",
+    "init_from",
+    "hydra.run.dir",
+    "trainer.max_steps",
+    "dataset.val_fraction",
+)
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 

@@ -23,17 +23,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from reproduction_tables import PARAMS, PEAK, STEP, Results, console, report
 
-from e3va_cli.config.composition import CONFIG_MODULE, load_config, parse, validate_overrides
+from e3va_cli.config.composition import load_config, parse, validate_overrides
 from e3va_cli.config.overrides import to_override_value
 from e3va_cli.config.run_config import to_dict
 from e3va_cli.errors import UserError, first_line, print_errors
-from e3va_cli.paper.published import ACCURACY, COCO, VOC
+from e3va_cli.paper.published import ACCURACY, COCO, EXPERIMENTS, VOC
 from e3va_cli.runs.folder import CHECKPOINTS, LAST_CHECKPOINT, METRICS, RESOURCES, read_overrides
 from e3va_cli.utils.files import write_json
 
@@ -121,10 +120,10 @@ def parse_args(args: argparse.Namespace) -> Reproduction:
     Raises:
         UserError: one line per error.
     """
-    files = resources.files(CONFIG_MODULE).joinpath("experiment").iterdir()
-    experiments = sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-    if args.experiment not in experiments:  # Hydra ignores it, as experiments are optional
-        raise UserError(f"{args.experiment}: no such experiment; choices: {', '.join(experiments)}")
+    if args.experiment not in EXPERIMENTS:
+        raise UserError(
+            f"{args.experiment}: no such experiment of the paper; choices: {', '.join(sorted(EXPERIMENTS))}"
+        )
     methods, seeds = (list(dict.fromkeys(text.split(","))) for text in (args.methods, args.seeds))
     if not all(re.fullmatch(r"[0-9]{1,9}", seed) for seed in seeds):
         raise UserError(f"--seeds {args.seeds}: expected integers, such as 0,1,2")

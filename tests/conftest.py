@@ -89,7 +89,7 @@ def _seeded() -> None:
 
 # Small pieces of public data sets.
 DATA = Path(os.environ.get("E3VA_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
-CONTENT = "coco_tiny (COCO 2017), bccd (VOC), camvid_small (CamVid) and ade_sample (ADE20K)"
+CONTENT = "coco_tiny (COCO 2017), bccd (VOC), camvid_small (CamVid), ade_sample (ADE20K) and kangaroo"
 NO_DATA = "no real data: "
 
 

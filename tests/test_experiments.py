@@ -7,6 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import e3va_cli.conf
+from e3va_cli.config.composition import load_config
+from e3va_cli.config.overrides import overrides_of_config
+from e3va_cli.config.run_config import to_dict
+from e3va_cli.training.run import train_schedule_from_config
+
 SMALL = [
     "backbone=swin_nano",
     "head.fpn_channels=32",
@@ -102,3 +108,44 @@ def test_an_experiment_runs(e3va, tmp_path, experiment, make, words, result):
     again = e3va("evaluate", f"checkpoint={tmp_path}/run", f"hydra.run.dir={tmp_path}/again")
     assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
     assert "Evaluation" in again.stdout
+
+
+SMALL_CPU = {  # head, schedule, training images, steps of 8 images
+    "bccd_retinanet_swin_nano": ("retinanet", "cosine", 292, 432),
+    "bccd_retinanet_dinov2_s": ("retinanet", "cosine", 292, 216),
+    "kangaroo_retinanet_swin_nano": ("retinanet", "cosine", 130, 640),
+    "kangaroo_retinanet_dinov2_s": ("retinanet", "cosine", 130, 256),
+    "camvid_upernet_swin_nano": ("upernet", "poly", 367, 540),
+    "camvid_upernet_dinov2_s": ("upernet", "poly", 367, 225),
+}
+PAPERS = {"coco_cascade_swin_b", "coco_cascade_swin_l", "voc_retinanet_swin_l", "ade20k_upernet_swin_l"}
+
+
+def test_every_experiment_is_tested():
+    files = (Path(e3va_cli.conf.__file__).parent / "experiment").glob("*.yaml")
+    assert {file.stem for file in files} == PAPERS | set(SMALL_CPU)
+
+
+@pytest.mark.parametrize("experiment", SMALL_CPU)
+def test_an_experiment_for_a_small_cpu(experiment):
+    head, decay, images, steps = SMALL_CPU[experiment]
+    config = load_config("train", [f"experiment={experiment}", "dataset.root=x"])
+    assert config.backbone.name == experiment.split("_", 2)[2]
+    assert (config.head.name, config.head.fpn_channels, config.schedule.name) == (head, 64, decay)
+    schedule = train_schedule_from_config(config, batches_per_epoch=images // config.data.batch_size, devices=1)
+    assert (schedule.total_steps, schedule.lr, schedule.rescaled) == (steps, 1e-3, False)
+    assert config.trainer.val_every_epochs <= schedule.epochs
+    assert config.backbone.pretrained == (config.backbone.name == "swin_nano") and config.backbone.weights is None
+    saved = to_dict(config)
+    assert to_dict(load_config("train", overrides_of_config(saved))) == saved, "a run can be resumed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("experiment", "root"),
+    [("bccd_retinanet_swin_nano", "bccd/VOCdevkit"), ("camvid_upernet_swin_nano", "camvid_small")],
+)
+def test_an_experiment_for_a_small_cpu_trains(e3va, real_data, experiment, root):
+    words = ["trainer.max_steps=2", "data.num_workers=0", "hydra.run.dir=run"]
+    done = e3va("train", f"experiment={experiment}", f"dataset.root={real_data(root)}", *words)
+    assert " from 0.001 after" in done.stdout and "weights are random" not in done.stdout

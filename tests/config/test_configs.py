@@ -15,6 +15,7 @@ from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import build_backbone, build_meta_backbone
 from e3va_cli.models.heads import HEADS
 from e3va_cli.models.model import build_meta_model
+from e3va_cli.optim.lr_schedules import SCHEDULES
 from e3va_cli.training.trainer import build_trainer
 
 CONF = Path(next(iter(e3va_cli.conf.__path__)))
@@ -73,6 +74,14 @@ def test_a_data_set_brings_its_head_and_its_metric(config):
         assert (options.head.name, options.dataset.metric) == (head, metric)
         needs, _ = EVALUATORS[metric]
         assert needs <= HEADS[head].target_types <= DATASET_FORMATS[dataset].target_types
+
+
+@pytest.mark.parametrize("dataset", ["coco", "voc", "ade20k"])
+def test_every_schedule_composes_with_every_data_set(config, dataset):
+    for name in SCHEDULES:
+        options = config(f"dataset={dataset}", "dataset.root=x", f"schedule={name}")
+        assert options.schedule.name == name
+        assert options.schedule.total_batch == (2 if dataset == "voc" else 16)
 
 
 def test_registries_and_choices_agree():

@@ -18,11 +18,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from PIL import Image
 
-import e3va_cli.conf
-from e3va_cli.paper.published import ACCURACY
+from e3va_cli.paper.published import ACCURACY, EXPERIMENTS
 from scripts import reproduce
 
-EXPERIMENTS = sorted(path.stem for path in (Path(e3va_cli.conf.__file__).parent / "experiment").glob("*.yaml"))
 VERSIONS = {"python": "3.12.1", "torch": "2.11.0"}
 GPU = "Some GPU"
 
@@ -193,7 +191,10 @@ def test_invalid_arguments_are_one_line(call, trainer, capsys, words, says) -> N
 
 def test_missing_experiment_or_folder(call, trainer, capsys) -> None:
     assert call(experiment="voc_retinanet") == 2
-    assert f"voc_retinanet: no such experiment; choices: {', '.join(EXPERIMENTS)}" in capsys.readouterr().err
+    assert (
+        f"voc_retinanet: no such experiment of the paper; choices: {', '.join(sorted(EXPERIMENTS))}"
+        in capsys.readouterr().err
+    )
     assert call(root="nowhere") == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     assert not trainer.started
