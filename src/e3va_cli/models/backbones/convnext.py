@@ -75,13 +75,6 @@ class ConvNeXtBackbone(ResidualBackbone):
         images = nn.functional.pad(images, (0, -width % coarsest, 0, -height % coarsest))
         return self.model.stem(images).permute(0, 2, 3, 1).contiguous()
 
-    def cast_weights(self, dtype: torch.dtype) -> None:
-        """Cast the weight matrices of the MLPs, nearly all of the weights, to `dtype`."""
-        for stage in self.model.stages:
-            for block in stage.blocks:
-                for linear in (block.mlp.fc1, block.mlp.fc2):
-                    linear.weight.data = linear.weight.data.to(dtype)
-
     @property
     def stages(self) -> list[Stage]:
         """One stage per ConvNeXt stage; one branch per block."""
