@@ -91,7 +91,7 @@ def test_registries_and_choices_agree():
     assert set(HEADS) <= names["head"]
 
 
-@pytest.mark.parametrize("option", ["backbone.dtype=bfloat16", "backbone.compile=true"])
+@pytest.mark.parametrize("option", ["backbone.dtype=int8", "backbone.offload=cpu", "backbone.compile=true"])
 def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_it(config, option):
     for method in METHODS:
         options = config(option, f"adapter={method}")

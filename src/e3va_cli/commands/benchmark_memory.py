@@ -17,6 +17,7 @@ from e3va_cli.commands.console import console
 from e3va_cli.commands.memory_tables import (
     flops_line,
     measured_lines,
+    offload_lines,
     peak_lines,
     print_breakdown_table,
     print_budget_table,
@@ -218,7 +219,7 @@ def print_results(
             if warning:
                 console.print(f"{result.method}: {warning}", style="yellow", markup=False)
     print_breakdown_table(results)
-    for line in [*measured_lines(results), flops_line(results), *peak_lines(results)]:
+    for line in [*measured_lines(results), flops_line(results), *offload_lines(results), *peak_lines(results)]:
         console.print(line)
     if batch_sizes is not None:
         print_budget_table(config, spec, batch_sizes)

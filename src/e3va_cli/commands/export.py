@@ -21,7 +21,8 @@ def run(config: ExportConfig) -> None:
     path = Path(config.output)
     height, width = check_export_options(path, config.image_size)
     checkpoint = read_checkpoint_or_adapter(config.checkpoint, "checkpoint")
-    model = build_trained_model(checkpoint, *build_trained_backbone(checkpoint, **vars(config.backbone)))
+    backbone = build_trained_backbone(checkpoint, **vars(config.backbone), offload="none")
+    model = build_trained_model(checkpoint, *backbone)
     metadata = {
         "classes": checkpoint.metadata["classes"],
         "category_ids": checkpoint.metadata["category_ids"],

@@ -67,6 +67,17 @@ def flops_line(results: list[Result]) -> str:
     return f"TFLOPs per step (matrix products, convolutions): {', '.join(shares)}"
 
 
+def offload_lines(results: list[Result]) -> list[str]:
+    """Return the size of offloaded weights, and of their copies to the device per step, of the methods with some."""
+    sizes = {r.method: [number(r.details[key], 0) for key in ("offloaded_mib", "streamed_mib")] for r in results}
+    return [
+        f"Offloaded weights of {method}: {offloaded} MiB, two blocks at a time on the device; copies per step: "
+        f"{streamed} MiB"
+        for method, (offloaded, streamed) in sizes.items()
+        if offloaded != "0"
+    ]
+
+
 def print_breakdown_table(results: list[Result]) -> None:
     """Print the breakdown of each peak."""
     shown = [c for c in CATEGORIES if any(r.by_category_mib.get(c, 0) >= 1 for r in results)]

@@ -93,7 +93,11 @@ def _current_metadata(path: Path, saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_trained_backbone(
-    checkpoint: AdapterCheckpoint, *, weights: str | None = None, pretrained: bool | None = None
+    checkpoint: AdapterCheckpoint,
+    *,
+    weights: str | None = None,
+    pretrained: bool | None = None,
+    offload: str | None = None,
 ) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """Build the backbone that the weights were trained on.
 
@@ -101,11 +105,14 @@ def build_trained_backbone(
         checkpoint: of the run.
         weights: file of the backbone's weights, if it has moved.
         pretrained: override of the run's `backbone.pretrained`.
+        offload: override of the run's `backbone.offload`.
 
     Raises:
         UserError: the backbone's weights cannot be loaded, or differ from the run's.
     """
     options = replace(checkpoint.config.backbone, compile=False)  # compiling takes longer than a few forward passes
+    if offload is not None:
+        options = replace(options, offload=offload)
     if weights is not None:
         options = replace(options, weights=weights, pretrained=bool(pretrained))
     elif pretrained is not None:

@@ -81,6 +81,8 @@ def estimate_memory(
         peak=trace.peak.with_category(WORKSPACES, workspaces),
         between_steps_bytes=trace.between_steps_bytes + workspaces,
         rois=trace.rois,
+        offloaded_bytes=trace.offloaded_bytes,
+        streamed_bytes=trace.streamed_bytes,
         parameters=parameters,
         flops=counter.total,
         seconds=time.perf_counter() - started,

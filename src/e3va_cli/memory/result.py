@@ -52,6 +52,8 @@ def estimated_result(method: str, estimate: MemoryEstimate) -> Result:
             "regions": estimate.rois,
             "parameters": estimate.parameters,
             "operations_tflop": estimate.flops / 1e12,
+            "offloaded_mib": estimate.offloaded_bytes / MIB,
+            "streamed_mib": estimate.streamed_bytes / MIB,
             "planning_time_s": estimate.seconds,
         },
     )
@@ -80,7 +82,7 @@ def measured_result(method: str, measurement: Measurement, estimate: MemoryEstim
             "regions": measurement.rois,
             "planned_regions": estimate.rois,
             "parameters": estimate.parameters,
-            "operations_tflop": estimated.details["operations_tflop"],
+            **{key: estimated.details[key] for key in ("operations_tflop", "offloaded_mib", "streamed_mib")},
         },
     )
 

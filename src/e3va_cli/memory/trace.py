@@ -24,11 +24,15 @@ class StepTrace:
         peak: of the step.
         between_steps_bytes: after the step.
         rois: number of pooled RoIs, by pooling layer.
+        offloaded_bytes: weights outside of the device.
+        streamed_bytes: copied from there to the device.
     """
 
     peak: Peak
     between_steps_bytes: int
     rois: dict[str, int]
+    offloaded_bytes: int
+    streamed_bytes: int
 
 
 def trace_step(
@@ -47,10 +51,18 @@ def trace_step(
         workspace: of a `StorageTracker`.
     """
     init_optimizer_state(optimizer, accumulates=size.accumulates)
+    streamer = model.extractor.backbone.streamer
+    before = streamer.streamed_bytes if streamer else 0
     tracker = StorageTracker(workspace=workspace)
     tracker.track(batch_tensors(batch), "batch")
     tracker.track(optimizer_tensors(optimizer), "optimizer")
     with count_rois(model) as rois, tracker.track_model(model, module_groups), tracker:
         tracker.reset_peak()
         train_step(model, optimizer, batch, size, autocast_mode=autocast_mode, phase=tracker.phase)
-    return StepTrace(tracker.peak, tracker.current_bytes, rois)
+    return StepTrace(
+        tracker.peak,
+        tracker.current_bytes,
+        rois,
+        offloaded_bytes=streamer.offloaded_bytes if streamer else 0,
+        streamed_bytes=streamer.streamed_bytes - before if streamer else 0,
+    )

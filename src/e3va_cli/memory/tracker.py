@@ -3,7 +3,8 @@
 The tracker sees every operator that PyTorch dispatches. A storage counts from the operator that allocates it until its
 last tensor is deleted, once for all its views. Each storage has a category:
 
-    weights, buffers, gradients, optimizer   set by `track`, and by hooks on trainable parameters
+    weights, buffers, gradients, optimizer   set by `track`, by hooks on trainable parameters, and by the module that
+                                             allocates them (`track_model`)
     batch                                    set by `track`: images and targets
     backbone, adapters, neck, head           activations saved for the backward pass, by the module that saves them
     transient                                everything else: temporaries, gradients of activations
@@ -144,7 +145,8 @@ class StorageTracker(TorchDispatchMode):
         """Count the tensors of `model`, and assign activations to its modules.
 
         Args:
-            groups_of: returns each module's category of activations, one of `ACTIVATIONS`.
+            groups_of: returns each module's category of activations, one of `ACTIVATIONS`, or of all that it allocates,
+                one of `OWNED`.
         """
         groups = groups_of(model)
         self.track(model.buffers(), "buffers")
@@ -192,10 +194,11 @@ class StorageTracker(TorchDispatchMode):
         key, nbytes = storage_id(storage), self._rounded(storage.nbytes())
         known = self._storages.get(key)
         if known is None:
-            category = self._where()[1]
+            allocated_by = self._where()[1]
+            category = allocated_by if allocated_by in OWNED else TRANSIENT
             reference = weakref.ref(storage, lambda _: self._release(key))
-            self._storages[key] = _Storage(nbytes, TRANSIENT, category, reference)
-            self._add(TRANSIENT, nbytes)
+            self._storages[key] = _Storage(nbytes, category, allocated_by, reference)
+            self._add(category, nbytes)
         elif known.nbytes != nbytes:  # resized in place
             self._add(known.category, nbytes - known.nbytes)
             known.nbytes = nbytes

@@ -91,7 +91,7 @@ class DenseModel(nn.Module):
 
 
 def check_frozen(config: ModelConfig) -> None:
-    """Check that a backbone in 16 bits or compiled has a tuning method without gradients through it.
+    """Check that a backbone in fewer bits, offloaded or compiled has a method without gradients through it.
 
     Raises:
         UserError: it has another method; names those that are supported.
@@ -100,7 +100,7 @@ def check_frozen(config: ModelConfig) -> None:
     if issubclass(METHODS[method], FrozenBackbone):
         return
     methods = " or ".join(name for name, one in METHODS.items() if issubclass(one, FrozenBackbone))
-    for name, default in (("dtype", "float32"), ("compile", False)):
+    for name, default in (("dtype", "float32"), ("offload", "none"), ("compile", False)):
         value = getattr(config.backbone, name)
         if value != default:
             given, needed = (f"backbone.{name}={str(one).lower()}" for one in (value, default))
@@ -178,14 +178,15 @@ def parameter_counts(model: DenseModel) -> dict[str, int | float]:
     head; the percentage is relative to the backbone's own parameters.
     """
 
-    def count(module: nn.Module, *, trainable: bool) -> int:
-        return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+    def count_trainable(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
-    tuned, backbone = count(model.extractor, trainable=True), count(model.extractor.backbone, trainable=False)
+    tuned, backbone = count_trainable(model.extractor), model.extractor.backbone.num_params
+    others = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.extractor.backbone.parameters())
     return {
         "trainable_backbone_params": tuned,
         "backbone_params": backbone,
         "trainable_backbone_pct": 100 * tuned / backbone,
-        "trainable_params": count(model, trainable=True),
-        "total_params": count(model, trainable=False),
+        "trainable_params": count_trainable(model),
+        "total_params": backbone + others,
     }

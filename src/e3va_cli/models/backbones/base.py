@@ -12,7 +12,8 @@ Every backbone that fits the highway is a residual network: a block adds one or 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,9 +22,12 @@ from torch import Tensor, nn
 
 from e3va_cli.components.options import MAX_SEED, Condition, Options, option
 from e3va_cli.components.registry import Registry
+from e3va_cli.models.backbones.offload import BlockStreamer, HostWeights, OffloadedBlock
+from e3va_cli.models.backbones.quantization import BITS, QuantizedLinear, is_quantizable
 
 NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # of an architecture; timm would download from other names
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OFFLOAD = ("none", "cpu", "disk")
 
 
 @dataclass
@@ -68,8 +72,14 @@ class BackboneOptions(Options):
     )
     dtype: str = option(
         "float32",
-        help="dtype of the weight matrices; bfloat16 or float16 reduces memory (E3VA and frozen only)",
-        choices=tuple(DTYPES),
+        help="dtype of the weight matrices; 16, 8 or 4 bits reduce memory (E3VA and frozen only)",
+        choices=(*DTYPES, *BITS),
+        free=True,
+    )
+    offload: str = option(
+        "none",
+        help="cpu, disk: keep the weight matrices there, two blocks at a time on the GPU (E3VA and frozen only)",
+        choices=OFFLOAD,
         free=True,
     )
     compile: bool = option(
@@ -88,6 +98,8 @@ class BackboneOptions(Options):
                 yield f"{at}.{key}={name}: invalid architecture name"
         if self.pretrained and self.weights:
             yield f"{at}.pretrained=true and {at}.weights= are mutually exclusive; set one of them"
+        if self.compile and self.offload != "none":
+            yield f"{at}.compile=true and {at}.offload={self.offload} are mutually exclusive; set one of them"
         if self.downloads and (others := sorted(set(self.model_args) - self.weightless_args)):
             yield (
                 f"{at}.pretrained=true: there are no published weights for {self.name} with "
@@ -124,7 +136,9 @@ class Branch:
     query_value: tuple[nn.Linear, nn.Linear] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.drop_path(self.compute(x))
+        offloaded: OffloadedBlock | None = getattr(self.block, "offloaded", None)
+        with offloaded.on(x.device) if offloaded else nullcontext():
+            return self.drop_path(self.compute(x))
 
 
 @dataclass(frozen=True)
@@ -144,12 +158,19 @@ class ResidualBackbone(nn.Module):
         model: the network, with its library's parameter names.
         mean, std: per-channel normalization of RGB images in 0..1.
         compiled: whether to `torch.compile` the branches where no gradients are taken.
+        streamer: copies offloaded weights to the device.
     """
 
     model: Any
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     compiled = False
+    streamer: BlockStreamer | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.streamer = None
+        self._unlisted_params = 0  # weights that are not elements of a parameter
 
     def stem(self, images: Tensor) -> Tensor:
         """Embed normalized images (B, 3, H, W) as the residual stream (B, H/stride, W/stride, C)."""
@@ -168,13 +189,48 @@ class ResidualBackbone(nn.Module):
         """Rename the tensors of a file, in one of the family's published layouts, to timm's names."""
         return state
 
+    def linears(self, block: nn.Module) -> dict[str, nn.Module]:
+        """Return the linear layers of a block with nearly all of its weights, by name; those that options cast."""
+        return {name: layer for name, layer in block.named_modules() if isinstance(layer, nn.Linear | QuantizedLinear)}
+
     def cast_weights(self, dtype: torch.dtype) -> None:
-        """Cast the frozen weight matrices of the branches to `dtype`, and compute the branches in it."""
-        raise NotImplementedError
+        """Cast the frozen weight matrices of the branches to `dtype`.
+
+        The branches are then computed under autocast to it; the residual stream keeps its dtype.
+        """
+        for layer in self._all_linears():
+            layer.weight.data = layer.weight.data.to(dtype)
+
+    def quantize_weights(self, bits: int) -> None:
+        """Quantize the frozen weight matrices of the branches to 8 or 4 bits."""
+        count = self.num_params
+        for block in self._blocks():
+            for name, layer in self.linears(block).items():
+                if isinstance(layer, nn.Linear) and name and is_quantizable(layer):
+                    block.set_submodule(name, QuantizedLinear(layer, bits))
+        self._unlisted_params += count - self.num_params
+
+    def offload_weights(self, host: Callable[[Sequence[dict[str, Tensor]]], HostWeights]) -> None:
+        """Keep the frozen weight matrices of the branches on the host; see `BlockStreamer`."""
+        count = self.num_params
+        stages = [[branch.block for branch in stage.branches] for stage in self.stages]
+        self.streamer = BlockStreamer(stages, self.linears, host)
+        self._unlisted_params += count - self.num_params
+
+    @property
+    def num_params(self) -> int:
+        """The number of weights, of offloaded and quantized matrices too."""
+        return sum(p.numel() for p in self.parameters()) + self._unlisted_params
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of matrices to exclude from weight decay; vectors are always excluded."""
         return set()
+
+    def _blocks(self) -> Iterator[nn.Module]:
+        return iter(dict.fromkeys(branch.block for stage in self.stages for branch in stage.branches))
+
+    def _all_linears(self) -> Iterator[Any]:
+        return (layer for block in self._blocks() for layer in self.linears(block).values())
 
     @property
     def out_channels(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,8 @@ from e3va_cli.components.options import require_valid
 from e3va_cli.errors import UserError, first_line
 from e3va_cli.models.backbones import convnext, swin, swinv2, vit  # noqa: F401 (register their families)
 from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, ResidualBackbone
+from e3va_cli.models.backbones.offload import cache_path, host_weights, map_weights
+from e3va_cli.models.backbones.quantization import BITS
 from e3va_cli.models.backbones.weights import fingerprint, load_weights, packaged_weights
 
 # Raised by timm and torch for unknown names and invalid options.
@@ -47,7 +50,7 @@ class BackboneFingerprint:
 def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, BackboneFingerprint]:
     """Build a backbone with its weights: timm's from the hub, a local file's, or random ones drawn from a seed.
 
-    The fingerprint is that of the weights before they are cast to `dtype`.
+    The fingerprint is that of the weights before they are cast, quantized or offloaded.
 
     Raises:
         UserError: the download fails, the file does not match the architecture, or an option is invalid.
@@ -64,8 +67,7 @@ def build_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Backbone
         "pretrained" if options.pretrained else "file" if options.weights else "random"
     )
     identity = BackboneFingerprint(options.name, options.timm_name, source, fingerprint(backbone.model))
-    if options.dtype != "float32":
-        backbone.cast_weights(DTYPES[options.dtype])
+    store_weights(backbone, options, identity.fingerprint)
     backbone.compiled = options.compile
     return backbone, identity
 
@@ -75,9 +77,24 @@ def build_meta_backbone(options: BackboneOptions) -> tuple[ResidualBackbone, Bac
     require_valid(options, "backbone")
     with torch.device("meta"):
         backbone = _build(options, pretrained=False)
-    if options.dtype != "float32":
-        backbone.cast_weights(DTYPES[options.dtype])
+    store_weights(backbone, options, fingerprint="")
     return backbone, BackboneFingerprint(options.name, options.timm_name, "random", fingerprint="")
+
+
+def store_weights(backbone: ResidualBackbone, options: BackboneOptions, fingerprint: str) -> None:
+    """Cast, quantize and offload the weight matrices of a backbone as its options say.
+
+    Raises:
+        UserError: the file of offloaded weights cannot be written.
+    """
+    if options.dtype in BITS:
+        backbone.quantize_weights(BITS[options.dtype])
+    elif options.dtype != "float32":
+        backbone.cast_weights(DTYPES[options.dtype])
+    if options.offload == "cpu":
+        backbone.offload_weights(host_weights)
+    elif options.offload == "disk":
+        backbone.offload_weights(partial(map_weights, path=cache_path(f"{fingerprint}-{options.dtype}")))
 
 
 def _build(options: BackboneOptions, *, pretrained: bool) -> ResidualBackbone:

@@ -80,13 +80,6 @@ class ConvNeXtBackbone(ResidualBackbone):
         """Rename the tensors of a file in one of the layouts of `convnext_weights` to timm's names."""
         return to_timm_layout(state, self.model)
 
-    def cast_weights(self, dtype: torch.dtype) -> None:
-        """Cast the weight matrices of the MLPs, nearly all of the weights, to `dtype`."""
-        for stage in self.model.stages:
-            for block in stage.blocks:
-                for linear in (block.mlp.fc1, block.mlp.fc2):
-                    linear.weight.data = linear.weight.data.to(dtype)
-
     @property
     def stages(self) -> list[Stage]:
         """One stage per ConvNeXt stage; one branch per block."""

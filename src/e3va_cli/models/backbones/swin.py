@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 import timm
-import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
 from torch import Tensor, nn
 
@@ -114,15 +113,9 @@ class SwinBackbone(ResidualBackbone):
         images = nn.functional.pad(images, (0, -width % patch_w, 0, -height % patch_h))
         return self.model.patch_embed(images)
 
-    def cast_weights(self, dtype: torch.dtype) -> None:
-        """Cast the weight matrices of attention and MLP, nearly all of the weights, to `dtype`.
-
-        Attention and MLP are then computed under autocast to it; the residual stream keeps its dtype.
-        """
-        for layer in self.model.layers:
-            for block in layer.blocks:
-                for linear in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                    linear.weight.data = linear.weight.data.to(dtype)
+    def linears(self, block: Any) -> dict[str, nn.Module]:
+        """Return the layers of attention and MLP, without the MLP of position biases in Swin V2."""
+        return {name: layer for name, layer in super().linears(block).items() if "cpb_mlp" not in name}
 
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a file in one of the layouts of `swin_weights` to timm's names."""

@@ -159,15 +159,6 @@ class ViTBackbone(ResidualBackbone):
         rows = self.prefix_rows(stream.shape[2])
         return stream[:, rows:] if rows else stream
 
-    def cast_weights(self, dtype: torch.dtype) -> None:
-        """Cast the weight matrices of the blocks, nearly all of the weights, to `dtype`.
-
-        The branches are then computed under autocast to it; the residual stream keeps its dtype.
-        """
-        for module in self.model.blocks.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.data = module.weight.data.to(dtype)
-
     def no_weight_decay(self) -> set[str]:
         """Return the names of position embeddings and of class and register tokens."""
         named = dict(self.model.named_parameters())
