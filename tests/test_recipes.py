@@ -152,7 +152,7 @@ def test_published_weights_go_with_options_that_change_none(words):
     ("words", "says"),
     [
         (
-            ["backbone=swin_nano"],
+            ["backbone=swin_nano", "backbone.packaged_weights=null"],
             "there are no published weights for swin_nano with model_args.depths, model_args.embed_dim",
         ),
         (

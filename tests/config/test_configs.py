@@ -11,7 +11,7 @@ from e3va_cli.config.composition import validate_overrides
 from e3va_cli.data import DATASET_FORMATS
 from e3va_cli.errors import UserError
 from e3va_cli.evaluation import EVALUATORS
-from e3va_cli.models.adapters import METHODS
+from e3va_cli.models.adapters import METHODS, FrozenBackbone
 from e3va_cli.models.backbones import build_backbone, build_meta_backbone
 from e3va_cli.models.heads import HEADS
 from e3va_cli.models.model import build_meta_model
@@ -95,13 +95,13 @@ def test_registries_and_choices_agree():
 def test_what_a_frozen_backbone_alone_can_is_refused_where_gradients_go_through_it(config, option):
     for method in METHODS:
         options = config(option, f"adapter={method}")
-        if method in ("frozen", "e3va"):
+        if issubclass(METHODS[method], FrozenBackbone):
             check_compatibility(options)
             build_meta_model(options, num_classes=3)
             continue
         for check in (check_compatibility, partial(build_meta_model, num_classes=3)):
             with pytest.raises(
-                UserError, match=f"{option}: not supported by adapter={method}, .* adapter=e3va or frozen"
+                UserError, match=f"{option}: not supported by adapter={method}, .* adapter=e3va or e3va_plus or frozen"
             ):
                 check(options)
 

@@ -178,7 +178,7 @@ def test_unusual_folders_are_quoted(trainer, tmp_path) -> None:
         (["optimizer.lr=1e-4,1e-5"], "optimizer.lr=1e-4,1e-5: one value at a time"),
         (["seed=3"], "seed=3: set by this script"),
         (["adapter=lora"], "adapter=lora: set by this script"),
-        (["backbone=swin_nano"], "there are no published weights for swin_nano"),
+        (["backbone=swin_t", "+backbone.model_args.embed_dim=32"], "there are no published weights for swin_t"),
         (["--gather-only"], "no finished run"),
     ],
 )
