@@ -104,7 +104,10 @@ def test_all_mistakes_at_once(e3va, tmp_path):
         (["adapter.rank=4,0", "-m"], "adapter.rank=0: must be above 0"),
         (["backbone.weights=none.pth"], "no such file: none.pth"),
         (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "mutually exclusive"),
-        (["backbone.pretrained=true"], "there are no published weights for swin_nano"),
+        (
+            ["backbone=swin_t", "backbone.model_args.embed_dim=48", "backbone.pretrained=true"],
+            "no published weights for",
+        ),
     ],
 )
 def test_mistakes_are_one_line_each(e3va, words, says):

@@ -82,7 +82,7 @@ HEAD_WORDS = {
 KINDS = next(info_of(one).choices for one in fields(BackboneOptions) if one.name == "dtype")
 CHOICES = {f"adapter.{one.name}": info_of(one).choices for one in fields(E3VAOptions)}
 CLASHES = {("16-mixed", "bfloat16"), ("bf16-mixed", "float16")}
-FROZEN = ("e3va", "frozen")  # methods that send no gradient through the backbone
+FROZEN = ("e3va", "e3va_plus", "frozen")  # methods that send no gradient through the backbone
 LEGAL_HEADS = {
     "shapes": ["mask_rcnn_nano", "cascade_mask_rcnn", "retinanet"],
     "coco": ["mask_rcnn_nano", "cascade_mask_rcnn", "retinanet"],
@@ -271,7 +271,7 @@ def test_what_does_not_exist_is_refused_with_what_does(word, legal):
 @pytest.mark.parametrize(
     ("words", "legal"),
     [
-        (["adapter=lora", "adapter.activations=compress"], "adapter=e3va"),
+        (["adapter=lora", "adapter.activations=compress"], "adapter=e3va or e3va_plus"),
         (["dataset.root=DATA"], "dataset=ade20k or coco or voc"),
     ],
 )

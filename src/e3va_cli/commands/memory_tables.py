@@ -69,7 +69,9 @@ def flops_line(results: list[Result]) -> str:
 
 def offload_lines(results: list[Result]) -> list[str]:
     """Return the size of offloaded weights, and of their copies to the device per step, of the methods with some."""
-    sizes = {r.method: [number(r.details[key], 0) for key in ("offloaded_mib", "streamed_mib")] for r in results}
+    sizes = {
+        r.method: [number(r.details.get(key, 0.0), 0) for key in ("offloaded_mib", "streamed_mib")] for r in results
+    }
     return [
         f"Offloaded weights of {method}: {offloaded} MiB, two blocks at a time on the device; copies per step: "
         f"{streamed} MiB"
