@@ -105,8 +105,8 @@ def test_all_mistakes_at_once(e3va, tmp_path):
         (["backbone.weights=none.pth"], "no such file: none.pth"),
         (["backbone=swin_t", "backbone.weights=a.pth", "backbone.pretrained=true"], "mutually exclusive"),
         (
-            ["backbone=swin_t", "backbone.model_args.embed_dim=48", "backbone.pretrained=true"],
-            "no published weights for",
+            ["backbone.pretrained=true", "backbone.packaged_weights=null"],
+            "there are no published weights for swin_nano",
         ),
     ],
 )
