@@ -189,7 +189,7 @@ def test_estimates_count_two_blocks(config, precision):
     block = 12 * 768**2 * 4  # of the last stage
     weights = streamed.between_steps_bytes + 2 * block
     assert whole.between_steps_bytes == streamed.between_steps_bytes + matrices
-    assert half.between_steps_bytes == pytest.approx(whole.between_steps_bytes - matrices / 2, abs=2**12)
+    assert half.between_steps_bytes == pytest.approx(whole.between_steps_bytes - matrices / 2, abs=2**16)
     assert int8.between_steps_bytes == pytest.approx(whole.between_steps_bytes - matrices * (1 - 8.5 / 32), abs=2**16)
     assert weights <= streamed.peak.total_bytes < whole.peak.total_bytes
     assert streamed.parameters == whole.parameters == int8.parameters
