@@ -42,6 +42,7 @@ class Family:
 CONVNEXT = {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128]}
 SWIN = {"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}
 VIT = {"depth": 4, "embed_dim": 48, "num_heads": 3, "img_size": 70}
+HIERA = {"embed_dim": 16, "num_heads": 1, "stages": [1, 2, 3, 2], "window_spec": [8, 4, 6, 2], "global_att_blocks": [4]}
 EVA = {"depth": 5, "embed_dim": 64, "num_heads": 2}
 STRIDES_4_TO_32 = [(16, 40), (8, 20), (4, 10), (2, 5)]
 FAMILIES = {
@@ -55,6 +56,7 @@ FAMILIES = {
         {"strict_img_size": False, "always_partition": True},
         [(16, 33), (8, 17), (4, 9), (2, 5)],
     ),
+    "hiera": Family("hiera_t", "hiera", "sam2_hiera_tiny", HIERA, {}, STRIDES_4_TO_32),
     "dinov2": Family("dinov2_s", "vit", "vit_small_patch14_dinov2", VIT, {"dynamic_img_size": True}, [(4, 9)] * 4),
     "dinov3": Family("dinov3_s", "vit", "vit_small_patch16_dinov3", EVA, {"dynamic_img_size": True}, [(4, 9)] * 4),
 }
@@ -124,9 +126,11 @@ def test_fresh_adapters_give_timms_normed_features(name):
 def test_a_branch_in_chunks_equals_the_branch_as_a_whole(name, monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK_ELEMENTS", 400)
     backbone = small(name)
+    x = torch.randn(2, 48, 40, backbone.stages[0].width)
     for stage in backbone.stages:
-        x = torch.randn(2, 6, 5, stage.width)
-        for branch in stage.branches:
+        with torch.no_grad():
+            x, branches = stage.start(x)
+        for branch in branches:
             with torch.no_grad():
                 in_chunks = branch(x)
             torch.testing.assert_close(in_chunks, branch(x), atol=2e-5, rtol=1e-5)
@@ -151,14 +155,25 @@ def test_features_with_bfloat16_weights(name):
             assert 0 < (ours - reference).norm() < 0.02 * reference.norm()
 
 
+def modules_of_downsampling(backbone):
+    """The modules that the highway runs: in Hiera they lie in blocks."""
+    modules, x = set(), backbone.stem(torch.randn(1, 3, 64, 64))
+    hooks = [module.register_forward_hook(lambda module, *_: modules.add(module)) for module in backbone.modules()]
+    for stage in backbone.stages:
+        x = stage.downsample(x)
+    for hook in hooks:
+        hook.remove()
+    return modules
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_gradient_enters_a_branch(name):
     backbone = small(name)
     extractor = tune(backbone, "e3va", **OPTIONS["e3va"]).train()
-    outputs = []
+    outputs, downsampling = [], modules_of_downsampling(backbone)
     for stage in backbone.stages:
         for branch in stage.branches:
-            for module in branch.block.modules():
+            for module in set(branch.block.modules()) - downsampling:
                 module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     features = extractor(torch.randn(1, 3, 64, 64, requires_grad=True))
     assert outputs and not any(output.requires_grad for output in outputs)
@@ -173,8 +188,9 @@ def plain_features(extractor, images):
     x = backbone.stem(images)
     highway, features = backbone.patches(x), []
     for index, stage in enumerate(backbone.stages):
-        x, highway = stage.downsample(x), stage.downsample(highway)
-        for adapter, branch in zip(extractor.adapters[index], stage.branches, strict=True):
+        highway = stage.downsample(highway)
+        x, branches = stage.start(x)
+        for adapter, branch in zip(extractor.adapters[index], branches, strict=True):
             z = branch(x).detach()
             x, z = (x + z).detach(), backbone.patches(z)
             down_a, down_b, bias, up_a, up_b, up_bias = adapter.weights

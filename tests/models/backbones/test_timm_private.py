@@ -1,11 +1,17 @@
 """What the package relies on in private methods of timm's networks. If a test fails after an update of timm, adapt
 `backbones/timm_private.py`."""
 
+import timm
 import torch
 from torch import nn
 
 from e3va_cli.models.backbones.swinv2 import build_swinv2
-from e3va_cli.models.backbones.timm_private import position_embedding, relative_position_bias, shifted_window_attention
+from e3va_cli.models.backbones.timm_private import (
+    hiera_position_embedding,
+    position_embedding,
+    relative_position_bias,
+    shifted_window_attention,
+)
 from e3va_cli.models.backbones.vit import build_vit
 from tests.swin_reference import WINDOW, attention, bias_of, large_biases
 
@@ -47,3 +53,14 @@ def test_tokens_begin_with_the_prefix_tokens():
             tokens = position_embedding(model, torch.randn(2, 3, 4, 48))
         assert tokens.shape == (2, 5 + 12, 48)
         assert torch.equal(tokens[:, 1:5], model.reg_token.expand(2, 4, 48))
+
+
+def test_position_embedding_of_hiera():
+    """Used by `backbones/hiera.py`: interpolated, and one of windows repeated."""
+    model = timm.create_model("sam2_hiera_tiny", embed_dim=16)
+    patches = torch.randn(2, 16, 24, 16)
+    with torch.no_grad():
+        added = (hiera_position_embedding(model, patches) - patches).permute(0, 3, 1, 2)
+    background = nn.functional.interpolate(model.pos_embed, (16, 24), mode="bicubic")
+    windows = model.pos_embed_window.repeat(1, 1, 2, 3)
+    torch.testing.assert_close(added, (background + windows).expand_as(added), atol=1e-6, rtol=1e-5)

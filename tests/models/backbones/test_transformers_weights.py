@@ -1,4 +1,4 @@
-"""Weights of Swin, Swin V2 and ConvNeXt in the layouts of transformers and of the authors.
+"""Weights of Swin, Swin V2, ConvNeXt and Hiera in the layouts of transformers and of the authors.
 
 Names, shapes and features of transformers' networks are of version 5.24, by `transformers_reference.py`.
 """
@@ -13,11 +13,17 @@ from torch import nn
 
 from e3va_cli.errors import UserError
 from tests.components import build_backbone
-from tests.models.backbones.transformers_reference import CONVNEXT, FILE, SIZES, SWIN, images, numbers, sample
+from tests.models.backbones.transformers_reference import CONVNEXT, FILE, HIERA, SIZES, SWIN, images, numbers, sample
 
 REFERENCE = json.loads(FILE.read_text())
 SWIN_ARGS = {key: SWIN[key] for key in ("embed_dim", "depths", "num_heads", "window_size")}
 CONVNEXT_ARGS = {"depths": CONVNEXT["depths"], "dims": CONVNEXT["hidden_sizes"]}
+HIERA_ARGS = {
+    "embed_dim": HIERA["hidden_size"],
+    "stages": HIERA["blocks_per_stage"],
+    "window_spec": HIERA["window_size_per_stage"],
+    "global_att_blocks": HIERA["global_attention_blocks"],
+}
 OURS = {  # class of transformers: family, timm's name, arguments
     "SwinForImageClassification": ("swin", "swin_tiny_patch4_window7_224", SWIN_ARGS),
     "SwinForMaskedImageModeling": ("swin", "swin_tiny_patch4_window7_224", SWIN_ARGS),
@@ -25,6 +31,7 @@ OURS = {  # class of transformers: family, timm's name, arguments
     "ConvNextForImageClassification": ("convnext", "convnext_tiny", CONVNEXT_ARGS),
     "ConvNextV2Model": ("convnext", "convnextv2_tiny", CONVNEXT_ARGS),
     "DINOv3ConvNextModel": ("convnext", "convnext_tiny.dinov3_lvd1689m", CONVNEXT_ARGS),
+    "Sam2HieraDetModel": ("hiera", "sam2_hiera_tiny", HIERA_ARGS),
 }
 PREFIXES = {
     "SwinForImageClassification": "swin.",
@@ -58,6 +65,13 @@ DINOV3_BLOCK = {
     "mlp.fc1": "pointwise_conv1",
     "mlp.fc2": "pointwise_conv2",
     "gamma": "gamma",
+}
+HIERA_NAMES = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "mlp.fc1": "mlp.proj_in",
+    "mlp.fc2": "mlp.proj_out",
+    "patch_embed.proj": "patch_embed.projection",
 }
 AUTHORS_BLOCK = {"conv_dw": "dwconv", "norm": "norm", "mlp.fc1": "pwconv1", "mlp.fc2": "pwconv2", "gamma": "gamma"}
 
@@ -114,6 +128,8 @@ def in_transformers(class_name, state):
     """Rename timm's tensors as transformers does, without what a backbone lacks."""
     if class_name.startswith("Swin"):
         return swin_in_transformers(state)
+    if class_name.startswith("Sam2"):
+        return renamed_parts(state, HIERA_NAMES)
     if class_name.startswith("DINO"):
         downsample = "stages.{0}.downsample_layers.{2}"
         stem = [downsample.format(0, None, number) for number in (0, 1)]
@@ -124,7 +140,17 @@ def in_transformers(class_name, state):
     return {name: x[None, None, None] if ".grn." in name else x for name, x in named.items()}
 
 
-def in_authors_layout(state):
+def renamed_parts(state, table):
+    """Rename by replacing parts of names."""
+    for old, new in table.items():
+        state = {re.sub(rf"(^|\.){re.escape(old)}\.", rf"\g<1>{new}.", name): x for name, x in state.items()}
+    return state
+
+
+def in_authors_layout(class_name, state):
+    if class_name.startswith("Sam2"):
+        named = renamed_parts(state, {"mlp.fc1": "mlp.layers.0", "mlp.fc2": "mlp.layers.1"})
+        return {f"image_encoder.trunk.{name}": x for name, x in named.items()} | {"memory.weight": torch.zeros(1)}
     stem, downsample = ["downsample_layers.0.0", "downsample_layers.0.1"], "downsample_layers.{0}.{2}"
     return convnext_renamed(state, AUTHORS_BLOCK, stem, downsample, "stages.{}.{}")
 
@@ -152,11 +178,11 @@ def test_weights_are_equal_in_transformers_layout(tmp_path, class_name):
     torch.testing.assert_close({key: loaded[key] for key in state}, state, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("class_name", ["ConvNextForImageClassification", "DINOv3ConvNextModel"])
-def test_weights_of_convnext_are_equal_in_the_authors_layout(tmp_path, class_name):
+@pytest.mark.parametrize("class_name", ["ConvNextForImageClassification", "DINOv3ConvNextModel", "Sam2HieraDetModel"])
+def test_weights_are_equal_in_the_authors_layout(tmp_path, class_name):
     state = random_state(class_name)
     others = {"norm.weight": torch.zeros(128), "norm.bias": torch.zeros(128), "head.weight": torch.zeros(9, 128)}
-    torch.save({"model": in_authors_layout(state) | others}, tmp_path / "weights.pth")
+    torch.save({"model": in_authors_layout(class_name, state) | others}, tmp_path / "weights.pth")
     loaded = build(class_name, weights=str(tmp_path / "weights.pth")).model.state_dict()
     torch.testing.assert_close({key: loaded[key] for key in state}, state, rtol=0, atol=0)
 

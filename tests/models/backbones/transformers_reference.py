@@ -22,6 +22,15 @@ SWIN = {
     "window_size": 4,
 }
 CONVNEXT = {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 64, 128]}
+HIERA = {
+    "hidden_size": 16,
+    "image_size": [128, 128],
+    "blocks_per_stage": [1, 2, 3, 2],
+    "embed_dim_per_stage": [16, 32, 64, 128],
+    "num_attention_heads_per_stage": [1, 2, 4, 8],
+    "window_size_per_stage": [8, 4, 6, 2],
+    "global_attention_blocks": [4],
+}
 CONFIGS = {  # class in transformers: its arguments
     "SwinForImageClassification": SWIN,
     "SwinForMaskedImageModeling": SWIN,
@@ -29,8 +38,9 @@ CONFIGS = {  # class in transformers: its arguments
     "ConvNextForImageClassification": CONVNEXT,
     "ConvNextV2Model": CONVNEXT,
     "DINOv3ConvNextModel": CONVNEXT,
+    "Sam2HieraDetModel": HIERA,
 }
-SIZES = {"Swin": 128, "Conv": 64, "DINO": 64}  # of images, by the first letters of a class
+SIZES = {"Swin": 128, "Conv": 64, "DINO": 64, "Sam2": 128}  # of images, by the first letters of a class
 
 
 def numbers(name, shape):
@@ -70,13 +80,18 @@ def reference(class_name):
     def append(_, __, output):
         output = output[0] if isinstance(output, tuple) else output
         if output.ndim == 3:  # B, N, C
-            features.append(output.unflatten(1, (int(output.shape[1] ** 0.5), -1)))
-        else:
-            features.append(output.permute(0, 2, 3, 1))
+            output = output.unflatten(1, (int(output.shape[1] ** 0.5), -1))
+        elif not hasattr(network, "blocks"):  # B, C, H, W
+            output = output.permute(0, 2, 3, 1)
+        features.append(output)
 
-    stages = next(module for name, module in network.named_modules() if name.endswith(("encoder.layers", "stages")))
-    for stage in stages:
-        (stage.blocks[-1] if hasattr(stage, "blocks") else stage).register_forward_hook(append)
+    if hasattr(network, "blocks"):
+        ends = [network.blocks[end] for end in network.stage_ends]
+    else:
+        stages = next(module for name, module in network.named_modules() if name.endswith(("encoder.layers", "stages")))
+        ends = [stage.blocks[-1] if hasattr(stage, "blocks") else stage for stage in stages]
+    for end in ends:
+        end.register_forward_hook(append)
     with torch.no_grad():
         network(images(SIZES[class_name[:4]]))
     return {"shapes": shapes, "features": [[round(float(x), 7) for x in values] for values in sample(features)]}

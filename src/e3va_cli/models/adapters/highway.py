@@ -89,11 +89,9 @@ class HighwayExtractor(FrozenBackbone):
         outputs = []
         for index, stage in enumerate(self.backbone.stages):
             with torch.no_grad():
-                x = stage.downsample(x)
+                x, branches = stage.start(x)
             highway = checkpointed_downsample(stage, highway)
-            highway, x = checkpointed_stage(
-                highway, x, self.backbone.patches, stage.branches, list(self.adapters[index])
-            )
+            highway, x = checkpointed_stage(highway, x, self.backbone.patches, branches, list(self.adapters[index]))
             if index in self.out_indices:
                 outputs.append(self.output(index, highway))
         return outputs
@@ -141,9 +139,9 @@ def forward_shared_backbone(extractors: Sequence[Highway], images: Tensor) -> li
     outputs: list[list[Tensor]] = [[] for _ in extractors]
     for index, stage in enumerate(backbone.stages):
         with torch.no_grad():
-            x = stage.downsample(x)
+            x, branches = stage.start(x)
         highways = [checkpointed_downsample(stage, highway) for highway in highways]
-        for position, branch in enumerate(stage.branches):
+        for position, branch in enumerate(branches):
             z, stream = backbone.patches(add_branch_(x, branch)), backbone.patches(x)
             adapters = [extractor.adapters[index][position] for extractor in extractors]
             highways = [adapter(highway, z, stream) for adapter, highway in zip(adapters, highways, strict=True)]

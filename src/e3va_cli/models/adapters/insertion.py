@@ -66,8 +66,8 @@ class InsertedAdapters(FeatureExtractor):
         outputs = []
         modules = iter(self.inserted)
         for index, stage in enumerate(self.backbone.stages):
-            x = stage.downsample(x)
-            for branch in stage.branches:
+            x, branches = stage.start(x)
+            for branch in branches:
                 x = self.insert(x, branch, next(modules)) if branch.type in self.branch_types else x + branch(x)
             if index in self.out_indices:
                 outputs.append(self.output(index, self.backbone.patches(x)))

@@ -3,8 +3,8 @@
 Every backbone that fits the highway is a residual network: a block adds one or two tensors to the stream,
 
     x = stem(images)
-    for each stage:   x = downsample(x)
-        for each branch of it:   x = x + branch(x)
+    for each stage:   x, branches = start(x)    x downsampled
+        for each of the branches:   x = x + branch(x)
 
 (attention and MLP in Swin). Tuning methods use these parts only, whatever the family.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -126,6 +126,8 @@ class Branch:
         drop_path: stochastic depth after the branch; the identity in eval mode.
         qkv: the fused query-key-value projection of an attention branch.
         query_value: its query and value projections, where they are separate.
+        before_downsampling: whether `compute` reads the stream as it is before the stage's downsampling, as the first
+            attention of a stage of Hiera, which pools its queries; `Stage.start` then gives it that stream.
     """
 
     type: Literal["attention", "mlp"]
@@ -134,6 +136,7 @@ class Branch:
     drop_path: Callable[[Tensor], Tensor]
     qkv: nn.Linear | None = None
     query_value: tuple[nn.Linear, nn.Linear] | None = None
+    before_downsampling: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         offloaded: OffloadedBlock | None = getattr(self.block, "offloaded", None)
@@ -149,6 +152,14 @@ class Stage:
     stride: int
     downsample: Callable[[Tensor], Tensor]  # from the stage before: B, H, W, C' -> B, ceil(H/2), ceil(W/2), C
     branches: tuple[Branch, ...]
+
+    def start(self, x: Tensor) -> tuple[Tensor, tuple[Branch, ...]]:
+        """Downsample the stream at the end of the stage before, and return the branches to be added in turn."""
+        first, *others = self.branches
+        if first.before_downsampling:
+            before, compute = x, first.compute
+            first = replace(first, compute=lambda _: compute(before))
+        return self.downsample(x), (first, *others)
 
 
 class ResidualBackbone(nn.Module):
@@ -247,8 +258,8 @@ class ResidualBackbone(nn.Module):
         x = self.stem(images)
         outputs = []
         for stage in self.stages:
-            x = stage.downsample(x)
-            for branch in stage.branches:
+            x, branches = stage.start(x)
+            for branch in branches:
                 x = x + branch(x) if torch.is_grad_enabled() else x.add_(branch(x))
             outputs.append(self.patches(x))
         return outputs

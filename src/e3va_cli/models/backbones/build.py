@@ -11,7 +11,7 @@ import torch
 
 from e3va_cli.components.options import require_valid
 from e3va_cli.errors import UserError, first_line
-from e3va_cli.models.backbones import convnext, swin, swinv2, vit  # noqa: F401 (register their families)
+from e3va_cli.models.backbones import convnext, hiera, swin, swinv2, vit  # noqa: F401 (register their families)
 from e3va_cli.models.backbones.base import BACKBONES, DTYPES, BackboneOptions, ResidualBackbone
 from e3va_cli.models.backbones.offload import cache_path, host_weights, map_weights
 from e3va_cli.models.backbones.quantization import BITS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models.eva import Eva
+from timm.models.hieradet_sam2 import HieraDet
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from timm.models.vision_transformer import VisionTransformer
@@ -25,3 +26,8 @@ def position_embedding(model: VisionTransformer | Eva, patches: Tensor) -> Tenso
     """Return the tokens, prefix tokens first, with their position embeddings: (B, H, W, C) -> (B, N, C)."""
     embedded: Any = model._pos_embed(patches)
     return embedded[0] if isinstance(model, Eva) else embedded
+
+
+def hiera_position_embedding(model: HieraDet, patches: Tensor) -> Tensor:
+    """Return the patches with their position embeddings: (B, H, W, C) -> (B, H, W, C)."""
+    return model._pos_embed(patches)

@@ -137,7 +137,7 @@ def window_partition(x: Tensor, window_h: int, window_w: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, window_h * window_w, channels)
 
 
-def window_reverse(windows: Tensor, shape: torch.Size, window_h: int, window_w: int) -> Tensor:
+def window_reverse(windows: Tensor, shape: tuple[int, ...], window_h: int, window_w: int) -> Tensor:
     """Merge windows into a map: (windows, tokens, C) -> (B, H, W, C)."""
     images, height, width, channels = shape
     x = windows.view(images, height // window_h, width // window_w, window_h, window_w, channels)
