@@ -78,4 +78,5 @@ def pack(integers: Tensor) -> Tensor:
 
 def unpack(packed: Tensor) -> Tensor:
     """Unpack the result of `pack`: uint8 (..., N / 2) to int8 (..., N)."""
-    return torch.cat((packed & 15, packed >> 4), dim=-1).to(torch.int8) - 8
+    # Each half is cast, as ONNX's exporter gives the two different types.
+    return torch.cat([half.to(torch.int8) for half in (packed & 15, packed >> 4)], dim=-1) - 8
