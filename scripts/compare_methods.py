@@ -53,7 +53,7 @@ from e3va_cli.utils.files import write_json
 from e3va_cli.utils.terminal import Throttle
 
 OUTPUT = Path("runs") / "comparison"
-FINISHED, RESULTS, COSTS = "finished.json", "comparison.json", "costs.json"
+FINISHED, RESULTS, COSTS, OVERRIDES = "finished.json", "comparison.json", "costs.json", "overrides.json"
 BASELINE, REFERENCE = "full", "e3va"  # of step times; whose time the others get with --equal-time
 SEARCH_PART, HELD_BACK = 3, 0.2
 AT_ONCE = 8  # runs on one pass of the backbone
@@ -156,7 +156,7 @@ class Comparison:
 
     def run(self) -> bool:
         """Run what is not finished and write the results; return whether nothing failed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.check_overrides()
         steps = self.total_steps()
         searched = self.train(self.candidates(steps))
         best: dict[str, Member] = {}
@@ -190,6 +190,22 @@ class Comparison:
         }
         write_json(self.folder / RESULTS, results)
         return len(searched) + len(trained) == len(self.candidates(steps)) + len(finals)
+
+    def check_overrides(self) -> None:
+        """Write the overrides to the folder, whose finished runs are those of this setting.
+
+        Raises:
+            UserError: it has runs with other overrides; only `dataset.root` may change.
+        """
+        file = self.folder / OVERRIDES
+        used = sorted(word for word in self.overrides if not word.startswith("dataset.root="))
+        if file.is_file() and (before := json.loads(file.read_text())) != used:
+            raise UserError(
+                f"{self.folder} has runs with {' '.join(before) or 'no overrides'}; use another --output for "
+                f"{' '.join(used) or 'no overrides'}"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, used)
 
     def train(self, members: Sequence[Member]) -> dict[Member, dict[str, Any]]:
         """Train what is not finished; return the result of each finished run."""

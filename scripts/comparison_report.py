@@ -39,7 +39,7 @@ def spread(numbers: Sequence[float]) -> str:
 
 def methods_of(experiment: Experiment) -> list[str]:
     """Return the methods that have run, by their mean at equal steps, best first."""
-    methods = {one["method"] for one in experiment["runs"]}
+    methods = {one["method"] for one in experiment["runs"] if one["phase"] == "steps"}
     return sorted(methods, key=lambda method: -statistics.fmean(values(experiment, method, "steps")))
 
 
@@ -69,7 +69,10 @@ def rows(experiment: Experiment) -> list[list[str]]:
 
 
 def write_report(experiments: Sequence[Experiment], folder: Path, console: Console) -> None:
-    """Print the tables, and write them and the plot to `folder`."""
+    """Print the tables of experiments with finished runs, and write them and the plot to `folder`."""
+    experiments = [one for one in experiments if methods_of(one)]
+    if not experiments:
+        return
     text = []
     for experiment in experiments:
         metric, seeds = experiment["runs"][0]["metric"], {one["seed"] for one in experiment["runs"]}

@@ -1,12 +1,14 @@
 """The comparison of methods: its choice of learning rates and its table, and once the whole of it on crafted images."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from e3va_cli.errors import UserError
 from scripts import compare_methods, comparison_report
 
 EXPERIMENT = "camvid_upernet_swin_nano"
@@ -63,6 +65,22 @@ def test_the_best_rates_go_on_and_finished_runs_are_not_repeated(tmp_path, stand
     frozen, lora = sorted(comparison_report.rows(content))
     assert frozen == ["frozen", "1.50", "100", "0.50", "0.01", "0.01", "50.5 ± 0.7", "50.5 ± 0.7"]
     assert lora[3] == "1.00" and lora[6] == "50.5 ± 0.7"
+
+
+def test_runs_with_other_overrides_are_not_mixed(tmp_path, stand_in):
+    def with_overrides(*overrides):
+        return replace(comparison(tmp_path), overrides=list(overrides))
+
+    assert with_overrides("data.batch_size=4", "dataset.root=here").run()
+    count = len(stand_in)
+    assert with_overrides("data.batch_size=4", "dataset.root=there").run() and len(stand_in) == count
+    with pytest.raises(UserError, match=r"has runs with data.batch_size=4; use another --output"):
+        with_overrides("data.batch_size=8").run()
+
+
+def test_no_report_without_finished_runs(tmp_path):
+    comparison_report.write_report([{"runs": [], "costs": {}}], tmp_path, compare_methods.console)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
