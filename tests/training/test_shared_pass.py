@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from e3va_cli.errors import UserError
+from e3va_cli.models.adapters.highway import forward_shared_backbone
 from e3va_cli.training.run import build_run
-from e3va_cli.training.shared_pass import train_together
-from tests.conftest import QUICK
+from e3va_cli.training.shared_pass import RecordedBackbone, train_together
+from tests.components import build_backbone, tune
+from tests.conftest import NANO, QUICK
 
 MEMBERS = {
     "e3va": ["adapter=e3va", "optimizer.lr=1e-3"],
@@ -43,6 +45,20 @@ def test_a_member_that_fails_leaves_the_others(config, tmp_path):
     first, second = train_together([diverging, good], [tmp_path / "a", tmp_path / "b"])
     assert isinstance(first, BaseException) and "finite" in str(first)
     assert second.trainer.global_step == 8 and second.lightning_module.results is not None
+
+
+def test_members_stream_offloaded_weights_once():
+    backbone, _ = build_backbone(**NANO, dtype="int8", offload="cpu")
+    recorded = RecordedBackbone(backbone)
+    members = [tune(recorded, "e3va", rank=rank, hidden_ratio=0.5) for rank in (2, 4)]
+    images = torch.randn(1, 3, 64, 96)
+    recorded.start_batch(("train", 0, 0))
+    first = forward_shared_backbone(members[:1], images)[0]
+    recorded.start_batch(("train", 0, 0))
+    second = forward_shared_backbone(members[1:], images)[0]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), "fresh adapters add nothing"
+    assert backbone.streamer.streamed_bytes == backbone.streamer.offloaded_bytes > 0
+    assert recorded.num_params == build_backbone(**NANO)[0].num_params
 
 
 @pytest.mark.parametrize(("other", "named"), [("adapter=lora", "adapter=lora"), ("seed=1", "seed")])

@@ -14,11 +14,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L  # noqa: N812 (Lightning's own alias)
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from e3va_cli.config.run_config import RunConfig, to_dict
@@ -26,7 +27,7 @@ from e3va_cli.data.collate import Batch
 from e3va_cli.errors import UserError
 from e3va_cli.models.adapters import METHODS
 from e3va_cli.models.backbones import build_backbone
-from e3va_cli.models.backbones.base import Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.base import ResidualBackbone, Stage
 from e3va_cli.training.graceful_shutdown import GracefulShutdown
 from e3va_cli.training.progress import TrainingProgressBar
 from e3va_cli.training.run import TrainingRun, build_run, evaluate_last_step
@@ -77,7 +78,9 @@ class RecordedBackbone(ResidualBackbone):
             replace(
                 stage,
                 branches=tuple(
-                    replace(branch, compute=self._replayed((s, b), branch)) for b, branch in enumerate(stage.branches)
+                    # Without its block, whose offloaded weights a replay would copy to the device.
+                    replace(branch, block=nn.Identity(), compute=partial(self._record, (s, b), branch))
+                    for b, branch in enumerate(stage.branches)
                 ),
             )
             for s, stage in enumerate(self.backbone.stages)
@@ -87,12 +90,10 @@ class RecordedBackbone(ResidualBackbone):
         """Return the stream as a map (B, H, W, C)."""
         return self.backbone.patches(stream)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return nothing: no parameter is trained."""
-        return set()
-
-    def _replayed(self, key: tuple[int, int], branch: Branch) -> Callable[[Tensor], Tensor]:
-        return lambda x: self._record(key, branch.compute, x)
+    @property
+    def num_params(self) -> int:
+        """The number of weights of the backbone."""
+        return self.backbone.num_params
 
     def _record(self, key: Any, compute: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         recorded = self.passes[self.number]

@@ -69,8 +69,7 @@ class _CheckpointedStage(torch.autograd.Function):
         ctx.patches, ctx.branches, ctx.adapters, ctx.autocast = patches, branches, adapters, autocast_of(x)
         x = x.clone()
         for branch, adapter in zip(branches, adapters, strict=True):
-            z = branch(x)
-            x.add_(z)
+            z = branch.add_to_(x)
             adapter(highway, patches(z), patches(x))
         ctx.mark_dirty(highway)
         ctx.mark_non_differentiable(x)
@@ -84,8 +83,7 @@ class _CheckpointedStage(torch.autograd.Function):
         gradients: list[Tensor] = []
         for branch, adapter in zip(ctx.branches, ctx.adapters, strict=True):
             with ctx.autocast:
-                z = branch(x)
-                x.add_(z)
+                z = branch.add_to_(x)
                 gradients += adapter.weight_gradients(grad, ctx.patches(z), ctx.patches(x))
         return grad, None, None, None, None, *gradients
 

@@ -29,7 +29,7 @@ from e3va_cli.components.options import Condition, option
 from e3va_cli.models.adapters.activation_storage import ActivationStorage, build_storage
 from e3va_cli.models.adapters.base import AdapterOptions, FrozenBackbone
 from e3va_cli.models.adapters.checkpointed_stage import checkpointed_stage
-from e3va_cli.models.backbones.base import Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.base import ResidualBackbone, Stage
 
 
 @dataclass
@@ -122,14 +122,6 @@ def checkpointed_downsample(stage: Stage, highway: Tensor) -> Tensor:
     )
 
 
-@torch.no_grad()
-def add_branch_(x: Tensor, branch: Branch) -> Tensor:
-    """Add a branch to the stream in place, without gradients, and return its output z."""
-    z = branch(x)
-    x.add_(z)
-    return z
-
-
 def forward_shared_backbone(extractors: Sequence[Highway], images: Tensor) -> list[list[Tensor]]:
     """Return the feature maps of several extractors that share one backbone module, in one pass of it."""
     backbone = extractors[0].backbone
@@ -142,7 +134,9 @@ def forward_shared_backbone(extractors: Sequence[Highway], images: Tensor) -> li
             x, branches = stage.start(x)
         highways = [checkpointed_downsample(stage, highway) for highway in highways]
         for position, branch in enumerate(branches):
-            z, stream = backbone.patches(add_branch_(x, branch)), backbone.patches(x)
+            with torch.no_grad():
+                z = backbone.patches(branch.add_to_(x))
+            stream = backbone.patches(x)
             adapters = [extractor.adapters[index][position] for extractor in extractors]
             highways = [adapter(highway, z, stream) for adapter, highway in zip(adapters, highways, strict=True)]
         for extractor, highway, features in zip(extractors, highways, outputs, strict=True):

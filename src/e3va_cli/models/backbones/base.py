@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from e3va_cli.components.options import MAX_SEED, Condition, Options, option
 from e3va_cli.components.registry import Registry
@@ -126,8 +127,8 @@ class Branch:
         drop_path: stochastic depth after the branch; the identity in eval mode.
         qkv: the fused query-key-value projection of an attention branch.
         query_value: its query and value projections, where they are separate.
-        before_downsampling: whether `compute` reads the stream as it is before the stage's downsampling, as the first
-            attention of a stage of Hiera, which pools its queries; `Stage.start` then gives it that stream.
+        before_downsampling: whether `compute` reads the stream before the stage's downsampling, as the first attention
+            of a stage of Hiera, which pools its queries; `Stage.start` then gives it that stream.
     """
 
     type: Literal["attention", "mlp"]
@@ -142,6 +143,12 @@ class Branch:
         offloaded: OffloadedBlock | None = getattr(self.block, "offloaded", None)
         with offloaded.on(x.device) if offloaded else nullcontext():
             return self.drop_path(self.compute(x))
+
+    def add_to_(self, x: Tensor) -> Tensor:
+        """Add the branch to the stream in place, and return what was added."""
+        z = self(x)
+        x.add_(z)
+        return z
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,12 @@ class Stage:
             before, compute = x, first.compute
             first = replace(first, compute=lambda _: compute(before))
         return self.downsample(x), (first, *others)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Pad images (B, 3, H, W) with zeros at the bottom and the right to sides that `multiple` divides."""
+    height, width = images.shape[-2:]
+    return pad(images, (0, -width % multiple, 0, -height % multiple))
 
 
 class ResidualBackbone(nn.Module):

@@ -15,7 +15,7 @@ from timm.layers import GlobalResponseNormMlp
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from torch import Tensor, nn
 
-from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage, pad_to_multiple
 from e3va_cli.models.backbones.chunked import autocast_to_weights, chunked_images, chunked_tokens, is_chunked
 from e3va_cli.models.backbones.convnext_weights import to_timm_layout
 
@@ -71,9 +71,7 @@ class ConvNeXtBackbone(ResidualBackbone):
 
     def stem(self, images: Tensor) -> Tensor:
         """Embed images (B, 3, H, W), padded to the coarsest stride, as (B, ceil(H/32) * 8, ceil(W/32) * 8, C)."""
-        coarsest = self.model.feature_info[-1]["reduction"]
-        height, width = images.shape[-2:]
-        images = nn.functional.pad(images, (0, -width % coarsest, 0, -height % coarsest))
+        images = pad_to_multiple(images, self.model.feature_info[-1]["reduction"])
         return self.model.stem(images).permute(0, 2, 3, 1).contiguous()
 
     def convert_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from timm.models.hieradet_sam2 import HieraDet, MultiScaleBlock
 from torch import Tensor, nn
 
-from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage, pad_to_multiple
 from e3va_cli.models.backbones.chunked import as_compiled, autocast_to_weights, is_chunked
 from e3va_cli.models.backbones.swin import mlp_branch
 from e3va_cli.models.backbones.timm_private import hiera_position_embedding
@@ -121,9 +121,7 @@ class HieraBackbone(ResidualBackbone):
 
     def stem(self, images: Tensor) -> Tensor:
         """Embed patches and positions of images (B, 3, H, W), padded to the coarsest stride, as (B, H/4, W/4, C)."""
-        coarsest = self.model.feature_info[-1]["reduction"]
-        height, width = images.shape[-2:]
-        images = nn.functional.pad(images, (0, -width % coarsest, 0, -height % coarsest))
+        images = pad_to_multiple(images, self.model.feature_info[-1]["reduction"])
         return hiera_position_embedding(self.model, self.model.patch_embed(images)).contiguous()
 
     def linears(self, block: Any) -> dict[str, nn.Module]:

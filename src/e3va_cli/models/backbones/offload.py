@@ -1,7 +1,7 @@
 """Keep the weight matrices of a frozen backbone outside of the device, and stream them to it block by block.
 
     device, computing:   block 0 | block 1 | block 2 | ...
-    copying to it:       block 1 | block 2 | block 3 | ...       on a CUDA stream of its own
+    copying to it:       block 1 | block 2 | block 3 | ...       on another CUDA stream
 
 Two slots of device memory hold the block that computes and the next one. They are freed at the end of a pass.
 """
@@ -351,8 +351,9 @@ def _contains(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Return whether a file has tensors of these names, dtypes and shapes."""
     try:
         with safe_open(path, "pt") as file:
-            return set(file.keys()) == set(tensors) and all(
-                file.get_tensor(key).shape == tensor.shape and file.get_tensor(key).dtype == tensor.dtype
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            return parts.keys() == tensors.keys() and all(
+                parts[key].get_shape() == list(tensor.shape) and parts[key][:0].dtype == tensor.dtype
                 for key, tensor in tensors.items()
             )
     except (OSError, SafetensorError):

@@ -22,7 +22,7 @@ from timm.models.vision_transformer import Block, ResPostBlock, VisionTransforme
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention
 
-from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage
+from e3va_cli.models.backbones.base import BACKBONES, BackboneOptions, Branch, ResidualBackbone, Stage, pad_to_multiple
 from e3va_cli.models.backbones.chunked import as_compiled, autocast_to_weights, chunked_tokens, is_chunked
 from e3va_cli.models.backbones.timm_private import position_embedding
 from e3va_cli.models.backbones.vit_weights import to_timm_layout
@@ -139,7 +139,7 @@ class ViTBackbone(ResidualBackbone):
 
     def stem(self, images: Tensor) -> Tensor:
         """Embed patches and positions: (B, 3, H, W) -> (B, R + ceil(H/stride), ceil(W/stride), C)."""
-        images = pad(images, (0, -images.shape[3] % self.stride, 0, -images.shape[2] % self.stride))
+        images = pad_to_multiple(images, self.stride)
         height, width = images.shape[2] // self.stride, images.shape[3] // self.stride
         if self.patch != self.stride:
             images = interpolate(images, size=(height * self.patch, width * self.patch), mode="bilinear")
